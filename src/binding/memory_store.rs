@@ -1,0 +1,90 @@
+//! `MemoryStore` for JavaScript.
+
+use std::sync::Arc;
+
+use napi::Env;
+use napi::bindgen_prelude::{BufferSlice, Either, Uint8ArraySlice};
+use napi_derive::napi;
+
+use crate::store::{self, Value};
+
+/// A store that this JavaScript thread fills and that plugins read.
+#[napi]
+pub struct MemoryStore {
+  store: Arc<store::MemoryStore>,
+}
+
+impl MemoryStore {
+  /// The store itself, to be shared with plugins.
+  pub fn shared(&self) -> Arc<store::MemoryStore> {
+    Arc::clone(&self.store)
+  }
+}
+
+#[napi]
+impl MemoryStore {
+  /// An empty store.
+  #[napi(constructor, catch_unwind)]
+  #[allow(clippy::new_without_default, reason = "Node-API calls it")]
+  pub fn new() -> Self {
+    Self {
+      store: Arc::default(),
+    }
+  }
+
+  /// Sets a key to a string or to a copy of the bytes.
+  #[napi(catch_unwind)]
+  pub fn set(&self, key: String, value: Either<String, Uint8ArraySlice<'_>>) {
+    let value = match &value {
+      Either::A(text) => Value::text(text),
+      Either::B(bytes) => Value::bytes(bytes),
+    };
+    self.store.set(&key, value);
+  }
+
+  /// What was set: a string, or a copy of the bytes.
+  #[napi(catch_unwind)]
+  pub fn get<'env>(
+    &self,
+    env: &'env Env,
+    key: String,
+  ) -> napi::Result<Option<Either<String, BufferSlice<'env>>>> {
+    let Some(value) = self.store.value(&key) else {
+      return Ok(None);
+    };
+    Ok(Some(match value.is_text {
+      true => Either::A(String::from_utf8_lossy(&value.bytes).into_owned()),
+      false => Either::B(BufferSlice::copy_from(env, &*value.bytes)?),
+    }))
+  }
+
+  /// Whether the key is there.
+  #[napi(catch_unwind)]
+  pub fn has(&self, key: String) -> bool {
+    self.store.has(&key)
+  }
+
+  /// Removes the key; whether it was there.
+  #[napi(catch_unwind)]
+  pub fn delete(&self, key: String) -> bool {
+    self.store.delete(&key)
+  }
+
+  /// Removes all keys.
+  #[napi(catch_unwind)]
+  pub fn clear(&self) {
+    self.store.clear();
+  }
+
+  /// How many keys there are.
+  #[napi(getter, catch_unwind)]
+  pub fn size(&self) -> u32 {
+    u32::try_from(self.store.len()).unwrap_or(u32::MAX)
+  }
+
+  /// All keys as of now, in the order in which they were first set.
+  #[napi(catch_unwind)]
+  pub fn keys(&self) -> Vec<String> {
+    self.store.keys().into_iter().map(String::from).collect()
+  }
+}

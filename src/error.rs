@@ -1,0 +1,87 @@
+//! The one error type of the crate: a stable code for programs, a message for people.
+
+use std::fmt;
+
+/// What went wrong, as programs see it. The names that JavaScript sees ([`Code::as_str`]) never
+/// change once published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Code {
+  /// The caller passed something that this function does not take.
+  InvalidArgument,
+  /// No file can be read at the path.
+  FileNotFound,
+  /// The bytes are no WebAssembly module that can be run here.
+  InvalidWasm,
+  /// The bytes are not those that the manifest's hash names.
+  HashMismatch,
+  /// The module imports something that nobody provides.
+  MissingImport,
+  /// The plugin has no such function, or one with a signature that cannot be called.
+  FunctionNotFound,
+  /// The plugin itself reported an error.
+  PluginError,
+  /// The guest did something that WebAssembly forbids, or reached `unreachable`.
+  Trap,
+  /// The call took longer than `timeoutMs`.
+  Timeout,
+  /// The guest asked for more memory than it may have.
+  OutOfMemory,
+  /// `maxQueue` calls are unfinished already.
+  QueueFull,
+  /// The plugin has been closed.
+  Closed,
+  /// A defect in this library.
+  Internal,
+}
+
+impl Code {
+  /// The name of the code in JavaScript (`error.code`).
+  pub const fn as_str(self) -> &'static str {
+    match self {
+      Code::InvalidArgument => "INVALID_ARGUMENT",
+      Code::FileNotFound => "FILE_NOT_FOUND",
+      Code::InvalidWasm => "INVALID_WASM",
+      Code::HashMismatch => "HASH_MISMATCH",
+      Code::MissingImport => "MISSING_IMPORT",
+      Code::FunctionNotFound => "FUNCTION_NOT_FOUND",
+      Code::PluginError => "PLUGIN_ERROR",
+      Code::Trap => "TRAP",
+      Code::Timeout => "TIMEOUT",
+      Code::OutOfMemory => "OUT_OF_MEMORY",
+      Code::QueueFull => "QUEUE_FULL",
+      Code::Closed => "CLOSED",
+      Code::Internal => "INTERNAL",
+    }
+  }
+}
+
+/// An error with its [`Code`] and a message that says what was wrong and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+  /// What went wrong, for programs.
+  pub code: Code,
+  /// What went wrong, for people.
+  pub message: String,
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+  /// Makes an error.
+  pub fn new(code: Code, message: impl Into<String>) -> Self {
+    Self {
+      code,
+      message: message.into(),
+    }
+  }
+}
+
+impl fmt::Display for Error {
+  fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "{} ({})", self.message, self.code.as_str())
+  }
+}
+
+impl std::error::Error for Error {}

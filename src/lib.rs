@@ -1,0 +1,21 @@
+//! Runs Extism plugins for Node.js on the addon's own threads.
+//!
+//! The cast, in the order in which a call meets them:
+//!
+//! * [`binding`]: the only room that knows Node-API. It turns JavaScript values into Rust's and
+//!   hands finished calls back to the event loop, many at a time.
+//! * [`plugin`]: what to load ([`plugin::Manifest`]), one Extism instance per worker thread, and
+//!   the one bounded queue that they share ([`plugin::Plugin`]).
+//! * [`host`]: the host functions that guests can call, one file each.
+//! * [`store`]: where the host functions look things up.
+//!
+//! Calls go one way, down this list; what comes back is a [`Result`] with an [`Error`] whose
+//! [`Code`] is part of the public API.
+
+mod binding;
+mod error;
+pub mod host;
+pub mod plugin;
+pub mod store;
+
+pub use error::{Code, Error, Result};

@@ -1,0 +1,207 @@
+//! What to load: the modules of a plugin, where their bytes come from, and what the plugin may do.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::{Code, Error, Result};
+
+/// The name of the module whose functions are called.
+pub const MAIN: &str = "main";
+
+/// Memory that one instance may use unless the manifest says otherwise: 256 MiB.
+pub const DEFAULT_MAX_PAGES: u32 = 4096;
+
+/// A plugin as its user describes it.
+#[derive(Clone, Debug, Default)]
+pub struct Manifest {
+  /// The modules, linked by name. One of them is the main module, see [`load`](Self::load).
+  pub wasm: Vec<Wasm>,
+  /// What the guest reads with `config_get`.
+  pub config: BTreeMap<String, String>,
+  /// How long a call may run. No limit without it.
+  pub timeout: Option<Duration>,
+  /// How many 64 KiB pages one instance may grow by; [`DEFAULT_MAX_PAGES`] without it.
+  pub max_pages: Option<u32>,
+  /// Whether guests may import WASI (preview 1). They get no files, no environment, no output.
+  pub use_wasi: bool,
+}
+
+/// One module of a [`Manifest`].
+#[derive(Clone, Debug)]
+pub struct Wasm {
+  /// Where the bytes are.
+  pub source: Source,
+  /// The name under which other modules import it.
+  pub name: Option<String>,
+  /// The SHA-256 that the bytes must have, in hexadecimal.
+  pub hash: Option<String>,
+}
+
+/// Where the bytes of a module are.
+#[derive(Clone, Debug)]
+pub enum Source {
+  /// A file, read when the plugin is made.
+  Path(PathBuf),
+  /// The bytes themselves.
+  Bytes(Vec<u8>),
+}
+
+/// A module whose bytes are there and carry the right hash.
+pub struct LoadedModule {
+  /// Unique in its plugin; [`MAIN`] for the main module.
+  pub name: String,
+  /// WebAssembly, or at least something that begins like it.
+  pub bytes: Vec<u8>,
+}
+
+impl Manifest {
+  /// Reads the modules and gives each its name.
+  ///
+  /// The main module is the one named `main`, else the last one without a name, else the last one.
+  /// Other modules without a name are named after their index.
+  pub fn load(&self) -> Result<Vec<LoadedModule>> {
+    let main = self.main_index().ok_or_else(|| {
+      Error::new(
+        Code::InvalidArgument,
+        "the manifest names no module: its `wasm` is empty",
+      )
+    })?;
+    let mut modules: Vec<LoadedModule> = Vec::with_capacity(self.wasm.len());
+    for (index, wasm) in self.wasm.iter().enumerate() {
+      let name = match &wasm.name {
+        _ if index == main => MAIN.to_owned(),
+        Some(name) => name.clone(),
+        None => index.to_string(),
+      };
+      if modules.iter().any(|module| module.name == name) {
+        return Err(Error::new(
+          Code::InvalidArgument,
+          format!("two modules of the manifest are named \"{name}\"; give each its own name"),
+        ));
+      }
+      let bytes = wasm.load()?;
+      modules.push(LoadedModule { name, bytes });
+    }
+    Ok(modules)
+  }
+
+  fn main_index(&self) -> Option<usize> {
+    let named_main = |wasm: &Wasm| wasm.name.as_deref() == Some(MAIN);
+    self
+      .wasm
+      .iter()
+      .position(named_main)
+      .or_else(|| self.wasm.iter().rposition(|wasm| wasm.name.is_none()))
+      .or_else(|| self.wasm.len().checked_sub(1))
+  }
+}
+
+impl Wasm {
+  fn load(&self) -> Result<Vec<u8>> {
+    let (bytes, origin) = match &self.source {
+      Source::Path(path) => (read_file(path)?, format!("\"{}\"", path.display())),
+      Source::Bytes(bytes) => (bytes.clone(), "the given data".to_owned()),
+    };
+    if let Some(expected) = &self.hash {
+      let actual = hexadecimal(&Sha256::digest(&bytes));
+      if !actual.eq_ignore_ascii_case(expected) {
+        return Err(Error::new(
+          Code::HashMismatch,
+          format!("hash mismatch: {origin} has SHA-256 {actual}, the manifest says {expected}"),
+        ));
+      }
+    }
+    // Extism would take anything else for a manifest, which can name this process's memory.
+    if !bytes.starts_with(b"\0asm") {
+      let what = match bytes.is_empty() {
+        true => "is empty",
+        false => "does not begin with the bytes \\0asm",
+      };
+      return Err(Error::new(
+        Code::InvalidWasm,
+        format!("{origin} is not WebAssembly: it {what}"),
+      ));
+    }
+    Ok(bytes)
+  }
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+  let unreadable = |reason: String| {
+    Error::new(
+      Code::FileNotFound,
+      format!("cannot read \"{}\": {reason}", path.display()),
+    )
+  };
+  // Looked at before it is opened: a pipe or a device would keep the reader for ever.
+  let metadata = std::fs::metadata(path).map_err(|error| unreadable(error.kind().to_string()))?;
+  if metadata.is_dir() {
+    return Err(unreadable("it is a directory, not a file".to_owned()));
+  }
+  if !metadata.is_file() {
+    return Err(unreadable("it is not a regular file".to_owned()));
+  }
+  std::fs::read(path).map_err(|error| unreadable(error.kind().to_string()))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+  bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+  use super::*;
+
+  const EMPTY_MODULE: &[u8] = b"\0asm\x01\0\0\0";
+
+  fn wasm(name: Option<&str>) -> Wasm {
+    Wasm {
+      source: Source::Bytes(EMPTY_MODULE.to_vec()),
+      name: name.map(str::to_owned),
+      hash: None,
+    }
+  }
+
+  fn names(modules: &[Option<&str>]) -> Result<Vec<String>> {
+    let manifest = Manifest {
+      wasm: modules.iter().map(|name| wasm(*name)).collect(),
+      ..Manifest::default()
+    };
+    let loaded = manifest.load()?;
+    Ok(loaded.into_iter().map(|module| module.name).collect())
+  }
+
+  #[test]
+  fn the_main_module_is_the_one_so_named_else_the_last_without_a_name_else_the_last() -> Result<()> {
+    assert_eq!(names(&[Some("main"), None])?, ["main", "1"]);
+    assert_eq!(names(&[None, None, Some("a")])?, ["0", "main", "a"]);
+    assert_eq!(names(&[Some("a"), Some("b")])?, ["a", "main"]);
+    Ok(())
+  }
+
+  #[test]
+  fn no_module_and_two_of_one_name_are_refused() {
+    let code = |names: Result<Vec<String>>| names.map_err(|error| error.code);
+    assert_eq!(code(names(&[])), Err(Code::InvalidArgument));
+    assert_eq!(
+      code(names(&[Some("a"), Some("a"), None])),
+      Err(Code::InvalidArgument)
+    );
+  }
+
+  #[test]
+  fn a_hash_is_compared_in_either_case() {
+    let hash = hexadecimal(&Sha256::digest(EMPTY_MODULE));
+    let with_hash = |hash: &str| {
+      let mut wasm = wasm(None);
+      wasm.hash = Some(hash.to_owned());
+      wasm.load().map(drop).map_err(|error| error.code)
+    };
+    assert_eq!(with_hash(&hash), Ok(()));
+    assert_eq!(with_hash(&hash.to_uppercase()), Ok(()));
+    assert_eq!(with_hash("00"), Err(Code::HashMismatch));
+  }
+}
