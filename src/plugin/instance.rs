@@ -133,7 +133,8 @@ fn classify(error: &extism::Error, took: Duration, timeout: Option<Duration>) ->
       ),
     );
   }
-  if message == "oom" {
+  // Bare for a guest that grows its memory; under other causes for an input that finds no room.
+  if error.root_cause().to_string() == "oom" {
     return Error::new(
       Code::OutOfMemory,
       "the plugin asked for more memory than its limit",

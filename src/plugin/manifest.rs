@@ -137,14 +137,14 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
     )
   };
   // Looked at before it is opened: a pipe or a device would keep the reader for ever.
-  let metadata = std::fs::metadata(path).map_err(|error| unreadable(error.kind().to_string()))?;
+  let metadata = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
   if metadata.is_dir() {
     return Err(unreadable("it is a directory, not a file".to_owned()));
   }
   if !metadata.is_file() {
     return Err(unreadable("it is not a regular file".to_owned()));
   }
-  std::fs::read(path).map_err(|error| unreadable(error.kind().to_string()))
+  std::fs::read(path).map_err(|error| unreadable(error.to_string()))
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {

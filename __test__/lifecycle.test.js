@@ -1,0 +1,78 @@
+'use strict'
+
+const { createPlugin } = require('..')
+const { guest } = require('./support/guest.js')
+const { runNode } = require('./support/processes.js')
+
+let wasm
+
+beforeAll(async () => { wasm = await guest('many') })
+
+describe('close', () => {
+  test('lets the calls that were accepted end, and refuses new ones', async () => {
+    const plugin = await createPlugin(wasm)
+    const accepted = [plugin.call('compute', new Uint8Array([8])), plugin.call('echo', 'queued')]
+    const closed = plugin.close()
+    await expect(plugin.call('echo', 'too late')).rejects.toMatchObject({ code: 'CLOSED' })
+    await expect(accepted[0]).resolves.toBeNull()
+    expect((await accepted[1]).text()).toBe('queued')
+    await closed
+    await expect(plugin.call('echo', 'later still')).rejects.toMatchObject({ code: 'CLOSED' })
+    await expect(plugin.functionExists('echo')).rejects.toMatchObject({ code: 'CLOSED' })
+  })
+
+  test('can be called again, and at once', async () => {
+    const plugin = await createPlugin(wasm, { instances: 2 })
+    await Promise.all([plugin.close(), plugin.close()])
+    await expect(plugin.close()).resolves.toBeUndefined()
+  })
+
+  test('is what Symbol.asyncDispose does', async () => {
+    const plugin = await createPlugin(wasm)
+    await plugin[Symbol.asyncDispose]()
+    await expect(plugin.call('echo')).rejects.toMatchObject({ code: 'CLOSED' })
+  })
+})
+
+describe('a process', () => {
+  const open = (code) => runNode(['-e', `
+    const { createPlugin } = require('.')
+    createPlugin(Buffer.from('${wasm.toString('base64')}', 'base64'), { instances: 2 }).then(async (plugin) => {
+      ${code}
+    })`])
+
+  test('with an idle, open plugin exits by itself', async () => {
+    const { code, output, errors } = await open("console.log((await plugin.call('echo', 'hello')).text())")
+    expect({ code, output, errors }).toEqual({ code: 0, output: 'hello\n', errors: '' })
+  })
+
+  test('with a call pending waits for it', async () => {
+    const { code, output } = await open(
+      "plugin.call('compute', new Uint8Array([20])).then(() => console.log('done'))"
+    )
+    expect({ code, output }).toEqual({ code: 0, output: 'done\n' })
+  })
+
+  test('that fails in many ways prints nothing', async () => {
+    const { code, output, errors } = await open(`
+      for (const name of ['trap', 'recurse', 'grow_for_ever', 'fail', 'return_three', 'nothing']) {
+        await plugin.call(name, 'x').catch(() => {})
+      }
+      await plugin.close()`)
+    expect({ code, output, errors }).toEqual({ code: 0, output: '', errors: '' })
+  })
+
+  test('that calls process.exit() with calls running and queued ends with that code', async () => {
+    const { code, signal } = await open(`
+      for (let i = 0; i < 10; i++) plugin.call('loop_for_ever')
+      setTimeout(() => process.exit(7), 50)`)
+    expect({ code, signal }).toEqual({ code: 7, signal: null })
+  })
+
+  test('in ESM has the exports by name', async () => {
+    const { code, output } = await runNode(['--input-type=module', '-e', `
+      import { createPlugin, MemoryStore, Plugin, PluginOutput } from 'extism-host'
+      console.log([createPlugin, MemoryStore, Plugin, PluginOutput].map((value) => typeof value).join())`])
+    expect({ code, output }).toEqual({ code: 0, output: 'function,function,function,function\n' })
+  })
+})

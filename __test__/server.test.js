@@ -1,0 +1,166 @@
+'use strict'
+
+const { buildServer } = require('../server.js')
+const { MemoryStore } = require('..')
+const { guest } = require('./support/guest.js')
+const { runNode, startServer } = require('./support/processes.js')
+
+const ANSWER = '👋 Hello Jane Doe\nkey: hello, value: 👋 Hello World 🌍\nkey: message, value: I 💜 Extism 😍'
+
+describe('the article\'s service', () => {
+  let app
+
+  beforeAll(async () => { app = await buildServer() })
+  afterAll(() => app.close())
+
+  function post (payload, headers) {
+    return app.inject({ method: 'POST', url: '/', payload, headers })
+  }
+
+  test('answers the three lines, byte for byte', async () => {
+    const response = await post('Jane Doe', { 'content-type': 'text/plain; charset=utf-8' })
+    expect(response.statusCode).toBe(200)
+    expect(response.headers['content-type']).toBe('text/plain; charset=utf-8')
+    expect(response.rawPayload.equals(Buffer.from(ANSWER))).toBe(true)
+  })
+
+  test('answers with what the store holds now', async () => {
+    app.store.set('hello', 'changed between two requests')
+    expect((await post('Jane Doe')).body).toContain('key: hello, value: changed between two requests\n')
+    app.store.set('hello', '👋 Hello World 🌍')
+    expect((await post('Jane Doe')).body).toBe(ANSWER)
+  })
+
+  for (const type of ['application/json', 'application/octet-stream', 'application/x-www-form-urlencoded', ';;;', undefined]) {
+    test(`takes a body of the type ${type}`, async () => {
+      const response = await post('Jane Doe', type === undefined ? {} : { 'content-type': type })
+      expect(response.statusCode).toBe(200)
+      expect(response.body).toBe(ANSWER)
+    })
+  }
+
+  test('hands bytes that are no UTF-8 through as they are', async () => {
+    const response = await post(Buffer.from([0xFF, 0xFE]))
+    expect(response.rawPayload.includes(Buffer.from([0xFF, 0xFE, 0x0A]))).toBe(true)
+  })
+
+  test('takes no body as an empty input', async () => {
+    const response = await post(undefined)
+    expect(response.statusCode).toBe(200)
+    expect(response.body).toMatch(/^👋 Hello \n/)
+  })
+
+  test('refuses a body that is too large with 413', async () => {
+    const response = await post(Buffer.alloc(10_000_000))
+    expect(response.statusCode).toBe(413)
+    expect(response.json()).toMatchObject({ statusCode: 413, code: 'FST_ERR_CTP_BODY_TOO_LARGE' })
+  })
+
+  test('knows no other route', async () => {
+    expect((await app.inject('/')).statusCode).toBe(404)
+  })
+})
+
+describe('a call that fails', () => {
+  let wasm
+  let app
+
+  beforeAll(async () => { wasm = await guest('many') })
+  afterEach(() => app.close())
+
+  async function build (functionName, plugin) {
+    app = await buildServer({ wasm, functionName, plugin })
+    return app
+  }
+
+  test('by the plugin\'s error is a 500 with a code and without internals', async () => {
+    await build('fail')
+    const response = await app.inject({ method: 'POST', url: '/', payload: 'the password is 1234' })
+    expect(response.statusCode).toBe(500)
+    expect(response.json()).toEqual({
+      statusCode: 500,
+      code: 'PLUGIN_ERROR',
+      error: 'Internal Server Error',
+      message: 'the plugin gave no answer'
+    })
+  })
+
+  test('by a trap is a 500 too', async () => {
+    await build('trap')
+    const response = await app.inject({ method: 'POST', url: '/' })
+    expect(response.statusCode).toBe(500)
+    expect(response.json().code).toBe('TRAP')
+  })
+
+  test('by its time limit is a 504, and the next one works', async () => {
+    await build('loop_for_ever', { timeoutMs: 50 })
+    for (let i = 0; i < 2; i++) {
+      const response = await app.inject({ method: 'POST', url: '/' })
+      expect(response.statusCode).toBe(504)
+      expect(response.json().code).toBe('TIMEOUT')
+    }
+  })
+
+  test('because the queue is full is a 503 with Retry-After', async () => {
+    await build('compute', { maxQueue: 1 })
+    const request = { method: 'POST', url: '/', payload: Buffer.from([20]) }
+    const responses = await Promise.all([app.inject(request), app.inject(request)])
+    expect(responses.map(({ statusCode }) => statusCode).sort()).toEqual([200, 503])
+    const refused = responses.find(({ statusCode }) => statusCode === 503)
+    expect(refused.headers['retry-after']).toBe('1')
+    expect(refused.json().code).toBe('QUEUE_FULL')
+  })
+
+  test('an empty output is an empty answer', async () => {
+    await build('silent')
+    const response = await app.inject({ method: 'POST', url: '/' })
+    expect([response.statusCode, response.body]).toEqual([200, ''])
+  })
+})
+
+test('a store of the caller\'s own can be given', async () => {
+  const store = new MemoryStore([['hello', 'mine']])
+  const app = await buildServer({ store })
+  const { body } = await app.inject({ method: 'POST', url: '/', payload: 'x' })
+  expect(body).toContain('key: hello, value: mine')
+  await app.close()
+})
+
+describe('node server.js', () => {
+  for (const signal of ['SIGTERM', 'SIGINT']) {
+    test(`serves on a real socket and ends cleanly on ${signal}`, async () => {
+      const { child, ended, url } = await startServer({ INSTANCES: '1' })
+      const response = await fetch(url, { method: 'POST', body: 'Jane Doe' })
+      expect(await response.text()).toBe(ANSWER)
+      child.kill(signal)
+      expect(await ended).toEqual({ code: 0, signal: null })
+    })
+  }
+
+  test('takes the plugin and the function from the environment', async () => {
+    const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
+    const { join } = require('node:path')
+    const directory = mkdtempSync(join(require('node:os').tmpdir(), 'extism-host-'))
+    const wasm = join(directory, 'many.wasm')
+    writeFileSync(wasm, await guest('many'))
+    const { child, ended, url } = await startServer({ PLUGIN_WASM: wasm, PLUGIN_FUNCTION: 'echo' })
+    const response = await fetch(url, { method: 'POST', body: 'echoed' })
+    expect(await response.text()).toBe('echoed')
+    child.kill()
+    expect((await ended).code).toBe(0)
+    rmSync(directory, { recursive: true })
+  })
+
+  const wrong = {
+    'a plugin that is not there': [{ PLUGIN_WASM: '/no/such/plugin.wasm' }, /cannot start: cannot read "\/no\/such\/plugin\.wasm"/],
+    'a number of instances that is none': [{ INSTANCES: 'many' }, /cannot start: instances must be/],
+    'a port that is none': [{ PORT: 'http' }, /cannot start: .*port/]
+  }
+  for (const [name, [env, message]] of Object.entries(wrong)) {
+    test(`says what is wrong with ${name}, and exits with 1`, async () => {
+      const { code, errors } = await runNode(['server.js'], { env: { PORT: '0', HOST: '127.0.0.1', ...env } })
+      expect(code).toBe(1)
+      expect(errors).toMatch(message)
+    })
+  }
+})

@@ -1,0 +1,45 @@
+'use strict'
+
+const { spawn } = require('node:child_process')
+const { join } = require('node:path')
+
+const ROOT = join(__dirname, '../..')
+
+/** Runs Node to its end; what takes longer than 60 s is killed, and has a signal. */
+function runNode (args, { env } = {}) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, args, {
+      cwd: ROOT,
+      env: { ...process.env, ...env },
+      timeout: 60_000,
+      killSignal: 'SIGKILL'
+    })
+    let output = ''
+    let errors = ''
+    child.stdout.on('data', (chunk) => { output += chunk })
+    child.stderr.on('data', (chunk) => { errors += chunk })
+    child.on('error', reject)
+    child.on('close', (code, signal) => resolve({ code, signal, output, errors }))
+  })
+}
+
+/** Starts `server.js` on a free port; resolves when it listens. */
+function startServer (env) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, ['server.js'], {
+      cwd: ROOT,
+      env: { ...process.env, PORT: '0', HOST: '127.0.0.1', ...env }
+    })
+    const ended = new Promise((resolve) => child.on('close', (code, signal) => resolve({ code, signal })))
+    let output = ''
+    child.stderr.on('data', (chunk) => { output += chunk })
+    child.stdout.on('data', (chunk) => {
+      output += chunk
+      const listening = /Server listening at (http:[^"]+)/.exec(output)
+      if (listening !== null) resolve({ child, ended, url: listening[1] })
+    })
+    child.on('close', () => reject(new Error(`server.js ended before it listened: ${output}`)))
+  })
+}
+
+module.exports = { ROOT, runNode, startServer }

@@ -1,0 +1,172 @@
+/// <reference types="node" />
+/// <reference lib="esnext.disposable" />
+
+/** Bytes in any of JavaScript's forms. They are copied; shared memory is copied before it is read. */
+export type Bytes = ArrayBufferView | ArrayBuffer | SharedArrayBuffer
+
+/** One module of a manifest: a file or bytes, and what they are called. */
+export type ManifestWasm = ({ path: string, data?: undefined } | { data: Bytes, path?: undefined }) & {
+  /** The name under which the plugin's other modules import it. */
+  name?: string
+  /** The SHA-256 that the module must have, in hexadecimal. */
+  hash?: string
+}
+
+/** Limits of one instance's memory. */
+export interface MemoryOptions {
+  /**
+   * How many pages of 64 KiB one instance may grow by, all its modules together, from 1 to 65,536.
+   * @default 4096 (256 MiB)
+   */
+  maxPages?: number
+}
+
+/** What a manifest and the options have in common. The options win. */
+export interface ManifestOptions {
+  /** What the plugin reads as its configuration. */
+  config?: Record<string, string>
+  /**
+   * How many milliseconds a call may run, from 1 to 4,294,967,295; the time in the queue does not
+   * count. There is no limit without it.
+   */
+  timeoutMs?: number | null
+  memory?: MemoryOptions
+}
+
+/** A plugin of one or more modules. The main module is the one named `main`, else the last one without a name, else the last one. */
+export interface Manifest extends ManifestOptions {
+  wasm: ManifestWasm[]
+  /** The same as `timeoutMs`, as Extism's JSON manifests spell it. */
+  timeout_ms?: number | null
+}
+
+/** What `createPlugin` takes: a path, a `file:` URL, the bytes of a module, or a manifest. */
+export type PluginSource = string | URL | Bytes | Manifest
+
+export interface PluginOptions extends ManifestOptions {
+  /**
+   * Whether the plugin may import WASI (preview 1). It gets no files, no environment and no output.
+   * @default false
+   */
+  useWasi?: boolean
+  /** Where `hostMemoryGet` looks up its keys, shared by reference. An empty one without it. */
+  store?: MemoryStore
+  /**
+   * How many instances there are, each with a thread of its own, from 1 to 1,024. With one, a
+   * plugin's state is seen by each call as the call before left it; with more, each instance has
+   * its own state.
+   * @default 1
+   */
+  instances?: number
+  /**
+   * How many calls may be unfinished at once, running ones included, from 1 to 4,294,967,295. One
+   * more is rejected with `QUEUE_FULL`.
+   * @default 10000
+   */
+  maxQueue?: number
+}
+
+/** The stable names of what can go wrong. */
+export type ErrorCode =
+  /** An argument is not what the function takes. */
+  | 'INVALID_ARGUMENT'
+  /** The plugin's file cannot be read. */
+  | 'FILE_NOT_FOUND'
+  /** The bytes are no module that can be run. */
+  | 'INVALID_WASM'
+  /** The bytes do not have the manifest's hash. */
+  | 'HASH_MISMATCH'
+  /** Nobody provides something that the module imports; the message names it. */
+  | 'MISSING_IMPORT'
+  /** The plugin has no such function, or one that takes arguments. */
+  | 'FUNCTION_NOT_FOUND'
+  /** The plugin reported an error; the message has its own. */
+  | 'PLUGIN_ERROR'
+  /** The plugin did what WebAssembly forbids. Its instance has been replaced. */
+  | 'TRAP'
+  /** The call ran longer than `timeoutMs`. Its instance has been replaced. */
+  | 'TIMEOUT'
+  /** The plugin wanted more memory than its limit. Its instance has been replaced. */
+  | 'OUT_OF_MEMORY'
+  /** `maxQueue` calls are unfinished already. */
+  | 'QUEUE_FULL'
+  /** The plugin is closed. */
+  | 'CLOSED'
+  /** A defect in this library. */
+  | 'INTERNAL'
+
+/** What this library throws and rejects with. With `INVALID_ARGUMENT` it is a `TypeError`. */
+export interface PluginError extends Error {
+  code: ErrorCode
+}
+
+/** A plugin's output: a read-only DataView over bytes of its own. */
+export class PluginOutput extends DataView {
+  private constructor (buffer: ArrayBuffer)
+  /** The output decoded as UTF-8; what is no UTF-8 becomes U+FFFD. */
+  text (): string
+  /** The same as `text()`. */
+  string (): string
+  /** The output parsed as JSON. Throws a `SyntaxError` where it is none. */
+  json (): any
+  /** The output's bytes, not copied. */
+  bytes (): Uint8Array
+  /** The buffer under the bytes. */
+  arrayBuffer (): ArrayBuffer
+}
+
+/** A running plugin, made by `createPlugin`. */
+export class Plugin {
+  private constructor ()
+  /**
+   * Runs a function of the plugin on a thread of its own; the event loop goes on meanwhile.
+   *
+   * The input is copied. Without one the plugin gets an empty input. Resolves to `null` where the
+   * output is empty. Rejects with a `PluginError`.
+   */
+  call (name: string, input?: string | Bytes | null): Promise<PluginOutput | null>
+  /** Whether the plugin has a function of that name that can be called. */
+  functionExists (name: string): Promise<boolean>
+  /**
+   * Refuses further calls with `CLOSED`, lets those that were accepted end, and frees everything.
+   * Resolves when that is done; can be called again.
+   */
+  close (): Promise<void>
+  /** The same as `close()`, for `await using`. */
+  [Symbol.asyncDispose] (): Promise<void>
+}
+
+/**
+ * A map in Rust that JavaScript fills and plugins read with `hostMemoryGet`.
+ *
+ * It works as a `Map` does, insertion order included, with strings as keys and strings or bytes as
+ * values. What is set is seen by the next host call of each plugin that has the store.
+ */
+export class MemoryStore implements Iterable<[string, string | Buffer]> {
+  constructor (entries?: Iterable<readonly [string, string | Bytes]> | null)
+  /** How many keys there are. */
+  readonly size: number
+  /** Sets a key. Bytes are copied. Strings must be well-formed Unicode. */
+  set (key: string, value: string | Bytes): this
+  /** What was set: a string where a string was set, a Buffer with a copy where bytes were. */
+  get (key: string): string | Buffer | undefined
+  has (key: string): boolean
+  /** Removes a key, and says whether it was there. */
+  delete (key: string): boolean
+  clear (): void
+  forEach (callback: (value: string | Buffer, key: string, store: this) => void, thisArgument?: unknown): void
+  /** The keys that were there when the iteration began, in the order in which they were first set. */
+  keys (): IterableIterator<string>
+  values (): IterableIterator<string | Buffer>
+  entries (): IterableIterator<[string, string | Buffer]>
+  [Symbol.iterator] (): IterableIterator<[string, string | Buffer]>
+  readonly [Symbol.toStringTag]: string
+}
+
+/**
+ * Loads a plugin and starts its instances, off the event loop. `source` may be a promise.
+ *
+ * Rejects with a `PluginError`: `INVALID_ARGUMENT`, `FILE_NOT_FOUND`, `INVALID_WASM`,
+ * `HASH_MISMATCH` or `MISSING_IMPORT`.
+ */
+export function createPlugin (source: PluginSource | PromiseLike<PluginSource>, options?: PluginOptions): Promise<Plugin>

@@ -1,0 +1,85 @@
+'use strict'
+
+// The article's service: POST / runs a plugin's function on the request's body and answers with
+// its output. The plugin reads its messages from a store that lives here.
+
+const { availableParallelism } = require('node:os')
+const { join } = require('node:path')
+const { STATUS_CODES } = require('node:http')
+const Fastify = require('fastify')
+const closeWithGrace = require('close-with-grace')
+const { createPlugin, MemoryStore } = require('./index.js')
+
+const SAY_HELLO = join(__dirname, 'plugins/say-hello/say-hello.wasm')
+
+// What an HTTP client learns of a call that failed; all else is 500. The details go to the log.
+const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, CLOSED: 503 }
+
+/**
+ * Builds the server without starting to listen. Closing it closes the plugin.
+ *
+ * `wasm` is anything that createPlugin takes; `plugin` holds further options for it.
+ */
+async function buildServer ({
+  wasm = SAY_HELLO,
+  functionName = 'say_hello',
+  store = new MemoryStore([['hello', '👋 Hello World 🌍'], ['message', 'I 💜 Extism 😍']]),
+  plugin: pluginOptions,
+  ...fastifyOptions
+} = {}) {
+  const plugin = await createPlugin(wasm, { useWasi: true, timeoutMs: 10_000, store, ...pluginOptions })
+  const app = Fastify(fastifyOptions)
+  app.decorate('store', store)
+  app.addHook('onClose', () => plugin.close())
+
+  // The body is the plugin's input, byte for byte, whatever its type is said to be, or misspelt.
+  app.addHook('onRequest', (request, reply, done) => {
+    delete request.headers['content-type']
+    done()
+  })
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser('*', { parseAs: 'buffer' }, (request, body, done) => done(null, body))
+
+  app.post('/', async (request, reply) => {
+    const output = await plugin.call(functionName, request.body)
+    reply.type('text/plain; charset=utf-8')
+    return output === null ? '' : Buffer.from(output.arrayBuffer())
+  })
+
+  app.setErrorHandler((error, request, reply) => {
+    const statusCode = STATUS[error.code] ?? error.statusCode ?? 500
+    if (statusCode >= 500) request.log.error(error)
+    if (statusCode === 503) reply.header('retry-after', '1')
+    return reply.code(statusCode).send({
+      statusCode,
+      code: error.code ?? 'INTERNAL',
+      error: STATUS_CODES[statusCode],
+      message: statusCode >= 500 ? 'the plugin gave no answer' : error.message
+    })
+  })
+
+  return app
+}
+
+async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, INSTANCES, LOG_LEVEL } = process.env) {
+  const app = await buildServer({
+    wasm: PLUGIN_WASM || undefined,
+    functionName: PLUGIN_FUNCTION || undefined,
+    plugin: { instances: Number(INSTANCES || availableParallelism()) },
+    logger: { level: LOG_LEVEL || 'info' }
+  })
+  closeWithGrace({ delay: 15_000, logger: app.log }, async ({ err }) => {
+    if (err) app.log.error(err)
+    await app.close()
+  })
+  await app.listen({ port: Number(PORT || 7070), host: HOST || '0.0.0.0' })
+}
+
+if (require.main === module) {
+  start().catch((error) => {
+    console.error(`server.js cannot start: ${error.message}`)
+    process.exit(1)
+  })
+}
+
+module.exports = { buildServer }
