@@ -101,7 +101,7 @@ export interface PluginError extends Error {
 }
 
 /** A plugin's output: a read-only DataView over bytes of its own. */
-export class PluginOutput extends DataView {
+export class PluginOutput extends DataView<ArrayBuffer> {
   private constructor (buffer: ArrayBuffer)
   /** The output decoded as UTF-8; what is no UTF-8 becomes U+FFFD. */
   text (): string
@@ -143,6 +143,8 @@ export class Plugin {
  * values. What is set is seen by the next host call of each plugin that has the store.
  */
 export class MemoryStore implements Iterable<[string, string | Buffer]> {
+  // Not a Map: only a store made by this class can be given to a plugin.
+  #private
   constructor (entries?: Iterable<readonly [string, string | Bytes]> | null)
   /** How many keys there are. */
   readonly size: number

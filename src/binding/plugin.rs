@@ -101,8 +101,7 @@ pub fn open_plugin(
   store: &MemoryStore,
   completions: &Completions,
 ) -> AsyncTask<OpenPlugin> {
-  let at_least_one =
-    |number: u32| NonZeroUsize::new(number as usize).unwrap_or(NonZeroUsize::MIN);
+  let at_least_one = |number: u32| NonZeroUsize::new(number as usize).unwrap_or(NonZeroUsize::MIN);
   AsyncTask::new(OpenPlugin {
     limits: Limits {
       instances: at_least_one(options.instances),
@@ -139,12 +138,7 @@ impl Plugin {
 
   /// Queues a call of function `name` under the number `call`, with which its result arrives at the completions.
   #[napi(catch_unwind)]
-  pub fn call(
-    &self,
-    call: f64,
-    name: String,
-    input: Option<Either<String, Uint8ArraySlice<'_>>>,
-  ) {
+  pub fn call(&self, call: f64, name: String, input: Option<Either<String, Uint8ArraySlice<'_>>>) {
     let input = match input {
       None => Vec::new(),
       Some(Either::A(text)) => text.into_bytes(),
@@ -159,6 +153,8 @@ impl Plugin {
   #[napi(catch_unwind)]
   pub fn close(&self, call: f64) {
     let finished = Arc::clone(&self.finished);
-    self.plugin.close(move || finished.push(call, Ok(Vec::new())));
+    self
+      .plugin
+      .close(move || finished.push(call, Ok(Vec::new())));
   }
 }

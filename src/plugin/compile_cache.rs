@@ -22,9 +22,8 @@ pub fn configuration() -> Option<PathBuf> {
       .chars()
       .all(|character| !character.is_control() && !matches!(character, '"' | '\\'))
   })?;
-  let text = format!(
-    "[cache]\ndirectory = \"{artifacts}\"\nfiles-total-size-soft-limit = \"512Mi\"\n"
-  );
+  let text =
+    format!("[cache]\ndirectory = \"{artifacts}\"\nfiles-total-size-soft-limit = \"512Mi\"\n");
   if fs::read_to_string(&configuration).ok().as_deref() != Some(&text) {
     replace_file(&configuration, &text)?;
   }

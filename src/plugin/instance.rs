@@ -140,7 +140,10 @@ fn classify(error: &extism::Error, took: Duration, timeout: Option<Duration>) ->
       "the plugin asked for more memory than its limit",
     );
   }
-  if let Some(trap) = error.chain().find_map(|cause| cause.downcast_ref::<wasmtime::Trap>()) {
+  if let Some(trap) = error
+    .chain()
+    .find_map(|cause| cause.downcast_ref::<wasmtime::Trap>())
+  {
     return Error::new(Code::Trap, format!("the plugin trapped: {trap}"));
   }
   Error::new(

@@ -175,7 +175,8 @@ mod tests {
   }
 
   #[test]
-  fn the_main_module_is_the_one_so_named_else_the_last_without_a_name_else_the_last() -> Result<()> {
+  fn the_main_module_is_the_one_so_named_else_the_last_without_a_name_else_the_last() -> Result<()>
+  {
     assert_eq!(names(&[Some("main"), None])?, ["main", "1"]);
     assert_eq!(names(&[None, None, Some("a")])?, ["0", "main", "a"]);
     assert_eq!(names(&[Some("a"), Some("b")])?, ["a", "main"]);

@@ -70,11 +70,7 @@ impl MemoryStore {
 
   /// The value under `key`.
   pub fn value(&self, key: &str) -> Option<Value> {
-    self
-      .entries
-      .pin()
-      .get(key)
-      .map(|entry| entry.value.clone())
+    self.entries.pin().get(key).map(|entry| entry.value.clone())
   }
 
   /// Whether `key` is there.
@@ -149,7 +145,10 @@ mod tests {
     store.delete("a");
     store.set("a", Value::text("last now"));
     let keys = store.keys();
-    assert_eq!(keys.iter().map(|key| &**key).collect::<Vec<_>>(), ["c", "b", "a"]);
+    assert_eq!(
+      keys.iter().map(|key| &**key).collect::<Vec<_>>(),
+      ["c", "b", "a"]
+    );
     assert_eq!(store.len(), 3);
   }
 

@@ -1,0 +1,85 @@
+'use strict'
+
+// The examples of the documentation are run as they are printed.
+
+const { readFileSync } = require('node:fs')
+const { join } = require('node:path')
+const { ROOT, runNode, startServer } = require('./support/processes.js')
+
+function examples (file, language) {
+  const text = readFileSync(join(ROOT, file), 'utf8')
+  return [...text.matchAll(/^```(\w+)\n([\s\S]*?)^```$/gm)]
+    .filter((match) => match[1] === language)
+    .map((match) => match[2])
+}
+
+describe('README.md', () => {
+  test('its example of the API prints what it promises', async () => {
+    const [example] = examples('README.md', 'js')
+    const { code, output } = await runNode(['-e', example])
+    expect(code).toBe(0)
+    expect(output).toBe([
+      '👋 Hello Jane Doe', 'key: hello, value: 👋 Hello World 🌍', 'key: message, value: I 💜 Extism 😍',
+      '👋 Hello Jane Doe', 'key: hello, value: 👋 Hello World 🌍', 'key: message, value: seen by the next call', ''
+    ].join('\n'))
+  })
+
+  test('its curl command gives its answer', async () => {
+    const [, curl] = examples('README.md', 'bash')
+    const [answer] = examples('README.md', 'text')
+    const { child, ended, url } = await startServer({})
+    try {
+      expect(await shell(curl.replace('http://localhost:7070', url))).toBe(answer.trimEnd())
+    } finally {
+      child.kill()
+      await ended
+    }
+  })
+
+  test('it names each error code of the types, and each variable of the server', () => {
+    const readme = readFileSync(join(ROOT, 'README.md'), 'utf8')
+    const types = readFileSync(join(ROOT, 'index.d.ts'), 'utf8')
+    const server = readFileSync(join(ROOT, 'server.js'), 'utf8')
+    const codes = [...types.matchAll(/^ {2}\| '(\w+)'$/gm)].map((match) => match[1])
+    const variables = /async function start \(\{ ([^}]+) \}/.exec(server)[1].split(', ')
+    expect(codes.length).toBeGreaterThan(10)
+    expect(variables.length).toBeGreaterThan(4)
+    for (const name of [...codes, ...variables]) expect(readme).toContain(`\`${name}\``)
+  })
+})
+
+describe('docs/from-the-article.md', () => {
+  test('its program serves the article\'s request', async () => {
+    const [program] = examples('docs/from-the-article.md', 'js')
+    const { createServer } = require('node:net')
+    const port = await new Promise((resolve) => {
+      const probe = createServer().listen(0, () => {
+        const { port } = probe.address()
+        probe.close(() => resolve(port))
+      })
+    })
+    const { spawn } = require('node:child_process')
+    const child = spawn(process.execPath, ['-e', program], { cwd: ROOT, env: { ...process.env, PORT: port } })
+    try {
+      await new Promise((resolve, reject) => {
+        child.stdout.on('data', (chunk) => String(chunk).includes('started') && resolve())
+        child.on('close', (code) => reject(new Error(`the program ended with ${code}`)))
+      })
+      const response = await fetch(`http://localhost:${port}`, {
+        method: 'POST',
+        headers: { 'content-type': 'text/plain; charset=utf-8' },
+        body: 'Jane Doe'
+      })
+      expect(await response.text()).toBe(examples('README.md', 'text')[0].trimEnd())
+    } finally {
+      child.kill('SIGKILL')
+    }
+  })
+})
+
+function shell (command) {
+  const { execFile } = require('node:child_process')
+  return new Promise((resolve, reject) => {
+    execFile('bash', ['-c', command], (error, output) => error ? reject(error) : resolve(output))
+  })
+}
