@@ -8,6 +8,7 @@ use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, Status};
 use napi_derive::napi;
 
+use super::silence_panics;
 use crate::Result;
 
 /// Calls a JavaScript function without arguments; weak, so that it alone keeps no process alive.
@@ -39,7 +40,7 @@ impl Finished {
 #[napi]
 pub struct Completions {
   finished: Arc<Finished>,
-  /// The same function as `finished.wake`, by the handle that can change its reference.
+  /// Whether `finished.wake` keeps the process alive.
   is_referenced: bool,
 }
 
@@ -48,6 +49,7 @@ impl Completions {
   /// `settle` is called, on this thread, when `take` has something to give.
   #[napi(constructor, catch_unwind)]
   pub fn new(settle: Function<'_, (), ()>) -> napi::Result<Self> {
+    silence_panics();
     let wake = settle
       .build_threadsafe_function::<()>()
       .callee_handled::<false>()

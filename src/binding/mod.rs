@@ -5,7 +5,7 @@ mod completions;
 mod memory_store;
 mod plugin;
 
-use napi_derive::{module_init, napi};
+use napi_derive::napi;
 
 /// An error on its way to `index.js`.
 #[napi(object)]
@@ -25,9 +25,9 @@ impl From<crate::Error> for Failure {
   }
 }
 
-/// Panics are caught where they can happen and become rejections; the hook that would print them
+/// Panics are caught where they can happen and become rejections. The hook that would print them
 /// first is this addon's alone, as the Rust standard library is linked into it.
-#[module_init]
-fn init() {
-  std::panic::set_hook(Box::new(|_| {}));
+fn silence_panics() {
+  static ONCE: std::sync::Once = std::sync::Once::new();
+  ONCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
 }

@@ -71,7 +71,10 @@ impl Workers {
     let spawned = thread::Builder::new()
       .name("extism-host".to_owned())
       .spawn(move || {
-        match catch_unwind(AssertUnwindSafe(|| Instance::new(&blueprint))) {
+        let instance = catch_unwind(AssertUnwindSafe(|| Instance::new(&blueprint)));
+        // Not needed any more, and it must be gone when the plugin is said to be closed.
+        drop(blueprint);
+        match instance {
           Ok(Ok(instance)) => {
             let _ = ready.send(Ok(()));
             work(&queue, instance);

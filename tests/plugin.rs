@@ -1,0 +1,184 @@
+//! Plugins from Rust's side: what Jest shows from JavaScript's, without Node.
+
+#![allow(
+  clippy::expect_used,
+  clippy::panic,
+  reason = "a test says so by panicking"
+)]
+
+use std::num::NonZeroUsize;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use extism_host::plugin::{Limits, Manifest, Plugin, Source, Wasm};
+use extism_host::store::{MemoryStore, Value};
+use extism_host::{Code, Result};
+
+const GUEST: &str = include_str!("../__test__/guests/many.wat");
+
+fn wasm(text: &str) -> Wasm {
+  Wasm {
+    source: Source::Bytes(wat::parse_str(text).expect("the guest is valid")),
+    name: None,
+    hash: None,
+  }
+}
+
+fn limits(instances: usize, max_queue: usize) -> Limits {
+  Limits {
+    instances: NonZeroUsize::new(instances).expect("at least one"),
+    max_queue: NonZeroUsize::new(max_queue).expect("at least one"),
+  }
+}
+
+fn manifest(text: &str) -> Manifest {
+  Manifest {
+    wasm: vec![wasm(text)],
+    ..Manifest::default()
+  }
+}
+
+fn open(manifest: &Manifest, limits: Limits) -> Plugin {
+  Plugin::open(manifest, limits, Arc::new(MemoryStore::new())).expect("the plugin opens")
+}
+
+fn start(plugin: &Plugin, function: &str, input: &[u8]) -> Receiver<Result<Vec<u8>>> {
+  let (sender, receiver) = channel();
+  let done = Box::new(move |result| sender.send(result).expect("the test waits"));
+  plugin.call(function, input.to_vec(), done);
+  receiver
+}
+
+fn call(plugin: &Plugin, function: &str, input: &[u8]) -> Result<Vec<u8>, Code> {
+  let result = start(plugin, function, input).recv().expect("done is run");
+  result.map_err(|error| error.code)
+}
+
+#[test]
+fn a_call_gives_the_output_and_ends_with_the_code_of_what_went_wrong() {
+  let manifest = Manifest {
+    timeout: Some(Duration::from_millis(200)),
+    ..manifest(GUEST)
+  };
+  let plugin = open(&manifest, limits(1, 8));
+  assert_eq!(call(&plugin, "echo", b"hello"), Ok(b"hello".to_vec()));
+  assert_eq!(call(&plugin, "silent", b"hello"), Ok(Vec::new()));
+  assert_eq!(call(&plugin, "fail", b"why"), Err(Code::PluginError));
+  assert_eq!(call(&plugin, "return_three", b""), Err(Code::PluginError));
+  assert_eq!(call(&plugin, "trap", b""), Err(Code::Trap));
+  assert_eq!(call(&plugin, "recurse", b""), Err(Code::Trap));
+  assert_eq!(call(&plugin, "loop_for_ever", b""), Err(Code::Timeout));
+  assert_eq!(call(&plugin, "grow_for_ever", b""), Err(Code::OutOfMemory));
+  assert_eq!(call(&plugin, "nothing", b""), Err(Code::FunctionNotFound));
+  assert_eq!(
+    call(&plugin, "echo", b"still here"),
+    Ok(b"still here".to_vec())
+  );
+}
+
+#[test]
+fn an_instance_keeps_its_state_until_it_is_broken() {
+  let plugin = open(&manifest(GUEST), limits(1, 8));
+  assert_eq!(call(&plugin, "count", b""), Ok(vec![1]));
+  assert_eq!(call(&plugin, "fail", b"x"), Err(Code::PluginError));
+  assert_eq!(call(&plugin, "count", b""), Ok(vec![2]));
+  assert_eq!(call(&plugin, "trap", b""), Err(Code::Trap));
+  assert_eq!(call(&plugin, "count", b""), Ok(vec![1]));
+}
+
+#[test]
+fn a_host_function_reads_the_store_as_it_is_now() {
+  let store = Arc::new(MemoryStore::new());
+  let plugin = Plugin::open(&manifest(GUEST), limits(2, 8), Arc::clone(&store) as _)
+    .expect("the plugin opens");
+  for (name, value) in [("read_store", "first"), ("read_store_by_env", "second")] {
+    store.set("key", Value::text(value));
+    assert_eq!(call(&plugin, name, b"key"), Ok(value.into()));
+  }
+  assert_eq!(call(&plugin, "read_store", b"missing"), Ok(Vec::new()));
+  assert_eq!(call(&plugin, "read_store", b"\xFF"), Ok(Vec::new()));
+}
+
+#[test]
+fn more_calls_than_the_queue_holds_are_refused_at_once_and_the_others_end() {
+  let plugin = open(&manifest(GUEST), limits(1, 4));
+  let calls: Vec<_> = (0..5).map(|_| start(&plugin, "compute", &[4])).collect();
+  let codes: Vec<_> = calls
+    .iter()
+    .map(|call| {
+      call
+        .recv()
+        .expect("done is run")
+        .map_err(|error| error.code)
+    })
+    .collect();
+  assert!(codes[..4].iter().all(|code| *code == Ok(Vec::new())));
+  assert_eq!(codes[4], Err(Code::QueueFull));
+  assert_eq!(
+    call(&plugin, "echo", b"room again"),
+    Ok(b"room again".to_vec())
+  );
+}
+
+#[test]
+fn calls_from_many_threads_all_come_back_with_their_own_output() {
+  let plugin = open(&manifest(GUEST), limits(2, 1_000));
+  let together = Barrier::new(4);
+  std::thread::scope(|scope| {
+    for thread in 0..4 {
+      let (plugin, together) = (&plugin, &together);
+      scope.spawn(move || {
+        together.wait();
+        for index in 0..100 {
+          let input = format!("{thread}/{index}").into_bytes();
+          assert_eq!(call(plugin, "echo", &input), Ok(input));
+        }
+      });
+    }
+  });
+}
+
+#[test]
+fn closing_lets_accepted_calls_end_refuses_new_ones_and_says_when_all_is_freed() {
+  let store: Arc<MemoryStore> = Arc::default();
+  let plugin = Plugin::open(&manifest(GUEST), limits(2, 8), Arc::clone(&store) as _)
+    .expect("the plugin opens");
+  let accepted: Vec<_> = (0..4).map(|_| start(&plugin, "compute", &[2])).collect();
+  let (closed, is_closed) = channel();
+  plugin.close(move || closed.send(()).expect("the test waits"));
+  assert_eq!(call(&plugin, "echo", b"late"), Err(Code::Closed));
+  for call in accepted {
+    assert_eq!(call.recv().expect("done is run"), Ok(Vec::new()));
+  }
+  is_closed.recv().expect("closing ends");
+  assert_eq!(Arc::strong_count(&store), 1, "the instances are gone");
+  let (closed, is_closed) = channel();
+  plugin.close(move || closed.send(()).expect("the test waits"));
+  is_closed.recv().expect("closing again ends at once");
+}
+
+#[test]
+fn what_cannot_run_is_refused_with_what_is_missing() {
+  let refused = |text: &str, use_wasi: bool| {
+    let manifest = Manifest {
+      use_wasi,
+      ..manifest(text)
+    };
+    match Plugin::open(&manifest, limits(1, 1), Arc::new(MemoryStore::new())) {
+      Ok(_) => panic!("the plugin opened"),
+      Err(error) => (error.code, error.message),
+    }
+  };
+  let wasi = "(module (import \"wasi_snapshot_preview1\" \"fd_write\" (func (param i32 i32 i32 i32) (result i32))))";
+  let (code, message) = refused(wasi, false);
+  assert_eq!(code, Code::MissingImport);
+  assert!(
+    message.contains("wasi_snapshot_preview1.fd_write"),
+    "{message}"
+  );
+  let unknown = "(module (import \"env\" \"unknown\" (func)))";
+  let (code, message) = refused(unknown, true);
+  assert_eq!(code, Code::MissingImport);
+  assert!(message.contains("env.unknown"), "{message}");
+}
