@@ -46,12 +46,22 @@ export declare class MemoryStore {
   keys(): Array<string>
 }
 
-/** A running plugin. When JavaScript has forgotten it, the calls that it accepted still end. */
+/**
+ * A running plugin. When JavaScript has forgotten it, what it still does is interrupted; so
+ * `index.js` keeps it for as long as a call is unfinished.
+ */
 export declare class Plugin {
   /** Whether there is such a function. */
   functionExists(name: string): boolean
-  /** Queues a call of function `name` under the number `call`, with which its result arrives at the completions. */
-  call(call: number, name: string, input?: string | Uint8Array | undefined | null): void
+  /**
+   * Queues a call of function `name` under the number `call`, with which its result arrives at the
+   * completions. `timeoutMs` is the call's own limit.
+   */
+  call(call: number, name: string, input?: string | Uint8Array | undefined | null, timeoutMs?: number | undefined | null): void
+  /** Ends a call before its time; its result, which still arrives, means nothing. */
+  cancel(call: number): void
+  /** How many threads hang in calls of the host and have been replaced. */
+  get abandonedThreads(): number
   /** Closes the plugin; an empty result arrives under the number `call` when all is freed. */
   close(call: number): void
 }
@@ -75,8 +85,12 @@ export interface PluginOptions {
   config: Record<string, string>
   /** Milliseconds that a call may take. */
   timeoutMs?: number
-  /** Pages of 64 KiB. */
+  /** Pages of 64 KiB that an instance's memories may have. */
   maxPages?: number
+  /** Bytes that the plugin's variables may take. */
+  maxVarBytes?: number
+  /** Bytes that an output may have. */
+  maxOutputBytes?: number
   /** Whether guests may import WASI. */
   useWasi: boolean
   /** How many instances; at least 1. */

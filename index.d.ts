@@ -15,10 +15,18 @@ export type ManifestWasm = ({ path: string, data?: undefined } | { data: Bytes, 
 /** Limits of one instance's memory. */
 export interface MemoryOptions {
   /**
-   * How many pages of 64 KiB one instance may grow by, all its modules together, from 1 to 65,536.
+   * How many pages of 64 KiB all memories of one instance may have together, from 1 to 65,536: those
+   * of its modules, and the one in which inputs, outputs and what host functions give are passed,
+   * beyond its first MiB.
    * @default 4096 (256 MiB)
    */
   maxPages?: number
+  /**
+   * How many bytes the plugin's variables may take, names included; 0 to have none. All instances
+   * of a plugin share one set.
+   * @default 1048576 (1 MiB)
+   */
+  maxVarBytes?: number
 }
 
 /** What a manifest and the options have in common. The options win. */
@@ -27,7 +35,8 @@ export interface ManifestOptions {
   config?: Record<string, string>
   /**
    * How many milliseconds a call may run, from 1 to 4,294,967,295; the time in the queue does not
-   * count. There is no limit without it.
+   * count. There is no limit without it. The initialization of an instance has the same limit, and
+   * 30 s without one.
    */
   timeoutMs?: number | null
   memory?: MemoryOptions
@@ -64,6 +73,23 @@ export interface PluginOptions extends ManifestOptions {
    * @default 10000
    */
   maxQueue?: number
+  /**
+   * How many bytes an output may have, from 1 to 4,294,967,295. A longer one is not copied, and the
+   * call is rejected with `OUTPUT_TOO_LARGE`.
+   * @default 134217728 (128 MiB)
+   */
+  maxOutputBytes?: number
+}
+
+/** What goes with one call. */
+export interface CallOptions {
+  /**
+   * Ends the call when it is aborted: one that waits never starts, one that runs is interrupted
+   * and its instance replaced. The call is rejected with `signal.reason`.
+   */
+  signal?: AbortSignal
+  /** How many milliseconds this call may run, in place of the plugin's `timeoutMs`. */
+  timeoutMs?: number
 }
 
 /** The stable names of what can go wrong. */
@@ -78,18 +104,28 @@ export type ErrorCode =
   | 'HASH_MISMATCH'
   /** Nobody provides something that the module imports; the message names it. */
   | 'MISSING_IMPORT'
+  /** Modules of the manifest import from one another in a circle; the message names them. */
+  | 'CIRCULAR_LINKING'
+  /** A module uses a name that begins with `extism-host:`. */
+  | 'RESERVED_NAME'
   /** The plugin has no such function, or one that takes arguments. */
   | 'FUNCTION_NOT_FOUND'
   /** The plugin reported an error; the message has its own. */
   | 'PLUGIN_ERROR'
   /** The plugin did what WebAssembly forbids. Its instance has been replaced. */
   | 'TRAP'
-  /** The call ran longer than `timeoutMs`. Its instance has been replaced. */
+  /** The call, or the initialization, ran longer than `timeoutMs`. Its instance has been replaced. */
   | 'TIMEOUT'
+  /** The output is longer than `maxOutputBytes`. */
+  | 'OUTPUT_TOO_LARGE'
+  /** A host function failed, which ended the call. Its instance has been replaced. */
+  | 'HOST_FUNCTION_ERROR'
   /** The plugin wanted more memory than its limit. Its instance has been replaced. */
   | 'OUT_OF_MEMORY'
   /** `maxQueue` calls are unfinished already. */
   | 'QUEUE_FULL'
+  /** All threads of the plugin are stuck in host calls that do not return. */
+  | 'UNAVAILABLE'
   /** The plugin is closed. */
   | 'CLOSED'
   /** A defect in this library. */
@@ -122,9 +158,11 @@ export class Plugin {
    * Runs a function of the plugin on a thread of its own; the event loop goes on meanwhile.
    *
    * The input is copied. Without one the plugin gets an empty input. Resolves to `null` where the
-   * output is empty. Rejects with a `PluginError`.
+   * output is empty. Rejects with a `PluginError`, or with the reason of `options.signal`.
+   *
+   * `hostContext` is for host functions in JavaScript, which are yet to come.
    */
-  call (name: string, input?: string | Bytes | null): Promise<PluginOutput | null>
+  call (name: string, input?: string | Bytes | null, hostContext?: unknown, options?: CallOptions | null): Promise<PluginOutput | null>
   /** Whether the plugin has a function of that name that can be called. */
   functionExists (name: string): Promise<boolean>
   /**

@@ -28,15 +28,23 @@ function describe (value) {
   return `a ${typeof value}`
 }
 
-// Calls on their way: number → the functions that settle its promise.
+// Calls on their way: number → what settles its promise, and the plugin, which must not be collected
+// meanwhile. What is not in here any more has been settled, whatever arrives for it later.
 const waiting = new Map()
 let lastCall = 0
+
+function isSettled (number, call) {
+  waiting.delete(number)
+  call.signal?.removeEventListener('abort', call.abort)
+  if (waiting.size === 0) completions.keepAlive(false)
+}
 
 const completions = new binding.Completions(function settle () {
   const items = completions.take()
   for (let i = 0; i < items.length; i += 3) {
     const call = waiting.get(items[i])
-    waiting.delete(items[i])
+    if (call === undefined) continue
+    isSettled(items[i], call)
     const code = items[i + 1]
     const payload = items[i + 2]
     if (code !== null) {
@@ -45,16 +53,27 @@ const completions = new binding.Completions(function settle () {
       call.resolve(payload === null ? null : new PluginOutput(payload))
     }
   }
-  if (waiting.size === 0) completions.keepAlive(false)
 })
 
-/** Starts something that ends with a completion of the number that `start` is given. */
-function complete (start) {
+/**
+ * Starts something of a native plugin that ends with a completion of the number that `start` is
+ * given, or when `signal` is aborted, whichever is first.
+ */
+function complete (native, start, signal) {
   return new Promise((resolve, reject) => {
-    const call = ++lastCall
-    start(call)
-    waiting.set(call, { resolve, reject })
+    const number = ++lastCall
+    const call = { native, resolve, reject, signal, abort: undefined }
+    if (signal !== undefined) {
+      call.abort = () => {
+        isSettled(number, call)
+        native.cancel(number)
+        reject(signal.reason)
+      }
+      signal.addEventListener('abort', call.abort, { once: true })
+    }
+    waiting.set(number, call)
     if (waiting.size === 1) completions.keepAlive(true)
+    start(number)
   })
 }
 
@@ -135,12 +154,19 @@ class Plugin {
     this.#native = native
   }
 
-  async call (name, input) {
+  async call (name, input, hostContext, options) {
     if (typeof name !== 'string') {
       throw invalidArgument(`the function's name must be a string, not ${describe(name)}`)
     }
     const bytes = asInput(input)
-    return complete((call) => this.#native.call(call, name, bytes))
+    if (options === undefined || options === null) {
+      return complete(this.#native, (number) => this.#native.call(number, name, bytes))
+    }
+    const { signal, timeoutMs } = pick(options, CALL_KEYS, 'the options of a call')
+    if (signal !== undefined) checkSignal(signal)
+    const limit = asInteger(timeoutMs, 'timeoutMs', undefined, MAX_U32)
+    if (signal?.aborted) throw signal.reason
+    return complete(this.#native, (number) => this.#native.call(number, name, bytes, limit), signal)
   }
 
   async functionExists (name) {
@@ -149,7 +175,7 @@ class Plugin {
   }
 
   close () {
-    this.#closed ??= complete((call) => this.#native.close(call)).then(() => undefined)
+    this.#closed ??= complete(this.#native, (number) => this.#native.close(number)).then(() => undefined)
     return this.#closed
   }
 
@@ -259,8 +285,9 @@ function checkKey (key) {
 }
 
 const MANIFEST_KEYS = { config: 'config', timeoutMs: 'timeoutMs', timeout_ms: 'timeoutMs', memory: 'memory' }
-const OPTION_KEYS = { ...MANIFEST_KEYS, useWasi: 'useWasi', store: 'store', instances: 'instances', maxQueue: 'maxQueue' }
-const MEMORY_KEYS = { maxPages: 'maxPages', max_pages: 'maxPages' }
+const OPTION_KEYS = { ...MANIFEST_KEYS, useWasi: 'useWasi', store: 'store', instances: 'instances', maxQueue: 'maxQueue', maxOutputBytes: 'maxOutputBytes' }
+const MEMORY_KEYS = { maxPages: 'maxPages', max_pages: 'maxPages', maxVarBytes: 'maxVarBytes', max_var_bytes: 'maxVarBytes' }
+const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs' }
 const WASM_KEYS = { path: 'path', data: 'data', name: 'name', hash: 'hash' }
 
 function isObject (value) {
@@ -278,6 +305,12 @@ function pick (object, keys, what) {
     if (value !== undefined && value !== null) picked[keys[key]] = value
   }
   return picked
+}
+
+function checkSignal (signal) {
+  if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function') {
+    throw invalidArgument(`signal must be an AbortSignal, not ${describe(signal)}`)
+  }
 }
 
 function asPath (url) {
@@ -323,10 +356,10 @@ function asWasm (item, index) {
   return { path, data: bytes, name, hash }
 }
 
-function asInteger (value, name, fallback, most) {
+function asInteger (value, name, fallback, most, least = 1) {
   if (value === undefined) return fallback
-  if (!Number.isInteger(value) || value < 1 || value > most) {
-    throw invalidArgument(`${name} must be a whole number from 1 to ${most}`)
+  if (!Number.isInteger(value) || value < least || value > most) {
+    throw invalidArgument(`${name} must be a whole number from ${least} to ${most}`)
   }
   return value
 }
@@ -360,6 +393,8 @@ async function createPlugin (source, options = {}) {
     config: asConfig(merged.config),
     timeoutMs: asInteger(merged.timeoutMs, 'timeoutMs', undefined, MAX_U32),
     maxPages: asInteger(memory.maxPages, 'memory.maxPages', undefined, 65_536),
+    maxVarBytes: asInteger(memory.maxVarBytes, 'memory.maxVarBytes', undefined, MAX_U32, 0),
+    maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
     useWasi: merged.useWasi ?? false,
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
     maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32)

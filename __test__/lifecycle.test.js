@@ -69,6 +69,51 @@ describe('a process', () => {
     expect({ code, signal }).toEqual({ code: 7, signal: null })
   })
 
+  test('that is ended by an uncaught exception with calls running and queued ends with code 1', async () => {
+    const { code, signal, errors } = await open(`
+      for (let i = 0; i < 10; i++) plugin.call('loop_for_ever')
+      setTimeout(() => { throw new Error('nobody catches this') }, 50)`)
+    expect({ code, signal }).toEqual({ code: 1, signal: null })
+    expect(errors).toContain('nobody catches this')
+  })
+
+  test('that is ended by SIGTERM with calls running and queued ends by that signal', async () => {
+    const { code, signal } = await open(`
+      for (let i = 0; i < 10; i++) plugin.call('loop_for_ever')
+      setTimeout(() => process.kill(process.pid, 'SIGTERM'), 50)`)
+    expect({ code, signal }).toEqual({ code: null, signal: 'SIGTERM' })
+  })
+
+  test('that terminates worker threads with calls running and queued goes on, and ends with code 0', async () => {
+    const { code, signal, output, errors } = await runNode(['-e', `
+      const { Worker } = require('node:worker_threads')
+      const body = \`
+        const { parentPort, workerData } = require('node:worker_threads')
+        const { createPlugin } = require(workerData.module)
+        createPlugin(workerData.wasm, { instances: 2 }).then(async (plugin) => {
+          await plugin.call('echo', 'x')
+          for (let i = 0; i < 10; i++) plugin.call(i % 2 ? 'loop_for_ever' : 'echo', 'x')
+          parentPort.postMessage('running')
+        })\`
+      const wasm = Buffer.from('${wasm.toString('base64')}', 'base64')
+      async function round () {
+        const workers = Array.from({ length: 3 }, () => new Worker(body, { eval: true, workerData: { module: process.cwd(), wasm } }))
+        await Promise.all(workers.map((worker) => new Promise((resolve) => worker.once('message', resolve))))
+        await Promise.all(workers.map((worker) => worker.terminate()))
+      }
+      async function cpuOf (milliseconds) {
+        const before = process.cpuUsage()
+        await new Promise((resolve) => setTimeout(resolve, milliseconds))
+        const { user, system } = process.cpuUsage(before)
+        return (user + system) / 1000 / milliseconds
+      }
+      round().then(round).then(round).then(() => cpuOf(500)).then((share) => {
+        // The guests that looped have been interrupted with their threads.
+        console.log(share < 0.5 ? 'quiet' : 'busy: ' + share)
+      })`])
+    expect({ code, signal, output, errors }).toEqual({ code: 0, signal: null, output: 'quiet\n', errors: '' })
+  })
+
   test('in ESM has the exports by name', async () => {
     const { code, output } = await runNode(['--input-type=module', '-e', `
       import { createPlugin, MemoryStore, Plugin, PluginOutput } from 'extism-host'

@@ -17,18 +17,30 @@ pub enum Code {
   HashMismatch,
   /// The module imports something that nobody provides.
   MissingImport,
+  /// Modules of the manifest import from one another in a circle.
+  CircularLinking,
+  /// A module imports, exports or bears a name that is kept for this library.
+  ReservedName,
   /// The plugin has no such function, or one with a signature that cannot be called.
   FunctionNotFound,
   /// The plugin itself reported an error.
   PluginError,
   /// The guest did something that WebAssembly forbids, or reached `unreachable`.
   Trap,
-  /// The call took longer than `timeoutMs`.
+  /// The call, or the plugin's initialization, took longer than its limit.
   Timeout,
+  /// The call was canceled by its caller.
+  Canceled,
+  /// The output is longer than `maxOutputBytes`.
+  OutputTooLarge,
+  /// A host function failed; the guest's call ended there.
+  HostFunctionError,
   /// The guest asked for more memory than it may have.
   OutOfMemory,
   /// `maxQueue` calls are unfinished already.
   QueueFull,
+  /// All threads of the plugin are stuck in host calls that do not return.
+  Unavailable,
   /// The plugin has been closed.
   Closed,
   /// A defect in this library.
@@ -44,12 +56,18 @@ impl Code {
       Code::InvalidWasm => "INVALID_WASM",
       Code::HashMismatch => "HASH_MISMATCH",
       Code::MissingImport => "MISSING_IMPORT",
+      Code::CircularLinking => "CIRCULAR_LINKING",
+      Code::ReservedName => "RESERVED_NAME",
       Code::FunctionNotFound => "FUNCTION_NOT_FOUND",
       Code::PluginError => "PLUGIN_ERROR",
       Code::Trap => "TRAP",
       Code::Timeout => "TIMEOUT",
+      Code::Canceled => "CANCELED",
+      Code::OutputTooLarge => "OUTPUT_TOO_LARGE",
+      Code::HostFunctionError => "HOST_FUNCTION_ERROR",
       Code::OutOfMemory => "OUT_OF_MEMORY",
       Code::QueueFull => "QUEUE_FULL",
+      Code::Unavailable => "UNAVAILABLE",
       Code::Closed => "CLOSED",
       Code::Internal => "INTERNAL",
     }

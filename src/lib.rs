@@ -4,8 +4,8 @@
 //!
 //! * `binding`: the only room that knows Node-API. It turns JavaScript values into Rust's and
 //!   hands finished calls back to the event loop, many at a time.
-//! * [`plugin`]: what to load ([`plugin::Manifest`]), one Extism instance per worker thread, and
-//!   the one bounded queue that they share ([`plugin::Plugin`]).
+//! * [`plugin`]: what to load ([`plugin::Manifest`]), how modules are prepared, and the threads that
+//!   run instances behind one bounded queue ([`plugin::Plugin`]).
 //! * [`host`]: the host functions that guests can call, one file each.
 //! * [`store`]: where the host functions look things up.
 //!

@@ -46,7 +46,7 @@ fn open(manifest: &Manifest, limits: Limits) -> Plugin {
 fn start(plugin: &Plugin, function: &str, input: &[u8]) -> Receiver<Result<Vec<u8>>> {
   let (sender, receiver) = channel();
   let done = Box::new(move |result| sender.send(result).expect("the test waits"));
-  plugin.call(function, input.to_vec(), done);
+  plugin.call(0, function, input.to_vec(), None, done);
   receiver
 }
 

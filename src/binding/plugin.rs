@@ -27,8 +27,12 @@ pub struct PluginOptions {
   pub config: HashMap<String, String>,
   /// Milliseconds that a call may take.
   pub timeout_ms: Option<u32>,
-  /// Pages of 64 KiB.
+  /// Pages of 64 KiB that an instance's memories may have.
   pub max_pages: Option<u32>,
+  /// Bytes that the plugin's variables may take.
+  pub max_var_bytes: Option<u32>,
+  /// Bytes that an output may have.
+  pub max_output_bytes: Option<u32>,
   /// Whether guests may import WASI.
   pub use_wasi: bool,
   /// How many instances; at least 1.
@@ -114,6 +118,8 @@ pub fn open_plugin(
         .timeout_ms
         .map(|milliseconds| Duration::from_millis(milliseconds.into())),
       max_pages: options.max_pages,
+      max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
+      max_output: options.max_output_bytes.map(u64::from),
       use_wasi: options.use_wasi,
     },
     store: store.shared(),
@@ -121,7 +127,8 @@ pub fn open_plugin(
   })
 }
 
-/// A running plugin. When JavaScript has forgotten it, the calls that it accepted still end.
+/// A running plugin. When JavaScript has forgotten it, what it still does is interrupted; so
+/// `index.js` keeps it for as long as a call is unfinished.
 #[napi]
 pub struct Plugin {
   plugin: plugin::Plugin,
@@ -136,17 +143,37 @@ impl Plugin {
     self.plugin.function_exists(&name)
   }
 
-  /// Queues a call of function `name` under the number `call`, with which its result arrives at the completions.
+  /// Queues a call of function `name` under the number `call`, with which its result arrives at the
+  /// completions. `timeoutMs` is the call's own limit.
   #[napi(catch_unwind)]
-  pub fn call(&self, call: f64, name: String, input: Option<Either<String, Uint8ArraySlice<'_>>>) {
+  pub fn call(
+    &self,
+    call: f64,
+    name: String,
+    input: Option<Either<String, Uint8ArraySlice<'_>>>,
+    timeout_ms: Option<u32>,
+  ) {
     let input = match input {
       None => Vec::new(),
       Some(Either::A(text)) => text.into_bytes(),
       Some(Either::B(bytes)) => bytes.to_vec(),
     };
     let finished = Arc::clone(&self.finished);
+    let timeout = timeout_ms.map(|milliseconds| Duration::from_millis(milliseconds.into()));
     let done = Box::new(move |result| finished.push(call, result));
-    self.plugin.call(&name, input, done);
+    self.plugin.call(call as u64, &name, input, timeout, done);
+  }
+
+  /// Ends a call before its time; its result, which still arrives, means nothing.
+  #[napi(catch_unwind)]
+  pub fn cancel(&self, call: f64) {
+    self.plugin.cancel(call as u64);
+  }
+
+  /// How many threads hang in calls of the host and have been replaced.
+  #[napi(getter, catch_unwind)]
+  pub fn abandoned_threads(&self) -> u32 {
+    u32::try_from(self.plugin.abandoned_threads()).unwrap_or(u32::MAX)
   }
 
   /// Closes the plugin; an empty result arrives under the number `call` when all is freed.

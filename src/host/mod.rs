@@ -1,54 +1,195 @@
-//! The host functions that guests can call, one file each.
+//! Host functions: what guests may call.
+//!
+//! A host function sees numbers and blocks of bytes, and answers with a number or with bytes. It
+//! has no access to Extism: it cannot allocate, free or look up anything in the kernel's memory.
+//! What it reads are the blocks that the guard knew to be live when the guest called; what it
+//! answers with is copied into a block that the guard makes afterwards (see `plugin/driver.rs`).
 
-mod host_memory_get;
+pub mod config;
+pub mod host_memory_get;
+pub mod http;
+pub mod log;
+pub mod vars;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::fmt;
 use std::sync::Arc;
 
-use extism::{CurrentPlugin, Function, UserData, Val, ValType};
+use extism::convert::MemoryHandle;
+use extism::{CurrentPlugin, Val};
 
+use crate::plugin::Manifest;
+use crate::plugin::types::{FunctionType, ValueType};
 use crate::store::Store;
 
-/// Where host functions are found by guests: Extism's namespace for them, and `env`, where
-/// TinyGo's `//export` puts every import.
-pub const NAMESPACES: [&str; 2] = [extism::EXTISM_USER_MODULE, "env"];
-
-/// The names of all host functions, for the check of a module's imports.
-pub const NAMES: [&str; 1] = [host_memory_get::NAME];
-
-/// The host functions of a plugin that reads from `store`.
-pub fn functions(store: &Arc<dyn Store>) -> Vec<Function> {
-  NAMESPACES
-    .iter()
-    .map(|namespace| host_memory_get::function(Arc::clone(store)).with_namespace(*namespace))
-    .collect()
+/// All functions that the guests of a plugin may import. Each plugin has its own: variables and
+/// configuration are not shared between plugins.
+pub fn functions(manifest: &Manifest, store: &Arc<dyn Store>) -> Vec<HostFunction> {
+  let vars = Arc::new(vars::Vars::new(
+    manifest.max_vars.unwrap_or(vars::DEFAULT_LIMIT),
+  ));
+  let logger: Arc<dyn log::Logger> = Arc::new(log::Silent);
+  let mut functions = vec![
+    host_memory_get::host_memory_get(Arc::clone(store)),
+    config::config_get(manifest.config.clone()),
+  ];
+  functions.extend(vars::functions(&vars));
+  functions.extend(log::functions(&logger));
+  functions.extend(http::functions());
+  functions
 }
 
-/// A host function that takes one offset into kernel memory and returns one.
-///
-/// A panic in `body` becomes an error of the call: it must not unwind into Extism, which would
-/// leave its locks poisoned.
-fn from_offset_to_offset<F>(name: &str, body: F) -> Function
-where
-  F: Fn(&mut CurrentPlugin, u64) -> Result<u64, extism::Error> + Send + Sync + 'static,
-{
-  // What the function needs is captured in `body`: Extism's own user data is a mutex, which would
-  // make all instances wait for one another.
-  let user_data = UserData::<()>::default();
-  let name_of_panic = name.to_owned();
-  Function::new(
-    name,
-    [ValType::I64],
-    [ValType::I64],
-    user_data,
-    move |plugin, inputs, outputs, _| {
-      let offset = inputs.first().and_then(Val::i64).unwrap_or_default() as u64;
-      let result = catch_unwind(AssertUnwindSafe(|| body(plugin, offset)))
-        .unwrap_or_else(|_| Err(extism::Error::msg(format!("{name_of_panic} panicked"))))?;
-      if let Some(output) = outputs.first_mut() {
-        *output = Val::I64(result as i64);
-      }
-      Ok(())
-    },
-  )
+/// Bytes that a host function answers with. They are shared and not copied: a store can hand out
+/// what it holds.
+pub type Bytes = Arc<[u8]>;
+
+/// What a host function answers.
+#[derive(Clone, Debug)]
+pub enum Answer {
+  /// For a function without a result.
+  Nothing,
+  /// For a function that returns i32.
+  I32(i32),
+  /// For a function that returns i64: this number.
+  I64(i64),
+  /// For a function that returns f32.
+  F32(f32),
+  /// For a function that returns f64.
+  F64(f64),
+  /// For a function that returns i64: the offset of a block with these bytes. Of no bytes the
+  /// offset is 0, as it is for [`Answer::ZERO`]: to a guest, empty and missing look alike.
+  Bytes(Bytes),
+}
+
+impl Answer {
+  /// The offset that stands for nothing.
+  pub const ZERO: Self = Self::I64(0);
+}
+
+/// Why a host function failed, for whoever called the plugin. It ends the call, and the instance
+/// with it: a guest is not prepared to go on after a function that has not returned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct HostFunctionError(String);
+
+impl HostFunctionError {
+  /// An error with this message.
+  pub fn new(message: impl Into<String>) -> Self {
+    Self(message.into())
+  }
+}
+
+type Body = dyn Fn(&mut Invocation<'_>) -> Result<Answer, HostFunctionError> + Send + Sync;
+
+/// A function that guests may import.
+#[derive(Clone)]
+pub struct HostFunction {
+  /// Where guests import it from.
+  pub namespace: String,
+  /// The name under which they do.
+  pub name: String,
+  /// Its type, as guests see it.
+  pub function: FunctionType,
+  body: Arc<Body>,
+}
+
+impl HostFunction {
+  /// It may have no more than one result. It is called on the thread of the instance, by several
+  /// threads at once where there are several instances.
+  pub fn new(
+    namespace: impl Into<String>,
+    name: impl Into<String>,
+    params: impl IntoIterator<Item = ValueType>,
+    result: Option<ValueType>,
+    body: impl Fn(&mut Invocation<'_>) -> Result<Answer, HostFunctionError> + Send + Sync + 'static,
+  ) -> Self {
+    Self {
+      namespace: namespace.into(),
+      name: name.into(),
+      function: FunctionType::new(params, result),
+      body: Arc::new(body),
+    }
+  }
+
+  /// Calls it with what the gate has passed.
+  pub(crate) fn call(
+    &self,
+    plugin: &mut CurrentPlugin,
+    values: &[Val],
+  ) -> Result<Answer, HostFunctionError> {
+    (self.body)(&mut Invocation {
+      function: &self.function,
+      plugin,
+      values,
+    })
+  }
+}
+
+impl fmt::Debug for HostFunction {
+  fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(
+      formatter,
+      "{}::{} {}",
+      self.namespace, self.name, self.function
+    )
+  }
+}
+
+/// One call of a host function.
+pub struct Invocation<'a> {
+  function: &'a FunctionType,
+  plugin: &'a mut CurrentPlugin,
+  /// The arguments as the gate passes them: after each i64 the length of the block that starts
+  /// there.
+  values: &'a [Val],
+}
+
+impl Invocation<'_> {
+  /// Where an argument is among the values.
+  fn place(&self, argument: usize) -> usize {
+    self
+      .function
+      .params
+      .iter()
+      .take(argument)
+      .map(|param| match param {
+        ValueType::I64 => 2,
+        _ => 1,
+      })
+      .sum()
+  }
+
+  /// An argument as the guest passed it.
+  pub fn value(&self, argument: usize) -> Option<&Val> {
+    self.function.params.get(argument)?;
+    self.values.get(self.place(argument))
+  }
+
+  /// The bytes of the block whose offset the guest passed: none for offset 0, and `None` where no
+  /// live block starts.
+  pub fn bytes(&mut self, argument: usize) -> Option<&[u8]> {
+    if self.function.params.get(argument) != Some(&ValueType::I64) {
+      return None;
+    }
+    let place = self.place(argument);
+    let offset = self.values.get(place)?.i64()? as u64;
+    if offset == 0 {
+      return Some(&[]);
+    }
+    let length = self.values.get(place + 1)?.i64()? as u64;
+    if length == 0 {
+      return None;
+    }
+    // SAFETY: the gate got this length from the guard for this offset, so the two describe a
+    // block inside the kernel's memory. The guest does not run while the host function does,
+    // and the host never allocates, so memory neither moves nor changes while the slice is
+    // borrowed.
+    let handle = unsafe { MemoryHandle::new(offset, length) };
+    self.plugin.memory_bytes(handle).ok()
+  }
+
+  /// The text in the block whose offset the guest passed; `None` where there is no block or it is
+  /// not UTF-8.
+  pub fn text(&mut self, argument: usize) -> Option<&str> {
+    std::str::from_utf8(self.bytes(argument)?).ok()
+  }
 }

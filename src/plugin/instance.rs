@@ -1,153 +1,502 @@
-//! One Extism instance, with an engine of its own, for one thread.
+//! An instance of a plugin, and the loop in which it serves jobs.
+//!
+//! An instance is run once, on one thread, and is used up when its run ends: whatever ended it, the
+//! guest's state is not to be trusted (or the driver would initialize it again). Another is made
+//! from the same [`Compiled`] in a millisecond.
+//!
+//! While it runs, the functions that the driver and the gate call find what belongs to the run by
+//! their thread. So they belong to no instance, and one that is stuck on its thread, abandoned,
+//! shares nothing with the one that has taken its place.
 
+use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
+use std::rc::Rc;
 
-use extism::{CompiledPlugin, PluginBuilder};
+use extism::convert::MemoryHandle;
+use extism::{
+  CancelHandle, CompiledPlugin, CurrentPlugin, Error, Function, Manifest, Plugin, PluginBuilder,
+  UserData, Val, ValType, Wasm,
+};
 
-use super::manifest::{DEFAULT_MAX_PAGES, LoadedModule, Manifest};
-use crate::store::Store;
-use crate::{Code, Error, Result, host};
+use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, TAKE};
+use super::names::{self, HOST, RUN};
+use super::prepare::Prepared;
+use crate::host::{Answer, Bytes, HostFunction};
 
-/// All that is needed to make an instance, on any thread, as often as it takes.
-pub struct Blueprint {
-  pub(super) modules: Vec<LoadedModule>,
-  pub(super) config: BTreeMap<String, String>,
-  pub(super) timeout: Option<Duration>,
-  pub(super) max_pages: u32,
-  pub(super) use_wasi: bool,
-  pub(super) store: Arc<dyn Store>,
-  pub(super) compile_cache: Option<PathBuf>,
+/// A call of a plugin.
+#[derive(Clone, Debug)]
+pub struct Job {
+  /// The export, by its number in [`Prepared::callable`].
+  pub export: u32,
+  /// What the guest reads as its input.
+  pub input: Vec<u8>,
 }
 
-impl Blueprint {
-  pub(super) fn new(
-    manifest: &Manifest,
-    modules: Vec<LoadedModule>,
-    store: Arc<dyn Store>,
-    compile_cache: Option<PathBuf>,
-  ) -> Self {
-    Self {
-      modules,
-      config: manifest.config.clone(),
-      timeout: manifest.timeout,
-      max_pages: manifest.max_pages.unwrap_or(DEFAULT_MAX_PAGES),
-      use_wasi: manifest.use_wasi,
-      store,
-      compile_cache,
-    }
-  }
+/// Where an instance gets its jobs from, and gives their results to. All of it is called on the
+/// thread of the run.
+pub trait Jobs {
+  /// The guest has been initialized. Until then, its initialization is what runs.
+  fn initialized(&self) {}
 
-  /// Compiles the modules, with an engine that no other instance has: Extism's time-outs interrupt
-  /// whatever runs on the engine.
-  fn compile(&self) -> Result<CompiledPlugin> {
-    let wasm = self.modules.iter().map(|module| {
-      let data = extism::Wasm::data(module.bytes.as_slice());
-      data.with_name(module.name.as_str())
-    });
-    let mut manifest = extism::Manifest::new(wasm)
-      .with_config(self.config.iter())
-      .with_memory_max(self.max_pages)
-      .disallow_all_hosts();
-    if let Some(timeout) = self.timeout {
-      manifest = manifest.with_timeout(timeout);
+  /// The next job, as soon as there is one; `None` to end the run.
+  fn next(&self) -> Option<Job>;
+
+  /// The job that [`Jobs::next`] returned last has ended. A job for which this is not called was
+  /// ended by what ended the run; see [`Ending`].
+  fn done(&self, finished: Finished);
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+  /// The output.
+  pub result: Result<Vec<u8>, CallError>,
+  /// How large the kernel's memory is now. It never shrinks.
+  pub kernel_bytes: u64,
+}
+
+/// Why a job that the guest has ended has no output.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+  /// The guest set an error message, or returned a code other than 0, or both.
+  #[error("{}", message.clone().unwrap_or_else(|| format!("the plugin returned the code {code}")))]
+  Failed {
+    /// What the export returned; 0 for one that returns nothing.
+    code: i32,
+    /// The error that the guest set.
+    message: Option<String>,
+  },
+  /// The output is longer than allowed. It was not copied.
+  #[error("the output has {length} bytes; {limit} are allowed")]
+  OutputTooLarge {
+    /// Its bytes.
+    length: u64,
+    /// How many there may be.
+    limit: u64,
+  },
+}
+
+/// What ended a run. Unless it is `Stopped` or `Spent`, it also ended the job in flight, if
+/// [`Jobs::done`] was not called for it, or the initialization.
+///
+/// This is known from records of our own. A guest cannot choose it by setting a message: its
+/// messages are in [`CallError::Failed`] only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+  /// There were no more jobs.
+  Stopped,
+  /// `_start` has run, after which a module is over.
+  Spent,
+  /// The guest called `proc_exit` with this code. The job in flight was given to [`Jobs::done`]
+  /// first.
+  Exited(i32),
+  /// The guest did what WebAssembly, WASI or the guard does not allow.
+  Trapped(String),
+  /// The guest wanted more memory than its limit.
+  OutOfMemory,
+  /// It was interrupted by its cancel handle.
+  Interrupted,
+  /// A host function failed, with this message.
+  HostFunction(String),
+  /// A host function, or an implementation of [`Jobs`], panicked.
+  Panicked(String),
+}
+
+/// How a plugin is compiled.
+#[derive(Clone, Debug, Default)]
+pub struct CompileOptions {
+  /// Whether guests may import WASI.
+  pub wasi: bool,
+  /// Directories for WASI: from the host's (with `ro:` before it, for reading only) to the
+  /// guest's.
+  pub allowed_paths: BTreeMap<String, PathBuf>,
+  /// A configuration file of Wasmtime's cache; without it, nothing is cached.
+  pub cache: Option<PathBuf>,
+}
+
+/// Modules that are compiled, with their functions.
+///
+/// Instances made from one share an engine, and to interrupt one interrupts all: each slot of a
+/// plugin needs its own.
+#[derive(Clone)]
+pub struct Compiled {
+  plugin: CompiledPlugin,
+  start: Option<u32>,
+}
+
+impl Compiled {
+  /// `functions` is the list that the modules were prepared with.
+  pub fn new(
+    prepared: &Prepared,
+    functions: &[HostFunction],
+    options: &CompileOptions,
+  ) -> Result<Self, Error> {
+    let mut manifest = Manifest::new(
+      prepared
+        .modules
+        .iter()
+        .map(|module| Wasm::data(module.bytes.clone()).with_name(module.name.clone())),
+    )
+    .with_memory_max(prepared.growth_pages);
+    if !options.allowed_paths.is_empty() {
+      manifest.allowed_paths = Some(options.allowed_paths.clone());
     }
+    let imported = prepared
+      .functions
+      .iter()
+      .filter_map(|number| Some(host_function(*number, functions.get(*number)?.clone())));
     let builder = PluginBuilder::new(manifest)
-      .with_wasi(self.use_wasi)
-      .with_functions(host::functions(&self.store));
-    let builder = match &self.compile_cache {
-      Some(configuration) => builder.with_cache_config(configuration),
+      .with_wasi(options.wasi)
+      .with_functions(loop_functions())
+      .with_functions(imported);
+    let builder = match &options.cache {
+      Some(path) => builder.with_cache_config(path),
       None => builder.with_cache_disabled(),
     };
-    builder.compile().map_err(|error| {
-      Error::new(
-        Code::InvalidWasm,
-        format!("the module cannot be compiled: {error:#}"),
-      )
+    Ok(Self {
+      plugin: builder.compile()?,
+      start: prepared.callable.get("_start").copied(),
+    })
+  }
+
+  /// Links the modules. No code of a guest runs.
+  pub fn instantiate(&self) -> Result<Instance, Error> {
+    Ok(Instance {
+      plugin: Plugin::new_from_compiled(&self.plugin)?,
+      start: self.start,
     })
   }
 }
 
-/// An instance that runs one call at a time.
+/// A plugin that can be run, once.
 pub struct Instance {
-  compiled: CompiledPlugin,
-  /// `None` after a call that may have left the guest half-way through something. Extism would go
-  /// on with the broken instance.
-  plugin: Option<extism::Plugin>,
-  timeout: Option<Duration>,
+  plugin: Plugin,
+  start: Option<u32>,
 }
 
 impl Instance {
-  /// Compiles and links the plugin on this thread.
-  pub fn new(blueprint: &Blueprint) -> Result<Self> {
-    let compiled = blueprint.compile()?;
-    let plugin = instantiate(&compiled)?;
-    Ok(Self {
-      compiled,
-      plugin: Some(plugin),
-      timeout: blueprint.timeout,
-    })
+  /// What interrupts the run, from any thread. It acts on whatever the instance does at that
+  /// moment.
+  pub fn cancel_handle(&self) -> CancelHandle {
+    self.plugin.cancel_handle()
   }
 
-  /// Calls `function`, which must be one of the main module's plugin functions.
-  pub fn call(&mut self, function: &str, input: &[u8]) -> Result<Vec<u8>> {
-    // Taken out and put back only after a call that ended well: whatever else happens, a panic
-    // included, the next call gets a new instance.
-    let mut plugin = match self.plugin.take() {
-      Some(plugin) => plugin,
-      None => instantiate(&self.compiled)?,
-    };
-    let started = Clock::now();
-    let result = plugin.call::<_, Vec<u8>>(function, input);
-    let result = result.map_err(|error| classify(&error, started.elapsed(), self.timeout));
-    match &result {
-      Ok(_) => self.plugin = Some(plugin),
-      Err(error) if error.code == Code::PluginError => self.plugin = Some(plugin),
-      Err(_) => {}
+  /// Initializes the guest and serves jobs, on this thread, until there are no more or something
+  /// ends it. Outputs and messages longer than `output_limit` bytes are not copied.
+  pub fn run(mut self, jobs: Rc<dyn Jobs>, output_limit: u64) -> Ending {
+    let run = Rc::new(Run {
+      jobs,
+      output_limit,
+      start: self.start,
+      export: Cell::new(None),
+      ready: RefCell::new(None),
+      ending: RefCell::new(None),
+    });
+    let _entered = Entered::new(run.clone());
+    let result = self.plugin.call::<&[u8], ()>(RUN, &[]);
+    let ending = run.ending.take();
+    match (ending, result) {
+      (Some(ending), _) => ending,
+      (None, Ok(())) => Ending::Stopped,
+      (None, Err(error)) => ending_of(&error),
     }
-    result
   }
 }
 
-fn instantiate(compiled: &CompiledPlugin) -> Result<extism::Plugin> {
-  extism::Plugin::new_from_compiled(compiled).map_err(|error| {
-    Error::new(
-      Code::InvalidWasm,
-      format!("the module cannot be instantiated: {error:#}"),
-    )
+/// What Extism's error says about the end of a run that none of our functions ended.
+///
+/// The texts are Extism's: it has no other way to say it. No guest can write them here, because
+/// none reaches the kernel's error message, and no host function either, because their errors are
+/// recorded.
+fn ending_of(error: &Error) -> Ending {
+  let cause = error.root_cause().to_string();
+  match cause.as_str() {
+    "timeout" => Ending::Interrupted,
+    "oom" => Ending::OutOfMemory,
+    _ => Ending::Trapped(cause),
+  }
+}
+
+/// What belongs to a run.
+struct Run {
+  jobs: Rc<dyn Jobs>,
+  output_limit: u64,
+  /// The number of `_start`.
+  start: Option<u32>,
+  /// The export that runs for a job.
+  export: Cell<Option<u32>>,
+  /// Bytes for the next `take`.
+  ready: RefCell<Option<Ready>>,
+  /// What ended the run, where one of our functions did.
+  ending: RefCell<Option<Ending>>,
+}
+
+enum Ready {
+  Input(Vec<u8>),
+  Answer(Bytes),
+}
+
+impl AsRef<[u8]> for Ready {
+  fn as_ref(&self) -> &[u8] {
+    match self {
+      Self::Input(bytes) => bytes,
+      Self::Answer(bytes) => bytes,
+    }
+  }
+}
+
+thread_local! {
+    /// The run on this thread.
+    static RUN_HERE: RefCell<Option<Rc<Run>>> = const { RefCell::new(None) };
+}
+
+/// Makes a run the one on this thread, for as long as this lives.
+struct Entered {
+  /// A host function that runs a plugin on its own thread would have another here.
+  previous: Option<Rc<Run>>,
+}
+
+impl Entered {
+  fn new(run: Rc<Run>) -> Self {
+    Self {
+      previous: RUN_HERE.replace(Some(run)),
+    }
+  }
+}
+
+impl Drop for Entered {
+  fn drop(&mut self) {
+    RUN_HERE.set(self.previous.take());
+  }
+}
+
+/// The functions of [`HOST`] that serve the loop.
+fn loop_functions() -> Vec<Function> {
+  use ValType::{I32, I64};
+
+  let result = [I32, I64, I64, I64, I64, I64];
+  vec![
+    function(INITIALIZED.to_owned(), [], [], |run, _, _, _| {
+      run.jobs.initialized();
+      Ok(())
+    }),
+    function(NEXT.to_owned(), [], [I32, I64], |run, _, _, results| {
+      let (export, length) = match run.jobs.next() {
+        None => (-1, 0),
+        Some(job) => {
+          let length = job.input.len() as i64;
+          run.export.set(Some(job.export));
+          if length > 0 {
+            run.ready.replace(Some(Ready::Input(job.input)));
+          }
+          // A number that no export has is a trap in the driver, as a table has it.
+          (i32::try_from(job.export).unwrap_or(i32::MAX), length)
+        }
+      };
+      set(results, 0, Val::I32(export))?;
+      set(results, 1, Val::I64(length))
+    }),
+    function(TAKE.to_owned(), [I64, I64], [], |run, plugin, values, _| {
+      let (offset, length) = (number(values, 0)?, number(values, 1)?);
+      let Some(ready) = run.ready.take() else {
+        return Err(internal("nothing is ready"));
+      };
+      // SAFETY: only the driver and the gate import this function. They got the offset from
+      // the guard for a new block of this length, which is inside the kernel's memory, and
+      // nothing has run since that could have moved it.
+      let handle = unsafe { MemoryHandle::new(offset, length) };
+      let block = plugin
+        .memory_bytes_mut(handle)
+        .map_err(|error| internal(&error.to_string()))?;
+      let bytes = ready.as_ref();
+      if block.len() != bytes.len() {
+        return Err(internal("a block has another length than its bytes"));
+      }
+      block.copy_from_slice(bytes);
+      Ok(())
+    }),
+    function(
+      DONE.to_owned(),
+      result.clone(),
+      [I32],
+      |run, plugin, values, results| {
+        let export = run.export.take();
+        let finished = finished(run, plugin, values)?;
+        run.jobs.done(finished);
+        let spent = export.is_some() && export == run.start;
+        if spent {
+          run.ending.replace(Some(Ending::Spent));
+        }
+        set(results, 0, Val::I32(i32::from(!spent)))
+      },
+    ),
+    function(EXIT.to_owned(), result, [], |run, plugin, values, _| {
+      if run.export.take().is_some() {
+        let finished = finished(run, plugin, values)?;
+        run.jobs.done(finished);
+      }
+      let code = values.first().and_then(Val::i32).unwrap_or(1);
+      Err(Ending::Exited(code))
+    }),
+  ]
+}
+
+/// Reads how a job ended from what the driver or the gate has passed.
+fn finished(run: &Run, plugin: &mut CurrentPlugin, values: &[Val]) -> Result<Finished, Ending> {
+  let code = values.first().and_then(Val::i32).unwrap_or(-1);
+  let output = (number(values, 1)?, number(values, 2)?);
+  let error = (number(values, 3)?, number(values, 4)?);
+  let kernel_bytes = number(values, 5)?;
+
+  let mut copy = |(offset, length): (u64, u64)| -> Result<Vec<u8>, Ending> {
+    if length == 0 {
+      return Ok(Vec::new());
+    }
+    // SAFETY: only the driver and the gate import the functions that get here. They pass what
+    // the guard has as output and error, and each is (0, 0) or lies in a live block. The guest
+    // does not run meanwhile.
+    let handle = unsafe { MemoryHandle::new(offset, length) };
+    let bytes = plugin
+      .memory_bytes(handle)
+      .map_err(|error| internal(&error.to_string()))?;
+    Ok(bytes.to_vec())
+  };
+  let result = if error.1 > 0 {
+    let message = copy((error.0, error.1.min(run.output_limit)))?;
+    Err(CallError::Failed {
+      code,
+      message: Some(String::from_utf8_lossy(&message).into_owned()),
+    })
+  } else if code != 0 {
+    Err(CallError::Failed {
+      code,
+      message: None,
+    })
+  } else if output.1 > run.output_limit {
+    Err(CallError::OutputTooLarge {
+      length: output.1,
+      limit: run.output_limit,
+    })
+  } else {
+    Ok(copy(output)?)
+  };
+  Ok(Finished {
+    result,
+    kernel_bytes,
   })
 }
 
-/// Extism reports how a call ended in the text of its error, next to what the plugin says itself.
-fn classify(error: &extism::Error, took: Duration, timeout: Option<Duration>) -> Error {
-  let message = error.to_string();
-  // A plugin can say "timeout" too; our own clock decides.
-  if let Some(timeout) = timeout.filter(|timeout| message == "timeout" && took >= *timeout) {
-    return Error::new(
-      Code::Timeout,
-      format!(
-        "EXTISM: call canceled due to timeout, it ran longer than {} ms",
-        timeout.as_millis()
-      ),
-    );
-  }
-  // Bare for a guest that grows its memory; under other causes for an input that finds no room.
-  if error.root_cause().to_string() == "oom" {
-    return Error::new(
-      Code::OutOfMemory,
-      "the plugin asked for more memory than its limit",
-    );
-  }
-  if let Some(trap) = error
-    .chain()
-    .find_map(|cause| cause.downcast_ref::<wasmtime::Trap>())
-  {
-    return Error::new(Code::Trap, format!("the plugin trapped: {trap}"));
-  }
-  Error::new(
-    Code::PluginError,
-    format!("Plugin-originated error: {message}"),
+/// A host function as the gate imports it.
+fn host_function(number: usize, host: HostFunction) -> Function {
+  let ty = driver::host_type(&host.function);
+  let answers_bytes = driver::answers_bytes(&host.function);
+  function(
+    names::function(number),
+    ty.params.into_iter().map(ValType::from),
+    ty.results.into_iter().map(ValType::from),
+    move |run, plugin, values, results| {
+      let answer = host
+        .call(plugin, values)
+        .map_err(|error| Ending::HostFunction(error.to_string()))?;
+      let value = match answer {
+        Answer::Nothing if results.is_empty() => return Ok(()),
+        Answer::Bytes(bytes) if answers_bytes => {
+          set(results, 1, Val::I64(bytes.len() as i64))?;
+          if !bytes.is_empty() {
+            run.ready.replace(Some(Ready::Answer(bytes)));
+          }
+          Val::I64(0)
+        }
+        Answer::I64(value) if answers_bytes => {
+          set(results, 1, Val::I64(-1))?;
+          Val::I64(value)
+        }
+        Answer::I32(value) => Val::I32(value),
+        Answer::F32(value) => Val::F32(value.to_bits()),
+        Answer::F64(value) => Val::F64(value.to_bits()),
+        Answer::Nothing | Answer::Bytes(_) | Answer::I64(_) => {
+          return Err(wrong_answer(&host));
+        }
+      };
+      // Wasmtime panics where a result has another type than the function; so that it does
+      // not come to that:
+      match (host.function.results.as_slice(), &value) {
+        ([super::types::ValueType::I32], Val::I32(_))
+        | ([super::types::ValueType::I64], Val::I64(_))
+        | ([super::types::ValueType::F32], Val::F32(_))
+        | ([super::types::ValueType::F64], Val::F64(_)) => set(results, 0, value),
+        _ => Err(wrong_answer(&host)),
+      }
+    },
   )
+}
+
+fn wrong_answer(host: &HostFunction) -> Ending {
+  Ending::HostFunction(format!(
+    "{} answered with something that its type does not allow",
+    host.name
+  ))
+}
+
+/// A function of [`HOST`]. What it fails with, and a panic in it, become the ending of the run.
+fn function(
+  name: String,
+  params: impl IntoIterator<Item = ValType>,
+  results: impl IntoIterator<Item = ValType>,
+  body: impl Fn(&Run, &mut CurrentPlugin, &[Val], &mut [Val]) -> Result<(), Ending>
+  + Send
+  + Sync
+  + 'static,
+) -> Function {
+  Function::new(
+    name,
+    params,
+    results,
+    UserData::new(()),
+    move |plugin, values, results, _| {
+      let Some(run) = RUN_HERE.with_borrow(Clone::clone) else {
+        return Err(Error::msg("called outside of a run"));
+      };
+      // Nothing that a panic may have left half done is used again: the run ends, and with it
+      // the instance. What the body shares with other threads must see to itself.
+      let outcome = catch_unwind(AssertUnwindSafe(|| body(&run, plugin, values, results)))
+        .unwrap_or_else(|panic| Err(Ending::Panicked(panic_message(panic.as_ref()))));
+      outcome.map_err(|ending| {
+        run.ending.replace(Some(ending));
+        // Nobody reads this: the ending is recorded.
+        Error::msg("ended by the host")
+      })
+    },
+  )
+  .with_namespace(HOST)
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+  panic
+    .downcast_ref::<&str>()
+    .map(|message| (*message).to_owned())
+    .or_else(|| panic.downcast_ref::<String>().cloned())
+    .unwrap_or_else(|| "panic".to_owned())
+}
+
+fn internal(message: &str) -> Ending {
+  Ending::Trapped(format!("internal error: {message}"))
+}
+
+fn number(values: &[Val], place: usize) -> Result<u64, Ending> {
+  values
+    .get(place)
+    .and_then(Val::i64)
+    .map(|value| value as u64)
+    .ok_or_else(|| internal("an argument is missing"))
+}
+
+fn set(results: &mut [Val], place: usize, value: Val) -> Result<(), Ending> {
+  *results
+    .get_mut(place)
+    .ok_or_else(|| internal("a result is missing"))? = value;
+  Ok(())
 }

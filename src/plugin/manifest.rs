@@ -14,6 +14,9 @@ pub const MAIN: &str = "main";
 /// Memory that one instance may use unless the manifest says otherwise: 256 MiB.
 pub const DEFAULT_MAX_PAGES: u32 = 4096;
 
+/// Bytes that an output may have unless the manifest says otherwise: 128 MiB.
+pub const DEFAULT_MAX_OUTPUT: u64 = 128 << 20;
+
 /// A plugin as its user describes it.
 #[derive(Clone, Debug, Default)]
 pub struct Manifest {
@@ -21,10 +24,16 @@ pub struct Manifest {
   pub wasm: Vec<Wasm>,
   /// What the guest reads with `config_get`.
   pub config: BTreeMap<String, String>,
-  /// How long a call may run. No limit without it.
+  /// How long a call, or the initialization of an instance, may run. Without it there is no limit
+  /// for calls.
   pub timeout: Option<Duration>,
-  /// How many 64 KiB pages one instance may grow by; [`DEFAULT_MAX_PAGES`] without it.
+  /// How many 64 KiB pages all memories of one instance may have together: those of its modules, and
+  /// what the kernel's grows by. [`DEFAULT_MAX_PAGES`] without it.
   pub max_pages: Option<u32>,
+  /// How many bytes an output may have; [`DEFAULT_MAX_OUTPUT`] without it.
+  pub max_output: Option<u64>,
+  /// How many bytes the plugin's variables may take; 1 MiB without it.
+  pub max_vars: Option<usize>,
   /// Whether guests may import WASI (preview 1). They get no files, no environment, no output.
   pub use_wasi: bool,
 }

@@ -1,22 +1,37 @@
 //! Plugins: what to load, the instances, and the threads that run them.
 
 mod compile_cache;
-mod instance;
+pub mod driver;
+pub mod instance;
+mod interrupt;
 mod manifest;
-mod module;
+pub mod names;
+pub mod prepare;
+pub mod types;
+mod watchdog;
 mod workers;
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
-pub use manifest::{DEFAULT_MAX_PAGES, Manifest, Source, Wasm};
+pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, Manifest, Source, Wasm};
 pub use workers::Done;
 
+use crate::host::HostFunction;
 use crate::store::Store;
-use crate::{Code, Error, Result};
-use instance::Blueprint;
-use workers::{Job, Workers};
+use crate::{Code, Error, Result, host};
+use instance::{CompileOptions, Compiled};
+use manifest::LoadedModule;
+use prepare::{HostFunctionDescription, PrepareError, Prepared};
+use workers::{Call, Workers};
+
+/// How long an initialization may run where calls have no limit.
+const INITIALIZATION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How large an instance's kernel memory may be between two calls: 64 MiB.
+const MAX_IDLE_MEMORY: u64 = 64 << 20;
 
 /// How a plugin is run.
 #[derive(Clone, Copy, Debug)]
@@ -29,51 +44,146 @@ pub struct Limits {
 
 /// A loaded plugin: a number of instances, each on a thread of its own, behind one queue.
 ///
-/// May be used from any thread. Dropping it lets the calls that were accepted end.
+/// May be used from any thread. Dropping it forgets the calls that wait, and interrupts those that
+/// run.
 pub struct Plugin {
-  functions: HashSet<Arc<str>>,
+  /// The functions that can be called, by name, with the numbers that the driver has for them.
+  functions: BTreeMap<String, u32>,
   workers: Workers,
 }
 
 impl Plugin {
-  /// Reads, checks and compiles the modules, and starts the instances. Blocks for as long as that
-  /// takes: milliseconds with a warm compile cache, seconds without one.
+  /// Reads, checks, prepares and compiles the modules, and starts the instances. Blocks for as long
+  /// as that takes: milliseconds with a warm compile cache, seconds without one.
   pub fn open(manifest: &Manifest, limits: Limits, store: Arc<dyn Store>) -> Result<Self> {
     let modules = manifest.load()?;
-    let main = module::inspect_all(&modules, manifest.use_wasi)?;
-    let cache = compile_cache::configuration();
-    let blueprint = Arc::new(Blueprint::new(manifest, modules, store, cache));
+    let functions = host::functions(manifest, &store);
+    let prepared = prepare(&modules, manifest, &functions)?;
+    drop(modules);
+    let callable = prepared.callable.clone();
+    let options = CompileOptions {
+      wasi: manifest.use_wasi,
+      cache: compile_cache::configuration(),
+      ..CompileOptions::default()
+    };
+    let compile = move || {
+      Compiled::new(&prepared, &functions, &options).map_err(|error| {
+        Error::new(
+          Code::InvalidWasm,
+          format!("the plugin cannot be compiled: {error:#}"),
+        )
+      })
+    };
+    let limits = workers::Limits {
+      instances: limits.instances,
+      max_queue: limits.max_queue,
+      timeout: manifest.timeout,
+      initialization_timeout: manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT),
+      max_output: manifest.max_output.unwrap_or(DEFAULT_MAX_OUTPUT),
+      max_idle_memory: MAX_IDLE_MEMORY,
+    };
     Ok(Self {
-      functions: main.functions().map(Arc::from).collect(),
-      workers: Workers::start(&blueprint, limits)?,
+      functions: callable,
+      workers: Workers::start(limits, compile)?,
     })
   }
 
   /// Whether the main module exports a function of that name that can be called.
   pub fn function_exists(&self, name: &str) -> bool {
-    self.functions.contains(name)
+    self.functions.contains_key(name)
   }
 
-  /// Queues a call. `done` is run once, whatever happens: on a worker's thread with what the call
-  /// gave, or at once on this thread where the call is refused, with [`Code::FunctionNotFound`],
-  /// [`Code::QueueFull`] or [`Code::Closed`].
-  pub fn call(&self, function: &str, input: Vec<u8>, done: Done) {
-    let Some(function) = self.functions.get(function) else {
+  /// Queues a call of `function`. `number` is what [`cancel`](Self::cancel) knows it by: unique
+  /// among the unfinished calls of this plugin. `timeout` is this call's own limit, in place of the
+  /// manifest's.
+  ///
+  /// `done` is run once, on whatever thread ends the call. That is this one where the call is
+  /// refused, with [`Code::FunctionNotFound`], [`Code::QueueFull`], [`Code::Closed`] or
+  /// [`Code::Unavailable`].
+  pub fn call(
+    &self,
+    number: u64,
+    function: &str,
+    input: Vec<u8>,
+    timeout: Option<Duration>,
+    done: Done,
+  ) {
+    let Some(export) = self.functions.get(function) else {
       return done(Err(Error::new(
         Code::FunctionNotFound,
         format!("Plugin error: function \"{function}\" does not exist"),
       )));
     };
-    self.workers.push(Job {
-      function: Arc::clone(function),
+    self.workers.push(Call {
+      number,
+      export: *export,
       input,
+      timeout,
       done,
     });
+  }
+
+  /// Ends the call of this number with [`Code::Canceled`]: one that waits never starts, and one
+  /// that runs is interrupted. A call that has ended is left alone.
+  pub fn cancel(&self, number: u64) {
+    self.workers.cancel(number);
   }
 
   /// Refuses calls from now on, lets those that were accepted end, then frees the instances and
   /// runs `closed`, on another thread or, where all that is done already, on this one.
   pub fn close(&self, closed: impl FnOnce() + Send + 'static) {
-    self.workers.close(Some(Box::new(closed)));
+    self.workers.close(Box::new(closed));
   }
+
+  /// How many threads hang in calls of the host that no interruption reaches, and have been
+  /// replaced.
+  pub fn abandoned_threads(&self) -> usize {
+    self.workers.abandoned()
+  }
+}
+
+fn prepare(
+  modules: &[LoadedModule],
+  manifest: &Manifest,
+  functions: &[HostFunction],
+) -> Result<Prepared> {
+  let sources: Vec<_> = modules
+    .iter()
+    .map(|module| prepare::Source {
+      name: Some(module.name.clone()),
+      bytes: &module.bytes,
+    })
+    .collect();
+  let functions: Vec<_> = functions
+    .iter()
+    .map(|function| HostFunctionDescription {
+      namespace: function.namespace.clone(),
+      name: function.name.clone(),
+      function: function.function.clone(),
+    })
+    .collect();
+  // The user's limit is for what the plugin takes; what each instance begins with comes on top.
+  let max_pages = u64::from(manifest.max_pages.unwrap_or(DEFAULT_MAX_PAGES));
+  let options = prepare::Options {
+    wasi: manifest.use_wasi,
+    limits: prepare::Limits {
+      memory_pages: max_pages + prepare::OWN_PAGES,
+      ..prepare::Limits::default()
+    },
+    functions: &functions,
+  };
+  prepare::prepare(&sources, &options).map_err(|error| {
+    let code = match &error {
+      PrepareError::MissingImport { .. } => Code::MissingImport,
+      PrepareError::CircularLinking { .. } => Code::CircularLinking,
+      PrepareError::ReservedName { .. } => Code::ReservedName,
+      PrepareError::TooMuchMemory { .. }
+      | PrepareError::TooManyTableElements { .. }
+      | PrepareError::LimitTooLow { .. } => Code::OutOfMemory,
+      PrepareError::NoModule | PrepareError::DuplicateModule { .. } => Code::InvalidArgument,
+      PrepareError::Internal(_) => Code::Internal,
+      _ => Code::InvalidWasm,
+    };
+    Error::new(code, error.to_string())
+  })
 }

@@ -1,202 +1,705 @@
-//! The threads that run calls: one instance each, one bounded queue for all of them.
+//! The threads that run calls: a slot for each instance, one bounded queue for all of them.
+//!
+//! A slot's thread runs one instance after the other. Each serves calls until something ends it:
+//! a trap, a time limit, a cancelled call, memory that has grown too large. Then the slot makes the
+//! next from what it has compiled. What ended a call is known from the slot's own record
+//! ([`InFlight`]), which is changed under its lock only, and never from what a guest says.
+//!
+//! A call is ended once, by whoever takes its `done` out of the record: the thread that ran it, the
+//! watchdog, or whoever cancels it. The latter two also interrupt the instance, which takes no
+//! further call then, and is replaced. An instance that does not heed it is stuck in a call of the
+//! host that blocks: its thread is abandoned and counted, and the slot gets another.
+//!
+//! Locks: a slot's record is locked while the queue is, never the other way round, and no `done` is
+//! run under a lock.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use super::Limits;
-use super::instance::{Blueprint, Instance};
+use extism::CancelHandle;
+
+use super::instance::{self, CallError, Compiled, Ending, Finished, Jobs};
+use super::interrupt;
+use super::watchdog::{self, Watched};
 use crate::{Code, Error, Result};
 
 /// What is run with the result of a call.
 pub type Done = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
 
+/// How long an interrupted instance may take to end before its thread is abandoned.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// How many threads of a plugin may be abandoned at once. A guest can make them: each holds an
+/// instance's memory until the host call that it is stuck in returns.
+const MAX_ABANDONED: usize = 16;
+
+/// How a plugin's calls are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+  /// How many instances, and so threads, there are.
+  pub instances: NonZeroUsize,
+  /// How many calls may be unfinished at once, running ones included.
+  pub max_queue: NonZeroUsize,
+  /// How long a call may run that has no limit of its own. No limit without it.
+  pub timeout: Option<Duration>,
+  /// How long an instance's initialization may run.
+  pub initialization_timeout: Duration,
+  /// How many bytes an output may have.
+  pub max_output: u64,
+  /// How large an instance's kernel memory may be after a call; a larger one is replaced, since it
+  /// never shrinks.
+  pub max_idle_memory: u64,
+}
+
 /// A call that waits for an instance.
-pub struct Job {
-  pub(super) function: Arc<str>,
-  pub(super) input: Vec<u8>,
-  pub(super) done: Done,
+pub struct Call {
+  /// What [`Workers::cancel`] knows it by; unique among the unfinished calls of the plugin.
+  pub number: u64,
+  /// The export, by the number that the driver knows it by.
+  pub export: u32,
+  pub input: Vec<u8>,
+  /// How long it may run, where that is not what [`Limits`] says.
+  pub timeout: Option<Duration>,
+  pub done: Done,
 }
 
 /// The worker threads of one plugin. They end when the last call has ended after
-/// [`close`](Self::close) or after the drop.
+/// [`close`](Self::close). On drop, what is queued is forgotten and what runs is interrupted.
 pub struct Workers {
-  queue: Arc<Queue>,
+  shared: Arc<Shared>,
 }
 
-struct Queue {
-  state: Mutex<State>,
-  /// Signalled for each job, and for all workers when the queue is closed.
+struct Shared {
+  queue: Mutex<Queue>,
+  /// Signalled for each call, and for all threads when the queue is closed.
   changed: Condvar,
-  max_unfinished: usize,
+  limits: Limits,
+  /// To hand to the threads that replace abandoned ones.
+  this: Weak<Shared>,
 }
 
 #[derive(Default)]
-struct State {
-  waiting: VecDeque<Job>,
+struct Queue {
+  waiting: VecDeque<Call>,
   /// Calls that were accepted and have no result yet, the waiting ones included.
   unfinished: usize,
-  workers: usize,
+  slots: Vec<Arc<Slot>>,
+  abandoned: usize,
   is_closed: bool,
-  /// Run when the last worker has gone.
+  /// Run when the last slot has gone.
   on_closed: Vec<Box<dyn FnOnce() + Send>>,
 }
 
+/// The place of one instance. An abandoned thread keeps its slot; its replacement gets a new one.
+struct Slot {
+  compiled: Compiled,
+  record: Mutex<Record>,
+}
+
+#[derive(Default)]
+struct Record {
+  in_flight: Option<InFlight>,
+  /// Of the instance that runs.
+  interrupt: Option<CancelHandle>,
+  /// Whether that instance has been interrupted: it takes no call any more.
+  is_interrupted: bool,
+  is_abandoned: bool,
+  /// Whether it is interrupted and does not end, and cannot be abandoned as too many are already.
+  is_stuck: bool,
+}
+
+/// What an instance is doing: a call, or its initialization.
+struct InFlight {
+  /// The call's number; `None` for an initialization.
+  number: Option<u64>,
+  deadline: Option<Instant>,
+  limit: Duration,
+  /// `None` once somebody has ended it.
+  done: Option<Done>,
+  /// When its thread is to be abandoned; set when the instance is interrupted.
+  abandon_at: Option<Instant>,
+}
+
 impl Workers {
-  /// Starts one thread an instance and waits until all of them can take calls.
-  pub fn start(blueprint: &Arc<Blueprint>, limits: Limits) -> Result<Self> {
-    let workers = Self {
-      queue: Arc::new(Queue {
-        state: Mutex::default(),
-        changed: Condvar::new(),
-        max_unfinished: limits.max_queue.get(),
-      }),
-    };
+  /// Starts a thread for each instance. Each of `compile` makes an engine of its own: to interrupt
+  /// one instance interrupts all of an engine.
+  pub fn start(
+    limits: Limits,
+    compile: impl Fn() -> Result<Compiled> + Send + Sync + 'static,
+  ) -> Result<Self> {
+    let shared = Arc::new_cyclic(|this| Shared {
+      queue: Mutex::default(),
+      changed: Condvar::new(),
+      limits,
+      this: this.clone(),
+    });
+    let watched = Arc::downgrade(&shared);
+    watchdog::watch(watched).map_err(|error| cannot_start(&error))?;
+    let workers = Self { shared };
     // The first compiles and fills the cache; the others then find it full, and start at once.
-    received(&workers.spawn(blueprint)?)?;
+    let compile = Arc::new(compile);
+    received(&workers.shared.compile_and_serve(&compile)?)?;
     let others = (1..limits.instances.get())
-      .map(|_| workers.spawn(blueprint))
+      .map(|_| workers.shared.compile_and_serve(&compile))
       .collect::<Result<Vec<_>>>()?;
     others.iter().try_for_each(received)?;
     Ok(workers)
   }
 
-  /// Starts a thread, which says through the channel whether it has an instance.
-  fn spawn(&self, blueprint: &Arc<Blueprint>) -> Result<Receiver<Result<()>>> {
-    let (ready, is_ready) = sync_channel(1);
-    let (queue, blueprint) = (Arc::clone(&self.queue), Arc::clone(blueprint));
-    self.queue.lock().workers += 1;
-    let spawned = thread::Builder::new()
-      .name("extism-host".to_owned())
-      .spawn(move || {
-        let instance = catch_unwind(AssertUnwindSafe(|| Instance::new(&blueprint)));
-        // Not needed any more, and it must be gone when the plugin is said to be closed.
-        drop(blueprint);
-        match instance {
-          Ok(Ok(instance)) => {
-            let _ = ready.send(Ok(()));
-            work(&queue, instance);
-          }
-          Ok(Err(error)) => {
-            let _ = ready.send(Err(error));
-          }
-          Err(_) => {}
-        }
-        queue.leave();
-      });
-    match spawned {
-      Ok(_) => Ok(is_ready),
-      Err(error) => {
-        self.queue.leave();
-        Err(Error::new(
-          Code::Internal,
-          format!("cannot start a thread for an instance: {error}"),
-        ))
-      }
-    }
-  }
-
-  /// Queues a job, or ends it at once with the reason why not.
-  pub fn push(&self, job: Job) {
-    let mut state = self.queue.lock();
-    let refused = if state.is_closed {
+  /// Queues a call, or ends it at once with the reason why not.
+  pub fn push(&self, call: Call) {
+    let mut queue = self.shared.lock();
+    let refused = if queue.is_closed {
       Error::new(Code::Closed, "the plugin is closed")
-    } else if state.unfinished >= self.queue.max_unfinished {
+    } else if queue.unfinished >= self.shared.limits.max_queue.get() {
       Error::new(
         Code::QueueFull,
         format!(
           "{} calls are unfinished already; wait for one, or raise maxQueue or instances",
-          state.unfinished
+          queue.unfinished
         ),
       )
+    } else if queue.all_are_stuck() {
+      all_are_stuck()
     } else {
-      state.unfinished += 1;
-      state.waiting.push_back(job);
-      drop(state);
-      self.queue.changed.notify_one();
+      queue.unfinished += 1;
+      queue.waiting.push_back(call);
+      drop(queue);
+      self.shared.changed.notify_one();
       return;
     };
-    drop(state);
-    (job.done)(Err(refused));
+    drop(queue);
+    (call.done)(Err(refused));
   }
 
-  /// Lets the workers go when nothing waits any more, then runs `closed`.
-  pub fn close(&self, closed: Option<Box<dyn FnOnce() + Send>>) {
-    let mut state = self.queue.lock();
-    state.is_closed = true;
-    state.on_closed.extend(closed);
-    let run_now = match state.workers {
-      0 => std::mem::take(&mut state.on_closed),
-      _ => Vec::new(),
+  /// Ends the call of this number with [`Code::Canceled`]: at once, whether it waits or runs. A
+  /// call that has ended is left alone.
+  pub fn cancel(&self, number: u64) {
+    let mut queue = self.shared.lock();
+    let position = queue.waiting.iter().position(|call| call.number == number);
+    let done = match position {
+      Some(position) => queue.waiting.remove(position).map(|call| call.done),
+      None => queue.slots.iter().find_map(|slot| {
+        let mut record = slot.lock();
+        let in_flight = record.in_flight.as_mut()?;
+        (in_flight.number == Some(number)).then_some(())?;
+        let done = in_flight.done.take()?;
+        record.interrupt();
+        Some(done)
+      }),
     };
-    drop(state);
-    self.queue.changed.notify_all();
+    if let Some(done) = done {
+      queue.unfinished -= 1;
+      drop(queue);
+      done(Err(Error::new(Code::Canceled, "the call was canceled")));
+    }
+  }
+
+  /// Lets the slots go when nothing waits any more, then runs `closed`.
+  pub fn close(&self, closed: Box<dyn FnOnce() + Send>) {
+    let mut queue = self.shared.lock();
+    queue.is_closed = true;
+    queue.on_closed.push(closed);
+    let run_now = queue.closed_callbacks();
+    drop(queue);
+    self.shared.changed.notify_all();
     run_now.into_iter().for_each(|closed| closed());
+  }
+
+  /// How many threads are stuck in calls of the host and have been replaced.
+  pub fn abandoned(&self) -> usize {
+    self.shared.lock().abandoned
   }
 }
 
 impl Drop for Workers {
   fn drop(&mut self) {
-    self.close(None);
+    let mut queue = self.shared.lock();
+    queue.is_closed = true;
+    let forgotten = std::mem::take(&mut queue.waiting);
+    for slot in &queue.slots {
+      slot.lock().interrupt();
+    }
+    drop(queue);
+    self.shared.changed.notify_all();
+    drop(forgotten);
   }
 }
 
 impl Queue {
-  /// Nothing that could panic runs under the lock, so a poisoned one is still sound.
-  fn lock(&self) -> MutexGuard<'_, State> {
-    self.state.lock().unwrap_or_else(PoisonError::into_inner)
+  fn closed_callbacks(&mut self) -> Vec<Box<dyn FnOnce() + Send>> {
+    match self.is_closed && self.slots.is_empty() {
+      true => std::mem::take(&mut self.on_closed),
+      false => Vec::new(),
+    }
   }
 
-  /// Waits for a job; `None` when the queue is closed and empty.
-  fn next(&self) -> Option<Job> {
-    let mut state = self.lock();
-    loop {
-      if let Some(job) = state.waiting.pop_front() {
-        return Some(job);
+  fn all_are_stuck(&self) -> bool {
+    !self.slots.is_empty() && self.slots.iter().all(|slot| slot.lock().is_stuck)
+  }
+}
+
+impl Shared {
+  /// Nothing that could panic runs under the lock, so a poisoned one is still sound.
+  fn lock(&self) -> MutexGuard<'_, Queue> {
+    self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+  }
+
+  /// Starts a thread that compiles and then serves; through the channel it says whether its first
+  /// instance could be initialized.
+  fn compile_and_serve<C>(self: &Arc<Self>, compile: &Arc<C>) -> Result<Receiver<Result<()>>>
+  where
+    C: Fn() -> Result<Compiled> + Send + Sync + 'static,
+  {
+    let (ready, is_ready) = sync_channel(1);
+    let (shared, compile) = (Arc::clone(self), Arc::clone(compile));
+    spawn(move || {
+      let compiled = catch_unwind(AssertUnwindSafe(|| compile())).unwrap_or_else(|_| {
+        let message = "the compiler panicked";
+        Err(Error::new(Code::Internal, message))
+      });
+      drop(compile);
+      match compiled {
+        Ok(compiled) => {
+          let slot = Slot::new(compiled);
+          shared.lock().slots.push(Arc::clone(&slot));
+          shared.serve(slot, Some(ready));
+        }
+        Err(error) => {
+          let _ = ready.send(Err(error));
+        }
       }
-      if state.is_closed {
+    })?;
+    Ok(is_ready)
+  }
+
+  /// What a slot's thread does: one instance after the other, until the plugin is closed or the
+  /// thread has been abandoned.
+  fn serve(self: Arc<Self>, slot: Arc<Slot>, mut ready: Option<SyncSender<Result<()>>>) {
+    let mut failure = None;
+    loop {
+      if let Some(error) = failure.take() {
+        // The call that the instance was for is told why there is none.
+        let Some(call) = self.take(|_, call| Some(call)) else {
+          break;
+        };
+        self.end(call.done, Err(error));
+      }
+      if self.is_over() {
+        break;
+      }
+      let instance = match slot.compiled.instantiate() {
+        Ok(instance) => instance,
+        Err(error) => {
+          let error = Error::new(
+            Code::InvalidWasm,
+            format!("the plugin cannot be instantiated: {error:#}"),
+          );
+          match ready.take() {
+            Some(ready) => {
+              let _ = ready.send(Err(error));
+              break;
+            }
+            None => failure = Some(error),
+          }
+          continue;
+        }
+      };
+      let is_first = ready.is_some();
+      let initialized = slot.begin_initialization(
+        instance.cancel_handle(),
+        self.limits.initialization_timeout,
+        ready.take(),
+      );
+      let jobs = Rc::new(Server {
+        shared: Arc::clone(&self),
+        slot: Arc::clone(&slot),
+        must_be_replaced: Cell::new(false),
+      });
+      // What panics inside Extism itself passes through it.
+      let run = AssertUnwindSafe(|| instance.run(jobs, self.limits.max_output));
+      let ending = catch_unwind(run).unwrap_or_else(|_| Ending::Panicked(String::new()));
+      let mut record = slot.lock();
+      let in_flight = record.in_flight.take();
+      let may_strike_the_next = record.is_interrupted && ending != Ending::Interrupted;
+      record.interrupt = None;
+      record.is_stuck = false;
+      let is_abandoned = record.is_abandoned;
+      drop(record);
+      let (number, done) = match in_flight {
+        Some(in_flight) => (in_flight.number, in_flight.done),
+        None => (None, None),
+      };
+      if let Some(done) = done {
+        let error = Err(error_of(ending));
+        match number {
+          Some(_) => self.end(done, error),
+          // An initialization, which is not counted among the calls.
+          None => done(error),
+        }
+      }
+      if is_abandoned {
+        // The slot has been replaced; this thread was all that was left of it.
+        self.lock().abandoned -= 1;
+        return;
+      }
+      failure = initialized.take();
+      if may_strike_the_next && let Err(error) = interrupt::all_have_struck() {
+        failure = Some(Error::new(Code::Internal, error.to_string()));
+      }
+      if is_first && failure.is_some() {
+        break;
+      }
+    }
+    let mut queue = self.lock();
+    queue.slots.retain(|other| !Arc::ptr_eq(other, &slot));
+    let closed = queue.closed_callbacks();
+    drop(queue);
+    // Whoever waits for the end may count on it that all is freed.
+    drop(slot);
+    closed.into_iter().for_each(|closed| closed());
+  }
+
+  /// Whether there is nothing to do any more.
+  fn is_over(&self) -> bool {
+    let queue = self.lock();
+    queue.is_closed && queue.waiting.is_empty()
+  }
+
+  /// Waits for a call and hands it to `accept` under the queue's lock; what `accept` gives back is
+  /// taken. `None` when the queue is closed and empty.
+  fn take<T>(&self, accept: impl FnOnce(&mut Queue, Call) -> Option<T>) -> Option<T> {
+    let mut queue = self.lock();
+    loop {
+      if let Some(call) = queue.waiting.pop_front() {
+        return accept(&mut queue, call);
+      }
+      if queue.is_closed {
         return None;
       }
-      state = self
+      queue = self
         .changed
-        .wait(state)
+        .wait(queue)
         .unwrap_or_else(PoisonError::into_inner);
     }
   }
 
-  /// Counts a worker out; the last one says that the plugin is closed.
-  fn leave(&self) {
-    let mut state = self.lock();
-    state.workers -= 1;
-    let closed = match state.workers {
-      0 => std::mem::take(&mut state.on_closed),
-      _ => Vec::new(),
+  /// Ends a call that somebody has taken from the queue or from a record.
+  fn end(&self, done: Done, result: Result<Vec<u8>>) {
+    // Counted out first: who has seen a result can count on a free place.
+    self.lock().unfinished -= 1;
+    done(result);
+  }
+
+  /// Gives up a thread that does not heed its interruption, and starts another in its place.
+  /// Returns the calls that nobody can serve any more.
+  fn abandon(&self, slot: &Arc<Slot>) -> VecDeque<Call> {
+    let mut queue = self.lock();
+    let mut record = slot.lock();
+    let is_due = |in_flight: &InFlight| in_flight.abandon_at.is_some_and(|at| at <= Instant::now());
+    if !record.in_flight.as_ref().is_some_and(is_due) {
+      return VecDeque::new();
+    }
+    if queue.abandoned >= MAX_ABANDONED && !queue.is_closed {
+      record.is_stuck = true;
+      if let Some(in_flight) = &mut record.in_flight {
+        in_flight.abandon_at = None;
+      }
+      drop(record);
+      return match queue.all_are_stuck() {
+        true => {
+          let waiting = std::mem::take(&mut queue.waiting);
+          queue.unfinished -= waiting.len();
+          waiting
+        }
+        false => VecDeque::new(),
+      };
+    }
+    record.is_abandoned = true;
+    let compiled = slot.compiled.clone();
+    drop(record);
+    queue.abandoned += 1;
+    queue.slots.retain(|other| !Arc::ptr_eq(other, slot));
+    let replacement = Slot::new(compiled);
+    queue.slots.push(Arc::clone(&replacement));
+    drop(queue);
+    let Some(shared) = self.this.upgrade() else {
+      return VecDeque::new();
     };
-    drop(state);
-    closed.into_iter().for_each(|closed| closed());
+    let body = move || {
+      // A failure of this is one of the runtime; the instance will meet it too.
+      let _ = interrupt::all_have_struck();
+      shared.serve(replacement, None);
+    };
+    if spawn(body).is_err() {
+      // There is no thread to be had. The slot stays, without one, as if it were stuck.
+      let mut queue = self.lock();
+      if let Some(slot) = queue.slots.last() {
+        slot.lock().is_stuck = true;
+      }
+      if queue.all_are_stuck() {
+        let waiting = std::mem::take(&mut queue.waiting);
+        queue.unfinished -= waiting.len();
+        return waiting;
+      }
+    }
+    VecDeque::new()
   }
 }
 
-fn received(is_ready: &Receiver<Result<()>>) -> Result<()> {
-  // A thread that panicked drops its sender.
-  is_ready.recv().unwrap_or_else(|_| Err(panicked()))
+impl Watched for Shared {
+  fn look(&self, now: Instant) -> Option<Instant> {
+    let mut next: Option<Instant> = None;
+    let slots = self.lock().slots.clone();
+    for slot in &slots {
+      let mut record = slot.lock();
+      let Some(in_flight) = &mut record.in_flight else {
+        continue;
+      };
+      if in_flight.abandon_at.is_some_and(|at| at <= now) {
+        drop(record);
+        for call in self.abandon(slot) {
+          (call.done)(Err(all_are_stuck()));
+        }
+        continue;
+      }
+      let is_late = in_flight.deadline.is_some_and(|deadline| deadline <= now);
+      let mut ended = None;
+      if is_late && let Some(done) = in_flight.done.take() {
+        ended = Some((done, in_flight.number.is_some(), timed_out(in_flight)));
+        record.interrupt();
+      }
+      let due = record
+        .in_flight
+        .as_ref()
+        .and_then(|in_flight| in_flight.abandon_at.or(in_flight.deadline));
+      drop(record);
+      next = next.into_iter().chain(due).min();
+      match ended {
+        Some((done, true, error)) => self.end(done, Err(error)),
+        Some((done, false, error)) => done(Err(error)),
+        None => {}
+      }
+    }
+    next
+  }
 }
 
-fn panicked() -> Error {
+/// Where the initialization of an instance leaves what went wrong with it.
+type Failure = Arc<Mutex<Option<Error>>>;
+
+trait TakeFailure {
+  fn take(&self) -> Option<Error>;
+}
+
+impl TakeFailure for Failure {
+  fn take(&self) -> Option<Error> {
+    self.lock().unwrap_or_else(PoisonError::into_inner).take()
+  }
+}
+
+impl Slot {
+  fn new(compiled: Compiled) -> Arc<Self> {
+    Arc::new(Self {
+      compiled,
+      record: Mutex::default(),
+    })
+  }
+
+  fn lock(&self) -> MutexGuard<'_, Record> {
+    self.record.lock().unwrap_or_else(PoisonError::into_inner)
+  }
+
+  /// Records that a new instance is about to initialize itself. If that fails, the failure is told
+  /// to `ready`, if there is one, and is found in what is returned.
+  fn begin_initialization(
+    &self,
+    interrupt: CancelHandle,
+    limit: Duration,
+    ready: Option<SyncSender<Result<()>>>,
+  ) -> Failure {
+    let failure = Failure::default();
+    let found = Arc::clone(&failure);
+    let deadline = Instant::now().checked_add(limit);
+    *self.lock() = Record {
+      in_flight: Some(InFlight {
+        number: None,
+        deadline,
+        limit,
+        done: Some(Box::new(move |result| {
+          let result = result.map(drop);
+          if let Err(error) = &result {
+            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+          }
+          if let Some(ready) = ready {
+            let _ = ready.send(result);
+          }
+        })),
+        abandon_at: None,
+      }),
+      interrupt: Some(interrupt),
+      ..Record::default()
+    };
+    if let Some(deadline) = deadline {
+      watchdog::expect(deadline);
+    }
+    failure
+  }
+}
+
+impl Record {
+  /// Interrupts the instance that runs, if there is one.
+  fn interrupt(&mut self) {
+    let Some(interrupt) = self.interrupt.take() else {
+      return;
+    };
+    self.is_interrupted = true;
+    // Fails only when Extism's timer has gone, with the process.
+    let _ = interrupt.cancel();
+    if let Some(in_flight) = &mut self.in_flight {
+      let abandon_at = Instant::now() + GRACE;
+      in_flight.abandon_at = Some(abandon_at);
+      watchdog::expect(abandon_at);
+    }
+  }
+}
+
+/// What an instance sees of its slot.
+struct Server {
+  shared: Arc<Shared>,
+  slot: Arc<Slot>,
+  must_be_replaced: Cell<bool>,
+}
+
+impl Jobs for Server {
+  fn initialized(&self) {
+    let in_flight = self.slot.lock().in_flight.take();
+    if let Some(done) = in_flight.and_then(|in_flight| in_flight.done) {
+      done(Ok(Vec::new()));
+    }
+  }
+
+  fn next(&self) -> Option<instance::Job> {
+    if self.must_be_replaced.get() || self.slot.lock().is_interrupted {
+      return None;
+    }
+    self.shared.take(|queue, call| {
+      let mut record = self.slot.lock();
+      if record.is_interrupted {
+        // While it waited: the plugin is going away.
+        drop(record);
+        queue.waiting.push_front(call);
+        return None;
+      }
+      let timeout = call.timeout.or(self.shared.limits.timeout);
+      let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+      record.in_flight = Some(InFlight {
+        number: Some(call.number),
+        deadline,
+        limit: timeout.unwrap_or_default(),
+        done: Some(call.done),
+        abandon_at: None,
+      });
+      drop(record);
+      if let Some(deadline) = deadline {
+        watchdog::expect(deadline);
+      }
+      Some(instance::Job {
+        export: call.export,
+        input: call.input,
+      })
+    })
+  }
+
+  fn done(&self, finished: Finished) {
+    let in_flight = self.slot.lock().in_flight.take();
+    if finished.kernel_bytes > self.shared.limits.max_idle_memory {
+      self.must_be_replaced.set(true);
+    }
+    if let Some(done) = in_flight.and_then(|in_flight| in_flight.done) {
+      self
+        .shared
+        .end(done, finished.result.map_err(error_of_call));
+    }
+  }
+}
+
+fn spawn(body: impl FnOnce() + Send + 'static) -> Result<()> {
+  thread::Builder::new()
+    .name("extism-instance".to_owned())
+    .spawn(body)
+    .map(drop)
+    .map_err(|error| cannot_start(&error))
+}
+
+fn cannot_start(error: &std::io::Error) -> Error {
   Error::new(
     Code::Internal,
-    "the runtime panicked; the instance is replaced",
+    format!("cannot start a thread for the plugin: {error}"),
   )
 }
 
-fn work(queue: &Queue, mut instance: Instance) {
-  while let Some(job) = queue.next() {
-    let call = AssertUnwindSafe(|| instance.call(&job.function, &job.input));
-    let result = catch_unwind(call).unwrap_or_else(|_| Err(panicked()));
-    // Counted out first: who has seen a result can count on a free place.
-    queue.lock().unfinished -= 1;
-    (job.done)(result);
+fn received(is_ready: &Receiver<Result<()>>) -> Result<()> {
+  let gone = || Error::new(Code::Internal, "a thread of the plugin ended too early");
+  is_ready.recv().unwrap_or_else(|_| Err(gone()))
+}
+
+fn all_are_stuck() -> Error {
+  Error::new(
+    Code::Unavailable,
+    "all threads of the plugin are stuck in calls of the host that do not return",
+  )
+}
+
+fn timed_out(in_flight: &InFlight) -> Error {
+  let what = match in_flight.number {
+    Some(_) => "it",
+    None => "the plugin's initialization",
+  };
+  Error::new(
+    Code::Timeout,
+    format!(
+      "EXTISM: call canceled due to timeout, {what} ran longer than {} ms",
+      in_flight.limit.as_millis()
+    ),
+  )
+}
+
+fn error_of_call(error: CallError) -> Error {
+  match error {
+    CallError::Failed { .. } => Error::new(
+      Code::PluginError,
+      format!("Plugin-originated error: {error}"),
+    ),
+    CallError::OutputTooLarge { .. } => Error::new(Code::OutputTooLarge, error.to_string()),
+  }
+}
+
+/// What a call, or an initialization, is told that was in flight when its instance ended.
+fn error_of(ending: Ending) -> Error {
+  match ending {
+    Ending::Trapped(what) => Error::new(Code::Trap, format!("the plugin trapped: {what}")),
+    Ending::OutOfMemory => Error::new(
+      Code::OutOfMemory,
+      "the plugin asked for more memory than its limit",
+    ),
+    Ending::HostFunction(message) => Error::new(Code::HostFunctionError, message),
+    Ending::Exited(code) => Error::new(
+      Code::PluginError,
+      format!("Plugin-originated error: the plugin exited with the code {code}"),
+    ),
+    // Without a record of ours: the plugin is going away.
+    Ending::Interrupted => Error::new(Code::Closed, "the plugin is closed"),
+    Ending::Panicked(_) | Ending::Stopped | Ending::Spent => Error::new(
+      Code::Internal,
+      format!("the plugin's instance ended without an answer ({ending:?})"),
+    ),
   }
 }

@@ -1,0 +1,390 @@
+//! Writes the two modules that are made for each plugin: the driver, which Extism calls, and the
+//! gate, through which guests reach host functions.
+//!
+//! Both speak to the host by the functions of [`HOST`]. The host's part is in `instance.rs` and
+//! `host/`, and the types here and there must agree; Wasmtime refuses to link where they do not.
+//!
+//! The host never allocates in the kernel. Where it has bytes for a guest it says how many; the
+//! driver or the gate asks the guard for a block, and has the host fill it ([`TAKE`]).
+
+use wasm_encoder::{
+  BlockType, CodeSection, ConstExpr, ElementSection, Elements, EntityType, ExportKind,
+  ExportSection, Function, FunctionSection, ImportSection, Instruction, Module, RefType,
+  TableSection, TableType, TypeSection, ValType,
+};
+
+use super::names::{self, GUARD, HOST, RUN};
+use super::types::{FunctionType, ValueType};
+
+/// `() -> ()`: every module has been initialized.
+pub const INITIALIZED: &str = "initialized";
+/// `() -> (export: i32, length: i64)`: waits for a job. The export's number in the driver's table,
+/// or a negative number when there are no more jobs; the length of the input.
+pub const NEXT: &str = "next";
+/// `(offset: i64, length: i64)`: fills a block with the bytes that the host has ready.
+pub const TAKE: &str = "take";
+/// `(code: i32, output offset: i64, output length: i64, error offset: i64, error length: i64,
+/// kernel memory: i64) -> (go on: i32)`: a job has ended.
+pub const DONE: &str = "done";
+/// As [`DONE`], without a result: the guest has exited. It does not return.
+pub const EXIT: &str = "exit";
+/// The gate's `proc_exit`. It is not WASI's, because a guest that exits with code 0 has ended well,
+/// and its output must be read; and because the code is then known from our own record and not from
+/// a message.
+pub const PROC_EXIT: &str = "proc_exit";
+
+/// The type of [`PROC_EXIT`].
+pub fn proc_exit_type() -> FunctionType {
+  FunctionType::new([ValueType::I32], [])
+}
+
+/// What the host is told when a job has ended, after the code: functions of the guard.
+const RESULT: [&str; 5] = [
+  "output_offset",
+  "output_length",
+  "error_get",
+  "control.error_length",
+  "memory_bytes",
+];
+
+/// The type of [`DONE`] and of [`EXIT`].
+fn result_type(results: &[ValueType]) -> FunctionType {
+  let mut params = vec![ValueType::I32];
+  params.extend([ValueType::I64; RESULT.len()]);
+  FunctionType::new(params, results.iter().copied())
+}
+
+/// A function that the driver calls once, before the first job.
+#[derive(Clone, Debug)]
+pub struct Initializer {
+  /// The prepared module.
+  pub module: String,
+  /// Its export.
+  pub export: String,
+  /// Its type. Arguments are zeros, results are dropped.
+  pub function: FunctionType,
+}
+
+/// An export of the main module that jobs may name.
+#[derive(Clone, Debug)]
+pub struct Callable {
+  /// The export, as the prepared module has it.
+  pub export: String,
+  /// Whether it returns a code. The other type is `() -> ()`, which counts as code 0.
+  pub returns_code: bool,
+}
+
+/// Writes the driver. `main` is the prepared main module's name; the place of an export in
+/// `callables` is the number that the host function `next` returns for it.
+pub fn driver(initializers: &[Initializer], main: &str, callables: &[Callable]) -> Vec<u8> {
+  use ValueType::{I32, I64};
+
+  let mut builder = Builder::default();
+  let initialized = builder.import(HOST, INITIALIZED, &FunctionType::default());
+  let next = builder.import(HOST, NEXT, &FunctionType::new([], [I32, I64]));
+  let take = builder.import(HOST, TAKE, &FunctionType::new([I64, I64], []));
+  let done = builder.import(HOST, DONE, &result_type(&[I32]));
+  let reset = builder.import(GUARD, "control.reset", &FunctionType::default());
+  let input = builder.import(GUARD, "control.input", &FunctionType::new([I64], [I64]));
+  let result = builder.import_result();
+  let initializers = initializers
+    .iter()
+    .map(|initializer| {
+      let function = builder.import(
+        &initializer.module,
+        &initializer.export,
+        &initializer.function,
+      );
+      (function, initializer)
+    })
+    .collect::<Vec<_>>();
+  let plain = FunctionType::default();
+  let coded = FunctionType::new([], [I32]);
+  let exports = callables
+    .iter()
+    .map(|callable| {
+      let function = if callable.returns_code {
+        &coded
+      } else {
+        &plain
+      };
+      builder.import(main, &callable.export, function)
+    })
+    .collect::<Vec<_>>();
+
+  let plain_type = builder.type_of(&plain);
+  let coded_type = builder.type_of(&coded);
+
+  // The locals of the loop.
+  let (export, length, offset, code) = (0, 1, 2, 3);
+  let mut body = Function::new([(1, ValType::I32), (2, ValType::I64), (1, ValType::I32)]);
+  let mut write = |instruction: Instruction<'_>| {
+    body.instruction(&instruction);
+  };
+
+  // A guest may call the host from its initialization, and the host may hand out bytes then.
+  write(Instruction::Call(reset));
+  for (function, initializer) in initializers {
+    for param in &initializer.function.params {
+      write(zero(*param));
+    }
+    write(Instruction::Call(function));
+    for _ in &initializer.function.results {
+      write(Instruction::Drop);
+    }
+  }
+  write(Instruction::Call(initialized));
+
+  write(Instruction::Loop(BlockType::Empty));
+  {
+    write(Instruction::Call(reset));
+    write(Instruction::Call(next));
+    write(Instruction::LocalSet(length));
+    write(Instruction::LocalTee(export));
+    write(Instruction::I32Const(0));
+    write(Instruction::I32LtS);
+    write(Instruction::If(BlockType::Empty));
+    write(Instruction::Return);
+    write(Instruction::End);
+
+    write(Instruction::LocalGet(length));
+    write(Instruction::Call(input));
+    write(Instruction::LocalTee(offset));
+    write(Instruction::I64Const(0));
+    write(Instruction::I64Ne);
+    write(Instruction::If(BlockType::Empty));
+    write(Instruction::LocalGet(offset));
+    write(Instruction::LocalGet(length));
+    write(Instruction::Call(take));
+    write(Instruction::End);
+
+    // What is in the second table returns a code; what is not, is in the first.
+    write(Instruction::I32Const(0));
+    write(Instruction::LocalSet(code));
+    write(Instruction::LocalGet(export));
+    write(Instruction::TableGet(1));
+    write(Instruction::RefIsNull);
+    write(Instruction::If(BlockType::Empty));
+    write(Instruction::LocalGet(export));
+    write(Instruction::CallIndirect {
+      type_index: plain_type,
+      table_index: 0,
+    });
+    write(Instruction::Else);
+    write(Instruction::LocalGet(export));
+    write(Instruction::CallIndirect {
+      type_index: coded_type,
+      table_index: 1,
+    });
+    write(Instruction::LocalSet(code));
+    write(Instruction::End);
+
+    write(Instruction::LocalGet(code));
+    for function in result {
+      write(Instruction::Call(function));
+    }
+    write(Instruction::Call(done));
+    write(Instruction::BrIf(0));
+  }
+  write(Instruction::End);
+  write(Instruction::End);
+
+  let run = builder.define(&plain, body);
+  builder.exports.export(RUN, ExportKind::Func, run);
+
+  // Two tables of the same length: what is without a code is in the first, the rest in the
+  // second.
+  for _ in 0..2 {
+    builder.tables.table(TableType {
+      element_type: RefType::FUNCREF,
+      table64: false,
+      minimum: exports.len() as u64,
+      maximum: Some(exports.len() as u64),
+      shared: false,
+    });
+  }
+  for (place, (function, callable)) in exports.iter().zip(callables).enumerate() {
+    builder.elements.active(
+      Some(u32::from(callable.returns_code)),
+      &ConstExpr::i32_const(place as i32),
+      Elements::Functions(vec![*function].into()),
+    );
+  }
+  builder.finish()
+}
+
+/// Writes the gate: for each host function one of the same type, which adds to every argument that
+/// may be an offset the length of the live block that starts there (0 where none does), and turns
+/// bytes that the host answers with into a block of the guest. And [`PROC_EXIT`].
+///
+/// A host function that is [`answers_bytes`] has a second result in the host: how many bytes it
+/// has for [`TAKE`], or a negative number when its first result is a plain number.
+pub fn gate(functions: &[(usize, FunctionType)]) -> Vec<u8> {
+  use ValueType::I64;
+
+  let mut builder = Builder::default();
+  let length = builder.import(GUARD, "length", &FunctionType::new([I64], [I64]));
+  let alloc = builder.import(GUARD, "control.alloc", &FunctionType::new([I64], [I64]));
+  let take = builder.import(HOST, TAKE, &FunctionType::new([I64, I64], []));
+  let exit = builder.import(HOST, EXIT, &result_type(&[]));
+  let result = builder.import_result();
+  let inner = functions
+    .iter()
+    .map(|(number, function)| builder.import(HOST, &names::function(*number), &host_type(function)))
+    .collect::<Vec<_>>();
+
+  for ((number, function), inner) in functions.iter().zip(inner) {
+    // Locals: the parameters, then the number of bytes and the offset.
+    let bytes = function.params.len() as u32;
+    let offset = bytes + 1;
+    let mut body = Function::new([(2, ValType::I64)]);
+    let mut write = |instruction: Instruction<'_>| {
+      body.instruction(&instruction);
+    };
+    for (param, value) in function.params.iter().enumerate() {
+      write(Instruction::LocalGet(param as u32));
+      if *value == I64 {
+        write(Instruction::LocalGet(param as u32));
+        write(Instruction::Call(length));
+      }
+    }
+    write(Instruction::Call(inner));
+    if answers_bytes(function) {
+      write(Instruction::LocalSet(bytes));
+      write(Instruction::LocalSet(offset));
+      write(Instruction::LocalGet(bytes));
+      write(Instruction::I64Const(0));
+      write(Instruction::I64LtS);
+      write(Instruction::If(BlockType::Empty));
+      write(Instruction::LocalGet(offset));
+      write(Instruction::Return);
+      write(Instruction::End);
+
+      write(Instruction::LocalGet(bytes));
+      write(Instruction::Call(alloc));
+      write(Instruction::LocalTee(offset));
+      write(Instruction::I64Const(0));
+      write(Instruction::I64Ne);
+      write(Instruction::If(BlockType::Empty));
+      write(Instruction::LocalGet(offset));
+      write(Instruction::LocalGet(bytes));
+      write(Instruction::Call(take));
+      write(Instruction::End);
+      write(Instruction::LocalGet(offset));
+    }
+    write(Instruction::End);
+    let function = builder.define(function, body);
+    builder
+      .exports
+      .export(&names::function(*number), ExportKind::Func, function);
+  }
+
+  let mut body = Function::new([]);
+  body.instruction(&Instruction::LocalGet(0));
+  for function in result {
+    body.instruction(&Instruction::Call(function));
+  }
+  body
+    .instruction(&Instruction::Call(exit))
+    .instruction(&Instruction::Unreachable)
+    .instruction(&Instruction::End);
+  let function = builder.define(&proc_exit_type(), body);
+  builder
+    .exports
+    .export(PROC_EXIT, ExportKind::Func, function);
+  builder.finish()
+}
+
+/// Whether a host function of this type may answer with bytes: it returns one i64.
+pub fn answers_bytes(function: &FunctionType) -> bool {
+  function.results == [ValueType::I64]
+}
+
+/// The type of a host function as the gate imports it and the host defines it.
+pub fn host_type(function: &FunctionType) -> FunctionType {
+  let mut host = FunctionType::default();
+  for param in &function.params {
+    host.params.push(*param);
+    if *param == ValueType::I64 {
+      host.params.push(ValueType::I64);
+    }
+  }
+  host.results.extend(&function.results);
+  if answers_bytes(function) {
+    host.results.push(ValueType::I64);
+  }
+  host
+}
+
+fn zero(value: ValueType) -> Instruction<'static> {
+  match value {
+    ValueType::I32 => Instruction::I32Const(0),
+    ValueType::I64 => Instruction::I64Const(0),
+    ValueType::F32 => Instruction::F32Const(0.0.into()),
+    ValueType::F64 => Instruction::F64Const(0.0.into()),
+  }
+}
+
+/// A module in the making. Imports come first, so they are all asked for before the first function
+/// is defined.
+#[derive(Default)]
+struct Builder {
+  types: TypeSection,
+  known: Vec<FunctionType>,
+  imports: ImportSection,
+  functions: FunctionSection,
+  tables: TableSection,
+  exports: ExportSection,
+  elements: ElementSection,
+  code: CodeSection,
+}
+
+impl Builder {
+  fn type_of(&mut self, function: &FunctionType) -> u32 {
+    if let Some(index) = self.known.iter().position(|known| known == function) {
+      return index as u32;
+    }
+    self.types.ty().function(
+      function.params.iter().map(|value| ValType::from(*value)),
+      function.results.iter().map(|value| ValType::from(*value)),
+    );
+    self.known.push(function.clone());
+    (self.known.len() - 1) as u32
+  }
+
+  /// Returns the index of the function.
+  fn import(&mut self, module: &str, name: &str, function: &FunctionType) -> u32 {
+    let function = self.type_of(function);
+    self
+      .imports
+      .import(module, name, EntityType::Function(function));
+    self.imports.len() - 1
+  }
+
+  /// Returns the indices of the functions of [`RESULT`].
+  fn import_result(&mut self) -> [u32; RESULT.len()] {
+    let number = FunctionType::new([], [ValueType::I64]);
+    RESULT.map(|name| self.import(GUARD, name, &number))
+  }
+
+  /// Returns the index of the function.
+  fn define(&mut self, function: &FunctionType, body: Function) -> u32 {
+    let function = self.type_of(function);
+    self.functions.function(function);
+    self.code.function(&body);
+    self.imports.len() + self.functions.len() - 1
+  }
+
+  fn finish(self) -> Vec<u8> {
+    let mut module = Module::new();
+    module
+      .section(&self.types)
+      .section(&self.imports)
+      .section(&self.functions)
+      .section(&self.tables)
+      .section(&self.exports)
+      .section(&self.elements)
+      .section(&self.code);
+    module.finish()
+  }
+}

@@ -1,0 +1,269 @@
+//! The types of functions that cross the border between guest and host, and two tables of them: the
+//! kernel's and WASI's.
+
+use std::fmt;
+
+/// A number that a function takes or returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "their names are WebAssembly's")]
+pub enum ValueType {
+  I32,
+  I64,
+  F32,
+  F64,
+}
+
+impl ValueType {
+  /// `None` for vectors and references: no host function takes or returns them.
+  pub fn from_wasm(value: wasmparser::ValType) -> Option<Self> {
+    match value {
+      wasmparser::ValType::I32 => Some(Self::I32),
+      wasmparser::ValType::I64 => Some(Self::I64),
+      wasmparser::ValType::F32 => Some(Self::F32),
+      wasmparser::ValType::F64 => Some(Self::F64),
+      _ => None,
+    }
+  }
+}
+
+impl From<ValueType> for wasm_encoder::ValType {
+  fn from(value: ValueType) -> Self {
+    match value {
+      ValueType::I32 => Self::I32,
+      ValueType::I64 => Self::I64,
+      ValueType::F32 => Self::F32,
+      ValueType::F64 => Self::F64,
+    }
+  }
+}
+
+impl From<ValueType> for extism::ValType {
+  fn from(value: ValueType) -> Self {
+    match value {
+      ValueType::I32 => Self::I32,
+      ValueType::I64 => Self::I64,
+      ValueType::F32 => Self::F32,
+      ValueType::F64 => Self::F64,
+    }
+  }
+}
+
+/// The type of a function whose parameters and results are all numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FunctionType {
+  /// What it takes.
+  pub params: Vec<ValueType>,
+  /// What it gives.
+  pub results: Vec<ValueType>,
+}
+
+impl FunctionType {
+  /// A function that takes and gives these.
+  pub fn new(
+    params: impl IntoIterator<Item = ValueType>,
+    results: impl IntoIterator<Item = ValueType>,
+  ) -> Self {
+    Self {
+      params: params.into_iter().collect(),
+      results: results.into_iter().collect(),
+    }
+  }
+
+  /// `None` where a vector or a reference occurs.
+  pub fn from_wasm(function: &wasmparser::FuncType) -> Option<Self> {
+    let numbers = |values: &[wasmparser::ValType]| {
+      values
+        .iter()
+        .map(|value| ValueType::from_wasm(*value))
+        .collect::<Option<Vec<_>>>()
+    };
+    Some(Self {
+      params: numbers(function.params())?,
+      results: numbers(function.results())?,
+    })
+  }
+
+  /// Reads the notation of the tables below: one letter a number (`i` i32, `l` i64), parameters,
+  /// a colon, results.
+  fn from_letters(letters: &str) -> Self {
+    let (params, results) = letters.split_once(':').unwrap_or((letters, ""));
+    let numbers = |letters: &str| {
+      letters
+        .chars()
+        .map(|letter| match letter {
+          'l' => ValueType::I64,
+          _ => ValueType::I32,
+        })
+        .collect::<Vec<_>>()
+    };
+    Self {
+      params: numbers(params),
+      results: numbers(results),
+    }
+  }
+}
+
+impl fmt::Display for FunctionType {
+  fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let list = |values: &[ValueType]| {
+      values
+        .iter()
+        .map(|value| match value {
+          ValueType::I32 => "i32",
+          ValueType::I64 => "i64",
+          ValueType::F32 => "f32",
+          ValueType::F64 => "f64",
+        })
+        .collect::<Vec<_>>()
+        .join(", ")
+    };
+    write!(
+      formatter,
+      "({}) -> ({})",
+      list(&self.params),
+      list(&self.results)
+    )
+  }
+}
+
+/// The kernel's functions. The guard exports each under the same name.
+const KERNEL: [(&str, &str); 20] = [
+  ("alloc", "l:l"),
+  ("error_get", ":l"),
+  ("error_set", "l:"),
+  ("free", "l:"),
+  ("input_length", ":l"),
+  ("input_load_u64", "l:l"),
+  ("input_load_u8", "l:i"),
+  ("input_offset", ":l"),
+  ("input_set", "ll:"),
+  ("length", "l:l"),
+  ("length_unsafe", "l:l"),
+  ("load_u64", "l:l"),
+  ("load_u8", "l:i"),
+  ("memory_bytes", ":l"),
+  ("output_length", ":l"),
+  ("output_offset", ":l"),
+  ("output_set", "ll:"),
+  ("reset", ":"),
+  ("store_u64", "ll:"),
+  ("store_u8", "li:"),
+];
+
+/// The functions of WASI preview 1, without `proc_exit`, which is the gate's.
+const WASI: [(&str, &str); 45] = [
+  ("args_get", "ii:i"),
+  ("args_sizes_get", "ii:i"),
+  ("clock_res_get", "ii:i"),
+  ("clock_time_get", "ili:i"),
+  ("environ_get", "ii:i"),
+  ("environ_sizes_get", "ii:i"),
+  ("fd_advise", "illi:i"),
+  ("fd_allocate", "ill:i"),
+  ("fd_close", "i:i"),
+  ("fd_datasync", "i:i"),
+  ("fd_fdstat_get", "ii:i"),
+  ("fd_fdstat_set_flags", "ii:i"),
+  ("fd_fdstat_set_rights", "ill:i"),
+  ("fd_filestat_get", "ii:i"),
+  ("fd_filestat_set_size", "il:i"),
+  ("fd_filestat_set_times", "illi:i"),
+  ("fd_pread", "iiili:i"),
+  ("fd_prestat_dir_name", "iii:i"),
+  ("fd_prestat_get", "ii:i"),
+  ("fd_pwrite", "iiili:i"),
+  ("fd_read", "iiii:i"),
+  ("fd_readdir", "iiili:i"),
+  ("fd_renumber", "ii:i"),
+  ("fd_seek", "ilii:i"),
+  ("fd_sync", "i:i"),
+  ("fd_tell", "ii:i"),
+  ("fd_write", "iiii:i"),
+  ("path_create_directory", "iii:i"),
+  ("path_filestat_get", "iiiii:i"),
+  ("path_filestat_set_times", "iiiilli:i"),
+  ("path_link", "iiiiiii:i"),
+  ("path_open", "iiiiillii:i"),
+  ("path_readlink", "iiiiii:i"),
+  ("path_remove_directory", "iii:i"),
+  ("path_rename", "iiiiii:i"),
+  ("path_symlink", "iiiii:i"),
+  ("path_unlink_file", "iii:i"),
+  ("poll_oneoff", "iiii:i"),
+  ("proc_raise", "i:i"),
+  ("random_get", "ii:i"),
+  ("sched_yield", ":i"),
+  ("sock_accept", "iii:i"),
+  ("sock_recv", "iiiiii:i"),
+  ("sock_send", "iiiii:i"),
+  ("sock_shutdown", "ii:i"),
+];
+
+/// The type of a function of the kernel that guests may import.
+pub fn kernel(name: &str) -> Option<FunctionType> {
+  find(&KERNEL, name)
+}
+
+/// The type of a function of WASI that guests may import, `proc_exit` excepted.
+pub fn wasi(name: &str) -> Option<FunctionType> {
+  find(&WASI, name)
+}
+
+fn find(table: &[(&str, &str)], name: &str) -> Option<FunctionType> {
+  table
+    .iter()
+    .find(|(entry, _)| *entry == name)
+    .map(|(_, letters)| FunctionType::from_letters(letters))
+}
+
+#[cfg(test)]
+mod tests {
+  use wasm_encoder::{EntityType, ImportSection, Module, TypeSection, ValType};
+
+  use super::*;
+  use crate::plugin::instance::{CompileOptions, Compiled};
+  use crate::plugin::names;
+  use crate::plugin::prepare::{Limits, Options, Source, prepare};
+
+  /// The tables are right when a module that imports all of them can be linked: the guard and
+  /// Wasmtime have the last word.
+  #[test]
+  fn everything_in_the_tables_can_be_linked() {
+    let mut types = TypeSection::new();
+    let mut imports = ImportSection::new();
+    let kernel = KERNEL.iter().map(|entry| (names::KERNEL, entry));
+    let wasi = WASI.iter().map(|entry| (names::WASI, entry));
+    for (module, (name, letters)) in kernel.chain(wasi) {
+      let function = FunctionType::from_letters(letters);
+      types.ty().function(
+        function.params.into_iter().map(ValType::from),
+        function.results.into_iter().map(ValType::from),
+      );
+      imports.import(module, name, EntityType::Function(types.len() - 1));
+    }
+    let mut module = Module::new();
+    module.section(&types).section(&imports);
+    let bytes = module.finish();
+
+    let prepared = prepare(
+      &[Source {
+        name: None,
+        bytes: &bytes,
+      }],
+      &Options {
+        wasi: true,
+        limits: Limits::default(),
+        functions: &[],
+      },
+    )
+    .unwrap();
+    let options = CompileOptions {
+      wasi: true,
+      ..CompileOptions::default()
+    };
+    Compiled::new(&prepared, &[], &options)
+      .unwrap()
+      .instantiate()
+      .unwrap();
+  }
+}

@@ -1,0 +1,783 @@
+//! Guests that attack the host. What Extism lets through ends the process, or hangs it, so each
+//! attack runs in a child process. It must end with an error or an empty value, and the process
+//! must be sound afterwards: an honest plugin is run after each.
+
+mod common;
+
+use common::{Report, World, guest, in_child, wat};
+use extism_host::plugin::instance::{CallError, Ending};
+
+/// How an attack ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+  /// The guard or the kernel stops it.
+  Trap,
+  /// A host function finds that it was passed nothing, and says so.
+  Refused,
+  /// The call ends well, without an output.
+  Empty,
+  /// The call fails with the message "ok", which the attack set.
+  Message,
+}
+
+fn outcome(report: &Report) -> Outcome {
+  match (&report.ending, report.results.first()) {
+    (Ending::Trapped(message), None) => {
+      assert!(!message.contains("internal"), "{message}");
+      Outcome::Trap
+    }
+    (Ending::HostFunction(_), None) => Outcome::Refused,
+    (Ending::Stopped, Some(finished)) => match &finished.result {
+      Ok(output) if output.is_empty() => Outcome::Empty,
+      Err(CallError::Failed {
+        message: Some(message),
+        ..
+      }) if message == "ok" => Outcome::Message,
+      other => panic!("{other:?}"),
+    },
+    other => panic!("{other:?}"),
+  }
+}
+
+/// Runs `body` as the function `attack`, with 16 bytes of input and "ok", "color", "hello" in
+/// memory.
+fn attack(body: &str) -> Report {
+  let attacker = World::new().load(&[(None, &attacker(body))]);
+  let report = attacker.run(&[("attack", b"sixteen bytes in")]);
+  let after = attacker.run(&[("echo", b"still here")]);
+  assert_eq!(after.outputs(), ["still here"]);
+  report
+}
+
+fn attacker(body: &str) -> Vec<u8> {
+  guest(&format!(
+    r#"(data (i32.const 0) "ok")
+           (data (i32.const 16) "color")
+           (data (i32.const 32) "hello")
+           (func $color (result i64) (call $block (i32.const 16) (i32.const 5)))
+           (func $hello (result i64) (call $block (i32.const 32) (i32.const 5)))
+           (func $ok (result i64) (call $block (i32.const 0) (i32.const 2)))
+           ;; Writes 64 bytes of a forged header from here on.
+           (func $scribble (param $at i64) (local $index i64)
+             (loop $next
+               (call $store_u8 (i64.add (local.get $at) (local.get $index)) (i32.const 0x7f))
+               (local.set $index (i64.add (local.get $index) (i64.const 1)))
+               (br_if $next (i64.lt_u (local.get $index) (i64.const 64)))))
+           (func (export "echo") (call $output (call $input_offset)))
+           (func (export "attack") (local $p i64) (local $q i64) (local $r i64) {body})"#
+  ))
+}
+
+fn check(cases: &[(&str, Outcome)]) {
+  for (body, expected) in cases {
+    assert_eq!(outcome(&attack(body)), *expected, "{body}");
+  }
+}
+
+/// Every function that takes an offset, with `$p` in its place.
+const TAKES_OFFSET: [&str; 14] = [
+  "(drop (call $length (local.get $p)))",
+  "(drop (call $length_unsafe (local.get $p)))",
+  "(call $free (local.get $p))",
+  "(drop (call $host_memory_get (local.get $p)))",
+  "(drop (call $config_get (local.get $p)))",
+  "(drop (call $var_get (local.get $p)))",
+  "(call $var_set (local.get $p) (i64.const 0))",
+  "(call $var_set (call $color) (local.get $p))",
+  "(call $log_trace (local.get $p))",
+  "(call $log_debug (local.get $p))",
+  "(call $log_info (local.get $p))",
+  "(call $log_warn (local.get $p))",
+  "(call $log_error (local.get $p))",
+  "(call $error_set (local.get $p)) (call $error_set (i64.const 0))",
+];
+
+#[test]
+fn forged_header() {
+  in_child("forged_header", || {
+    check(&[
+      // The four bytes before the block are the kernel's length of it.
+      (
+        "(local.set $p (call $alloc (i64.const 8)))
+                 (call $store_u8 (i64.sub (local.get $p) (i64.const 1)) (i32.const 0x7f))
+                 (drop (call $host_memory_get (local.get $p)))",
+        Outcome::Trap,
+      ),
+      (
+        "(local.set $p (call $alloc (i64.const 8)))
+                 (call $store_u64 (i64.sub (local.get $p) (i64.const 8)) (i64.const -1))
+                 (call $log_error (local.get $p))",
+        Outcome::Trap,
+      ),
+      // A word that begins inside the block and ends behind it.
+      (
+        "(local.set $p (call $alloc (i64.const 8)))
+                 (drop (call $alloc (i64.const 8)))
+                 (call $store_u64 (i64.add (local.get $p) (i64.const 1)) (i64.const -1))",
+        Outcome::Trap,
+      ),
+      (
+        "(local.set $p (call $alloc (i64.const 7)))
+                 (call $store_u64 (local.get $p) (i64.const -1))",
+        Outcome::Trap,
+      ),
+      // The byte right behind it.
+      (
+        "(local.set $p (call $alloc (i64.const 8)))
+                 (call $store_u8 (i64.add (local.get $p) (i64.const 8)) (i32.const 1))",
+        Outcome::Trap,
+      ),
+      // The root of the kernel, the end of the world, and addresses that wrap.
+      (
+        "(call $store_u8 (i64.const 0) (i32.const 1))",
+        Outcome::Trap,
+      ),
+      (
+        "(call $store_u64 (i64.const 1) (i64.const -1))",
+        Outcome::Trap,
+      ),
+      (
+        "(call $store_u64 (i64.const -1) (i64.const -1))",
+        Outcome::Trap,
+      ),
+      (
+        "(call $store_u64 (i64.const -8) (i64.const -1))",
+        Outcome::Trap,
+      ),
+      (
+        "(local.set $p (call $alloc (i64.const 8)))
+                 (call $store_u8 (i64.add (local.get $p) (i64.const 0x100000000)) (i32.const 1))",
+        Outcome::Trap,
+      ),
+      (
+        "(call $store_u8 (call $memory_bytes) (i32.const 1))",
+        Outcome::Trap,
+      ),
+      // Before, between and behind, after another block was used.
+      (
+        "(local.set $p (call $alloc (i64.const 8)))
+                 (local.set $q (call $alloc (i64.const 8)))
+                 (drop (call $load_u64 (local.get $p)))
+                 (call $store_u8 (i64.sub (local.get $q) (i64.const 1)) (i32.const 1))",
+        Outcome::Trap,
+      ),
+      (
+        "(call $store_u8 (i64.sub (call $input_offset) (i64.const 1)) (i32.const 1))",
+        Outcome::Trap,
+      ),
+    ]);
+  });
+}
+
+#[test]
+fn forged_chain() {
+  in_child("forged_chain", || {
+    // A header forged inside a block of the guest's own: status active, sizes enormous or zero.
+    // What follows it is the start of no block.
+    for header in [
+      "(i64.const 0x7fffffff00000001)",
+      "(i64.const 1)",
+      "(i64.const -1)",
+    ] {
+      for function in TAKES_OFFSET {
+        let report = attack(&format!(
+          "(local.set $p (call $alloc (i64.const 256)))
+                     (call $store_u64 (i64.add (local.get $p) (i64.const 52)) {header})
+                     (call $store_u64 (i64.add (local.get $p) (i64.const 60)) {header})
+                     (local.set $p (i64.add (local.get $p) (i64.const 64)))
+                     {function}"
+        ));
+        let expected = if function.contains("error_set") {
+          Outcome::Trap
+        } else if ["length", "free", "host_memory_get"]
+          .iter()
+          .any(|name| function.contains(name))
+        {
+          Outcome::Empty
+        } else {
+          Outcome::Refused
+        };
+        assert_eq!(outcome(&report), expected, "{function}");
+      }
+    }
+  });
+}
+
+#[test]
+fn forged_after_error_set() {
+  in_child("forged_after_error_set", || {
+    check(&[
+      (
+        "(local.set $p (call $ok))
+                 (call $error_set (local.get $p))
+                 (call $store_u8 (i64.sub (local.get $p) (i64.const 1)) (i32.const 0x7f))",
+        Outcome::Trap,
+      ),
+      // The host reads the error when the call has ended: freed and given away, or not?
+      (
+        "(local.set $p (call $ok))
+                 (call $error_set (local.get $p))
+                 (call $free (local.get $p))
+                 (local.set $q (call $alloc (i64.const 2)))
+                 (call $scribble (local.get $q))",
+        Outcome::Trap,
+      ),
+      (
+        "(local.set $p (call $ok))
+                 (call $error_set (local.get $p))
+                 (call $free (local.get $p))
+                 (local.set $q (call $alloc (i64.const 2)))
+                 (call $store_u8 (local.get $q) (i32.const 0x7f))",
+        Outcome::Message,
+      ),
+      (
+        "(call $error_set (call $ok)) (call $reset)",
+        Outcome::Message,
+      ),
+      (
+        "(call $error_set (i64.add (call $ok) (i64.const 1)))",
+        Outcome::Trap,
+      ),
+      (
+        "(local.set $p (call $ok)) (call $free (local.get $p))
+                 (call $error_set (local.get $p))",
+        Outcome::Trap,
+      ),
+      ("(call $error_set (i64.const -1))", Outcome::Trap),
+      ("(call $error_set (i64.const 1))", Outcome::Trap),
+    ]);
+  });
+}
+
+#[test]
+fn sizes_at_the_limits() {
+  in_child("sizes_at_the_limits", || {
+    // No block: nothing may be read or written there, and the host finds nothing.
+    for size in [
+      "0",
+      "-1",
+      "-2",
+      "-12",
+      "-64",
+      "0x80000000",
+      "0xffffffff",
+      "0x100000000",
+      "0x100000008",
+      "0x1000000000000",
+      "0x1000000000008",
+      "0x7fffffffffffffff",
+      "0x8000000000000000",
+      "0xffffffff00000000",
+      "0xffffffff00000008",
+    ] {
+      check(&[
+        (
+          &format!(
+            "(local.set $p (call $alloc (i64.const {size})))
+                         (if (i64.ne (local.get $p) (i64.const 0)) (then (unreachable)))
+                         (call $output_set (local.get $p) (i64.const 0))
+                         (call $error_set (local.get $p))
+                         (call $log_error (local.get $p))
+                         (drop (call $host_memory_get (local.get $p)))"
+          ),
+          Outcome::Empty,
+        ),
+        (
+          &format!(
+            "(local.set $p (call $alloc (i64.const {size})))
+                         (call $output_set (local.get $p) (i64.const {size}))
+                         (call $store_u8 (local.get $p) (i32.const 1))"
+          ),
+          Outcome::Trap,
+        ),
+      ]);
+    }
+    // As large as can be asked for: more than the limit of the instance.
+    let report = attack("(drop (call $alloc (i64.const 0x7fffffff)))");
+    assert_eq!(report.ending, Ending::OutOfMemory);
+  });
+}
+
+/// The kernel computes what it has left by subtraction. Were it ever to wrap, the blocks after that
+/// would have no memory behind them.
+#[test]
+fn blocks_end_at_the_end_of_a_page() {
+  in_child("blocks_end_at_the_end_of_a_page", || {
+    let plugin = World::new().load(&[(
+      None,
+      &attacker(
+        "(local.set $r (call $input_load_u64 (i64.const 0)))
+                 (local.set $p (call $alloc (local.get $r)))
+                 (local.set $q (call $alloc (i64.const 3000000)))
+                 (call $store_u8 (i64.add (local.get $q) (i64.const 2999999)) (i32.const 1))
+                 (drop (call $load_u64 (i64.add (local.get $q) (i64.const 2999992))))
+                 (call $store_u8
+                   (i64.add (local.get $p) (i64.sub (local.get $r) (i64.const 1)))
+                   (i32.const 1))
+                 (drop (call $host_memory_get (local.get $q)))
+                 (call $log_error (local.get $q))",
+      ),
+    )]);
+    for page in [1, 2, 16, 17, 18, 64] {
+      for distance in 60..200 {
+        let size: u64 = page * 65536 - distance;
+        let report = plugin.run(&[("attack", &size.to_le_bytes())]);
+        assert_eq!(outcome(&report), Outcome::Empty, "{page} {distance}");
+      }
+    }
+  });
+}
+
+#[test]
+fn frees_by_the_host() {
+  in_child("frees_by_the_host", || {
+    // Extism's built-in functions free what they are passed. What is written into that range
+    // afterwards, when another block has been put there, was a header once.
+    let function = [
+      "(drop (call $config_get (local.get $p)))",
+      "(drop (call $var_get (local.get $p)))",
+      "(call $var_set (local.get $p) (i64.const 0))",
+      "(call $var_set (call $color) (local.get $p))",
+      "(call $log_trace (local.get $p))",
+      "(call $log_debug (local.get $p))",
+      "(call $log_info (local.get $p))",
+      "(call $log_warn (local.get $p))",
+      "(call $log_error (local.get $p))",
+      "(drop (call $host_memory_get (local.get $p)))",
+    ];
+    for function in function {
+      // Writes over the whole block are allowed: it is still the guest's, and no header is in
+      // it.
+      check(&[(
+                &format!(
+                    "(local.set $p (call $alloc (i64.const 300)))
+                     {function}
+                     (local.set $q (call $alloc (i64.const 100)))
+                     (local.set $r (call $alloc (i64.const 100)))
+                     (loop $next
+                       (call $scribble (local.get $p))
+                       (local.set $p (i64.add (local.get $p) (i64.const 1)))
+                       (br_if $next (i64.lt_u
+                         (local.get $p)
+                         (i64.sub (local.get $q) (i64.const 128)))))
+                     (drop (call $host_memory_get (local.get $q)))
+                     (call $log_error (local.get $r))
+                     (if (i64.ne (call $length (local.get $q)) (i64.const 100)) (then (unreachable)))
+                     (if (i64.ne (call $length (local.get $r)) (i64.const 100)) (then (unreachable)))"
+                ),
+                Outcome::Empty,
+            )]);
+      // What the guest frees itself is gone.
+      check(&[(
+        &format!(
+          "(local.set $p (call $alloc (i64.const 300)))
+                     {function}
+                     (call $free (local.get $p))
+                     (local.set $q (call $alloc (i64.const 100)))
+                     (local.set $r (call $alloc (i64.const 100)))
+                     (call $scribble (i64.add (local.get $p) (i64.const 150)))"
+        ),
+        Outcome::Trap,
+      )]);
+    }
+    check(&[(
+      "(local.set $p (call $color))
+             (drop (call $http_request (local.get $p) (local.get $p)))",
+      Outcome::Refused,
+    )]);
+  });
+}
+
+#[test]
+fn outputs_outside_blocks() {
+  in_child("outputs_outside_blocks", || {
+    for (offset, length) in [
+      ("(local.get $p)", "(i64.const 9)"),
+      ("(local.get $p)", "(i64.const -1)"),
+      ("(local.get $p)", "(i64.const 0x100000000)"),
+      ("(i64.add (local.get $p) (i64.const 8))", "(i64.const 1)"),
+      ("(i64.add (local.get $p) (i64.const 8))", "(i64.const -4)"),
+      ("(i64.add (local.get $p) (i64.const 4))", "(i64.const -4)"),
+      ("(i64.add (local.get $p) (i64.const 4))", "(i64.const 5)"),
+      ("(i64.sub (local.get $p) (i64.const 1))", "(i64.const 1)"),
+      ("(i64.sub (local.get $p) (i64.const 1))", "(i64.const 9)"),
+      (
+        "(i64.add (local.get $p) (i64.const 0x100000000))",
+        "(i64.const 8)",
+      ),
+      ("(i64.const 0)", "(i64.const 1)"),
+      ("(i64.const 0)", "(i64.const -1)"),
+      ("(i64.const -1)", "(i64.const 1)"),
+      ("(i64.const -1)", "(i64.const 2)"),
+      ("(i64.const -8)", "(i64.const 16)"),
+      ("(i64.const 1)", "(i64.const 64)"),
+      ("(call $memory_bytes)", "(i64.const 1)"),
+      (
+        "(i64.const 0x7fffffffffffffff)",
+        "(i64.const 0x7fffffffffffffff)",
+      ),
+    ] {
+      check(&[(
+        &format!(
+          "(local.set $p (call $alloc (i64.const 8)))
+                     (drop (call $alloc (i64.const 8)))
+                     (call $output_set {offset} {length})"
+        ),
+        Outcome::Trap,
+      )]);
+    }
+    check(&[
+      (
+        "(local.set $p (call $ok)) (call $free (local.get $p))
+                 (call $output_set (local.get $p) (i64.const 2))",
+        Outcome::Trap,
+      ),
+      (
+        "(call $output_set (i64.const -1) (i64.const 0))",
+        Outcome::Empty,
+      ),
+      (
+        "(call $output_set (i64.const 5) (i64.const 0))",
+        Outcome::Empty,
+      ),
+    ]);
+    // An output may begin inside a block. Freed, it is still there when the host reads it.
+    let report = attack(
+      "(local.set $p (call $color))
+             (call $exhaust)
+             (call $output_set (i64.add (local.get $p) (i64.const 2)) (i64.const 3))
+             (call $free (local.get $p))
+             (local.set $q (call $alloc (i64.const 5)))
+             (call $store_u8 (i64.add (local.get $q) (i64.const 3)) (i32.const 0x7f))",
+    );
+    assert_eq!(report.outputs(), ["lor"]);
+  });
+}
+
+#[test]
+fn frees_of_the_wrong_things() {
+  in_child("frees_of_the_wrong_things", || {
+    check(&[
+            // Twice: the second is ignored.
+            (
+                "(local.set $p (call $color)) (call $free (local.get $p)) (call $free (local.get $p))",
+                Outcome::Empty,
+            ),
+            // Twice, with another block there meanwhile: that is the block which is freed, once.
+            (
+                "(local.set $p (call $alloc (i64.const 64))) (call $free (local.get $p))
+                 (local.set $q (call $alloc (i64.const 64)))
+                 (call $free (local.get $p)) (call $free (local.get $p))
+                 (call $free (local.get $q))
+                 (if (i64.ne (call $length (local.get $q)) (i64.const 0)) (then (unreachable)))",
+                Outcome::Empty,
+            ),
+            // What is no block: ignored.
+            (
+                "(local.set $p (call $color))
+                 (call $free (i64.add (local.get $p) (i64.const 1)))
+                 (call $free (i64.sub (local.get $p) (i64.const 12)))
+                 (call $free (i64.add (local.get $p) (i64.const 0x100000000)))
+                 (call $free (i64.const 0)) (call $free (i64.const 1)) (call $free (i64.const 77))
+                 (call $free (i64.const -1)) (call $free (i64.const 0x8000000000000000))
+                 (call $free (call $memory_bytes))
+                 (if (i64.ne (call $length (local.get $p)) (i64.const 5)) (then (unreachable)))",
+                Outcome::Empty,
+            ),
+            // The input: ignored.
+            (
+                "(call $free (call $input_offset))
+                 (local.set $p (call $alloc (i64.const 16)))
+                 (if (i64.eq (local.get $p) (call $input_offset)) (then (unreachable)))
+                 (if (i32.ne (call $input_load_u8 (i64.const 0)) (i32.const 115)) (then (unreachable)))
+                 (if (i64.ne (call $length (call $input_offset)) (i64.const 16)) (then (unreachable)))",
+                Outcome::Empty,
+            ),
+            // Reading and writing what is freed.
+            (
+                "(local.set $p (call $color)) (call $free (local.get $p))
+                 (drop (call $load_u8 (local.get $p)))",
+                Outcome::Trap,
+            ),
+            (
+                "(local.set $p (call $color)) (call $free (local.get $p))
+                 (call $store_u8 (local.get $p) (i32.const 1))",
+                Outcome::Trap,
+            ),
+            (
+                "(local.set $p (call $color)) (call $free (local.get $p))
+                 (call $log_error (local.get $p))",
+                Outcome::Refused,
+            ),
+        ]);
+  });
+}
+
+#[test]
+fn functions_of_the_host_side() {
+  in_child("functions_of_the_host_side", || {
+    check(&[
+            // Nothing happens: blocks stay, the input stays.
+            (
+                "(local.set $p (call $color)) (call $reset)
+                 (if (i64.ne (call $length (local.get $p)) (i64.const 5)) (then (unreachable)))
+                 (if (i64.ne (call $input_length) (i64.const 16)) (then (unreachable)))
+                 (call $store_u8 (local.get $p) (i32.const 1))",
+                Outcome::Empty,
+            ),
+            (
+                "(call $input_set (i64.const 0) (i64.const -1))
+                 (call $input_set (i64.const -8) (i64.const 16))
+                 (if (i64.ne (call $input_length) (i64.const 16)) (then (unreachable)))
+                 (drop (call $input_load_u8 (i64.const 0x7fffffff)))",
+                Outcome::Empty,
+            ),
+            // Past the input there are zeros.
+            (
+                "(if (i32.ne (call $input_load_u8 (i64.const 16)) (i32.const 0)) (then (unreachable)))
+                 (if (i32.ne (call $input_load_u8 (i64.const -1)) (i32.const 0)) (then (unreachable)))
+                 (if (i64.ne (call $input_load_u64 (i64.const 9)) (i64.const 0)) (then (unreachable)))
+                 (if (i64.ne (call $input_load_u64 (i64.const -1)) (i64.const 0)) (then (unreachable)))
+                 (if (i64.ne (call $input_load_u64 (i64.const -8)) (i64.const 0)) (then (unreachable)))
+                 (if (i64.eq (call $input_load_u64 (i64.const 8)) (i64.const 0)) (then (unreachable)))",
+                Outcome::Empty,
+            ),
+            (
+                "(drop (call $output_offset)) (drop (call $output_length)) (drop (call $error_get))
+                 (drop (call $memory_bytes)) (drop (call $get_log_level))
+                 (drop (call $http_status_code)) (drop (call $http_headers))",
+                Outcome::Empty,
+            ),
+        ]);
+  });
+}
+
+#[test]
+fn garbage_offsets() {
+  in_child("garbage_offsets", || {
+    // The only blocks are the input, 16 bytes from 77, and those that the functions make.
+    let offsets = [
+      1_i64,
+      64,
+      65,
+      78,
+      92,
+      93,
+      65472,
+      65536,
+      -1,
+      -12,
+      0x7fff_ffff,
+      0xffff_ffff,
+      0x1_0000_0000,
+      0x1_0000_004d,
+      i64::MAX,
+      i64::MIN,
+    ];
+    let run = |function: &str, expected: &dyn Fn(i64) -> Outcome| {
+      let plugin = World::new().load(&[(
+        None,
+        &attacker(&format!(
+          "(local.set $p (call $input_load_u64 (i64.const 0))) {function}"
+        )),
+      )]);
+      for offset in offsets {
+        let mut input = [0; 16];
+        input[..8].copy_from_slice(&offset.to_le_bytes());
+        let report = plugin.run(&[("attack", &input)]);
+        assert_eq!(outcome(&report), expected(offset), "{offset} {function}");
+      }
+      let after = plugin.run(&[("echo", b"still here")]);
+      assert_eq!(after.outputs(), ["still here"]);
+    };
+    for function in TAKES_OFFSET {
+      let expected = if function.contains("error_set") {
+        Outcome::Trap
+      } else if ["length", "free", "host_memory_get"]
+        .iter()
+        .any(|name| function.contains(name))
+      {
+        Outcome::Empty
+      } else {
+        Outcome::Refused
+      };
+      run(function, &|_| expected);
+    }
+    let in_input = |size: i64| {
+      move |offset: i64| {
+        if offset >= 77 && offset <= 93 - size {
+          Outcome::Empty
+        } else {
+          Outcome::Trap
+        }
+      }
+    };
+    run("(drop (call $load_u8 (local.get $p)))", &in_input(1));
+    run("(drop (call $load_u64 (local.get $p)))", &in_input(8));
+    run(
+      "(call $store_u8 (local.get $p) (i32.const 1))",
+      &in_input(1),
+    );
+    run(
+      "(call $store_u64 (local.get $p) (i64.const 1))",
+      &in_input(8),
+    );
+    run(
+      "(call $output_set (local.get $p) (i64.const 100))",
+      &in_input(100),
+    );
+  });
+}
+
+#[test]
+fn inner_names() {
+  use extism_host::plugin::prepare::PrepareError;
+
+  let world = World::new();
+  for (module, name) in [
+    ("extism-host:host", "next"),
+    ("extism-host:host", "take"),
+    ("extism-host:guard", "control.reset"),
+    ("extism-host:gate", "function/0"),
+    ("extism-host:module/00000000", "run"),
+    ("extism-host:", ""),
+  ] {
+    let guest = wat(&format!(r#"(module (import "{module}" "{name}" (func)))"#));
+    assert_eq!(
+      world.prepare(&[(None, &guest)]).unwrap_err(),
+      PrepareError::ReservedName {
+        name: module.to_owned()
+      }
+    );
+  }
+  // What the guard, the gate and the driver export is not found under the kernel's name either.
+  for name in [
+    "control.reset",
+    "control.input",
+    "control.alloc",
+    "control.error_length",
+    "next",
+    "done",
+    "take",
+    "exit",
+    "function/0",
+    "extism-host:run",
+    "__heap_base",
+  ] {
+    for (module, prefix) in [
+      ("extism:host/env", ""),
+      ("extism:host/user", ""),
+      ("env", ""),
+      ("env", "extism_"),
+      ("main", ""),
+    ] {
+      let guest = wat(&format!(
+        r#"(module (import "{module}" "{prefix}{name}" (func)))"#
+      ));
+      assert!(
+        matches!(
+          world.prepare(&[(None, &guest)]).unwrap_err(),
+          PrepareError::MissingImport { .. }
+        ),
+        "{module} {name}"
+      );
+    }
+  }
+  for import in [
+    r#""extism:host/env" "memory" (memory 1)"#,
+    r#""extism:host/env" "extism_context" (global (mut externref))"#,
+    r#""extism:host/env" "alloc" (memory 1)"#,
+    r#""extism:host/env" "alloc" (func (param i32) (result i32))"#,
+  ] {
+    let guest = wat(&format!("(module (import {import}))"));
+    assert!(world.prepare(&[(None, &guest)]).is_err(), "{import}");
+  }
+}
+
+#[test]
+fn blocks_of_another_call() {
+  in_child("blocks_of_another_call", || {
+    let plugin = World::new().load(&[(
+      None,
+      &guest(
+        r#"(global $kept (mut i64) (i64.const 0))
+                   (func (export "keep")
+                     (global.set $kept (call $alloc (i64.const 100)))
+                     (call $store_u8 (global.get $kept) (i32.const 1)))
+                   (func (export "length") (result i32)
+                     (i32.wrap_i64 (call $length (global.get $kept))))
+                   (func (export "store")
+                     (call $store_u8 (global.get $kept) (i32.const 1)))
+                   (func (export "output")
+                     (call $output_set (global.get $kept) (i64.const 8)))
+                   (func (export "error") (call $error_set (global.get $kept)))
+                   (func (export "ended") (result i32)
+                     (i32.wrap_i64 (i64.add
+                       (i64.add (call $output_offset) (call $output_length))
+                       (i64.add (call $input_offset) (i64.add (call $input_length)
+                         (call $error_get))))))
+                   (func (export "set")
+                     (call $error_set (global.get $kept))
+                     (call $output_set (global.get $kept) (i64.const 8)))"#,
+      ),
+    )]);
+    for function in ["store", "output", "error", "set"] {
+      let report = plugin.run(&[("keep", b""), (function, b"")]);
+      assert!(report.is_trapped(), "{function}: {report:?}");
+      assert_eq!(report.results.len(), 1);
+    }
+    let report = plugin.run(&[("keep", b"x"), ("length", b""), ("ended", b"")]);
+    assert_eq!(report.outputs(), ["", "", ""]);
+  });
+}
+
+/// Blocks that the kernel makes of freed ones: whole, and split, with a new header where bytes of the guest were.
+#[test]
+fn blocks_in_the_place_of_others() {
+  in_child("blocks_in_the_place_of_others", || {
+    let begin = "(local.set $p (call $alloc (i64.const 1000)))
+             (local.set $q (call $alloc (i64.const 64)))
+             (call $exhaust)
+             (call $free (local.get $p))
+             (local.set $r (call $alloc (i64.const 100)))
+             (if (i32.or
+                   (i64.lt_u (local.get $r) (local.get $p))
+                   (i64.gt_u (local.get $r) (local.get $q)))
+               (then (call $error_set (call $ok))))";
+    for (body, expected) in [
+      ("", Outcome::Empty),
+      (
+        "(call $store_u8 (local.get $p) (i32.const 1))",
+        Outcome::Trap,
+      ),
+      (
+        "(call $store_u8 (i64.sub (local.get $r) (i64.const 1)) (i32.const 1))",
+        Outcome::Trap,
+      ),
+      (
+        "(call $store_u64 (i64.add (local.get $r) (i64.const 93)) (i64.const 1))",
+        Outcome::Trap,
+      ),
+      ("(call $scribble (local.get $r))", Outcome::Empty),
+      ("(call $error_set (local.get $p))", Outcome::Trap),
+      (
+        "(call $output_set (local.get $p) (i64.const 1000))",
+        Outcome::Trap,
+      ),
+      ("(call $log_error (local.get $p))", Outcome::Refused),
+      (
+        "(call $free (local.get $p)) (call $free (local.get $r)) (call $free (local.get $r))
+                 (local.set $r (call $alloc (i64.const 100)))
+                 (call $scribble (local.get $r))
+                 (local.set $p (call $alloc (i64.const 700)))
+                 (call $scribble (local.get $p))
+                 (if (i64.ne (call $length (local.get $p)) (i64.const 700)) (then (unreachable)))
+                 (if (i64.ne (call $length (local.get $q)) (i64.const 64)) (then (unreachable)))
+                 (call $log_error (local.get $p)) (call $log_error (local.get $q))",
+        Outcome::Empty,
+      ),
+    ] {
+      check(&[(&format!("{begin} {body}"), expected)]);
+    }
+  });
+}
