@@ -154,19 +154,24 @@ class Plugin {
     this.#native = native
   }
 
-  async call (name, input, hostContext, options) {
-    if (typeof name !== 'string') {
-      throw invalidArgument(`the function's name must be a string, not ${describe(name)}`)
+  // Not an async function: that would make a second promise around the one of `complete`.
+  call (name, input, hostContext, options) {
+    try {
+      if (typeof name !== 'string') {
+        throw invalidArgument(`the function's name must be a string, not ${describe(name)}`)
+      }
+      const bytes = asInput(input)
+      if (options === undefined || options === null) {
+        return complete(this.#native, (number) => this.#native.call(number, name, bytes))
+      }
+      const { signal, timeoutMs } = pick(options, CALL_KEYS, 'the options of a call')
+      if (signal !== undefined) checkSignal(signal)
+      const limit = asInteger(timeoutMs, 'timeoutMs', undefined, MAX_U32)
+      if (signal?.aborted) throw signal.reason
+      return complete(this.#native, (number) => this.#native.call(number, name, bytes, limit), signal)
+    } catch (error) {
+      return Promise.reject(error)
     }
-    const bytes = asInput(input)
-    if (options === undefined || options === null) {
-      return complete(this.#native, (number) => this.#native.call(number, name, bytes))
-    }
-    const { signal, timeoutMs } = pick(options, CALL_KEYS, 'the options of a call')
-    if (signal !== undefined) checkSignal(signal)
-    const limit = asInteger(timeoutMs, 'timeoutMs', undefined, MAX_U32)
-    if (signal?.aborted) throw signal.reason
-    return complete(this.#native, (number) => this.#native.call(number, name, bytes, limit), signal)
   }
 
   async functionExists (name) {

@@ -23,7 +23,8 @@ expectType<Promise<Plugin>>(createPlugin(new Uint8Array(8), {
   maxQueue: 100,
   config: { key: 'value' },
   timeoutMs: 1000,
-  memory: { maxPages: 16 }
+  memory: { maxPages: 16, maxVarBytes: 0 },
+  maxOutputBytes: 1024
 }))
 expectType<Promise<Plugin>>(createPlugin(Promise.resolve({
   wasm: [{ path: 'library.wasm', name: 'library', hash: '00' }, { data: new ArrayBuffer(8) }],
@@ -41,6 +42,8 @@ const output = await plugin.call('name', 'input')
 expectType<PluginOutput | null>(output)
 expectType<Promise<PluginOutput | null>>(plugin.call('name', new DataView(new ArrayBuffer(1))))
 expectType<Promise<PluginOutput | null>>(plugin.call('name'))
+expectType<Promise<PluginOutput | null>>(plugin.call('name', 'input', null, { signal: AbortSignal.timeout(5), timeoutMs: 5 }))
+expectError(plugin.call('name', 'input', null, { timeout: 5 }))
 expectError(plugin.call())
 expectError(plugin.call('name', 42))
 if (output !== null) {

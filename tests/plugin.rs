@@ -182,3 +182,46 @@ fn what_cannot_run_is_refused_with_what_is_missing() {
   assert_eq!(code, Code::MissingImport);
   assert!(message.contains("env.unknown"), "{message}");
 }
+
+#[test]
+fn a_call_that_is_canceled_ends_at_once_and_only_it() {
+  let plugin = open(&manifest(GUEST), limits(1, 8));
+  let (sender, looping) = channel();
+  let done = Box::new(move |result| sender.send(result).expect("the test waits"));
+  plugin.call(7, "loop_for_ever", Vec::new(), None, done);
+  let waiting = start(&plugin, "echo", b"next");
+  plugin.cancel(6);
+  plugin.cancel(7);
+  plugin.cancel(7);
+  let ended = looping.recv().expect("done is run");
+  assert_eq!(ended.map_err(|error| error.code), Err(Code::Canceled));
+  assert_eq!(waiting.recv().expect("done is run"), Ok(b"next".to_vec()));
+}
+
+#[test]
+fn threads_that_no_interruption_reaches_are_replaced_up_to_a_number_and_then_calls_are_refused() {
+  // Longer than it takes to have that many of them.
+  let sleeping =
+    include_str!("../__test__/guests/sleeping.wat").replace("5000000000", "9000000000");
+  let manifest = Manifest {
+    use_wasi: true,
+    timeout: Some(Duration::from_millis(50)),
+    ..manifest(&sleeping)
+  };
+  let plugin = open(&manifest, limits(1, 100));
+  for abandoned in 0..16 {
+    assert_eq!(plugin.abandoned_threads(), abandoned);
+    assert_eq!(call(&plugin, "sleep", b""), Err(Code::Timeout));
+    assert_eq!(call(&plugin, "echo", b"replaced"), Ok(b"replaced".to_vec()));
+  }
+  assert_eq!(call(&plugin, "sleep", b""), Err(Code::Timeout));
+  assert_eq!(call(&plugin, "echo", b""), Err(Code::Unavailable));
+  assert_eq!(call(&plugin, "echo", b""), Err(Code::Unavailable));
+  while plugin.abandoned_threads() > 0 || call(&plugin, "echo", b"x") == Err(Code::Unavailable) {
+    std::thread::sleep(Duration::from_millis(100));
+  }
+  assert_eq!(
+    call(&plugin, "echo", b"awake again"),
+    Ok(b"awake again".to_vec())
+  );
+}

@@ -26,7 +26,7 @@ pub fn config_get(config: BTreeMap<String, String>) -> HostFunction {
       Ok(
         config
           .get(key)
-          .map_or(Answer::ZERO, |value| Answer::Bytes(value.clone())),
+          .map_or(Answer::ZERO, |value| Answer::Bytes(Arc::clone(value))),
       )
     },
   )

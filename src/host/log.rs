@@ -56,7 +56,7 @@ pub fn functions(logger: &Arc<dyn Logger>) -> Vec<HostFunction> {
   ]
   .into_iter()
   .map(|(name, level)| {
-    let logger = logger.clone();
+    let logger = Arc::clone(logger);
     HostFunction::new(KERNEL, name, [I64], None, move |call| {
       // What is wrong is wrong whether or not anybody listens.
       let message = call
@@ -69,7 +69,7 @@ pub fn functions(logger: &Arc<dyn Logger>) -> Vec<HostFunction> {
     })
   })
   .collect::<Vec<_>>();
-  let logger = logger.clone();
+  let logger = Arc::clone(logger);
   functions.push(HostFunction::new(
     KERNEL,
     "get_log_level",

@@ -102,8 +102,8 @@ impl Default for Vars {
 /// `var_get(key: i64) -> i64` and `var_set(key: i64, value: i64)`. A value at offset 0 removes the
 /// variable.
 pub fn functions(vars: &Arc<Vars>) -> Vec<HostFunction> {
-  let reader = vars.clone();
-  let writer = vars.clone();
+  let reader = Arc::clone(vars);
+  let writer = Arc::clone(vars);
   vec![
     HostFunction::new(KERNEL, "var_get", [I64], Some(I64), move |call| {
       let key = call

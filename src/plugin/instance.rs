@@ -195,7 +195,7 @@ impl Instance {
       ready: RefCell::new(None),
       ending: RefCell::new(None),
     });
-    let _entered = Entered::new(run.clone());
+    let _entered = Entered::new(Rc::clone(&run));
     let result = self.plugin.call::<&[u8], ()>(RUN, &[]);
     let ending = run.ending.take();
     match (ending, result) {

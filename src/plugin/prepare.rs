@@ -413,10 +413,10 @@ impl<'a> Module<'a> {
 
     for payload in Parser::new(0).parse_all(bytes) {
       let payload = payload.map_err(malformed)?;
-      if let Payload::Version { encoding, .. } = &payload {
-        if *encoding != Encoding::Module {
-          return Err(invalid("it is a component, not a core module".to_owned()));
-        }
+      if let Payload::Version { encoding, .. } = &payload
+        && *encoding != Encoding::Module
+      {
+        return Err(invalid("it is a component, not a core module".to_owned()));
       }
       if let ValidPayload::End(found) = validator.payload(&payload).map_err(malformed)? {
         types = Some(found);
@@ -826,15 +826,14 @@ impl<'m> Resolver<'m> {
         .entity_type_from_import(import)
         .and_then(|ty| function_type(importer.types.as_ref(), ty)),
       exporter.exported_function(import.name),
-    ) {
-      if expected != found {
-        return Err(wrong_type(
-          importer,
-          import,
-          format!("a function {expected}"),
-          format!("a function {found}"),
-        ));
-      }
+    ) && expected != found
+    {
+      return Err(wrong_type(
+        importer,
+        import,
+        format!("a function {expected}"),
+        format!("a function {found}"),
+      ));
     }
     Ok(Some(Target::Module(*number)))
   }

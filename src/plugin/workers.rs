@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -80,6 +81,8 @@ struct Shared {
   queue: Mutex<Queue>,
   /// Signalled for each call, and for all threads when the queue is closed.
   changed: Condvar,
+  /// Calls that were accepted and have no result yet, the waiting ones included.
+  unfinished: AtomicUsize,
   limits: Limits,
   /// To hand to the threads that replace abandoned ones.
   this: Weak<Shared>,
@@ -88,8 +91,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
   waiting: VecDeque<Call>,
-  /// Calls that were accepted and have no result yet, the waiting ones included.
-  unfinished: usize,
+  /// How many threads wait for a call. To wake one is a system call, which is not made for nobody.
+  idle: usize,
   slots: Vec<Arc<Slot>>,
   abandoned: usize,
   is_closed: bool,
@@ -101,6 +104,9 @@ struct Queue {
 struct Slot {
   compiled: Compiled,
   record: Mutex<Record>,
+  /// Whether its instance is interrupted and does not end, and its thread cannot be abandoned as too
+  /// many are already. Beside the record, since it is looked at for each call.
+  is_stuck: AtomicBool,
 }
 
 #[derive(Default)]
@@ -111,8 +117,6 @@ struct Record {
   /// Whether that instance has been interrupted: it takes no call any more.
   is_interrupted: bool,
   is_abandoned: bool,
-  /// Whether it is interrupted and does not end, and cannot be abandoned as too many are already.
-  is_stuck: bool,
 }
 
 /// What an instance is doing: a call, or its initialization.
@@ -137,8 +141,9 @@ impl Workers {
     let shared = Arc::new_cyclic(|this| Shared {
       queue: Mutex::default(),
       changed: Condvar::new(),
+      unfinished: AtomicUsize::new(0),
       limits,
-      this: this.clone(),
+      this: Weak::clone(this),
     });
     let watched = Arc::downgrade(&shared);
     watchdog::watch(watched).map_err(|error| cannot_start(&error))?;
@@ -156,23 +161,26 @@ impl Workers {
   /// Queues a call, or ends it at once with the reason why not.
   pub fn push(&self, call: Call) {
     let mut queue = self.shared.lock();
+    let unfinished = self.shared.unfinished.load(Ordering::Relaxed);
     let refused = if queue.is_closed {
       Error::new(Code::Closed, "the plugin is closed")
-    } else if queue.unfinished >= self.shared.limits.max_queue.get() {
+    } else if unfinished >= self.shared.limits.max_queue.get() {
       Error::new(
         Code::QueueFull,
         format!(
-          "{} calls are unfinished already; wait for one, or raise maxQueue or instances",
-          queue.unfinished
+          "{unfinished} calls are unfinished already; wait for one, or raise maxQueue or instances"
         ),
       )
     } else if queue.all_are_stuck() {
       all_are_stuck()
     } else {
-      queue.unfinished += 1;
+      self.shared.unfinished.fetch_add(1, Ordering::Relaxed);
       queue.waiting.push_back(call);
+      let somebody_waits = queue.idle > 0;
       drop(queue);
-      self.shared.changed.notify_one();
+      if somebody_waits {
+        self.shared.changed.notify_one();
+      }
       return;
     };
     drop(queue);
@@ -195,10 +203,10 @@ impl Workers {
         Some(done)
       }),
     };
+    drop(queue);
     if let Some(done) = done {
-      queue.unfinished -= 1;
-      drop(queue);
-      done(Err(Error::new(Code::Canceled, "the call was canceled")));
+      let error = Error::new(Code::Canceled, "the call was canceled");
+      self.shared.end(done, Err(error));
     }
   }
 
@@ -242,7 +250,11 @@ impl Queue {
   }
 
   fn all_are_stuck(&self) -> bool {
-    !self.slots.is_empty() && self.slots.iter().all(|slot| slot.lock().is_stuck)
+    !self.slots.is_empty()
+      && self
+        .slots
+        .iter()
+        .all(|slot| slot.is_stuck.load(Ordering::Relaxed))
   }
 }
 
@@ -330,7 +342,7 @@ impl Shared {
       let in_flight = record.in_flight.take();
       let may_strike_the_next = record.is_interrupted && ending != Ending::Interrupted;
       record.interrupt = None;
-      record.is_stuck = false;
+      slot.is_stuck.store(false, Ordering::Relaxed);
       let is_abandoned = record.is_abandoned;
       drop(record);
       let (number, done) = match in_flight {
@@ -384,17 +396,19 @@ impl Shared {
       if queue.is_closed {
         return None;
       }
+      queue.idle += 1;
       queue = self
         .changed
         .wait(queue)
         .unwrap_or_else(PoisonError::into_inner);
+      queue.idle -= 1;
     }
   }
 
   /// Ends a call that somebody has taken from the queue or from a record.
   fn end(&self, done: Done, result: Result<Vec<u8>>) {
     // Counted out first: who has seen a result can count on a free place.
-    self.lock().unfinished -= 1;
+    self.unfinished.fetch_sub(1, Ordering::Relaxed);
     done(result);
   }
 
@@ -408,17 +422,13 @@ impl Shared {
       return VecDeque::new();
     }
     if queue.abandoned >= MAX_ABANDONED && !queue.is_closed {
-      record.is_stuck = true;
+      slot.is_stuck.store(true, Ordering::Relaxed);
       if let Some(in_flight) = &mut record.in_flight {
         in_flight.abandon_at = None;
       }
       drop(record);
       return match queue.all_are_stuck() {
-        true => {
-          let waiting = std::mem::take(&mut queue.waiting);
-          queue.unfinished -= waiting.len();
-          waiting
-        }
+        true => std::mem::take(&mut queue.waiting),
         false => VecDeque::new(),
       };
     }
@@ -442,12 +452,10 @@ impl Shared {
       // There is no thread to be had. The slot stays, without one, as if it were stuck.
       let mut queue = self.lock();
       if let Some(slot) = queue.slots.last() {
-        slot.lock().is_stuck = true;
+        slot.is_stuck.store(true, Ordering::Relaxed);
       }
       if queue.all_are_stuck() {
-        let waiting = std::mem::take(&mut queue.waiting);
-        queue.unfinished -= waiting.len();
-        return waiting;
+        return std::mem::take(&mut queue.waiting);
       }
     }
     VecDeque::new()
@@ -466,7 +474,7 @@ impl Watched for Shared {
       if in_flight.abandon_at.is_some_and(|at| at <= now) {
         drop(record);
         for call in self.abandon(slot) {
-          (call.done)(Err(all_are_stuck()));
+          self.end(call.done, Err(all_are_stuck()));
         }
         continue;
       }
@@ -510,6 +518,7 @@ impl Slot {
     Arc::new(Self {
       compiled,
       record: Mutex::default(),
+      is_stuck: AtomicBool::new(false),
     })
   }
 
