@@ -421,6 +421,9 @@ impl Shared {
     if !record.in_flight.as_ref().is_some_and(is_due) {
       return VecDeque::new();
     }
+    // Once more: the first one is lost on an instance that had not begun to run. A second is lost on
+    // one that has been interrupted.
+    record.send_interruption();
     if queue.abandoned >= MAX_ABANDONED && !queue.is_closed {
       slot.is_stuck.store(true, Ordering::Relaxed);
       if let Some(in_flight) = &mut record.in_flight {
@@ -566,16 +569,22 @@ impl Slot {
 impl Record {
   /// Interrupts the instance that runs, if there is one.
   fn interrupt(&mut self) {
-    let Some(interrupt) = self.interrupt.take() else {
+    if self.is_interrupted || self.interrupt.is_none() {
       return;
-    };
+    }
     self.is_interrupted = true;
-    // Fails only when Extism's timer has gone, with the process.
-    let _ = interrupt.cancel();
+    self.send_interruption();
     if let Some(in_flight) = &mut self.in_flight {
       let abandon_at = Instant::now() + GRACE;
       in_flight.abandon_at = Some(abandon_at);
       watchdog::expect(abandon_at);
+    }
+  }
+
+  fn send_interruption(&self) {
+    if let Some(interrupt) = &self.interrupt {
+      // Fails only when Extism's timer has gone, with the process.
+      let _ = interrupt.cancel();
     }
   }
 }

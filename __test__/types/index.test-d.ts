@@ -1,5 +1,5 @@
 import { expectAssignable, expectError, expectType } from 'tsd'
-import { createPlugin, MemoryStore, Plugin, PluginError, PluginOutput } from '..'
+import { createPlugin, MemoryStore, Plugin, PluginError, PluginOutput } from '../..'
 
 const store = new MemoryStore([['text', 'value'], ['bytes', new Uint8Array(1)]])
 expectType<MemoryStore>(store.set('key', Buffer.from('value')))
