@@ -313,7 +313,8 @@ function pick (object, keys, what) {
 }
 
 function checkSignal (signal) {
-  if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function') {
+  if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function' ||
+    typeof signal.removeEventListener !== 'function') {
     throw invalidArgument(`signal must be an AbortSignal, not ${describe(signal)}`)
   }
 }

@@ -34,6 +34,16 @@ describe('close', () => {
   })
 })
 
+test('a plugin that is being opened hinders no call of another', async () => {
+  const plugin = await createPlugin(wasm)
+  const opening = [createPlugin(wasm), createPlugin(wasm)]
+  for (let call = 0; call < 20; call++) {
+    expect((await plugin.call('echo', `call ${call}`)).text()).toBe(`call ${call}`)
+  }
+  const opened = await Promise.all(opening)
+  await Promise.all([plugin, ...opened].map((plugin) => plugin.close()))
+})
+
 describe('a process', () => {
   const open = (code) => runNode(['-e', `
     const { createPlugin } = require('.')

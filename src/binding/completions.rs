@@ -1,6 +1,7 @@
 //! The way back to the event loop: finished calls gather in a list, and the loop is woken once for
 //! all that are there when it gets to them.
 
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::bindgen_prelude::{Array, ArrayBuffer, Function};
@@ -41,7 +42,10 @@ impl Finished {
 pub struct Completions {
   finished: Arc<Finished>,
   /// Whether `finished.wake` keeps the process alive.
-  is_referenced: bool,
+  ///
+  /// In a cell: napi takes `&mut self` for a borrow that excludes all others, and `open_plugin` borrows
+  /// this for as long as a plugin is being opened.
+  is_referenced: Cell<bool>,
 }
 
 #[napi]
@@ -60,7 +64,7 @@ impl Completions {
         list: Mutex::default(),
         wake,
       }),
-      is_referenced: false,
+      is_referenced: Cell::new(false),
     })
   }
 
@@ -100,8 +104,8 @@ impl Completions {
   /// Keeps the process alive, or lets it go. `index.js` calls it when the first call starts to
   /// wait and when the last has been settled.
   #[napi(catch_unwind)]
-  pub fn keep_alive(&mut self, env: Env, alive: bool) -> napi::Result<()> {
-    if alive == self.is_referenced {
+  pub fn keep_alive(&self, env: Env, alive: bool) -> napi::Result<()> {
+    if alive == self.is_referenced.get() {
       return Ok(());
     }
     let raw = self.finished.wake.raw();
@@ -114,7 +118,7 @@ impl Completions {
       }
     };
     napi::check_status!(status)?;
-    self.is_referenced = alive;
+    self.is_referenced.set(alive);
     Ok(())
   }
 }

@@ -215,6 +215,7 @@ impl Workers {
     let mut queue = self.shared.lock();
     queue.is_closed = true;
     queue.on_closed.push(closed);
+    queue.reconsider_stuck_slots();
     let run_now = queue.closed_callbacks();
     drop(queue);
     self.shared.changed.notify_all();
@@ -235,6 +236,7 @@ impl Drop for Workers {
     for slot in &queue.slots {
       slot.lock().interrupt();
     }
+    queue.reconsider_stuck_slots();
     drop(queue);
     self.shared.changed.notify_all();
     drop(forgotten);
@@ -249,12 +251,24 @@ impl Queue {
     }
   }
 
+  /// Whether no slot can take a call, nor will soon.
   fn all_are_stuck(&self) -> bool {
-    !self.slots.is_empty()
-      && self
-        .slots
-        .iter()
-        .all(|slot| slot.is_stuck.load(Ordering::Relaxed))
+    let mut slots = self.slots.iter();
+    slots.all(|slot| slot.is_stuck.load(Ordering::Relaxed))
+  }
+
+  /// Has the watchdog try again to abandon the threads of stuck slots, as something has changed.
+  fn reconsider_stuck_slots(&self) {
+    let now = Instant::now();
+    for slot in &self.slots {
+      if !slot.is_stuck.load(Ordering::Relaxed) {
+        continue;
+      }
+      if let Some(in_flight) = &mut slot.lock().in_flight {
+        in_flight.abandon_at = Some(now);
+        watchdog::expect(now);
+      }
+    }
   }
 }
 
@@ -282,7 +296,7 @@ impl Shared {
         Ok(compiled) => {
           let slot = Slot::new(compiled);
           shared.lock().slots.push(Arc::clone(&slot));
-          shared.serve(slot, Some(ready));
+          shared.serve(slot, Some(ready), None);
         }
         Err(error) => {
           let _ = ready.send(Err(error));
@@ -294,8 +308,14 @@ impl Shared {
 
   /// What a slot's thread does: one instance after the other, until the plugin is closed or the
   /// thread has been abandoned.
-  fn serve(self: Arc<Self>, slot: Arc<Slot>, mut ready: Option<SyncSender<Result<()>>>) {
-    let mut failure = None;
+  ///
+  /// With a `failure`, the first call is told of that before an instance is made.
+  fn serve(
+    self: Arc<Self>,
+    slot: Arc<Slot>,
+    mut ready: Option<SyncSender<Result<()>>>,
+    mut failure: Option<Error>,
+  ) {
     loop {
       if let Some(error) = failure.take() {
         // The call that the instance was for is told why there is none.
@@ -307,13 +327,17 @@ impl Shared {
       if self.is_over() {
         break;
       }
-      let instance = match slot.compiled.instantiate() {
+      let instantiated = catch_unwind(AssertUnwindSafe(|| slot.compiled.instantiate()))
+        .map_err(|_| Error::new(Code::Internal, "the runtime panicked"))
+        .and_then(|instance| {
+          instance.map_err(|error| {
+            let message = format!("the plugin cannot be instantiated: {error:#}");
+            Error::new(Code::InvalidWasm, message)
+          })
+        });
+      let instance = match instantiated {
         Ok(instance) => instance,
         Err(error) => {
-          let error = Error::new(
-            Code::InvalidWasm,
-            format!("the plugin cannot be instantiated: {error:#}"),
-          );
           match ready.take() {
             Some(ready) => {
               let _ = ready.send(Err(error));
@@ -359,23 +383,28 @@ impl Shared {
       }
       if is_abandoned {
         // The slot has been replaced; this thread was all that was left of it.
-        self.lock().abandoned -= 1;
+        let mut queue = self.lock();
+        queue.abandoned -= 1;
+        queue.reconsider_stuck_slots();
         return;
       }
       failure = initialized.take();
-      if may_strike_the_next && let Err(error) = interrupt::all_have_struck() {
-        failure = Some(Error::new(Code::Internal, error.to_string()));
+      if may_strike_the_next {
+        // A failure of this is one of the runtime; the next instance will meet it too.
+        let _ = catch_unwind(interrupt::all_have_struck);
       }
       if is_first && failure.is_some() {
         break;
       }
     }
+    // What the slot has compiled is dropped with its place in the list, under the lock: whoever finds
+    // the list empty may count on it that all is freed.
+    let place = Arc::as_ptr(&slot);
+    drop(slot);
     let mut queue = self.lock();
-    queue.slots.retain(|other| !Arc::ptr_eq(other, &slot));
+    queue.slots.retain(|other| Arc::as_ptr(other) != place);
     let closed = queue.closed_callbacks();
     drop(queue);
-    // Whoever waits for the end may count on it that all is freed.
-    drop(slot);
     closed.into_iter().for_each(|closed| closed());
   }
 
@@ -413,55 +442,72 @@ impl Shared {
   }
 
   /// Gives up a thread that does not heed its interruption, and starts another in its place.
-  /// Returns the calls that nobody can serve any more.
-  fn abandon(&self, slot: &Arc<Slot>) -> VecDeque<Call> {
+  fn abandon(&self, slot: &Arc<Slot>) {
     let mut queue = self.lock();
     let mut record = slot.lock();
-    let is_due = |in_flight: &InFlight| in_flight.abandon_at.is_some_and(|at| at <= Instant::now());
-    if !record.in_flight.as_ref().is_some_and(is_due) {
-      return VecDeque::new();
-    }
+    let is_due =
+      |in_flight: &&mut InFlight| in_flight.abandon_at.is_some_and(|at| at <= Instant::now());
+    let Some(in_flight) = record.in_flight.as_mut().filter(is_due) else {
+      return;
+    };
+    in_flight.abandon_at = None;
+    // The replacement would meet the same: the next call is told of an initialization that failed.
+    let failure = in_flight.number.is_none().then(|| timed_out(in_flight));
     // Once more: the first one is lost on an instance that had not begun to run. A second is lost on
     // one that has been interrupted.
     record.send_interruption();
-    if queue.abandoned >= MAX_ABANDONED && !queue.is_closed {
+    let are_too_many = queue.abandoned >= MAX_ABANDONED;
+    if are_too_many && !queue.is_closed {
       slot.is_stuck.store(true, Ordering::Relaxed);
-      if let Some(in_flight) = &mut record.in_flight {
-        in_flight.abandon_at = None;
-      }
       drop(record);
-      return match queue.all_are_stuck() {
-        true => std::mem::take(&mut queue.waiting),
-        false => VecDeque::new(),
-      };
+      drop(queue);
+      return self.end_what_nobody_can_serve();
     }
     record.is_abandoned = true;
-    let compiled = slot.compiled.clone();
     drop(record);
     queue.abandoned += 1;
     queue.slots.retain(|other| !Arc::ptr_eq(other, slot));
-    let replacement = Slot::new(compiled);
-    queue.slots.push(Arc::clone(&replacement));
-    drop(queue);
-    let Some(shared) = self.this.upgrade() else {
-      return VecDeque::new();
-    };
-    let body = move || {
-      // A failure of this is one of the runtime; the instance will meet it too.
-      let _ = interrupt::all_have_struck();
-      shared.serve(replacement, None);
-    };
-    if spawn(body).is_err() {
-      // There is no thread to be had. The slot stays, without one, as if it were stuck.
-      let mut queue = self.lock();
-      if let Some(slot) = queue.slots.last() {
-        slot.is_stuck.store(true, Ordering::Relaxed);
+    // A closed plugin needs another thread only for calls that wait, and none beyond the limit.
+    let is_needed = !queue.is_closed || !queue.waiting.is_empty();
+    if is_needed
+      && !are_too_many
+      && let Some(shared) = self.this.upgrade()
+    {
+      let replacement = Slot::new(slot.compiled.clone());
+      queue.slots.push(Arc::clone(&replacement));
+      drop(queue);
+      let serving = Arc::clone(&replacement);
+      let spawned = spawn(move || {
+        // A failure of this is one of the runtime; the instance will meet it too.
+        let _ = catch_unwind(interrupt::all_have_struck);
+        shared.serve(serving, None, failure);
+      });
+      if spawned.is_err() {
+        let mut queue = self.lock();
+        queue
+          .slots
+          .retain(|other| !Arc::ptr_eq(other, &replacement));
       }
-      if queue.all_are_stuck() {
-        return std::mem::take(&mut queue.waiting);
-      }
+    } else {
+      drop(queue);
     }
-    VecDeque::new()
+    self.end_what_nobody_can_serve();
+  }
+
+  /// Where no slot is left that could take a call: ends those that wait. Where none is left at all and
+  /// the plugin is closed: says so.
+  fn end_what_nobody_can_serve(&self) {
+    let mut queue = self.lock();
+    let unserved = match queue.all_are_stuck() {
+      true => std::mem::take(&mut queue.waiting),
+      false => VecDeque::new(),
+    };
+    let closed = queue.closed_callbacks();
+    drop(queue);
+    for call in unserved {
+      self.end(call.done, Err(all_are_stuck()));
+    }
+    closed.into_iter().for_each(|closed| closed());
   }
 }
 
@@ -476,9 +522,7 @@ impl Watched for Shared {
       };
       if in_flight.abandon_at.is_some_and(|at| at <= now) {
         drop(record);
-        for call in self.abandon(slot) {
-          self.end(call.done, Err(all_are_stuck()));
-        }
+        self.abandon(slot);
         continue;
       }
       let is_late = in_flight.deadline.is_some_and(|deadline| deadline <= now);
@@ -487,10 +531,11 @@ impl Watched for Shared {
         ended = Some((done, in_flight.number.is_some(), timed_out(in_flight)));
         record.interrupt();
       }
-      let due = record
-        .in_flight
-        .as_ref()
-        .and_then(|in_flight| in_flight.abandon_at.or(in_flight.deadline));
+      let due = record.in_flight.as_ref().and_then(|in_flight| {
+        // The deadline of what has been ended has been kept.
+        let deadline = in_flight.deadline.filter(|_| in_flight.done.is_some());
+        in_flight.abandon_at.or(deadline)
+      });
       drop(record);
       next = next.into_iter().chain(due).min();
       match ended {
