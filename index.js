@@ -33,7 +33,7 @@ function describe (value) {
 const waiting = new Map()
 let lastCall = 0
 
-function isSettled (number, call) {
+function forget (number, call) {
   waiting.delete(number)
   call.signal?.removeEventListener('abort', call.abort)
   if (waiting.size === 0) completions.keepAlive(false)
@@ -44,7 +44,7 @@ const completions = new binding.Completions(function settle () {
   for (let i = 0; i < items.length; i += 3) {
     const call = waiting.get(items[i])
     if (call === undefined) continue
-    isSettled(items[i], call)
+    forget(items[i], call)
     const code = items[i + 1]
     const payload = items[i + 2]
     if (code !== null) {
@@ -65,7 +65,7 @@ function complete (native, start, signal) {
     const call = { native, resolve, reject, signal, abort: undefined }
     if (signal !== undefined) {
       call.abort = () => {
-        isSettled(number, call)
+        forget(number, call)
         native.cancel(number)
         reject(signal.reason)
       }

@@ -1,23 +1,15 @@
 'use strict'
 
-const { createPlugin, PluginOutput } = require('..')
+const { PluginOutput } = require('..')
 const { guest } = require('./support/guest.js')
+const { pluginsOfEachTest } = require('./support/plugins.js')
 
 let wasm
-let open = []
+
+const open = pluginsOfEachTest()
+const start = (options) => open(wasm, options)
 
 beforeAll(async () => { wasm = await guest('many') })
-
-afterEach(async () => {
-  await Promise.all(open.map((plugin) => plugin.close()))
-  open = []
-})
-
-async function start (options) {
-  const plugin = await createPlugin(wasm, options)
-  open.push(plugin)
-  return plugin
-}
 
 describe('the input and the output', () => {
   test('a string arrives as UTF-8 and comes back as text', async () => {

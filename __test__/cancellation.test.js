@@ -1,23 +1,14 @@
 'use strict'
 
-const { createPlugin } = require('..')
 const { guest } = require('./support/guest.js')
+const { pluginsOfEachTest } = require('./support/plugins.js')
 
 let many
-let open = []
+
+const open = pluginsOfEachTest()
+const start = (options, wasm = many) => open(wasm, options)
 
 beforeAll(async () => { many = await guest('many') })
-
-afterEach(async () => {
-  await Promise.all(open.map((plugin) => plugin.close()))
-  open = []
-})
-
-async function start (options, wasm = many) {
-  const plugin = await createPlugin(wasm, options)
-  open.push(plugin)
-  return plugin
-}
 
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds))
 

@@ -1,7 +1,8 @@
 'use strict'
 
-const { createPlugin, MemoryStore } = require('..')
+const { MemoryStore } = require('..')
 const { guest } = require('./support/guest.js')
+const { pluginsOfEachTest } = require('./support/plugins.js')
 
 describe('a MemoryStore works like a Map', () => {
   test('it is filled by its constructor, and by set, which can be chained', () => {
@@ -89,19 +90,11 @@ describe('a MemoryStore works like a Map', () => {
 
 describe('hostMemoryGet', () => {
   let wasm
-  let open = []
+
+  const open = pluginsOfEachTest()
+  const start = (options) => open(wasm, options)
 
   beforeAll(async () => { wasm = await guest('many') })
-  afterEach(async () => {
-    await Promise.all(open.map((plugin) => plugin.close()))
-    open = []
-  })
-
-  async function start (options) {
-    const plugin = await createPlugin(wasm, options)
-    open.push(plugin)
-    return plugin
-  }
 
   for (const name of ['read_store', 'read_store_by_env']) {
     test(`${name} reads what JavaScript has set, at the next call`, async () => {

@@ -10,7 +10,6 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -110,9 +109,6 @@ pub enum Ending {
 pub struct CompileOptions {
   /// Whether guests may import WASI.
   pub wasi: bool,
-  /// Directories for WASI: from the host's (with `ro:` before it, for reading only) to the
-  /// guest's.
-  pub allowed_paths: BTreeMap<String, PathBuf>,
   /// A configuration file of Wasmtime's cache; without it, nothing is cached.
   pub cache: Option<PathBuf>,
 }
@@ -134,16 +130,13 @@ impl Compiled {
     functions: &[HostFunction],
     options: &CompileOptions,
   ) -> Result<Self, Error> {
-    let mut manifest = Manifest::new(
+    let manifest = Manifest::new(
       prepared
         .modules
         .iter()
         .map(|module| Wasm::data(module.bytes.clone()).with_name(module.name.clone())),
     )
     .with_memory_max(prepared.growth_pages);
-    if !options.allowed_paths.is_empty() {
-      manifest.allowed_paths = Some(options.allowed_paths.clone());
-    }
     let imported = prepared
       .functions
       .iter()

@@ -64,7 +64,6 @@ impl Plugin {
     let options = CompileOptions {
       wasi: manifest.use_wasi,
       cache: compile_cache::configuration(),
-      ..CompileOptions::default()
     };
     let compile = move || {
       Compiled::new(&prepared, &functions, &options).map_err(|error| {

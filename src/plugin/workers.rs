@@ -388,7 +388,10 @@ impl Shared {
         queue.reconsider_stuck_slots();
         return;
       }
-      failure = initialized.take();
+      failure = initialized
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
       if may_strike_the_next {
         // A failure of this is one of the runtime; the next instance will meet it too.
         let _ = catch_unwind(interrupt::all_have_struck);
@@ -550,16 +553,6 @@ impl Watched for Shared {
 
 /// Where the initialization of an instance leaves what went wrong with it.
 type Failure = Arc<Mutex<Option<Error>>>;
-
-trait TakeFailure {
-  fn take(&self) -> Option<Error>;
-}
-
-impl TakeFailure for Failure {
-  fn take(&self) -> Option<Error> {
-    self.lock().unwrap_or_else(PoisonError::into_inner).take()
-  }
-}
 
 impl Slot {
   fn new(compiled: Compiled) -> Arc<Self> {
