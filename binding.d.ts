@@ -9,20 +9,24 @@
  */
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
-/** One JavaScript thread's end of the way back. */
-export declare class Completions {
-  /** `settle` is called, on this thread, when `take` has something to give. */
-  constructor(settle: () => void)
+/** One JavaScript thread's boundary. */
+export declare class Boundary {
   /**
-   * Takes all finished calls as a flat list of three items each: the call's number; the error's
-   * code, or `null`; the output as an ArrayBuffer (`null` where it is empty), or the error's
-   * message.
+   * `settle` is called, on this thread, when there are finished calls to be taken. Short inputs are
+   * put into `inbox`. It must stay with the caller: nobody else may have it or its buffer.
    */
-  take(): unknown[]
+  constructor(settle: () => void, inbox: Uint8Array)
   /**
-   * Keeps the process alive, or lets it go. `index.js` calls it when the first call starts to
-   * wait and when the last has been settled.
+   * The function that takes finished calls. It is given a buffer for short outputs, how many of its
+   * bytes are used already, and an array. It writes into `header` how many calls it has taken,
+   * whether there are more (for which there was no room), and four numbers for each call ([`ITEM`]).
+   * What is not in the buffer it adds to the array, in the order of the calls.
+   *
+   * It is a function rather than a method because Node-API then need not look up and check what
+   * belongs to the receiver.
    */
+  taker(header: Uint32Array): (shared: Uint8Array, used: number, apart: unknown[]) => void
+  /** Keeps the process alive, or lets it go. */
   keepAlive(alive: boolean): void
 }
 
@@ -47,17 +51,22 @@ export declare class MemoryStore {
 }
 
 /**
- * A running plugin. When JavaScript has forgotten it, what it still does is interrupted; so
- * `index.js` keeps it for as long as a call is unfinished.
+ * A running plugin. When JavaScript has forgotten it and its [`caller`](Self::caller), what it still
+ * does is interrupted; so `calls.js` keeps it for as long as a call is unfinished.
  */
 export declare class Plugin {
-  /** Whether there is such a function. */
-  functionExists(name: string): boolean
+  /** The functions that can be called, each with the number of its export. */
+  functions(): Record<string, number>
   /**
-   * Queues a call of function `name` under the number `call`, with which its result arrives at the
-   * completions. `timeoutMs` is the call's own limit.
+   * The function that queues a call: the number with which its result arrives, the export, how many
+   * bytes of the inbox are its input, and the milliseconds that it may take (0 for the plugin's
+   * limit). It returns whether [`wake`](Self::wake) is to be called, in this turn of the event loop.
    */
-  call(call: number, name: string, input?: string | Uint8Array | undefined | null, timeoutMs?: number | undefined | null): void
+  caller(boundary: Boundary): (call: number, exportNumber: number, length: number, timeoutMs: number) => boolean
+  /** As the function of [`caller`](Self::caller), for an input that is too long for the inbox. */
+  callWith(number: number, exportNumber: number, input: string | Uint8Array, timeoutMs: number): boolean
+  /** Wakes the threads that calls need. */
+  wake(): void
   /** Ends a call before its time; its result, which still arrives, means nothing. */
   cancel(call: number): void
   /** How many threads hang in calls of the host and have been replaced. */
@@ -66,16 +75,16 @@ export declare class Plugin {
   close(call: number): void
 }
 
-/** An error on its way to `index.js`. */
-export interface Failure {
-  /** The stable code. */
-  code: string
-  /** The message for people. */
-  message: string
-}
+/** The names of all codes that errors may have, each at the place of its number less one. */
+export declare function errorCodes(): Array<string>
 
-/** Loads and starts a plugin; resolves to it, or to what went wrong. */
-export declare function openPlugin(options: PluginOptions, store: MemoryStore, completions: Completions): Promise<unknown>
+/**
+ * Loads and starts a plugin on a thread of its own, under the number `call`, with which it arrives.
+ *
+ * Not on libuv's pool: the end of the process waits for that, and a plugin may take as long as it
+ * likes to initialize itself.
+ */
+export declare function openPlugin(call: number, options: PluginOptions, store: MemoryStore, boundary: Boundary): void
 
 /** A manifest and options, as `index.js` has merged them. */
 export interface PluginOptions {

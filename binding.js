@@ -778,7 +778,8 @@ function __napiStampBindingTarget(exportsObject, target) {
 // linked import resolves to `undefined`.
 module.exports.__napiBindingTarget = __napiStampBindingTarget(nativeBinding, __napiLoadedBindingTarget)
 module.exports = nativeBinding
-module.exports.Completions = nativeBinding.Completions
+module.exports.Boundary = nativeBinding.Boundary
 module.exports.MemoryStore = nativeBinding.MemoryStore
 module.exports.Plugin = nativeBinding.Plugin
+module.exports.errorCodes = nativeBinding.errorCodes
 module.exports.openPlugin = nativeBinding.openPlugin

@@ -136,7 +136,10 @@ export interface PluginError extends Error {
   code: ErrorCode
 }
 
-/** A plugin's output: a read-only DataView over bytes of its own. */
+/**
+ * A plugin's output: a read-only DataView. Its `buffer` holds this output and nothing else; where the
+ * output is short, that is a copy, made when it is asked for.
+ */
 export class PluginOutput extends DataView<ArrayBuffer> {
   private constructor (buffer: ArrayBuffer)
   /** The output decoded as UTF-8; what is no UTF-8 becomes U+FFFD. */
@@ -145,9 +148,12 @@ export class PluginOutput extends DataView<ArrayBuffer> {
   string (): string
   /** The output parsed as JSON. Throws a `SyntaxError` where it is none. */
   json (): any
-  /** The output's bytes, not copied. */
+  /**
+   * The output's bytes, not copied. Short outputs share their memory, as Node's Buffers do: what lies
+   * around these bytes in `bytes().buffer` belongs to others.
+   */
   bytes (): Uint8Array
-  /** The buffer under the bytes. */
+  /** The same as `buffer`. */
   arrayBuffer (): ArrayBuffer
 }
 

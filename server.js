@@ -13,7 +13,7 @@ const { createPlugin, MemoryStore } = require('./index.js')
 const SAY_HELLO = join(__dirname, 'plugins/say-hello/say-hello.wasm')
 
 // What an HTTP client learns of a call that failed; all else is 500. The details go to the log.
-const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, CLOSED: 503 }
+const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503 }
 
 /**
  * Builds the server without starting to listen. Closing it closes the plugin.
@@ -43,7 +43,7 @@ async function buildServer ({
   app.post('/', async (request, reply) => {
     const output = await plugin.call(functionName, request.body)
     reply.type('text/plain; charset=utf-8')
-    return output === null ? '' : Buffer.from(output.arrayBuffer())
+    return output === null ? '' : output.bytes()
   })
 
   app.setErrorHandler((error, request, reply) => {

@@ -71,6 +71,49 @@ describe('the input and the output', () => {
     expect(() => output.setUint8(0, 1)).toThrow(/read-only/)
   })
 
+  test('outputs of all lengths come back as they are, many at once', async () => {
+    const plugin = await start()
+    const lengths = [1, 8, 1_023, 1_024, 1_025, 8_191, 8_192, 8_193, 65_536, 1_048_575, 1_048_576, 3_000_000]
+    const inputs = lengths.map((length) => Buffer.alloc(length, String(length)))
+    const outputs = await Promise.all([...inputs, ...inputs].map((input) => plugin.call('echo', input)))
+    outputs.forEach((output, i) => {
+      expect(output.byteLength).toBe(lengths[i % lengths.length])
+      expect(Buffer.compare(output.bytes(), inputs[i % lengths.length])).toBe(0)
+    })
+  })
+
+  test('an output\'s buffer holds nothing but this output, and bytes() copies nothing', async () => {
+    const plugin = await start()
+    const [one, two] = await Promise.all([plugin.call('echo', 'one'), plugin.call('echo', 'the other')])
+    for (const [output, text] of [[one, 'one'], [two, 'the other']]) {
+      expect(Buffer.from(output.buffer).toString()).toBe(text)
+      expect(output.arrayBuffer()).toBe(output.buffer)
+      expect(output.byteOffset).toBe(0)
+      expect(Buffer.from(output.buffer, output.byteOffset, output.byteLength).toString()).toBe(text)
+      expect(new TextDecoder().decode(output)).toBe(text)
+      expect(Buffer.from(output.bytes()).toString()).toBe(text)
+      expect(output.bytes().buffer).toBe(output.bytes().buffer)
+    }
+    // What both share cannot be taken away from either; Node copies it, or refuses.
+    const { port1, port2 } = new MessageChannel()
+    try {
+      port1.postMessage('', [one.bytes().buffer])
+    } catch (error) {
+      expect(error.name).toBe('DataCloneError')
+    }
+    port1.close()
+    port2.close()
+    expect(structuredClone(one.buffer, { transfer: [one.buffer] }).byteLength).toBe(3)
+    expect([one.text(), two.text()]).toEqual(['one', 'the other'])
+  })
+
+  test('an output keeps its bytes whatever comes after it', async () => {
+    const plugin = await start()
+    const outputs = []
+    for (let i = 0; i < 3_000; i++) outputs.push(await plugin.call('echo', `output ${i}`))
+    outputs.forEach((output, i) => expect(output.text()).toBe(`output ${i}`))
+  })
+
   test('a function without a result works like one that returns 0', async () => {
     const plugin = await start()
     expect((await plugin.call('echo_without_result', 'hello')).text()).toBe('hello')

@@ -1,7 +1,7 @@
 'use strict'
 
 const { createPlugin } = require('..')
-const { guest } = require('./support/guest.js')
+const { assemble, guest } = require('./support/guest.js')
 const { runNode } = require('./support/processes.js')
 
 let wasm
@@ -86,6 +86,25 @@ describe('a process', () => {
     expect({ code, signal }).toEqual({ code: 1, signal: null })
     expect(errors).toContain('nobody catches this')
   })
+
+  test('that calls process.exit() while plugins are being opened ends at once', async () => {
+    const endless = await assemble(`(module
+      (func (export "_initialize") (loop $again (br $again)))
+      (func (export "run") (result i32) (i32.const 0)))`)
+    const started = performance.now()
+    const { code, signal, output } = await runNode(['-e', `
+      const { createPlugin } = require('.')
+      const wasm = Buffer.from('${endless.toString('base64')}', 'base64')
+      for (let i = 0; i < 5; i++) createPlugin(wasm)
+      // Not delayed by them either: they take none of the threads that Node itself needs.
+      require('node:fs').readFile('package.json', () => setTimeout(() => {
+        console.log('leaving')
+        process.exit(7)
+      }, 50))`])
+    expect({ code, signal, output }).toEqual({ code: 7, signal: null, output: 'leaving\n' })
+    // An initialization that is waited for would take 30 s.
+    expect(performance.now() - started).toBeLessThan(20_000)
+  }, 60_000)
 
   test('that is ended by SIGTERM with calls running and queued ends by that signal', async () => {
     const { code, signal } = await open(`

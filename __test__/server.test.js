@@ -111,6 +111,18 @@ describe('a call that fails', () => {
     expect(refused.json().code).toBe('QUEUE_FULL')
   })
 
+  test('because all threads are stuck is a 503 with Retry-After', async () => {
+    const { Plugin } = require('..')
+    await build('echo')
+    const unavailable = Object.assign(new Error('all threads are stuck'), { code: 'UNAVAILABLE' })
+    const call = jest.spyOn(Plugin.prototype, 'call').mockRejectedValueOnce(unavailable)
+    const response = await app.inject({ method: 'POST', url: '/' })
+    call.mockRestore()
+    expect(response.statusCode).toBe(503)
+    expect(response.headers['retry-after']).toBe('1')
+    expect(response.json()).toMatchObject({ code: 'UNAVAILABLE', message: 'the plugin gave no answer' })
+  })
+
   test('an empty output is an empty answer', async () => {
     await build('silent')
     const response = await app.inject({ method: 'POST', url: '/' })

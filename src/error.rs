@@ -48,6 +48,34 @@ pub enum Code {
 }
 
 impl Code {
+  /// All codes, each at the place of its [`number`](Self::number) less one.
+  pub const ALL: [Self; 19] = [
+    Code::InvalidArgument,
+    Code::FileNotFound,
+    Code::InvalidWasm,
+    Code::HashMismatch,
+    Code::MissingImport,
+    Code::CircularLinking,
+    Code::ReservedName,
+    Code::FunctionNotFound,
+    Code::PluginError,
+    Code::Trap,
+    Code::Timeout,
+    Code::Canceled,
+    Code::OutputTooLarge,
+    Code::HostFunctionError,
+    Code::OutOfMemory,
+    Code::QueueFull,
+    Code::Unavailable,
+    Code::Closed,
+    Code::Internal,
+  ];
+
+  /// A number for the code, from 1. It means something within one process only.
+  pub const fn number(self) -> u32 {
+    self as u32 + 1
+  }
+
   /// The name of the code in JavaScript (`error.code`).
   pub const fn as_str(self) -> &'static str {
     match self {
@@ -103,3 +131,15 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+  use super::Code;
+
+  #[test]
+  fn each_code_stands_at_the_place_of_its_number() {
+    for (place, code) in Code::ALL.into_iter().enumerate() {
+      assert_eq!(code.number() as usize, place + 1);
+    }
+  }
+}

@@ -5,14 +5,14 @@ use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use napi::bindgen_prelude::{AsyncTask, Either, Uint8Array, Uint8ArraySlice};
-use napi::{Env, Task};
+use napi::Env;
+use napi::bindgen_prelude::{Either, Function, FunctionCallContext, Uint8Array, Uint8ArraySlice};
 use napi_derive::napi;
 
-use super::Failure;
-use super::completions::{Completions, Finished};
+use super::boundary::{Boundary, Finished, Outcome};
 use super::memory_store::MemoryStore;
 use crate::plugin::{self, Limits, Source};
 use crate::store::Store;
@@ -67,107 +67,128 @@ impl From<WasmOptions> for plugin::Wasm {
   }
 }
 
-/// Opens a plugin on a thread of libuv's pool.
-pub struct OpenPlugin {
-  manifest: plugin::Manifest,
-  limits: Limits,
-  store: Arc<dyn Store>,
-  finished: Arc<Finished>,
-}
-
-impl Task for OpenPlugin {
-  type Output = crate::Result<plugin::Plugin>;
-  type JsValue = Either<Plugin, Failure>;
-
-  fn compute(&mut self) -> napi::Result<Self::Output> {
-    let open = || plugin::Plugin::open(&self.manifest, self.limits, Arc::clone(&self.store));
-    Ok(catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
-      let message = "the runtime panicked while it loaded the plugin";
-      Err(Error::new(Code::Internal, message))
-    }))
-  }
-
-  fn resolve(&mut self, _env: Env, output: Self::Output) -> napi::Result<Self::JsValue> {
-    Ok(match output {
-      Ok(plugin) => Either::A(Plugin {
-        plugin,
-        finished: Arc::clone(&self.finished),
-      }),
-      Err(error) => Either::B(error.into()),
-    })
-  }
-}
-
-/// Loads and starts a plugin; resolves to it, or to what went wrong.
+/// Loads and starts a plugin on a thread of its own, under the number `call`, with which it arrives.
+///
+/// Not on libuv's pool: the end of the process waits for that, and a plugin may take as long as it
+/// likes to initialize itself.
 #[napi(catch_unwind)]
-pub fn open_plugin(
-  options: PluginOptions,
-  store: &MemoryStore,
-  completions: &Completions,
-) -> AsyncTask<OpenPlugin> {
+pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, boundary: &Boundary) {
   let at_least_one = |number: u32| NonZeroUsize::new(number as usize).unwrap_or(NonZeroUsize::MIN);
-  AsyncTask::new(OpenPlugin {
-    limits: Limits {
-      instances: at_least_one(options.instances),
-      max_queue: at_least_one(options.max_queue),
-    },
-    manifest: plugin::Manifest {
-      wasm: options.wasm.into_iter().map(plugin::Wasm::from).collect(),
-      config: options.config.into_iter().collect(),
-      timeout: options
-        .timeout_ms
-        .map(|milliseconds| Duration::from_millis(milliseconds.into())),
-      max_pages: options.max_pages,
-      max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
-      max_output: options.max_output_bytes.map(u64::from),
-      use_wasi: options.use_wasi,
-    },
-    store: store.shared(),
-    finished: completions.finished(),
-  })
+  let limits = Limits {
+    instances: at_least_one(options.instances),
+    max_queue: at_least_one(options.max_queue),
+  };
+  let manifest = plugin::Manifest {
+    wasm: options.wasm.into_iter().map(plugin::Wasm::from).collect(),
+    config: options.config.into_iter().collect(),
+    timeout: options.timeout_ms.map(milliseconds),
+    max_pages: options.max_pages,
+    max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
+    max_output: options.max_output_bytes.map(u64::from),
+    use_wasi: options.use_wasi,
+  };
+  let store: Arc<dyn Store> = store.shared();
+  let finished = boundary.finished();
+  let opened = Arc::clone(&finished);
+  let spawned = thread::Builder::new()
+    .name("extism-open".to_owned())
+    .spawn(move || {
+      let open = || plugin::Plugin::open(&manifest, limits, store);
+      let result = catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
+        let message = "the runtime panicked while it loaded the plugin";
+        Err(Error::new(Code::Internal, message))
+      });
+      opened.push(call, result.map(Outcome::Opened));
+    });
+  if let Err(error) = spawned {
+    let message = format!("cannot start a thread to load the plugin: {error}");
+    finished.push(call, Err(Error::new(Code::Internal, message)));
+  }
 }
 
-/// A running plugin. When JavaScript has forgotten it, what it still does is interrupted; so
-/// `index.js` keeps it for as long as a call is unfinished.
+/// A running plugin. When JavaScript has forgotten it and its [`caller`](Self::caller), what it still
+/// does is interrupted; so `calls.js` keeps it for as long as a call is unfinished.
 #[napi]
 pub struct Plugin {
-  plugin: plugin::Plugin,
+  plugin: Arc<plugin::Plugin>,
   finished: Arc<Finished>,
+}
+
+impl Plugin {
+  /// `finished` is where results go.
+  pub fn new(plugin: plugin::Plugin, finished: Arc<Finished>) -> Self {
+    Self {
+      plugin: Arc::new(plugin),
+      finished,
+    }
+  }
 }
 
 #[napi]
 impl Plugin {
-  /// Whether there is such a function.
+  /// The functions that can be called, each with the number of its export.
   #[napi(catch_unwind)]
-  pub fn function_exists(&self, name: String) -> bool {
-    self.plugin.function_exists(&name)
+  pub fn functions(&self) -> HashMap<String, u32> {
+    let functions = self.plugin.functions();
+    functions
+      .map(|(name, export)| (name.to_owned(), export))
+      .collect()
   }
 
-  /// Queues a call of function `name` under the number `call`, with which its result arrives at the
-  /// completions. `timeoutMs` is the call's own limit.
-  #[napi(catch_unwind)]
-  pub fn call(
+  /// The function that queues a call: the number with which its result arrives, the export, how many
+  /// bytes of the inbox are its input, and the milliseconds that it may take (0 for the plugin's
+  /// limit). It returns whether [`wake`](Self::wake) is to be called, in this turn of the event loop.
+  #[napi(
+    catch_unwind,
+    ts_return_type = "(call: number, exportNumber: number, length: number, timeoutMs: number) => boolean"
+  )]
+  pub fn caller<'env>(
     &self,
-    call: f64,
-    name: String,
-    input: Option<Either<String, Uint8ArraySlice<'_>>>,
-    timeout_ms: Option<u32>,
-  ) {
-    let input = match input {
-      None => Vec::new(),
-      Some(Either::A(text)) => text.into_bytes(),
-      Some(Either::B(bytes)) => bytes.to_vec(),
-    };
+    env: &'env Env,
+    boundary: &Boundary,
+  ) -> napi::Result<Function<'env, (u32, u32, u32, u32), bool>> {
+    let plugin = Arc::clone(&self.plugin);
     let finished = Arc::clone(&self.finished);
-    let timeout = timeout_ms.map(|milliseconds| Duration::from_millis(milliseconds.into()));
-    let done = Box::new(move |result| finished.push(call, result));
-    self.plugin.call(call as u64, &name, input, timeout, done);
+    let inbox = boundary.inbox();
+    env.create_function_from_closure("call", move |context: FunctionCallContext<'_>| {
+      let input = inbox.get(..context.get::<u32>(2)? as usize);
+      Ok(plugin.queue(call(
+        &finished,
+        context.get(0)?,
+        context.get(1)?,
+        input.unwrap_or_default().to_vec(),
+        context.get(3)?,
+      )))
+    })
+  }
+
+  /// As the function of [`caller`](Self::caller), for an input that is too long for the inbox.
+  #[napi(catch_unwind)]
+  pub fn call_with(
+    &self,
+    number: u32,
+    export_number: u32,
+    input: Either<String, Uint8ArraySlice<'_>>,
+    timeout_ms: u32,
+  ) -> bool {
+    let input = match input {
+      Either::A(text) => text.into_bytes(),
+      Either::B(bytes) => bytes.to_vec(),
+    };
+    let call = call(&self.finished, number, export_number, input, timeout_ms);
+    self.plugin.queue(call)
+  }
+
+  /// Wakes the threads that calls need.
+  #[napi(catch_unwind)]
+  pub fn wake(&self) {
+    self.plugin.wake();
   }
 
   /// Ends a call before its time; its result, which still arrives, means nothing.
   #[napi(catch_unwind)]
-  pub fn cancel(&self, call: f64) {
-    self.plugin.cancel(call as u64);
+  pub fn cancel(&self, call: u32) {
+    self.plugin.cancel(call.into());
   }
 
   /// How many threads hang in calls of the host and have been replaced.
@@ -178,10 +199,31 @@ impl Plugin {
 
   /// Closes the plugin; an empty result arrives under the number `call` when all is freed.
   #[napi(catch_unwind)]
-  pub fn close(&self, call: f64) {
+  pub fn close(&self, call: u32) {
     let finished = Arc::clone(&self.finished);
     self
       .plugin
-      .close(move || finished.push(call, Ok(Vec::new())));
+      .close(move || finished.push(call, Ok(Outcome::Output(Vec::new()))));
   }
+}
+
+fn call(
+  finished: &Arc<Finished>,
+  number: u32,
+  export: u32,
+  input: Vec<u8>,
+  timeout_ms: u32,
+) -> plugin::Call {
+  let finished = Arc::clone(finished);
+  plugin::Call {
+    number: number.into(),
+    export,
+    input,
+    timeout: (timeout_ms > 0).then(|| milliseconds(timeout_ms)),
+    done: Box::new(move |result| finished.push(number, result.map(Outcome::Output))),
+  }
+}
+
+fn milliseconds(milliseconds: u32) -> Duration {
+  Duration::from_millis(milliseconds.into())
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, Manifest, Source, Wasm};
-pub use workers::Done;
+pub use workers::{Call, Done};
 
 use crate::host::HostFunction;
 use crate::store::Store;
@@ -25,7 +25,7 @@ use crate::{Code, Error, Result, host};
 use instance::{CompileOptions, Compiled};
 use manifest::LoadedModule;
 use prepare::{HostFunctionDescription, PrepareError, Prepared};
-use workers::{Call, Workers};
+use workers::Workers;
 
 /// How long an initialization may run where calls have no limit.
 const INITIALIZATION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -87,39 +87,30 @@ impl Plugin {
     })
   }
 
-  /// Whether the main module exports a function of that name that can be called.
-  pub fn function_exists(&self, name: &str) -> bool {
-    self.functions.contains_key(name)
+  /// The functions of the main module that can be called, with the numbers of their exports.
+  pub fn functions(&self) -> impl Iterator<Item = (&str, u32)> {
+    let functions = self.functions.iter();
+    functions.map(|(name, export)| (name.as_str(), *export))
   }
 
-  /// Queues a call of `function`. `number` is what [`cancel`](Self::cancel) knows it by: unique
-  /// among the unfinished calls of this plugin. `timeout` is this call's own limit, in place of the
-  /// manifest's.
+  /// The number of the export of that name, where it is a function that can be called.
+  pub fn function(&self, name: &str) -> Option<u32> {
+    self.functions.get(name).copied()
+  }
+
+  /// Queues a call. Its `done` is run once, on whatever thread ends the call. That is this one where
+  /// the call is refused, with [`Code::QueueFull`], [`Code::Closed`] or [`Code::Unavailable`].
   ///
-  /// `done` is run once, on whatever thread ends the call. That is this one where the call is
-  /// refused, with [`Code::FunctionNotFound`], [`Code::QueueFull`], [`Code::Closed`] or
-  /// [`Code::Unavailable`].
-  pub fn call(
-    &self,
-    number: u64,
-    function: &str,
-    input: Vec<u8>,
-    timeout: Option<Duration>,
-    done: Done,
-  ) {
-    let Some(export) = self.functions.get(function) else {
-      return done(Err(Error::new(
-        Code::FunctionNotFound,
-        format!("Plugin error: function \"{function}\" does not exist"),
-      )));
-    };
-    self.workers.push(Call {
-      number,
-      export: *export,
-      input,
-      timeout,
-      done,
-    });
+  /// Returns whether a thread that sleeps could take it: then [`wake`](Self::wake) must be called, or
+  /// the call may wait for another to end. Who queues many calls can do so once, after the last.
+  #[must_use = "whether to wake a thread"]
+  pub fn queue(&self, call: Call) -> bool {
+    self.workers.push(call)
+  }
+
+  /// Wakes a thread for the calls that were queued, if one sleeps.
+  pub fn wake(&self) {
+    self.workers.wake();
   }
 
   /// Ends the call of this number with [`Code::Canceled`]: one that waits never starts, and one

@@ -65,9 +65,11 @@ pub struct Call {
   pub number: u64,
   /// The export, by the number that the driver knows it by.
   pub export: u32,
+  /// What the guest reads as its input.
   pub input: Vec<u8>,
   /// How long it may run, where that is not what [`Limits`] says.
   pub timeout: Option<Duration>,
+  /// Run with the result.
   pub done: Done,
 }
 
@@ -158,8 +160,9 @@ impl Workers {
     Ok(workers)
   }
 
-  /// Queues a call, or ends it at once with the reason why not.
-  pub fn push(&self, call: Call) {
+  /// Queues a call, or ends it at once with the reason why not. Returns whether a thread sleeps that
+  /// could take it, and [`wake`](Self::wake) is to be called.
+  pub fn push(&self, call: Call) -> bool {
     let mut queue = self.shared.lock();
     let unfinished = self.shared.unfinished.load(Ordering::Relaxed);
     let refused = if queue.is_closed {
@@ -176,15 +179,17 @@ impl Workers {
     } else {
       self.shared.unfinished.fetch_add(1, Ordering::Relaxed);
       queue.waiting.push_back(call);
-      let somebody_waits = queue.idle > 0;
-      drop(queue);
-      if somebody_waits {
-        self.shared.changed.notify_one();
-      }
-      return;
+      return queue.idle > 0;
     };
     drop(queue);
     (call.done)(Err(refused));
+    false
+  }
+
+  /// Wakes a thread, which wakes the next if it finds more calls than it takes. A wake-up is a system
+  /// call, and who queues calls has better things to do.
+  pub fn wake(&self) {
+    self.shared.changed.notify_one();
   }
 
   /// Ends the call of this number with [`Code::Canceled`]: at once, whether it waits or runs. A
@@ -423,7 +428,13 @@ impl Shared {
     let mut queue = self.lock();
     loop {
       if let Some(call) = queue.waiting.pop_front() {
-        return accept(&mut queue, call);
+        let another_is_needed = queue.idle > 0 && !queue.waiting.is_empty();
+        let accepted = accept(&mut queue, call);
+        drop(queue);
+        if another_is_needed {
+          self.changed.notify_one();
+        }
+        return accepted;
       }
       if queue.is_closed {
         return None;

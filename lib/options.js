@@ -1,0 +1,135 @@
+'use strict'
+
+// Manifests and options as the native part takes them, or an error that says what is wrong.
+
+const { fileURLToPath } = require('node:url')
+const binding = require('../binding.js')
+const { asBytes } = require('./bytes.js')
+const { describe, invalidArgument } = require('./errors.js')
+const { nativeStore } = require('./memory-store.js')
+
+const DEFAULT_MAX_QUEUE = 10_000
+const MAX_INSTANCES = 1_024
+const MAX_U32 = 0xFFFF_FFFF
+
+const MANIFEST_KEYS = { config: 'config', timeoutMs: 'timeoutMs', timeout_ms: 'timeoutMs', memory: 'memory' }
+const OPTION_KEYS = { ...MANIFEST_KEYS, useWasi: 'useWasi', store: 'store', instances: 'instances', maxQueue: 'maxQueue', maxOutputBytes: 'maxOutputBytes' }
+const MEMORY_KEYS = { maxPages: 'maxPages', max_pages: 'maxPages', maxVarBytes: 'maxVarBytes', max_var_bytes: 'maxVarBytes' }
+const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs' }
+const WASM_KEYS = { path: 'path', data: 'data', name: 'name', hash: 'hash' }
+
+function isObject (value) {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) && !asBytes(value)
+}
+
+/** The known properties of an object under their camelCase names; anything else is an error. */
+function pick (object, keys, what) {
+  if (!isObject(object)) throw invalidArgument(`${what} must be an object, not ${describe(object)}`)
+  const picked = {}
+  for (const [key, value] of Object.entries(object)) {
+    if (!Object.hasOwn(keys, key)) {
+      throw invalidArgument(`${what} has no "${key}"; it takes ${Object.keys(keys).join(', ')}`)
+    }
+    if (value !== undefined && value !== null) picked[keys[key]] = value
+  }
+  return picked
+}
+
+function checkSignal (signal) {
+  if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function' ||
+    typeof signal.removeEventListener !== 'function') {
+    throw invalidArgument(`signal must be an AbortSignal, not ${describe(signal)}`)
+  }
+}
+
+function asPath (url) {
+  try {
+    return fileURLToPath(url)
+  } catch (error) {
+    throw invalidArgument(`a plugin's URL must be a file: URL of this machine (${error.message}); fetch others and pass the bytes`)
+  }
+}
+
+function asManifest (source) {
+  if (typeof source === 'string') {
+    if (source === '') throw invalidArgument('the path of the plugin is empty')
+    return { wasm: [{ path: /^(file|https?):/i.test(source) ? asPath(source) : source }] }
+  }
+  if (source instanceof URL) return { wasm: [{ path: asPath(source) }] }
+  const data = asBytes(source)
+  if (data !== undefined) return { wasm: [{ data }] }
+  if (!isObject(source) || source.wasm === undefined) {
+    throw invalidArgument(
+      `a plugin's source must be a path, a file: URL, bytes, or a manifest {wasm: [{path | data}]}, not ${describe(source)}`
+    )
+  }
+  return source
+}
+
+function asWasm (item, index) {
+  const what = `wasm[${index}] of the manifest`
+  const { path, data, name, hash } = pick(item, WASM_KEYS, what)
+  if ((path === undefined) === (data === undefined)) {
+    throw invalidArgument(`${what} must have a path or data, and not both`)
+  }
+  for (const [key, value] of Object.entries({ path, name, hash })) {
+    if (value !== undefined && typeof value !== 'string') {
+      throw invalidArgument(`"${key}" of ${what} must be a string, not ${describe(value)}`)
+    }
+    if (key === 'path' && value?.includes('\0')) throw invalidArgument(`"path" of ${what} has a NUL character`)
+  }
+  const bytes = data === undefined ? undefined : asBytes(data)
+  if (data !== undefined && bytes === undefined) {
+    throw invalidArgument(`"data" of ${what} must be bytes, not ${describe(data)}`)
+  }
+  return { path, data: bytes, name, hash }
+}
+
+function asInteger (value, name, fallback, most, least = 1) {
+  if (value === undefined) return fallback
+  if (!Number.isInteger(value) || value < least || value > most) {
+    throw invalidArgument(`${name} must be a whole number from ${least} to ${most}`)
+  }
+  return value
+}
+
+function asConfig (config = {}) {
+  if (!isObject(config)) throw invalidArgument(`config must be an object, not ${describe(config)}`)
+  for (const [key, value] of Object.entries(config)) {
+    if (typeof value !== 'string') {
+      throw invalidArgument(`the value of "${key}" in config must be a string, not ${describe(value)}`)
+    }
+  }
+  return { ...config }
+}
+
+/** The native options of a plugin, and its store. */
+function pluginOptions (source, options) {
+  const { wasm, ...rest } = asManifest(source)
+  if (!Array.isArray(wasm)) throw invalidArgument(`"wasm" of the manifest must be an array, not ${describe(wasm)}`)
+  const merged = { ...pick(rest, MANIFEST_KEYS, 'the manifest'), ...pick(options ?? {}, OPTION_KEYS, 'options') }
+
+  if (merged.useWasi !== undefined && typeof merged.useWasi !== 'boolean') {
+    throw invalidArgument(`useWasi must be a boolean, not ${describe(merged.useWasi)}`)
+  }
+  const store = merged.store === undefined ? new binding.MemoryStore() : nativeStore(merged.store)
+  if (store === undefined) {
+    throw invalidArgument(`store must be a MemoryStore, not ${describe(merged.store)}`)
+  }
+  const memory = pick(merged.memory ?? {}, MEMORY_KEYS, 'memory')
+
+  const native = {
+    wasm: wasm.map(asWasm),
+    config: asConfig(merged.config),
+    timeoutMs: asInteger(merged.timeoutMs, 'timeoutMs', undefined, MAX_U32),
+    maxPages: asInteger(memory.maxPages, 'memory.maxPages', undefined, 65_536),
+    maxVarBytes: asInteger(memory.maxVarBytes, 'memory.maxVarBytes', undefined, MAX_U32, 0),
+    maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
+    useWasi: merged.useWasi ?? false,
+    instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
+    maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32)
+  }
+  return { native, store }
+}
+
+module.exports = { MAX_U32, CALL_KEYS, pluginOptions, pick, checkSignal, asInteger }

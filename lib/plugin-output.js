@@ -1,0 +1,69 @@
+'use strict'
+
+const { codedError } = require('./errors.js')
+
+const decoder = new TextDecoder()
+
+const getter = (name) => Object.getOwnPropertyDescriptor(DataView.prototype, name).get
+const bufferOf = getter('buffer')
+const byteOffsetOf = getter('byteOffset')
+const byteLengthOf = getter('byteLength')
+
+/** The copies that were made for those who asked for a buffer. */
+const ownBuffers = new WeakMap()
+
+/**
+ * An output: a view of bytes that nothing changes. Short outputs share their memory with others,
+ * which is not to be seen here: `buffer` holds this output and nothing else.
+ */
+class PluginOutput extends DataView {
+  get buffer () {
+    const buffer = bufferOf.call(this)
+    const length = byteLengthOf.call(this)
+    if (buffer.byteLength === length) return buffer
+    let own = ownBuffers.get(this)
+    if (own === undefined) {
+      const offset = byteOffsetOf.call(this)
+      own = buffer.slice(offset, offset + length)
+      ownBuffers.set(this, own)
+    }
+    return own
+  }
+
+  get byteOffset () {
+    return 0
+  }
+
+  text () {
+    return decoder.decode(this)
+  }
+
+  string () {
+    return this.text()
+  }
+
+  json () {
+    return JSON.parse(this.text())
+  }
+
+  bytes () {
+    return new Uint8Array(bufferOf.call(this), byteOffsetOf.call(this), byteLengthOf.call(this))
+  }
+
+  arrayBuffer () {
+    return this.buffer
+  }
+}
+
+for (const name of Object.getOwnPropertyNames(DataView.prototype)) {
+  if (!name.startsWith('set')) continue
+  Object.defineProperty(PluginOutput.prototype, name, {
+    configurable: true,
+    writable: true,
+    value () {
+      throw codedError('INVALID_ARGUMENT', `a PluginOutput is read-only: ${name} cannot be called`)
+    }
+  })
+}
+
+module.exports = { PluginOutput }

@@ -1,0 +1,87 @@
+'use strict'
+
+// `Plugin`, and how one is made.
+
+const { asBytes } = require('./bytes.js')
+const { caller, complete, open } = require('./calls.js')
+const { codedError, describe, invalidArgument } = require('./errors.js')
+const { CALL_KEYS, MAX_U32, asInteger, checkSignal, pick, pluginOptions } = require('./options.js')
+
+// Lets `createPlugin` make what only it may make.
+const SECRET = Symbol('extism-host')
+
+function asInput (input) {
+  if (typeof input === 'string') return input
+  if (input === undefined || input === null) return undefined
+  const bytes = asBytes(input)
+  if (bytes === undefined) {
+    throw invalidArgument(
+      `the input must be a string, bytes or undefined, not ${describe(input)}; turn numbers into strings and objects into JSON`
+    )
+  }
+  return bytes
+}
+
+class Plugin {
+  #native
+  #functions
+  #start
+  #closed
+
+  constructor (secret, native) {
+    if (secret !== SECRET) {
+      throw invalidArgument('a Plugin is made by createPlugin()')
+    }
+    this.#native = native
+    this.#functions = new Map(Object.entries(native.functions()))
+    this.#start = caller(native)
+  }
+
+  // Not an async function: that would make a second promise around the one of `complete`.
+  call (name, input, hostContext, options) {
+    try {
+      const exportNumber = this.#exportNumber(name)
+      const bytes = asInput(input)
+      if (options === undefined || options === null) {
+        return complete(this.#native, (number) => this.#start(number, exportNumber, bytes, 0))
+      }
+      const { signal, timeoutMs } = pick(options, CALL_KEYS, 'the options of a call')
+      if (signal !== undefined) checkSignal(signal)
+      const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
+      if (signal?.aborted) throw signal.reason
+      return complete(this.#native, (number) => this.#start(number, exportNumber, bytes, limit), signal)
+    } catch (error) {
+      return Promise.reject(error)
+    }
+  }
+
+  #exportNumber (name) {
+    const number = this.#functions.get(name)
+    if (number !== undefined) return number
+    if (typeof name !== 'string') {
+      throw invalidArgument(`the function's name must be a string, not ${describe(name)}`)
+    }
+    throw codedError('FUNCTION_NOT_FOUND', `Plugin error: function "${name}" does not exist`)
+  }
+
+  async functionExists (name) {
+    if (this.#closed) throw codedError('CLOSED', 'the plugin is closed')
+    return this.#functions.has(name)
+  }
+
+  close () {
+    this.#closed ??= complete(this.#native, (number) => this.#native.close(number)).then(() => undefined)
+    return this.#closed
+  }
+
+  async [Symbol.asyncDispose] () {
+    await this.close()
+  }
+}
+
+async function createPlugin (source, options) {
+  const { native, store } = pluginOptions(await source, options)
+  return new Plugin(SECRET, await open(native, store))
+}
+
+module.exports = { Plugin, createPlugin }

@@ -1,0 +1,258 @@
+//! What goes over the boundary without Node-API's conversions, of which each costs more than a
+//! short call: a call's input lies in memory that both sides know, and finished calls come back
+//! many at a time, as numbers in such memory and bytes in a buffer that their outputs share.
+//!
+//! All of that memory is touched by the JavaScript thread alone. Worker threads see only
+//! [`Finished`], the list of calls that have ended.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use napi::bindgen_prelude::{
+  Array, ArrayBuffer, Function, FunctionCallContext, ToNapiValue, Uint8Array, Uint8ArraySlice,
+  Uint32Array,
+};
+use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
+use napi::{Env, Status};
+use napi_derive::napi;
+
+use super::plugin::Plugin;
+use super::silence_panics;
+use crate::{Code, Result, plugin};
+
+/// Outputs up to this many bytes share a buffer; longer ones have one of their own.
+const MAX_SHARED: usize = 1024;
+
+/// Outputs from this many bytes on are handed over as they are: to copy them would cost more.
+const MIN_ADOPTED: usize = 1 << 20;
+
+/// What the header begins with: how many calls there are, and whether there are more.
+const SUMMARY: usize = 2;
+
+/// What a call has in the header: its number, its code (0 where it succeeded), the offset of its
+/// bytes in the shared buffer ([`APART`] where they are not there), and their length.
+const ITEM: usize = 4;
+
+/// In place of an offset: the next of the values that are handed over apart.
+const APART: u32 = u32::MAX;
+
+/// What comes of a call, or of something else that JavaScript waits for.
+pub enum Outcome {
+  /// The output.
+  Output(Vec<u8>),
+  /// A plugin has been opened.
+  Opened(plugin::Plugin),
+}
+
+/// Calls a JavaScript function without arguments; weak, so that it alone keeps no process alive.
+type Wake = ThreadsafeFunction<(), (), (), Status, false, true>;
+
+/// Calls that have ended and that JavaScript has not seen yet.
+pub struct Finished {
+  /// In the order in which they ended. The event loop has been woken for them if and only if there
+  /// are any, so only the one who adds the first wakes it.
+  list: Mutex<VecDeque<(u32, Result<Outcome>)>>,
+  wake: Wake,
+}
+
+impl Finished {
+  /// Adds what came of the call that JavaScript numbered `call`. Any thread.
+  pub fn push(&self, call: u32, result: Result<Outcome>) {
+    let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+    list.push_back((call, result));
+    let is_first = list.len() == 1;
+    drop(list);
+    if is_first {
+      // Fails only when the environment is going away, and nobody waits any more.
+      self.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
+    }
+  }
+
+  fn take_all(&self) -> VecDeque<(u32, Result<Outcome>)> {
+    std::mem::take(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner))
+  }
+}
+
+/// One JavaScript thread's boundary.
+#[napi]
+pub struct Boundary {
+  finished: Arc<Finished>,
+  inbox: Rc<Uint8Array>,
+  /// Whether `finished.wake` keeps the process alive.
+  is_referenced: Cell<bool>,
+}
+
+#[napi]
+impl Boundary {
+  /// `settle` is called, on this thread, when there are finished calls to be taken. Short inputs are
+  /// put into `inbox`. It must stay with the caller: nobody else may have it or its buffer.
+  #[napi(constructor, catch_unwind)]
+  pub fn new(settle: Function<'_, (), ()>, inbox: Uint8Array) -> napi::Result<Self> {
+    silence_panics();
+    let wake = settle
+      .build_threadsafe_function::<()>()
+      .callee_handled::<false>()
+      .weak::<true>()
+      .build()?;
+    Ok(Self {
+      finished: Arc::new(Finished {
+        list: Mutex::default(),
+        wake,
+      }),
+      inbox: Rc::new(inbox),
+      is_referenced: Cell::new(false),
+    })
+  }
+
+  /// The function that takes finished calls. It is given a buffer for short outputs, how many of its
+  /// bytes are used already, and an array. It writes into `header` how many calls it has taken,
+  /// whether there are more (for which there was no room), and four numbers for each call ([`ITEM`]).
+  /// What is not in the buffer it adds to the array, in the order of the calls.
+  ///
+  /// It is a function rather than a method because Node-API then need not look up and check what
+  /// belongs to the receiver.
+  #[napi(
+    catch_unwind,
+    ts_return_type = "(shared: Uint8Array, used: number, apart: unknown[]) => void"
+  )]
+  pub fn taker<'env>(
+    &self,
+    env: &'env Env,
+    header: Uint32Array,
+  ) -> napi::Result<Function<'env, (Uint8Array, u32, Array<'env>), ()>> {
+    let finished = Arc::clone(&self.finished);
+    let header = RefCell::new(header);
+    // Taken from the list and not written yet, for want of room.
+    let rest = RefCell::new(VecDeque::new());
+    env.create_function_from_closure("take", move |context: FunctionCallContext<'_>| {
+      let mut shared = context.get::<Uint8ArraySlice<'_>>(0)?;
+      let used = context.get::<u32>(1)?;
+      let mut header = header.borrow_mut();
+      let mut rest = rest.borrow_mut();
+      if rest.is_empty() {
+        *rest = finished.take_all();
+      }
+      // SAFETY: both are memory of JavaScript, whose thread is this one and does not run JavaScript
+      // before they have been dropped, so nothing else reads or writes them and they stay where they
+      // are. `header` is handed to nobody who could detach it (`calls.js`). The other has just been
+      // looked up; detached, it has no bytes.
+      let (header, shared) = unsafe { (header.as_mut(), shared.as_mut()) };
+      let writer = Writer {
+        context: &context,
+        finished: &finished,
+        shared: shared.get_mut(used as usize..).unwrap_or_default(),
+        offset: used,
+      };
+      writer.write(&mut rest, header)
+    })
+  }
+
+  /// Keeps the process alive, or lets it go.
+  #[napi(catch_unwind)]
+  pub fn keep_alive(&self, env: Env, alive: bool) -> napi::Result<()> {
+    if alive == self.is_referenced.get() {
+      return Ok(());
+    }
+    let raw = self.finished.wake.raw();
+    // SAFETY: this is the thread of `env`, which made the function (`Boundary` is a JavaScript
+    // object of it), and `finished` holds a reference to the function, so it has not been freed.
+    let status = unsafe {
+      match alive {
+        true => napi::sys::napi_ref_threadsafe_function(env.raw(), raw),
+        false => napi::sys::napi_unref_threadsafe_function(env.raw(), raw),
+      }
+    };
+    napi::check_status!(status)?;
+    self.is_referenced.set(alive);
+    Ok(())
+  }
+}
+
+impl Boundary {
+  /// The end that worker threads push to.
+  pub fn finished(&self) -> Arc<Finished> {
+    Arc::clone(&self.finished)
+  }
+
+  /// Where JavaScript puts short inputs.
+  pub fn inbox(&self) -> Rc<Uint8Array> {
+    Rc::clone(&self.inbox)
+  }
+}
+
+/// Where JavaScript finds finished calls; see [`Boundary::taker`].
+struct Writer<'a> {
+  context: &'a FunctionCallContext<'a>,
+  finished: &'a Arc<Finished>,
+  /// The free part of the buffer for short outputs.
+  shared: &'a mut [u8],
+  /// The offset of that part in the buffer.
+  offset: u32,
+}
+
+impl Writer<'_> {
+  /// Takes as many calls from `list` as there is room for.
+  fn write(
+    mut self,
+    list: &mut VecDeque<(u32, Result<Outcome>)>,
+    header: &mut [u32],
+  ) -> napi::Result<()> {
+    let Some((summary, items)) = header.split_first_chunk_mut::<SUMMARY>() else {
+      return Err(napi::Error::from_reason("the header is too short"));
+    };
+    let mut items = items.chunks_exact_mut(ITEM);
+    let mut count = 0;
+    while self.shared.len() >= MAX_SHARED
+      && let Some(item) = items.next()
+      && let Some((number, result)) = list.pop_front()
+    {
+      let (code, place) = match result {
+        Ok(outcome) => match self.place(outcome) {
+          Ok(place) => (0, place),
+          // What cannot be handed over must not keep what comes after it from being so.
+          Err(_) => (Code::Internal.number(), (self.offset, 0)),
+        },
+        Err(error) => {
+          let message = Outcome::Output(error.message.into_bytes());
+          let place = self.place(message).unwrap_or((self.offset, 0));
+          (error.code.number(), place)
+        }
+      };
+      item.copy_from_slice(&[number, code, place.0, place.1]);
+      count += 1;
+    }
+    *summary = [count, u32::from(!list.is_empty())];
+    Ok(())
+  }
+
+  /// Puts something where JavaScript finds it: offset and length.
+  fn place(&mut self, outcome: Outcome) -> napi::Result<(u32, u32)> {
+    let bytes = match outcome {
+      Outcome::Opened(plugin) => {
+        let plugin = Plugin::new(plugin, Arc::clone(self.finished));
+        return self.place_apart(plugin);
+      }
+      Outcome::Output(bytes) => bytes,
+    };
+    match bytes.len() {
+      0..=MAX_SHARED => {
+        let (place, free) = std::mem::take(&mut self.shared).split_at_mut(bytes.len());
+        place.copy_from_slice(&bytes);
+        self.shared = free;
+        let offset = self.offset;
+        // Neither is larger than the buffer, which is small.
+        self.offset += bytes.len() as u32;
+        Ok((offset, bytes.len() as u32))
+      }
+      MIN_ADOPTED.. => self.place_apart(ArrayBuffer::from_data(self.context.env, bytes)?),
+      _ => self.place_apart(ArrayBuffer::copy_from(self.context.env, bytes)?),
+    }
+  }
+
+  fn place_apart(&mut self, value: impl ToNapiValue) -> napi::Result<(u32, u32)> {
+    self.context.get::<Array<'_>>(2)?.insert(value)?;
+    Ok((APART, 0))
+  }
+}
