@@ -178,7 +178,9 @@ function caller (native) {
     } else {
       isAsleep = native.callWith(number, exportNumber, input, timeoutMs)
     }
-    if (isAsleep) wakeSoon(native)
+    if (!isAsleep) return
+    if (unfinished === 1) native.wake()
+    else wakeSoon(native)
   }
 }
 
