@@ -13,10 +13,12 @@
 mod common;
 
 use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use common::{List, World, guest, wat};
+use common::{World, guest, wat};
+use extism::CancelHandle;
 use extism_host::host::{Answer, HostFunction, HostFunctionError};
 use extism_host::plugin::instance::{CallError, Ending, Finished, Job, Jobs};
 use extism_host::plugin::prepare::Limits;
@@ -394,22 +396,67 @@ fn initialization_may_fail() {
   }
 }
 
+/// One job, which is interrupted a moment after the run has started.
+struct Interrupted(Cell<Option<Job>>);
+
+impl Jobs for Interrupted {
+  fn started(&self, interrupt: CancelHandle) -> ControlFlow<()> {
+    std::thread::spawn(move || {
+      std::thread::sleep(Duration::from_millis(50));
+      interrupt.cancel().unwrap();
+    });
+    ControlFlow::Continue(())
+  }
+
+  fn next(&self) -> Option<Job> {
+    self.0.take()
+  }
+
+  fn done(&self, _: Finished) {
+    panic!("it is endless");
+  }
+}
+
 #[test]
 fn an_endless_initialization_is_interrupted() {
   let guest = guest(r#"(func $begin (loop (br 0))) (start $begin) (func (export "run"))"#);
-  let world = World::new();
-  let prepared = world.prepare(&[(None, &guest)]).unwrap();
-  let instance = world.compile(&prepared).instantiate().unwrap();
-  let handle = instance.cancel_handle();
-  let thread = std::thread::spawn(move || {
-    std::thread::sleep(Duration::from_millis(50));
-    handle.cancel().unwrap();
-  });
+  let instance = World::new()
+    .load(&[(None, &guest)])
+    .compiled
+    .instantiate()
+    .unwrap();
   let started = Instant::now();
-  let ending = instance.run(Rc::new(List::new([])), 1);
-  thread.join().unwrap();
+  let ending = instance.run(Rc::new(Interrupted(Cell::new(None))), 1);
   assert_eq!(ending, Ending::Interrupted);
   assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn a_run_that_is_broken_off_where_it_starts_runs_nothing_of_the_guest() {
+  struct Broken;
+  impl Jobs for Broken {
+    fn started(&self, _: CancelHandle) -> ControlFlow<()> {
+      ControlFlow::Break(())
+    }
+    fn initialized(&self) {
+      panic!("the run has not gone on");
+    }
+    fn next(&self) -> Option<Job> {
+      panic!("the run has not gone on");
+    }
+    fn done(&self, _: Finished) {
+      panic!("the run has not gone on");
+    }
+  }
+  let world = World::new();
+  let guest = guest(r#"(func $begin (call $count (i32.const 1))) (start $begin)"#);
+  let instance = world
+    .load(&[(None, &guest)])
+    .compiled
+    .instantiate()
+    .unwrap();
+  assert_eq!(instance.run(Rc::new(Broken), 1), Ending::Interrupted);
+  assert!(world.counts().is_empty());
 }
 
 #[test]
@@ -452,35 +499,17 @@ fn endings_are_told_apart() {
   assert_eq!(report.ending, Ending::OutOfMemory);
 }
 
-/// Cancels from `next` and so, in a way, before the job runs. What the caller must do about late
-/// cancels is another matter.
 #[test]
 fn an_endless_loop_is_interrupted() {
-  struct Once(Cell<Option<(Job, extism::CancelHandle)>>);
-  impl Jobs for Once {
-    fn next(&self) -> Option<Job> {
-      let (job, handle) = self.0.take()?;
-      std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(50));
-        handle.cancel().unwrap();
-      });
-      Some(job)
-    }
-    fn done(&self, _: Finished) {
-      panic!("it is endless");
-    }
-  }
   let guest = guest(r#"(func (export "run") (loop (br 0)))"#);
-  let world = World::new();
-  let prepared = world.prepare(&[(None, &guest)]).unwrap();
-  let instance = world.compile(&prepared).instantiate().unwrap();
+  let loaded = World::new().load(&[(None, &guest)]);
   let job = Job {
-    export: prepared.callable["run"],
+    export: loaded.prepared.callable["run"],
     input: Vec::new(),
   };
-  let handle = instance.cancel_handle();
+  let instance = loaded.compiled.instantiate().unwrap();
   let started = Instant::now();
-  let ending = instance.run(Rc::new(Once(Cell::new(Some((job, handle))))), 1);
+  let ending = instance.run(Rc::new(Interrupted(Cell::new(Some(job)))), 1);
   assert_eq!(ending, Ending::Interrupted);
   assert!(started.elapsed() < Duration::from_secs(2));
 }

@@ -10,6 +10,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -20,7 +21,7 @@ use extism::{
   UserData, Val, ValType, Wasm,
 };
 
-use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, TAKE};
+use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, STARTED, TAKE};
 use super::names::{self, HOST, RUN};
 use super::prepare::Prepared;
 use crate::host::{Answer, Bytes, HostFunction};
@@ -37,6 +38,14 @@ pub struct Job {
 /// Where an instance gets its jobs from, and gives their results to. All of it is called on the
 /// thread of the run.
 pub trait Jobs {
+  /// The run has begun; nothing of the guest has. From now on `interrupt` interrupts it, from any
+  /// thread, whatever it does at that moment. Earlier it would be lost: Extism ignores it before it
+  /// has set the run's deadline. So who wants to end a run before this is called breaks here, and the
+  /// run is over: [`Ending::Interrupted`].
+  fn started(&self, _interrupt: CancelHandle) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+  }
+
   /// The guest has been initialized. Until then, its initialization is what runs.
   fn initialized(&self) {}
 
@@ -96,7 +105,7 @@ pub enum Ending {
   Trapped(String),
   /// The guest wanted more memory than its limit.
   OutOfMemory,
-  /// It was interrupted by its cancel handle.
+  /// It was interrupted by its cancel handle, or [`Jobs::started`] broke it off.
   Interrupted,
   /// A host function failed, with this message.
   HostFunction(String),
@@ -171,17 +180,12 @@ pub struct Instance {
 }
 
 impl Instance {
-  /// What interrupts the run, from any thread. It acts on whatever the instance does at that
-  /// moment.
-  pub fn cancel_handle(&self) -> CancelHandle {
-    self.plugin.cancel_handle()
-  }
-
   /// Initializes the guest and serves jobs, on this thread, until there are no more or something
   /// ends it. Outputs and messages longer than `output_limit` bytes are not copied.
   pub fn run(mut self, jobs: Rc<dyn Jobs>, output_limit: u64) -> Ending {
     let run = Rc::new(Run {
       jobs,
+      interrupt: self.plugin.cancel_handle(),
       output_limit,
       start: self.start,
       export: Cell::new(None),
@@ -216,6 +220,8 @@ fn ending_of(error: &Error) -> Ending {
 /// What belongs to a run.
 struct Run {
   jobs: Rc<dyn Jobs>,
+  /// For [`Jobs::started`].
+  interrupt: CancelHandle,
   output_limit: u64,
   /// The number of `_start`.
   start: Option<u32>,
@@ -272,6 +278,12 @@ fn loop_functions() -> Vec<Function> {
 
   let result = [I32, I64, I64, I64, I64, I64];
   vec![
+    function(STARTED.to_owned(), [], [], |run, _, _, _| {
+      match run.jobs.started(run.interrupt.clone()) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Ending::Interrupted),
+      }
+    }),
     function(INITIALIZED.to_owned(), [], [], |run, _, _, _| {
       run.jobs.initialized();
       Ok(())
