@@ -187,6 +187,21 @@ fn what_cannot_run_is_refused_with_what_is_missing() {
 }
 
 #[test]
+fn two_modules_of_one_name_are_refused() {
+  let named = |name: Option<&str>| Wasm {
+    name: name.map(str::to_owned),
+    ..wasm("(module)")
+  };
+  let manifest = Manifest {
+    wasm: vec![named(Some("a")), named(Some("a")), named(None)],
+    ..Manifest::default()
+  };
+  let opened = Plugin::open(&manifest, limits(1, 1), Arc::new(MemoryStore::new()));
+  let code = opened.err().map(|error| error.code);
+  assert_eq!(code, Some(Code::InvalidArgument));
+}
+
+#[test]
 fn a_call_that_is_canceled_ends_at_once_and_only_it() {
   let plugin = open(&manifest(GUEST), limits(1, 8));
   let (sender, looping) = channel();
