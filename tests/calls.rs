@@ -1,15 +1,5 @@
 //! Guests that behave, and guests that end.
 
-#![allow(
-  clippy::unwrap_used,
-  clippy::expect_used,
-  clippy::panic,
-  clippy::print_stdout,
-  clippy::print_stderr,
-  clippy::clone_on_ref_ptr,
-  reason = "a test says what is wrong by panicking"
-)]
-
 mod common;
 
 use std::cell::Cell;

@@ -1,11 +1,5 @@
 //! Plugins from Rust's side: what Jest shows from JavaScript's, without Node.
 
-#![allow(
-  clippy::expect_used,
-  clippy::panic,
-  reason = "a test says so by panicking"
-)]
-
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Barrier};

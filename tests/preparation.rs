@@ -1,15 +1,5 @@
 //! What is refused before anything is linked, and what becomes of what is not.
 
-#![allow(
-  clippy::unwrap_used,
-  clippy::expect_used,
-  clippy::panic,
-  clippy::print_stdout,
-  clippy::print_stderr,
-  clippy::clone_on_ref_ptr,
-  reason = "a test says what is wrong by panicking"
-)]
-
 mod common;
 
 use common::{World, guest, wat};
