@@ -295,6 +295,40 @@ fn long_outputs_are_refused() {
 }
 
 #[test]
+fn long_messages_are_cut_between_two_characters() {
+  let fail = guest(
+    r#"(func (export "fail") (result i32)
+         (call $error_set (call $input_offset)) (i32.const 1))"#,
+  );
+  let longest = "x".repeat(64 << 10);
+  let cut =
+    |kept: &str, length: usize| format!("error: {kept}... (cut: the message has {length} bytes)");
+  // Three bytes each, and 65 536 is no multiple of it.
+  let hearts = "❤".repeat(1 << 16);
+  let report = World::new().run(
+    &[(None, &fail)],
+    &[
+      ("fail", longest.as_bytes()),
+      ("fail", format!("{longest}x").as_bytes()),
+      ("fail", hearts.as_bytes()),
+      // Each becomes a character of three bytes.
+      ("fail", &[0xff; 30_000]),
+      ("fail", b"short"),
+    ],
+  );
+  assert_eq!(
+    report.outputs(),
+    [
+      format!("error: {longest}"),
+      cut(&longest, longest.len() + 1),
+      cut(&"❤".repeat((64 << 10) / 3), hearts.len()),
+      cut(&"\u{fffd}".repeat((64 << 10) / 3 - 1), 30_000),
+      "error: short".to_owned(),
+    ]
+  );
+}
+
+#[test]
 fn nothing_of_a_call_is_left_for_the_next() {
   let guest = guest(
     r#"(func (export "peek") (result i32)

@@ -26,6 +26,9 @@ use super::names::{self, HOST, RUN};
 use super::prepare::Prepared;
 use crate::host::{Answer, Bytes, HostFunction};
 
+/// How many bytes of a guest's error message are kept: 64 KiB. A message is for people.
+const MAX_MESSAGE: usize = 64 << 10;
+
 /// A call of a plugin.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -74,7 +77,7 @@ pub enum CallError {
   Failed {
     /// What the export returned; 0 for one that returns nothing.
     code: i32,
-    /// The error that the guest set.
+    /// The error that the guest set; one of more than 64 KiB is cut, and says so at its end.
     message: Option<String>,
   },
   /// The output is longer than allowed. It was not copied.
@@ -181,7 +184,7 @@ pub struct Instance {
 
 impl Instance {
   /// Initializes the guest and serves jobs, on this thread, until there are no more or something
-  /// ends it. Outputs and messages longer than `output_limit` bytes are not copied.
+  /// ends it. Outputs longer than `output_limit` bytes are not copied.
   pub fn run(mut self, jobs: Rc<dyn Jobs>, output_limit: u64) -> Ending {
     let run = Rc::new(Run {
       jobs,
@@ -370,10 +373,10 @@ fn finished(run: &Run, plugin: &mut CurrentPlugin, values: &[Val]) -> Result<Fin
     Ok(bytes.to_vec())
   };
   let result = if error.1 > 0 {
-    let message = copy((error.0, error.1.min(run.output_limit)))?;
+    let kept = copy((error.0, error.1.min(MAX_MESSAGE as u64)))?;
     Err(CallError::Failed {
       code,
-      message: Some(String::from_utf8_lossy(&message).into_owned()),
+      message: Some(message(&kept, error.1)),
     })
   } else if code != 0 {
     Err(CallError::Failed {
@@ -392,6 +395,22 @@ fn finished(run: &Run, plugin: &mut CurrentPlugin, values: &[Val]) -> Result<Fin
     result,
     kernel_bytes,
   })
+}
+
+/// The text of an error message that has `length` bytes, of which these are the first.
+fn message(bytes: &[u8], length: u64) -> String {
+  let mut text = String::from_utf8_lossy(bytes).into_owned();
+  // What is no UTF-8 is replaced by something longer.
+  if length <= MAX_MESSAGE as u64 && text.len() <= MAX_MESSAGE {
+    return text;
+  }
+  text.truncate(text.floor_char_boundary(MAX_MESSAGE));
+  // A character of which only the beginning was read.
+  if text.ends_with(char::REPLACEMENT_CHARACTER) {
+    text.pop();
+  }
+  text.push_str(&format!("... (cut: the message has {length} bytes)"));
+  text
 }
 
 /// A host function as the gate imports it.
