@@ -12,6 +12,12 @@
 //! Calls go one way, down this list; what comes back is a [`Result`] with an [`Error`] whose
 //! [`Code`] is part of the public API.
 
+// What runs in somebody's process neither panics nor prints. Said here and not in Cargo.toml, which
+// would hold for the tests as well, and those do both.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![warn(clippy::clone_on_ref_ptr)]
+
 // Its functions are called by Node alone; in a test nobody does.
 #[cfg(not(test))]
 mod binding;

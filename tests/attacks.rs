@@ -2,16 +2,6 @@
 //! attack runs in a child process. It must end with an error or an empty value, and the process
 //! must be sound afterwards: an honest plugin is run after each.
 
-#![allow(
-  clippy::unwrap_used,
-  clippy::expect_used,
-  clippy::panic,
-  clippy::print_stdout,
-  clippy::print_stderr,
-  clippy::clone_on_ref_ptr,
-  reason = "a test says what is wrong by panicking"
-)]
-
 mod common;
 
 use common::{Report, World, guest, in_child, wat};

@@ -1,22 +1,14 @@
 //! Guests that behave, and guests that end.
 
-#![allow(
-  clippy::unwrap_used,
-  clippy::expect_used,
-  clippy::panic,
-  clippy::print_stdout,
-  clippy::print_stderr,
-  clippy::clone_on_ref_ptr,
-  reason = "a test says what is wrong by panicking"
-)]
-
 mod common;
 
 use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use common::{List, World, guest, wat};
+use common::{World, guest, wat};
+use extism::CancelHandle;
 use extism_host::host::{Answer, HostFunction, HostFunctionError};
 use extism_host::plugin::instance::{CallError, Ending, Finished, Job, Jobs};
 use extism_host::plugin::prepare::Limits;
@@ -303,6 +295,40 @@ fn long_outputs_are_refused() {
 }
 
 #[test]
+fn long_messages_are_cut_between_two_characters() {
+  let fail = guest(
+    r#"(func (export "fail") (result i32)
+         (call $error_set (call $input_offset)) (i32.const 1))"#,
+  );
+  let longest = "x".repeat(64 << 10);
+  let cut =
+    |kept: &str, length: usize| format!("error: {kept}... (cut: the message has {length} bytes)");
+  // Three bytes each, and 65 536 is no multiple of it.
+  let hearts = "❤".repeat(1 << 16);
+  let report = World::new().run(
+    &[(None, &fail)],
+    &[
+      ("fail", longest.as_bytes()),
+      ("fail", format!("{longest}x").as_bytes()),
+      ("fail", hearts.as_bytes()),
+      // Each becomes a character of three bytes.
+      ("fail", &[0xff; 30_000]),
+      ("fail", b"short"),
+    ],
+  );
+  assert_eq!(
+    report.outputs(),
+    [
+      format!("error: {longest}"),
+      cut(&longest, longest.len() + 1),
+      cut(&"❤".repeat((64 << 10) / 3), hearts.len()),
+      cut(&"\u{fffd}".repeat((64 << 10) / 3 - 1), 30_000),
+      "error: short".to_owned(),
+    ]
+  );
+}
+
+#[test]
 fn nothing_of_a_call_is_left_for_the_next() {
   let guest = guest(
     r#"(func (export "peek") (result i32)
@@ -394,22 +420,67 @@ fn initialization_may_fail() {
   }
 }
 
+/// One job, which is interrupted a moment after the run has started.
+struct Interrupted(Cell<Option<Job>>);
+
+impl Jobs for Interrupted {
+  fn started(&self, interrupt: CancelHandle) -> ControlFlow<()> {
+    std::thread::spawn(move || {
+      std::thread::sleep(Duration::from_millis(50));
+      interrupt.cancel().unwrap();
+    });
+    ControlFlow::Continue(())
+  }
+
+  fn next(&self) -> Option<Job> {
+    self.0.take()
+  }
+
+  fn done(&self, _: Finished) {
+    panic!("it is endless");
+  }
+}
+
 #[test]
 fn an_endless_initialization_is_interrupted() {
   let guest = guest(r#"(func $begin (loop (br 0))) (start $begin) (func (export "run"))"#);
-  let world = World::new();
-  let prepared = world.prepare(&[(None, &guest)]).unwrap();
-  let instance = world.compile(&prepared).instantiate().unwrap();
-  let handle = instance.cancel_handle();
-  let thread = std::thread::spawn(move || {
-    std::thread::sleep(Duration::from_millis(50));
-    handle.cancel().unwrap();
-  });
+  let instance = World::new()
+    .load(&[(None, &guest)])
+    .compiled
+    .instantiate()
+    .unwrap();
   let started = Instant::now();
-  let ending = instance.run(Rc::new(List::new([])), 1);
-  thread.join().unwrap();
+  let ending = instance.run(Rc::new(Interrupted(Cell::new(None))), 1);
   assert_eq!(ending, Ending::Interrupted);
   assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn a_run_that_is_broken_off_where_it_starts_runs_nothing_of_the_guest() {
+  struct Broken;
+  impl Jobs for Broken {
+    fn started(&self, _: CancelHandle) -> ControlFlow<()> {
+      ControlFlow::Break(())
+    }
+    fn initialized(&self) {
+      panic!("the run has not gone on");
+    }
+    fn next(&self) -> Option<Job> {
+      panic!("the run has not gone on");
+    }
+    fn done(&self, _: Finished) {
+      panic!("the run has not gone on");
+    }
+  }
+  let world = World::new();
+  let guest = guest(r#"(func $begin (call $count (i32.const 1))) (start $begin)"#);
+  let instance = world
+    .load(&[(None, &guest)])
+    .compiled
+    .instantiate()
+    .unwrap();
+  assert_eq!(instance.run(Rc::new(Broken), 1), Ending::Interrupted);
+  assert!(world.counts().is_empty());
 }
 
 #[test]
@@ -452,35 +523,17 @@ fn endings_are_told_apart() {
   assert_eq!(report.ending, Ending::OutOfMemory);
 }
 
-/// Cancels from `next` and so, in a way, before the job runs. What the caller must do about late
-/// cancels is another matter.
 #[test]
 fn an_endless_loop_is_interrupted() {
-  struct Once(Cell<Option<(Job, extism::CancelHandle)>>);
-  impl Jobs for Once {
-    fn next(&self) -> Option<Job> {
-      let (job, handle) = self.0.take()?;
-      std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(50));
-        handle.cancel().unwrap();
-      });
-      Some(job)
-    }
-    fn done(&self, _: Finished) {
-      panic!("it is endless");
-    }
-  }
   let guest = guest(r#"(func (export "run") (loop (br 0)))"#);
-  let world = World::new();
-  let prepared = world.prepare(&[(None, &guest)]).unwrap();
-  let instance = world.compile(&prepared).instantiate().unwrap();
+  let loaded = World::new().load(&[(None, &guest)]);
   let job = Job {
-    export: prepared.callable["run"],
+    export: loaded.prepared.callable["run"],
     input: Vec::new(),
   };
-  let handle = instance.cancel_handle();
+  let instance = loaded.compiled.instantiate().unwrap();
   let started = Instant::now();
-  let ending = instance.run(Rc::new(Once(Cell::new(Some((job, handle))))), 1);
+  let ending = instance.run(Rc::new(Interrupted(Cell::new(Some(job)))), 1);
   assert_eq!(ending, Ending::Interrupted);
   assert!(started.elapsed() < Duration::from_secs(2));
 }

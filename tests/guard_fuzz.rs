@@ -14,16 +14,6 @@
 //! `guard_fuzz_corpus.txt`, which every run begins with. `GUARD_FUZZ_COLLECT=1` prints the seeds
 //! that did what none before did.
 
-#![allow(
-  clippy::unwrap_used,
-  clippy::expect_used,
-  clippy::panic,
-  clippy::print_stdout,
-  clippy::print_stderr,
-  clippy::clone_on_ref_ptr,
-  reason = "a test says what is wrong by panicking"
-)]
-
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

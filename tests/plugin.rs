@@ -1,15 +1,9 @@
 //! Plugins from Rust's side: what Jest shows from JavaScript's, without Node.
 
-#![allow(
-  clippy::expect_used,
-  clippy::panic,
-  reason = "a test says so by panicking"
-)]
-
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Barrier};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use extism_host::plugin::{Limits, Manifest, Plugin, Source, Wasm};
 use extism_host::store::{MemoryStore, Value};
@@ -187,6 +181,21 @@ fn what_cannot_run_is_refused_with_what_is_missing() {
 }
 
 #[test]
+fn two_modules_of_one_name_are_refused() {
+  let named = |name: Option<&str>| Wasm {
+    name: name.map(str::to_owned),
+    ..wasm("(module)")
+  };
+  let manifest = Manifest {
+    wasm: vec![named(Some("a")), named(Some("a")), named(None)],
+    ..Manifest::default()
+  };
+  let opened = Plugin::open(&manifest, limits(1, 1), Arc::new(MemoryStore::new()));
+  let code = opened.err().map(|error| error.code);
+  assert_eq!(code, Some(Code::InvalidArgument));
+}
+
+#[test]
 fn a_call_that_is_canceled_ends_at_once_and_only_it() {
   let plugin = open(&manifest(GUEST), limits(1, 8));
   let (sender, looping) = channel();
@@ -251,4 +260,68 @@ fn closing_does_not_wait_for_threads_that_no_interruption_reaches() {
   is_closed
     .recv_timeout(Duration::from_secs(30))
     .expect("closing ends long before the sleep does");
+}
+
+/// Its initialization ends the first time and never again: the instances of a plugin share variables.
+const ENDLESS_FROM_THE_SECOND_ON: &str = r#"
+  (module
+    (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+    (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+    (import "extism:host/env" "var_get" (func $get (param i64) (result i64)))
+    (import "extism:host/env" "var_set" (func $set (param i64 i64)))
+    (import "extism:host/user" "hostMemoryGet" (func (param i64) (result i64)))
+    (func (export "_initialize") (local $name i64)
+      (local.set $name (call $alloc (i64.const 1)))
+      (call $store (local.get $name) (i32.const 110))
+      (if (i64.ne (call $get (local.get $name)) (i64.const 0))
+        (then (loop $again (br $again))))
+      (call $set (local.get $name) (local.get $name)))
+    (func (export "trap") unreachable))
+"#;
+
+/// Waits until no instance is left of the plugins with this store. One whose guest imports
+/// `hostMemoryGet` holds the store for as long as it runs.
+fn wait_until_nothing_runs(store: &Arc<MemoryStore>) {
+  let started = Instant::now();
+  while Arc::strong_count(store) > 1 {
+    assert!(
+      started.elapsed() < Duration::from_secs(10),
+      "an instance runs on"
+    );
+    std::thread::sleep(Duration::from_micros(100));
+  }
+}
+
+#[test]
+fn a_plugin_that_is_dropped_while_an_instance_starts_leaves_nothing_running() {
+  let store: Arc<MemoryStore> = Arc::default();
+  let manifest = manifest(ENDLESS_FROM_THE_SECOND_ON);
+  for round in 0..200 {
+    let plugin =
+      Plugin::open(&manifest, limits(1, 1), Arc::clone(&store) as _).expect("the plugin opens");
+    // After this the thread makes the next instance, which is begun by the end of the longest wait.
+    assert_eq!(call(&plugin, "trap", b""), Err(Code::Trap));
+    std::thread::sleep(Duration::from_micros(round * 10));
+    drop(plugin);
+    wait_until_nothing_runs(&store);
+  }
+}
+
+#[test]
+fn an_initialization_whose_time_is_over_before_it_begins_does_not_run_on() {
+  let store: Arc<MemoryStore> = Arc::default();
+  let endless = r#"
+    (module
+      (import "extism:host/user" "hostMemoryGet" (func (param i64) (result i64)))
+      (func (export "_initialize") (loop $again (br $again))))
+  "#;
+  for round in 0..200 {
+    let manifest = Manifest {
+      timeout: Some(Duration::from_micros(round * 10)),
+      ..manifest(endless)
+    };
+    let opened = Plugin::open(&manifest, limits(2, 1), Arc::clone(&store) as _);
+    assert_eq!(opened.err().map(|error| error.code), Some(Code::Timeout));
+    wait_until_nothing_runs(&store);
+  }
 }

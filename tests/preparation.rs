@@ -1,15 +1,5 @@
 //! What is refused before anything is linked, and what becomes of what is not.
 
-#![allow(
-  clippy::unwrap_used,
-  clippy::expect_used,
-  clippy::panic,
-  clippy::print_stdout,
-  clippy::print_stderr,
-  clippy::clone_on_ref_ptr,
-  reason = "a test says what is wrong by panicking"
-)]
-
 mod common;
 
 use common::{World, guest, wat};
@@ -49,7 +39,7 @@ fn only_modules_are_taken() {
       "{bytes:?}"
     );
   }
-  assert_eq!(refused(&[]), PrepareError::NoModule);
+  assert_eq!(refused(&[]), PrepareError::NoMainModule);
 }
 
 #[test]
@@ -250,24 +240,6 @@ fn names_are_checked() {
     refused(&[(Some("main"), &empty), (None, &empty)]),
     duplicate("main")
   );
-}
-
-#[test]
-fn the_main_module_is_the_unnamed_one_or_the_last() {
-  let a = wat(r#"(module (func (export "a")))"#);
-  let b = wat(r#"(module (func (export "b")))"#);
-  let callable = |modules: &[(Option<&str>, &[u8])]| {
-    World::new()
-      .prepare(modules)
-      .unwrap()
-      .callable
-      .into_keys()
-      .collect::<Vec<_>>()
-  };
-  assert_eq!(callable(&[(Some("a"), &a)]), ["a"]);
-  assert_eq!(callable(&[(Some("a"), &a), (Some("b"), &b)]), ["b"]);
-  assert_eq!(callable(&[(None, &a), (Some("b"), &b)]), ["a"]);
-  assert_eq!(callable(&[(Some("main"), &a), (Some("b"), &b)]), ["a"]);
 }
 
 #[test]

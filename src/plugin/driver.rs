@@ -16,6 +16,9 @@ use wasm_encoder::{
 use super::names::{self, GUARD, HOST, RUN};
 use super::types::{FunctionType, ValueType};
 
+/// `() -> ()`: the driver runs, which has called nothing else yet. It does not return where the run is
+/// not to go on.
+pub const STARTED: &str = "started";
 /// `() -> ()`: every module has been initialized.
 pub const INITIALIZED: &str = "initialized";
 /// `() -> (export: i32, length: i64)`: waits for a job. The export's number in the driver's table,
@@ -80,6 +83,7 @@ pub fn driver(initializers: &[Initializer], main: &str, callables: &[Callable]) 
   use ValueType::{I32, I64};
 
   let mut builder = Builder::default();
+  let started = builder.import(HOST, STARTED, &FunctionType::default());
   let initialized = builder.import(HOST, INITIALIZED, &FunctionType::default());
   let next = builder.import(HOST, NEXT, &FunctionType::new([], [I32, I64]));
   let take = builder.import(HOST, TAKE, &FunctionType::new([I64, I64], []));
@@ -122,6 +126,7 @@ pub fn driver(initializers: &[Initializer], main: &str, callables: &[Callable]) 
     body.instruction(&instruction);
   };
 
+  write(Instruction::Call(started));
   // A guest may call the host from its initialization, and the host may hand out bytes then.
   write(Instruction::Call(reset));
   for (function, initializer) in initializers {

@@ -10,6 +10,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -20,10 +21,13 @@ use extism::{
   UserData, Val, ValType, Wasm,
 };
 
-use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, TAKE};
+use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, STARTED, TAKE};
 use super::names::{self, HOST, RUN};
 use super::prepare::Prepared;
 use crate::host::{Answer, Bytes, HostFunction};
+
+/// How many bytes of a guest's error message are kept: 64 KiB. A message is for people.
+const MAX_MESSAGE: usize = 64 << 10;
 
 /// A call of a plugin.
 #[derive(Clone, Debug)]
@@ -37,6 +41,14 @@ pub struct Job {
 /// Where an instance gets its jobs from, and gives their results to. All of it is called on the
 /// thread of the run.
 pub trait Jobs {
+  /// The run has begun; nothing of the guest has. From now on `interrupt` interrupts it, from any
+  /// thread, whatever it does at that moment. Earlier it would be lost: Extism ignores it before it
+  /// has set the run's deadline. So who wants to end a run before this is called breaks here, and the
+  /// run is over: [`Ending::Interrupted`].
+  fn started(&self, _interrupt: CancelHandle) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+  }
+
   /// The guest has been initialized. Until then, its initialization is what runs.
   fn initialized(&self) {}
 
@@ -65,7 +77,7 @@ pub enum CallError {
   Failed {
     /// What the export returned; 0 for one that returns nothing.
     code: i32,
-    /// The error that the guest set.
+    /// The error that the guest set; one of more than 64 KiB is cut, and says so at its end.
     message: Option<String>,
   },
   /// The output is longer than allowed. It was not copied.
@@ -96,7 +108,7 @@ pub enum Ending {
   Trapped(String),
   /// The guest wanted more memory than its limit.
   OutOfMemory,
-  /// It was interrupted by its cancel handle.
+  /// It was interrupted by its cancel handle, or [`Jobs::started`] broke it off.
   Interrupted,
   /// A host function failed, with this message.
   HostFunction(String),
@@ -171,17 +183,12 @@ pub struct Instance {
 }
 
 impl Instance {
-  /// What interrupts the run, from any thread. It acts on whatever the instance does at that
-  /// moment.
-  pub fn cancel_handle(&self) -> CancelHandle {
-    self.plugin.cancel_handle()
-  }
-
   /// Initializes the guest and serves jobs, on this thread, until there are no more or something
-  /// ends it. Outputs and messages longer than `output_limit` bytes are not copied.
+  /// ends it. Outputs longer than `output_limit` bytes are not copied.
   pub fn run(mut self, jobs: Rc<dyn Jobs>, output_limit: u64) -> Ending {
     let run = Rc::new(Run {
       jobs,
+      interrupt: self.plugin.cancel_handle(),
       output_limit,
       start: self.start,
       export: Cell::new(None),
@@ -216,6 +223,8 @@ fn ending_of(error: &Error) -> Ending {
 /// What belongs to a run.
 struct Run {
   jobs: Rc<dyn Jobs>,
+  /// For [`Jobs::started`].
+  interrupt: CancelHandle,
   output_limit: u64,
   /// The number of `_start`.
   start: Option<u32>,
@@ -272,6 +281,12 @@ fn loop_functions() -> Vec<Function> {
 
   let result = [I32, I64, I64, I64, I64, I64];
   vec![
+    function(STARTED.to_owned(), [], [], |run, _, _, _| {
+      match run.jobs.started(run.interrupt.clone()) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Ending::Interrupted),
+      }
+    }),
     function(INITIALIZED.to_owned(), [], [], |run, _, _, _| {
       run.jobs.initialized();
       Ok(())
@@ -358,10 +373,10 @@ fn finished(run: &Run, plugin: &mut CurrentPlugin, values: &[Val]) -> Result<Fin
     Ok(bytes.to_vec())
   };
   let result = if error.1 > 0 {
-    let message = copy((error.0, error.1.min(run.output_limit)))?;
+    let kept = copy((error.0, error.1.min(MAX_MESSAGE as u64)))?;
     Err(CallError::Failed {
       code,
-      message: Some(String::from_utf8_lossy(&message).into_owned()),
+      message: Some(message(&kept, error.1)),
     })
   } else if code != 0 {
     Err(CallError::Failed {
@@ -380,6 +395,22 @@ fn finished(run: &Run, plugin: &mut CurrentPlugin, values: &[Val]) -> Result<Fin
     result,
     kernel_bytes,
   })
+}
+
+/// The text of an error message that has `length` bytes, of which these are the first.
+fn message(bytes: &[u8], length: u64) -> String {
+  let mut text = String::from_utf8_lossy(bytes).into_owned();
+  // What is no UTF-8 is replaced by something longer.
+  if length <= MAX_MESSAGE as u64 && text.len() <= MAX_MESSAGE {
+    return text;
+  }
+  text.truncate(text.floor_char_boundary(MAX_MESSAGE));
+  // A character of which only the beginning was read.
+  if text.ends_with(char::REPLACEMENT_CHARACTER) {
+    text.pop();
+  }
+  text.push_str(&format!("... (cut: the message has {length} bytes)"));
+  text
 }
 
 /// A host function as the gate imports it.

@@ -16,15 +16,14 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, Manifest, Source, Wasm};
+pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, Source, Wasm};
 pub use workers::{Call, Done};
 
 use crate::host::HostFunction;
 use crate::store::Store;
 use crate::{Code, Error, Result, host};
 use instance::{CompileOptions, Compiled};
-use manifest::LoadedModule;
-use prepare::{HostFunctionDescription, PrepareError, Prepared};
+use prepare::{PrepareError, Prepared};
 use workers::Workers;
 
 /// How long an initialization may run where calls have no limit.
@@ -137,21 +136,6 @@ fn prepare(
   manifest: &Manifest,
   functions: &[HostFunction],
 ) -> Result<Prepared> {
-  let sources: Vec<_> = modules
-    .iter()
-    .map(|module| prepare::Source {
-      name: Some(module.name.clone()),
-      bytes: &module.bytes,
-    })
-    .collect();
-  let functions: Vec<_> = functions
-    .iter()
-    .map(|function| HostFunctionDescription {
-      namespace: function.namespace.clone(),
-      name: function.name.clone(),
-      function: function.function.clone(),
-    })
-    .collect();
   // The user's limit is for what the plugin takes; what each instance begins with comes on top.
   let max_pages = u64::from(manifest.max_pages.unwrap_or(DEFAULT_MAX_PAGES));
   let options = prepare::Options {
@@ -160,9 +144,9 @@ fn prepare(
       memory_pages: max_pages + prepare::OWN_PAGES,
       ..prepare::Limits::default()
     },
-    functions: &functions,
+    functions,
   };
-  prepare::prepare(&sources, &options).map_err(|error| {
+  prepare::prepare(modules, &options).map_err(|error| {
     let code = match &error {
       PrepareError::MissingImport { .. } => Code::MissingImport,
       PrepareError::CircularLinking { .. } => Code::CircularLinking,
@@ -170,7 +154,7 @@ fn prepare(
       PrepareError::TooMuchMemory { .. }
       | PrepareError::TooManyTableElements { .. }
       | PrepareError::LimitTooLow { .. } => Code::OutOfMemory,
-      PrepareError::NoModule | PrepareError::DuplicateModule { .. } => Code::InvalidArgument,
+      PrepareError::NoMainModule | PrepareError::DuplicateModule { .. } => Code::InvalidArgument,
       PrepareError::Internal(_) => Code::Internal,
       _ => Code::InvalidWasm,
     };

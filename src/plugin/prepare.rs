@@ -26,8 +26,10 @@ use wasmparser::{
 };
 
 use super::driver::{self, Callable, Initializer};
+use super::manifest::LoadedModule;
 use super::names::{self, ENV, GATE, GUARD, KERNEL, MAIN, RESERVED, START, USER, WASI};
 use super::types::{self, FunctionType, ValueType};
+use crate::host::HostFunction;
 
 /// The guard's text. It is assembled when the first plugin is loaded, and not by a build script:
 /// Extism has Wasmtime's `wat` feature on, so the assembler is in the binary anyway; it takes less
@@ -44,27 +46,6 @@ const MOST_PAGES: u64 = 65_535;
 /// The length of the longest custom section that is copied. Only the names of functions are, for
 /// the messages of traps.
 const NAME_SECTION_LIMIT: usize = 4 << 20;
-
-/// A module as the manifest has it.
-#[derive(Clone, Debug)]
-pub struct Source<'a> {
-  /// Its name there. The main module has none, or `main`; where every module has another name, it
-  /// is the last.
-  pub name: Option<String>,
-  /// The module. Text is refused.
-  pub bytes: &'a [u8],
-}
-
-/// A host function that exists.
-#[derive(Clone, Debug)]
-pub struct HostFunctionDescription {
-  /// Where guests import it from.
-  pub namespace: String,
-  /// The name under which they do.
-  pub name: String,
-  /// Its type, as guests see it.
-  pub function: FunctionType,
-}
 
 /// What an instance may use.
 #[derive(Clone, Copy, Debug)]
@@ -93,9 +74,9 @@ pub struct Options<'a> {
   pub wasi: bool,
   /// What an instance may use.
   pub limits: Limits,
-  /// Where two have the same namespace and name, the last one counts. The numbers of
-  /// [`Prepared::functions`] are places in this list.
-  pub functions: &'a [HostFunctionDescription],
+  /// The host functions that exist. Where two have the same namespace and name, the last one counts.
+  /// The numbers of [`Prepared::functions`] are places in this list.
+  pub functions: &'a [HostFunction],
 }
 
 /// A module that Extism is given.
@@ -164,11 +145,11 @@ pub struct Prepared {
   reason = "the messages say what each is, and name the fields"
 )]
 pub enum PrepareError {
-  #[error("there is no WebAssembly module")]
-  NoModule,
+  #[error("there is no main module")]
+  NoMainModule,
   #[error("module \"{module}\" is not valid WebAssembly: {message}")]
   InvalidWasm { module: String, message: String },
-  #[error("two modules are named \"{module}\"")]
+  #[error("two modules of the manifest are named \"{module}\"; give each its own name")]
   DuplicateModule { module: String },
   #[error("\"{name}\" is reserved: no module may be named so, import from it or export it")]
   ReservedName { name: String },
@@ -212,18 +193,17 @@ pub enum PrepareError {
   Internal(String),
 }
 
-/// Prepares the modules of a plugin.
-pub fn prepare(sources: &[Source<'_>], options: &Options<'_>) -> Result<Prepared, PrepareError> {
-  let names = module_names(sources)?;
-  let modules = sources
+/// Prepares the modules of a plugin. The main module is the one that is named so; text is refused.
+pub fn prepare(modules: &[LoadedModule], options: &Options<'_>) -> Result<Prepared, PrepareError> {
+  check_names(modules)?;
+  let modules = modules
     .iter()
-    .zip(names)
-    .map(|(source, name)| Module::parse(name, source.bytes))
+    .map(|module| Module::parse(module.name.clone(), &module.bytes))
     .collect::<Result<Vec<_>, _>>()?;
   let main = modules
     .iter()
     .position(|module| module.name == MAIN)
-    .ok_or(PrepareError::NoModule)?;
+    .ok_or(PrepareError::NoMainModule)?;
 
   let resolver = Resolver::new(&modules, options);
   let targets = modules
@@ -276,7 +256,7 @@ pub fn prepare(sources: &[Source<'_>], options: &Options<'_>) -> Result<Prepared
     });
   }
 
-  let module = modules.get(main).ok_or(PrepareError::NoModule)?;
+  let module = modules.get(main).ok_or(PrepareError::NoMainModule)?;
   let (callable, callables) = module.callables();
   prepared.push(PreparedModule {
     name: MAIN.to_owned(),
@@ -317,17 +297,9 @@ fn guard() -> Result<&'static [u8], PrepareError> {
     .map_err(|message| PrepareError::Internal(format!("guard: {message}")))
 }
 
-/// A name for each module; one of them is [`MAIN`].
-fn module_names(sources: &[Source<'_>]) -> Result<Vec<String>, PrepareError> {
-  let mut names = sources
-    .iter()
-    .map(|source| source.name.clone().unwrap_or_else(|| MAIN.to_owned()))
-    .collect::<Vec<_>>();
-  if !names.iter().any(|name| name == MAIN) {
-    *names.last_mut().ok_or(PrepareError::NoModule)? = MAIN.to_owned();
-  }
+fn check_names(modules: &[LoadedModule]) -> Result<(), PrepareError> {
   let mut seen = BTreeSet::new();
-  for name in &names {
+  for LoadedModule { name, .. } in modules {
     if name.starts_with(RESERVED) || name == KERNEL {
       return Err(PrepareError::ReservedName { name: name.clone() });
     }
@@ -337,7 +309,7 @@ fn module_names(sources: &[Source<'_>]) -> Result<Vec<String>, PrepareError> {
       });
     }
   }
-  Ok(names)
+  Ok(())
 }
 
 /// The proposals that Extism's configuration of Wasmtime knows. Wasmtime has the last word when it
@@ -716,7 +688,7 @@ struct Resolver<'m> {
   modules: &'m [Module<'m>],
   by_name: HashMap<&'m str, usize>,
   wasi: bool,
-  functions: &'m [HostFunctionDescription],
+  functions: &'m [HostFunction],
   /// By namespace and name.
   function_places: HashMap<(&'m str, &'m str), usize>,
 }

@@ -222,8 +222,8 @@ mod tests {
 
   use super::*;
   use crate::plugin::instance::{CompileOptions, Compiled};
-  use crate::plugin::names;
-  use crate::plugin::prepare::{Limits, Options, Source, prepare};
+  use crate::plugin::prepare::{Limits, Options, prepare};
+  use crate::plugin::{LoadedModule, names};
 
   /// The tables are right when a module that imports all of them can be linked: the guard and
   /// Wasmtime have the last word.
@@ -243,12 +243,11 @@ mod tests {
     }
     let mut module = Module::new();
     module.section(&types).section(&imports);
-    let bytes = module.finish();
 
     let prepared = prepare(
-      &[Source {
-        name: None,
-        bytes: &bytes,
+      &[LoadedModule {
+        name: names::MAIN.to_owned(),
+        bytes: module.finish(),
       }],
       &Options {
         wasi: true,

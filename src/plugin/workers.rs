@@ -16,6 +16,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -114,9 +115,10 @@ struct Slot {
 #[derive(Default)]
 struct Record {
   in_flight: Option<InFlight>,
-  /// Of the instance that runs.
+  /// Of the instance that runs; there from the moment at which an interruption reaches it.
   interrupt: Option<CancelHandle>,
-  /// Whether that instance has been interrupted: it takes no call any more.
+  /// Whether that instance has been interrupted: it takes no call any more. One that has not started
+  /// yet does not start.
   is_interrupted: bool,
   is_abandoned: bool,
 }
@@ -354,11 +356,7 @@ impl Shared {
         }
       };
       let is_first = ready.is_some();
-      let initialized = slot.begin_initialization(
-        instance.cancel_handle(),
-        self.limits.initialization_timeout,
-        ready.take(),
-      );
+      let initialized = slot.begin_initialization(self.limits.initialization_timeout, ready.take());
       let jobs = Rc::new(Server {
         shared: Arc::clone(&self),
         slot: Arc::clone(&slot),
@@ -369,7 +367,8 @@ impl Shared {
       let ending = catch_unwind(run).unwrap_or_else(|_| Ending::Panicked(String::new()));
       let mut record = slot.lock();
       let in_flight = record.in_flight.take();
-      let may_strike_the_next = record.is_interrupted && ending != Ending::Interrupted;
+      let was_interrupted = std::mem::take(&mut record.is_interrupted);
+      let may_strike_the_next = was_interrupted && ending != Ending::Interrupted;
       record.interrupt = None;
       slot.is_stuck.store(false, Ordering::Relaxed);
       let is_abandoned = record.is_abandoned;
@@ -467,9 +466,6 @@ impl Shared {
     in_flight.abandon_at = None;
     // The replacement would meet the same: the next call is told of an initialization that failed.
     let failure = in_flight.number.is_none().then(|| timed_out(in_flight));
-    // Once more: the first one is lost on an instance that had not begun to run. A second is lost on
-    // one that has been interrupted.
-    record.send_interruption();
     let are_too_many = queue.abandoned >= MAX_ABANDONED;
     if are_too_many && !queue.is_closed {
       slot.is_stuck.store(true, Ordering::Relaxed);
@@ -582,32 +578,28 @@ impl Slot {
   /// to `ready`, if there is one, and is found in what is returned.
   fn begin_initialization(
     &self,
-    interrupt: CancelHandle,
     limit: Duration,
     ready: Option<SyncSender<Result<()>>>,
   ) -> Failure {
     let failure = Failure::default();
     let found = Arc::clone(&failure);
     let deadline = Instant::now().checked_add(limit);
-    *self.lock() = Record {
-      in_flight: Some(InFlight {
-        number: None,
-        deadline,
-        limit,
-        done: Some(Box::new(move |result| {
-          let result = result.map(drop);
-          if let Err(error) = &result {
-            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-          }
-          if let Some(ready) = ready {
-            let _ = ready.send(result);
-          }
-        })),
-        abandon_at: None,
-      }),
-      interrupt: Some(interrupt),
-      ..Record::default()
-    };
+    // And nothing else: the plugin may have been dropped meanwhile, and `is_interrupted` says so.
+    self.lock().in_flight = Some(InFlight {
+      number: None,
+      deadline,
+      limit,
+      done: Some(Box::new(move |result| {
+        let result = result.map(drop);
+        if let Err(error) = &result {
+          *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+        }
+        if let Some(ready) = ready {
+          let _ = ready.send(result);
+        }
+      })),
+      abandon_at: None,
+    });
     if let Some(deadline) = deadline {
       watchdog::expect(deadline);
     }
@@ -616,24 +608,20 @@ impl Slot {
 }
 
 impl Record {
-  /// Interrupts the instance that runs, if there is one.
+  /// Interrupts the instance that runs, or keeps the next one from starting.
   fn interrupt(&mut self) {
-    if self.is_interrupted || self.interrupt.is_none() {
+    if self.is_interrupted {
       return;
     }
     self.is_interrupted = true;
-    self.send_interruption();
+    if let Some(interrupt) = &self.interrupt {
+      // Fails only when Extism's timer has gone, with the process.
+      let _ = interrupt.cancel();
+    }
     if let Some(in_flight) = &mut self.in_flight {
       let abandon_at = Instant::now() + GRACE;
       in_flight.abandon_at = Some(abandon_at);
       watchdog::expect(abandon_at);
-    }
-  }
-
-  fn send_interruption(&self) {
-    if let Some(interrupt) = &self.interrupt {
-      // Fails only when Extism's timer has gone, with the process.
-      let _ = interrupt.cancel();
     }
   }
 }
@@ -646,6 +634,15 @@ struct Server {
 }
 
 impl Jobs for Server {
+  fn started(&self, interrupt: CancelHandle) -> ControlFlow<()> {
+    let mut record = self.slot.lock();
+    if record.is_interrupted {
+      return ControlFlow::Break(());
+    }
+    record.interrupt = Some(interrupt);
+    ControlFlow::Continue(())
+  }
+
   fn initialized(&self) {
     let in_flight = self.slot.lock().in_flight.take();
     if let Some(done) = in_flight.and_then(|in_flight| in_flight.done) {

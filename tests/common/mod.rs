@@ -14,12 +14,11 @@ use extism_host::host::host_memory_get::host_memory_get;
 use extism_host::host::log::{Level, Logger};
 use extism_host::host::vars::Vars;
 use extism_host::host::{Bytes, HostFunction, config, http, log, vars};
+use extism_host::plugin::LoadedModule;
 use extism_host::plugin::instance::{
   CallError, CompileOptions, Compiled, Ending, Finished, Job, Jobs,
 };
-use extism_host::plugin::prepare::{
-  HostFunctionDescription, Limits, Options, PrepareError, Prepared, Source, prepare,
-};
+use extism_host::plugin::prepare::{Limits, Options, PrepareError, Prepared, prepare};
 use extism_host::store::Store;
 
 /// The imports of the kernel, for guests.
@@ -182,6 +181,7 @@ impl World {
     self.counts.lock().unwrap().clone()
   }
 
+  /// A module without a name is the main module.
   pub fn prepare(&self, modules: &[(Option<&str>, &[u8])]) -> Result<Prepared, PrepareError> {
     self.prepare_with(modules, Limits::default(), true)
   }
@@ -192,28 +192,19 @@ impl World {
     limits: Limits,
     wasi: bool,
   ) -> Result<Prepared, PrepareError> {
-    let descriptions = self
-      .functions
+    let modules = modules
       .iter()
-      .map(|function| HostFunctionDescription {
-        namespace: function.namespace.clone(),
-        name: function.name.clone(),
-        function: function.function.clone(),
-      })
-      .collect::<Vec<_>>();
-    let sources = modules
-      .iter()
-      .map(|(name, bytes)| Source {
-        name: name.map(str::to_owned),
-        bytes,
+      .map(|(name, bytes)| LoadedModule {
+        name: name.unwrap_or("main").to_owned(),
+        bytes: bytes.to_vec(),
       })
       .collect::<Vec<_>>();
     prepare(
-      &sources,
+      &modules,
       &Options {
         wasi,
         limits,
-        functions: &descriptions,
+        functions: &self.functions,
       },
     )
   }
