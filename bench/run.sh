@@ -13,6 +13,6 @@ if ! command -v wrk > /dev/null; then
 fi
 if [ -n "${RESULTS:-}" ]; then mkdir -p "$RESULTS"; fi
 
-for benchmark in http call event-loop; do
+for benchmark in http call event-loop scaling; do
   node "bench/$benchmark.js" "$@" ${RESULTS:+--json "$RESULTS/$benchmark.json"}
 done
