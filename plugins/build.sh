@@ -1,27 +1,50 @@
 #!/usr/bin/env bash
-# Builds the example plugins. The output depends on nothing but the sources, go.sum and the version
-# of Go that go.mod names: `build.sh --check` tells whether the committed files are what they give.
+# Builds the plugins that are committed: the example, and the guest of the tests that is written in C.
+# The output depends on nothing but the sources, go.sum and the versions of the tools, which go.mod and
+# the head of the C source (as packages of Debian) name: `build.sh --check` tells whether the committed files are what they give.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/.."
 
-build() { # directory, output file
-  (cd "$1" && GOOS=wasip1 GOARCH=wasm GOFLAGS= GOWORK=off CGO_ENABLED=0 \
-    go build -buildmode=c-shared -trimpath -buildvcs=false -o "$2" .)
+go_source=plugins/say-hello
+c_source=__test__/guests/greeting.c
+
+build_go() { # output file
+  (cd "$go_source" && GOOS=wasip1 GOARCH=wasm GOFLAGS= GOWORK=off CGO_ENABLED=0 \
+    go build -buildmode=c-shared -trimpath -buildvcs=false -o "$1" .)
+}
+
+build_c() { # output file
+  # Without the start files there is no _initialize, and the constructors are the host's to call.
+  clang-14 --target=wasm32-wasi -O2 -Wall -Werror -nostartfiles \
+    -Wl,--no-entry -Wl,--export=__wasm_call_ctors -Wl,--strip-debug -o "$1" "$c_source"
+}
+
+go_version() { go env GOVERSION; }
+
+c_version() {
+  dpkg-query --show --showformat='${Package}=${Version} ' \
+    clang-14 lld-14 libclang-rt-14-dev-wasm32 wasi-libc | sed 's/ $//'
+}
+
+check() { # committed file, the tools that it is built with, build function, version function
+  local installed
+  installed=$("$4" 2>/dev/null) || installed='not all of that'
+  if [ "$installed" != "$2" ]; then
+    echo "$1 not checked: it is built with $2, here is $installed"
+    return
+  fi
+  "$3" "$fresh/plugin.wasm"
+  cmp "$fresh/plugin.wasm" "$1"
+  echo "$1 is what its source gives"
 }
 
 if [ "${1:-}" != --check ]; then
-  build say-hello say-hello.wasm
+  build_go "$PWD/$go_source/say-hello.wasm"
+  build_c "${c_source%.c}.wasm"
   exit
 fi
 
-pinned="go$(sed -n 's/^go //p' say-hello/go.mod)"
-installed=$(command -v go >/dev/null && go env GOVERSION || echo 'no Go')
-if [ "$installed" != "$pinned" ]; then
-  echo "plugins not checked: they are built with $pinned, here is $installed"
-  exit
-fi
 fresh=$(mktemp -d)
 trap 'rm -rf "$fresh"' EXIT
-build say-hello "$fresh/say-hello.wasm"
-cmp "$fresh/say-hello.wasm" say-hello/say-hello.wasm
-echo "plugins/say-hello/say-hello.wasm is what its source gives"
+check "$go_source/say-hello.wasm" "go$(sed -n 's/^go //p' "$go_source/go.mod")" build_go go_version
+check "${c_source%.c}.wasm" "$(sed -n 's/^\/\/ \(clang-14=\)/\1/p' "$c_source")" build_c c_version
