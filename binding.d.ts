@@ -60,11 +60,12 @@ export declare class Plugin {
   /**
    * The function that queues a call: the number with which its result arrives, the export, how many
    * bytes of the inbox are its input, and the milliseconds that it may take (0 for the plugin's
-   * limit). It returns whether [`wake`](Self::wake) is to be called, in this turn of the event loop.
+   * limit). It returns 1 where [`wake`](Self::wake) is to be called, in this turn of the event loop; 2
+   * where results are there already, to be taken without being woken for them; otherwise 0.
    */
-  caller(boundary: Boundary): (call: number, exportNumber: number, length: number, timeoutMs: number) => boolean
+  caller(boundary: Boundary): (call: number, exportNumber: number, length: number, timeoutMs: number) => number
   /** As the function of [`caller`](Self::caller), for an input that is too long for the inbox. */
-  callWith(number: number, exportNumber: number, input: string | Uint8Array, timeoutMs: number): boolean
+  callWith(number: number, exportNumber: number, input: string | Uint8Array, timeoutMs: number): number
   /** Wakes the threads that calls need. */
   wake(): void
   /** Ends a call before its time; its result, which still arrives, means nothing. */

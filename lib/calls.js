@@ -17,6 +17,9 @@ const SHARED_BYTES = 8_192
 const SUMMARY = 2
 const ITEM = 4
 const MAX_ITEMS = 64
+// What the start of a call can ask for: to wake a thread, or to take results that are there already.
+const WAKE = 1
+const TAKE = 2
 /** In place of an offset: the next value of `apart`. */
 const APART = 0xFFFF_FFFF
 
@@ -148,10 +151,12 @@ function letGo () {
 const toBeWoken = []
 
 /**
- * Wakes the threads of a plugin after the calls that this turn of the event loop has for it: to wake
- * one costs more than to queue a call, and once it is awake it finds all of them.
+ * Wakes a thread of a plugin. Where others are busy with calls, that is done once after all calls
+ * that this turn of the event loop has for it: to wake a thread costs more than to queue a call, and
+ * once it is awake it finds all of them.
  */
-function wakeSoon (native) {
+function wake (native) {
+  if (unfinished === 1) return native.wake()
   if (toBeWoken.length === 0) setImmediate(wakeAll)
   if (!toBeWoken.includes(native)) toBeWoken.push(native)
 }
@@ -161,26 +166,39 @@ function wakeAll () {
   toBeWoken.length = 0
 }
 
+/** How many calls in a row may be settled before the event loop has turned. */
+const MAX_SETTLED_AT_ONCE = 32
+let settledAtOnce = 0
+
+/**
+ * Settles what is finished already, at once; or, now and then, after the event loop has turned: who
+ * awaits calls one after the other would otherwise keep it from ever turning.
+ */
+function settleSoon () {
+  if (++settledAtOnce < MAX_SETTLED_AT_ONCE) return settle()
+  settledAtOnce = 0
+  setImmediate(settle)
+}
+
 /** What starts calls of a native plugin. */
 function caller (native) {
   const call = native.caller(boundary)
 
   /** Starts a call; 0 milliseconds stand for the plugin's own limit. */
   return function start (number, exportNumber, input, timeoutMs) {
-    let isAsleep
+    let then
     if (input === undefined) {
-      isAsleep = call(number, exportNumber, 0, timeoutMs)
+      then = call(number, exportNumber, 0, timeoutMs)
     } else if (typeof input === 'string' && input.length * 3 <= INBOX_BYTES) {
-      isAsleep = call(number, exportNumber, encoder.encodeInto(input, inbox).written, timeoutMs)
+      then = call(number, exportNumber, encoder.encodeInto(input, inbox).written, timeoutMs)
     } else if (input.length <= INBOX_BYTES && typeof input !== 'string') {
       inbox.set(input)
-      isAsleep = call(number, exportNumber, input.length, timeoutMs)
+      then = call(number, exportNumber, input.length, timeoutMs)
     } else {
-      isAsleep = native.callWith(number, exportNumber, input, timeoutMs)
+      then = native.callWith(number, exportNumber, input, timeoutMs)
     }
-    if (!isAsleep) return
-    if (unfinished === 1) native.wake()
-    else wakeSoon(native)
+    if (then === WAKE) wake(native)
+    else if (then === TAKE) settleSoon()
   }
 }
 

@@ -8,7 +8,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use napi::bindgen_prelude::{
   Array, ArrayBuffer, Function, FunctionCallContext, ToNapiValue, Uint8Array, Uint8ArraySlice,
@@ -20,7 +22,8 @@ use napi_derive::napi;
 
 use super::plugin::Plugin;
 use super::silence_panics;
-use crate::{Code, Result, plugin};
+use crate::plugin::{self, spin};
+use crate::{Code, Result};
 
 /// Outputs up to this many bytes share a buffer; longer ones have one of their own.
 const MAX_SHARED: usize = 1024;
@@ -38,6 +41,9 @@ const ITEM: usize = 4;
 /// In place of an offset: the next of the values that are handed over apart.
 const APART: u32 = u32::MAX;
 
+/// How long JavaScript's thread looks for the result of its only call before it goes on.
+const LOOK: Duration = Duration::from_micros(20);
+
 /// What comes of a call, or of something else that JavaScript waits for.
 pub enum Outcome {
   /// The output.
@@ -51,27 +57,58 @@ type Wake = ThreadsafeFunction<(), (), (), Status, false, true>;
 
 /// Calls that have ended and that JavaScript has not seen yet.
 pub struct Finished {
-  /// In the order in which they ended. The event loop has been woken for them if and only if there
-  /// are any, so only the one who adds the first wakes it.
+  /// In the order in which they ended. The event loop has been woken for them if there are any, or
+  /// looks for them, so only the one who adds the first wakes it.
   list: Mutex<VecDeque<(u32, Result<Outcome>)>>,
   wake: Wake,
+  /// Whether JavaScript's thread looks for them, in [`look`](Self::look).
+  is_looked_for: AtomicBool,
+  /// What it looks at there: whether any have been added since.
+  has_any: AtomicBool,
 }
 
 impl Finished {
+  fn new(wake: Wake) -> Self {
+    Self {
+      list: Mutex::default(),
+      wake,
+      is_looked_for: AtomicBool::new(false),
+      has_any: AtomicBool::new(false),
+    }
+  }
+
+  fn lock(&self) -> MutexGuard<'_, VecDeque<(u32, Result<Outcome>)>> {
+    self.list.lock().unwrap_or_else(PoisonError::into_inner)
+  }
+
   /// Adds what came of the call that JavaScript numbered `call`. Any thread.
   pub fn push(&self, call: u32, result: Result<Outcome>) {
-    let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut list = self.lock();
     list.push_back((call, result));
-    let is_first = list.len() == 1;
+    let must_wake = list.len() == 1 && !self.is_looked_for.load(Ordering::Relaxed);
     drop(list);
-    if is_first {
+    // After the lock is free, which is what comes next for who sees this.
+    self.has_any.store(true, Ordering::Relaxed);
+    if must_wake {
       // Fails only when the environment is going away, and nobody waits any more.
       self.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
     }
   }
 
+  /// Waits for a moment for a call to end; whether one has. Then it must be taken: nobody is woken for
+  /// it. JavaScript's thread only, which does nothing else meanwhile.
+  pub fn look(&self) -> bool {
+    self.has_any.store(false, Ordering::Relaxed);
+    self.is_looked_for.store(true, Ordering::Relaxed);
+    spin::until(LOOK, || self.has_any.load(Ordering::Relaxed));
+    // Under the lock: who adds one from here on wakes the event loop.
+    let list = self.lock();
+    self.is_looked_for.store(false, Ordering::Relaxed);
+    !list.is_empty()
+  }
+
   fn take_all(&self) -> VecDeque<(u32, Result<Outcome>)> {
-    std::mem::take(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner))
+    std::mem::take(&mut *self.lock())
   }
 }
 
@@ -97,10 +134,7 @@ impl Boundary {
       .weak::<true>()
       .build()?;
     Ok(Self {
-      finished: Arc::new(Finished {
-        list: Mutex::default(),
-        wake,
-      }),
+      finished: Arc::new(Finished::new(wake)),
       inbox: Rc::new(inbox),
       is_referenced: Cell::new(false),
     })

@@ -1,5 +1,6 @@
 //! `Plugin` for JavaScript, and how one is made off the event loop.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +15,8 @@ use napi_derive::napi;
 
 use super::boundary::{Boundary, Finished, Outcome};
 use super::memory_store::MemoryStore;
-use crate::plugin::{self, Limits, Source};
+use crate::plugin::spin::Habit;
+use crate::plugin::{self, Limits, Queued, Source};
 use crate::store::Store;
 use crate::{Code, Error};
 
@@ -137,28 +139,44 @@ impl Plugin {
 
   /// The function that queues a call: the number with which its result arrives, the export, how many
   /// bytes of the inbox are its input, and the milliseconds that it may take (0 for the plugin's
-  /// limit). It returns whether [`wake`](Self::wake) is to be called, in this turn of the event loop.
+  /// limit). It returns 1 where [`wake`](Self::wake) is to be called, in this turn of the event loop; 2
+  /// where results are there already, to be taken without being woken for them; otherwise 0.
   #[napi(
     catch_unwind,
-    ts_return_type = "(call: number, exportNumber: number, length: number, timeoutMs: number) => boolean"
+    ts_return_type = "(call: number, exportNumber: number, length: number, timeoutMs: number) => number"
   )]
   pub fn caller<'env>(
     &self,
     env: &'env Env,
     boundary: &Boundary,
-  ) -> napi::Result<Function<'env, (u32, u32, u32, u32), bool>> {
+  ) -> napi::Result<Function<'env, (u32, u32, u32, u32), u32>> {
     let plugin = Arc::clone(&self.plugin);
     let finished = Arc::clone(&self.finished);
     let inbox = boundary.inbox();
+    let habit = Cell::new(Habit::default());
     env.create_function_from_closure("call", move |context: FunctionCallContext<'_>| {
       let input = inbox.get(..context.get::<u32>(2)? as usize);
-      Ok(plugin.queue(call(
+      let queued = plugin.queue(call(
         &finished,
         context.get(0)?,
         context.get(1)?,
         input.unwrap_or_default().to_vec(),
         context.get(3)?,
-      )))
+      ));
+      Ok(match queued {
+        Queued::Awake => 0,
+        Queued::Asleep => 1,
+        Queued::Awaited => {
+          let mut lately = habit.get();
+          let mut is_finished = false;
+          if lately.is_due() {
+            is_finished = finished.look();
+            lately.learn(is_finished);
+          }
+          habit.set(lately);
+          if is_finished { 2 } else { 0 }
+        }
+      })
     })
   }
 
@@ -170,13 +188,13 @@ impl Plugin {
     export_number: u32,
     input: Either<String, Uint8ArraySlice<'_>>,
     timeout_ms: u32,
-  ) -> bool {
+  ) -> u32 {
     let input = match input {
       Either::A(text) => text.into_bytes(),
       Either::B(bytes) => bytes.to_vec(),
     };
     let call = call(&self.finished, number, export_number, input, timeout_ms);
-    self.plugin.queue(call)
+    u32::from(self.plugin.queue(call) == Queued::Asleep)
   }
 
   /// Wakes the threads that calls need.

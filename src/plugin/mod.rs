@@ -7,6 +7,7 @@ mod interrupt;
 mod manifest;
 pub mod names;
 pub mod prepare;
+pub mod spin;
 pub mod types;
 mod watchdog;
 mod workers;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, Source, Wasm};
-pub use workers::{Call, Done};
+pub use workers::{Call, Done, Queued};
 
 use crate::host::HostFunction;
 use crate::store::Store;
@@ -100,10 +101,10 @@ impl Plugin {
   /// Queues a call. Its `done` is run once, on whatever thread ends the call. That is this one where
   /// the call is refused, with [`Code::QueueFull`], [`Code::Closed`] or [`Code::Unavailable`].
   ///
-  /// Returns whether a thread that sleeps could take it: then [`wake`](Self::wake) must be called, or
-  /// the call may wait for another to end. Who queues many calls can do so once, after the last.
+  /// Where the answer is [`Queued::Asleep`], [`wake`](Self::wake) must be called, or the call may wait
+  /// for another to end. Who queues many calls can do so once, after the last.
   #[must_use = "whether to wake a thread"]
-  pub fn queue(&self, call: Call) -> bool {
+  pub fn queue(&self, call: Call) -> Queued {
     self.workers.push(call)
   }
 

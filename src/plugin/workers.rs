@@ -29,6 +29,7 @@ use extism::CancelHandle;
 
 use super::instance::{self, CallError, Compiled, Ending, Finished, Jobs};
 use super::interrupt;
+use super::spin::{Habit, Spinner};
 use super::watchdog::{self, Watched};
 use crate::{Code, Error, Result};
 
@@ -41,6 +42,10 @@ const GRACE: Duration = Duration::from_millis(200);
 /// How many threads of a plugin may be abandoned at once. A guest can make them: each holds an
 /// instance's memory until the host call that it is stuck in returns.
 const MAX_ABANDONED: usize = 16;
+
+/// How soon a call must have come for a thread to look for the next without sleeping. Longer than it
+/// looks: it includes the time in which a thread that sleeps is woken.
+const FAST: Duration = Duration::from_micros(300);
 
 /// How a plugin's calls are run.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +79,17 @@ pub struct Call {
   pub done: Done,
 }
 
+/// Who will take a call that was queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queued {
+  /// A thread that is awake. Also where the call was refused.
+  Awake,
+  /// A thread that sleeps and is to be woken.
+  Asleep,
+  /// A thread that was waiting for it with open eyes, and the call is the only one: it begins at once.
+  Awaited,
+}
+
 /// The worker threads of one plugin. They end when the last call has ended after
 /// [`close`](Self::close). On drop, what is queued is forgotten and what runs is interrupted.
 pub struct Workers {
@@ -86,6 +102,8 @@ struct Shared {
   changed: Condvar,
   /// Calls that were accepted and have no result yet, the waiting ones included.
   unfinished: AtomicUsize,
+  /// What threads that spin look at: there may be a call, or the queue has been closed.
+  has_news: AtomicBool,
   limits: Limits,
   /// To hand to the threads that replace abandoned ones.
   this: Weak<Shared>,
@@ -94,8 +112,15 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
   waiting: VecDeque<Call>,
-  /// How many threads wait for a call. To wake one is a system call, which is not made for nobody.
+  /// How many threads sleep until there is a call. To wake one is a system call, which is not made for
+  /// nobody.
   idle: usize,
+  /// How many threads look for a call without sleeping.
+  spinning: usize,
+  /// Whether that has paid.
+  spinning_habit: Habit,
+  /// How long a thread waited for the last call that had to be waited for.
+  last_wait: Option<Duration>,
   slots: Vec<Arc<Slot>>,
   abandoned: usize,
   is_closed: bool,
@@ -146,6 +171,7 @@ impl Workers {
       queue: Mutex::default(),
       changed: Condvar::new(),
       unfinished: AtomicUsize::new(0),
+      has_news: AtomicBool::new(false),
       limits,
       this: Weak::clone(this),
     });
@@ -162,9 +188,8 @@ impl Workers {
     Ok(workers)
   }
 
-  /// Queues a call, or ends it at once with the reason why not. Returns whether a thread sleeps that
-  /// could take it, and [`wake`](Self::wake) is to be called.
-  pub fn push(&self, call: Call) -> bool {
+  /// Queues a call, or ends it at once with the reason why not.
+  pub fn push(&self, call: Call) -> Queued {
     let mut queue = self.shared.lock();
     let unfinished = self.shared.unfinished.load(Ordering::Relaxed);
     let refused = if queue.is_closed {
@@ -181,11 +206,21 @@ impl Workers {
     } else {
       self.shared.unfinished.fetch_add(1, Ordering::Relaxed);
       queue.waiting.push_back(call);
-      return queue.idle > 0;
+      let queued = match queue.spinning {
+        0 if queue.idle > 0 => Queued::Asleep,
+        0 => Queued::Awake,
+        _ if unfinished == 0 => Queued::Awaited,
+        _ if queue.waiting.len() > queue.spinning && queue.idle > 0 => Queued::Asleep,
+        _ => Queued::Awake,
+      };
+      drop(queue);
+      // After the lock is free, which is what comes next for who sees this.
+      self.shared.has_news.store(true, Ordering::Relaxed);
+      return queued;
     };
     drop(queue);
     (call.done)(Err(refused));
-    false
+    Queued::Awake
   }
 
   /// Wakes a thread, which wakes the next if it finds more calls than it takes. A wake-up is a system
@@ -225,6 +260,7 @@ impl Workers {
     queue.reconsider_stuck_slots();
     let run_now = queue.closed_callbacks();
     drop(queue);
+    self.shared.has_news.store(true, Ordering::Relaxed);
     self.shared.changed.notify_all();
     run_now.into_iter().for_each(|closed| closed());
   }
@@ -245,6 +281,7 @@ impl Drop for Workers {
     }
     queue.reconsider_stuck_slots();
     drop(queue);
+    self.shared.has_news.store(true, Ordering::Relaxed);
     self.shared.changed.notify_all();
     drop(forgotten);
   }
@@ -438,13 +475,46 @@ impl Shared {
       if queue.is_closed {
         return None;
       }
-      queue.idle += 1;
-      queue = self
-        .changed
-        .wait(queue)
-        .unwrap_or_else(PoisonError::into_inner);
-      queue.idle -= 1;
+      let since = Instant::now();
+      queue = match Spinner::new().filter(|_| self.is_spinning_due(&mut queue)) {
+        Some(spinner) => self.spin(queue, spinner),
+        None => self.sleep(queue),
+      };
+      queue.last_wait = Some(since.elapsed());
     }
+  }
+
+  fn sleep<'a>(&self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+    queue.idle += 1;
+    let wait = self.changed.wait(queue);
+    queue = wait.unwrap_or_else(PoisonError::into_inner);
+    queue.idle -= 1;
+    queue
+  }
+
+  /// Whether the next call is to be looked for: no other call is unfinished, so it is this thread that
+  /// the caller waits for, and calls have come fast lately.
+  fn is_spinning_due(&self, queue: &mut Queue) -> bool {
+    let is_fast = |wait| wait < FAST;
+    self.unfinished.load(Ordering::Relaxed) == 0
+      && queue.last_wait.is_some_and(is_fast)
+      && queue.spinning_habit.is_due()
+  }
+
+  fn spin<'a>(
+    &'a self,
+    mut queue: MutexGuard<'a, Queue>,
+    spinner: Spinner,
+  ) -> MutexGuard<'a, Queue> {
+    queue.spinning += 1;
+    self.has_news.store(false, Ordering::Relaxed);
+    drop(queue);
+    let has_paid = spinner.look(|| self.has_news.load(Ordering::Relaxed));
+    drop(spinner);
+    let mut queue = self.lock();
+    queue.spinning -= 1;
+    queue.spinning_habit.learn(has_paid);
+    queue
   }
 
   /// Ends a call that somebody has taken from the queue or from a record.

@@ -1,0 +1,166 @@
+//! What a call costs in Rust: on one thread, and handed from one thread to another and back.
+//!
+//! `cargo bench --ignore-rust-version --bench call` compares with the run before. With
+//! `-- --profile-time 5` it does nothing but calls, for a profiler.
+
+use std::cell::{Cell, RefCell};
+use std::hint::spin_loop;
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use extism_host::host;
+use extism_host::plugin::instance::{CompileOptions, Compiled, Ending, Finished, Job, Jobs};
+use extism_host::plugin::prepare::{self, Options};
+use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Source, Wasm};
+use extism_host::store::{MemoryStore, Store, Value};
+
+struct Guest {
+  function: &'static str,
+  input: &'static [u8],
+  output: &'static str,
+  manifest: Manifest,
+}
+
+fn guests() -> [Guest; 2] {
+  let wasm = |bytes| Wasm {
+    source: Source::Bytes(bytes),
+    name: None,
+    hash: None,
+  };
+  let count_vowels = wat::parse_str(include_str!("../bench/support/count-vowels.wat"));
+  [
+    Guest {
+      function: "count_vowels",
+      input: b"Hello, World!",
+      output: r#"{"count": 03}"#,
+      manifest: Manifest {
+        wasm: vec![wasm(count_vowels.expect("the guest is valid"))],
+        ..Manifest::default()
+      },
+    },
+    Guest {
+      function: "say_hello",
+      input: b"Jane Doe",
+      output: "👋 Hello Jane Doe\nkey: hello, value: 👋 Hello World 🌍\nkey: message, value: I 💜 Extism 😍",
+      manifest: Manifest {
+        wasm: vec![wasm(
+          include_bytes!("../plugins/say-hello/say-hello.wasm").to_vec(),
+        )],
+        use_wasi: true,
+        ..Manifest::default()
+      },
+    },
+  ]
+}
+
+fn store() -> Arc<dyn Store> {
+  let store = MemoryStore::new();
+  store.set("hello", Value::text("👋 Hello World 🌍"));
+  store.set("message", Value::text("I 💜 Extism 😍"));
+  Arc::new(store)
+}
+
+/// As many jobs as are to be measured, one after the other.
+struct Measured {
+  job: Job,
+  output: &'static str,
+  left: Cell<u64>,
+  start: Cell<Option<Instant>>,
+  took: Cell<Duration>,
+  is_checked: RefCell<bool>,
+}
+
+impl Jobs for Measured {
+  fn next(&self) -> Option<Job> {
+    let start = self.start.get().unwrap_or_else(Instant::now);
+    self.start.set(Some(start));
+    self.took.set(start.elapsed());
+    self.left.set(self.left.get().checked_sub(1)?);
+    Some(self.job.clone())
+  }
+
+  fn done(&self, finished: Finished) {
+    if !self.is_checked.replace(true) {
+      assert_eq!(finished.result.as_deref(), Ok(self.output.as_bytes()));
+    }
+  }
+}
+
+fn on_one_thread(criterion: &mut Criterion) {
+  let mut group = criterion.benchmark_group("on one thread");
+  for guest in guests() {
+    let modules = guest.manifest.load().expect("the guest loads");
+    let functions = host::functions(&guest.manifest, &store());
+    let options = Options {
+      wasi: guest.manifest.use_wasi,
+      limits: prepare::Limits::default(),
+      functions: &functions,
+    };
+    let prepared = prepare::prepare(&modules, &options).expect("the guest is prepared");
+    let options = CompileOptions {
+      wasi: guest.manifest.use_wasi,
+      cache: None,
+    };
+    let compiled = Compiled::new(&prepared, &functions, &options).expect("the guest compiles");
+    group.bench_function(guest.function, |bencher| {
+      bencher.iter_custom(|iterations| {
+        let jobs = Rc::new(Measured {
+          job: Job {
+            export: prepared.callable[guest.function],
+            input: guest.input.to_vec(),
+          },
+          output: guest.output,
+          left: Cell::new(iterations),
+          start: Cell::default(),
+          took: Cell::default(),
+          is_checked: RefCell::default(),
+        });
+        let instance = compiled.instantiate().expect("the guest is instantiated");
+        let ending = instance.run(Rc::clone(&jobs) as Rc<dyn Jobs>, u64::MAX);
+        assert_eq!(ending, Ending::Stopped);
+        jobs.took.get()
+      });
+    });
+  }
+}
+
+fn between_threads(criterion: &mut Criterion) {
+  let mut group = criterion.benchmark_group("between two threads");
+  for guest in guests() {
+    let limits = Limits {
+      instances: NonZeroUsize::MIN,
+      max_queue: NonZeroUsize::MIN,
+    };
+    let plugin = Plugin::open(&guest.manifest, limits, store()).expect("the plugin opens");
+    let export = plugin.function(guest.function).expect("it exists");
+    group.bench_function(guest.function, |bencher| {
+      bencher.iter(|| {
+        let is_done = Arc::new(AtomicBool::new(false));
+        let done = Arc::clone(&is_done);
+        let queued = plugin.queue(Call {
+          number: 0,
+          export,
+          input: guest.input.to_vec(),
+          timeout: None,
+          done: Box::new(move |result| {
+            assert_eq!(result.as_deref(), Ok(guest.output.as_bytes()));
+            done.store(true, Ordering::Release);
+          }),
+        });
+        if queued == Queued::Asleep {
+          plugin.wake();
+        }
+        while !is_done.load(Ordering::Acquire) {
+          spin_loop();
+        }
+      });
+    });
+  }
+}
+
+criterion_group!(benches, on_one_thread, between_threads);
+criterion_main!(benches);
