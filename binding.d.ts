@@ -13,19 +13,21 @@ export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-was
 export declare class Boundary {
   /**
    * `settle` is called, on this thread, when there are finished calls to be taken. Short inputs are
-   * put into `inbox`. It must stay with the caller: nobody else may have it or its buffer.
+   * put into `inbox`, and numbers into `header`, either way. Both must stay with the caller: nobody
+   * else may have them or their buffers.
    */
-  constructor(settle: () => void, inbox: Uint8Array)
+  constructor(settle: () => void, inbox: Uint8Array, header: Uint32Array)
   /**
-   * The function that takes finished calls. It is given a buffer for short outputs, how many of its
-   * bytes are used already, and an array. It writes into `header` how many calls it has taken,
-   * whether there are more (for which there was no room), and four numbers for each call ([`ITEM`]).
-   * What is not in the buffer it adds to the array, in the order of the calls.
+   * The function that takes finished calls. It is given a buffer for short outputs and an array. It
+   * writes into the header how many calls it has taken, whether there are more (for which there was no
+   * room), and four numbers for each call ([`ITEM`]). What is not in the buffer it adds to the array,
+   * in the order of the calls.
    *
    * It is a function rather than a method because Node-API then need not look up and check what
-   * belongs to the receiver.
+   * belongs to the receiver; and numbers are in the header because to pass one costs more than to
+   * write it.
    */
-  taker(header: Uint32Array): (shared: Uint8Array, used: number, apart: unknown[]) => void
+  taker(): (shared: Uint8Array, apart: unknown[]) => void
   /** Keeps the process alive, or lets it go. */
   keepAlive(alive: boolean): void
 }
@@ -58,13 +60,16 @@ export declare class Plugin {
   /** The functions that can be called, each with the number of its export. */
   functions(): Record<string, number>
   /**
-   * The function that queues a call: the number with which its result arrives, the export, how many
-   * bytes of the inbox are its input, and the milliseconds that it may take (0 for the plugin's
-   * limit). It returns 1 where [`wake`](Self::wake) is to be called, in this turn of the event loop; 2
-   * where results are there already, to be taken without being woken for them; otherwise 0.
+   * The function that queues a call, whose arguments are in the header ([`Arguments`]). It returns 1
+   * where [`wake`](Self::wake) is to be called, in this turn of the event loop. Where the result has
+   * come meanwhile, it returns 2, and has taken it as `take` would have; or 3 where it may not: then
+   * it is to be taken soon, for nobody will be woken for it. Otherwise it returns 0.
    */
-  caller(boundary: Boundary): (call: number, exportNumber: number, length: number, timeoutMs: number) => number
-  /** As the function of [`caller`](Self::caller), for an input that is too long for the inbox. */
+  caller(boundary: Boundary): (shared: Uint8Array, apart: unknown[]) => number
+  /**
+   * As the function of [`caller`](Self::caller), for an input that is too long for the inbox. It
+   * returns 0 or 1.
+   */
   callWith(number: number, exportNumber: number, input: string | Uint8Array, timeoutMs: number): number
   /** Wakes the threads that calls need. */
   wake(): void

@@ -15,7 +15,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use extism_host::host;
 use extism_host::plugin::instance::{CompileOptions, Compiled, Ending, Finished, Job, Jobs};
 use extism_host::plugin::prepare::{self, Options};
-use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Source, Wasm};
+use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
 use extism_host::store::{MemoryStore, Store, Value};
 
 struct Guest {
@@ -128,6 +128,19 @@ fn on_one_thread(criterion: &mut Criterion) {
   }
 }
 
+/// Who waits for the one call.
+struct Waiting {
+  output: &'static str,
+  is_done: AtomicBool,
+}
+
+impl Results for Waiting {
+  fn done(&self, _number: u64, result: extism_host::Result<Vec<u8>>) {
+    assert_eq!(result.as_deref(), Ok(self.output.as_bytes()));
+    self.is_done.store(true, Ordering::Release);
+  }
+}
+
 fn between_threads(criterion: &mut Criterion) {
   let mut group = criterion.benchmark_group("between two threads");
   for guest in guests() {
@@ -135,26 +148,28 @@ fn between_threads(criterion: &mut Criterion) {
       instances: NonZeroUsize::MIN,
       max_queue: NonZeroUsize::MIN,
     };
-    let plugin = Plugin::open(&guest.manifest, limits, store()).expect("the plugin opens");
+    let waiting = Arc::new(Waiting {
+      output: guest.output,
+      is_done: AtomicBool::new(false),
+    });
+    let results = Arc::clone(&waiting) as _;
+    let plugin = Plugin::open(&guest.manifest, limits, store(), results).expect("it opens");
     let export = plugin.function(guest.function).expect("it exists");
     group.bench_function(guest.function, |bencher| {
       bencher.iter(|| {
-        let is_done = Arc::new(AtomicBool::new(false));
-        let done = Arc::clone(&is_done);
+        let mut input = Vec::with_capacity(256);
+        input.extend_from_slice(guest.input);
         let queued = plugin.queue(Call {
           number: 0,
           export,
-          input: guest.input.to_vec(),
+          input,
           timeout: None,
-          done: Box::new(move |result| {
-            assert_eq!(result.as_deref(), Ok(guest.output.as_bytes()));
-            done.store(true, Ordering::Release);
-          }),
+          is_alone: true,
         });
         if queued == Queued::Asleep {
           plugin.wake();
         }
-        while !is_done.load(Ordering::Acquire) {
+        while !waiting.is_done.swap(false, Ordering::Acquire) {
           spin_loop();
         }
       });

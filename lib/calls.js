@@ -12,14 +12,29 @@ const { PluginOutput } = require('./plugin-output.js')
 
 const INBOX_BYTES = 8_192
 const SHARED_BYTES = 8_192
-// What is in `header`: how many calls there are and whether there are more; then for each call its
-// number, its code (0 where it succeeded), the offset of its bytes in `shared` and their length.
-const SUMMARY = 2
+// What is in `header`. First what this side says: of a call its number, its export, how many bytes of
+// `inbox` are its input, its limit in milliseconds (0 for the plugin's), whether it is alone, whether
+// its result may be taken at once; and how many bytes of `shared` are used.
+const NUMBER = 0
+const EXPORT = 1
+const LENGTH = 2
+const TIMEOUT = 3
+const IS_ALONE = 4
+const MAY_TAKE = 5
+const USED = 6
+// Then what the other side says: how many calls it has taken, and whether there are more.
+const COUNT = 7
+const HAS_MORE = 8
+// And for each call its number, its code (0 where it succeeded), the offset of its bytes in `shared`
+// and their length.
+const ITEMS = 9
 const ITEM = 4
 const MAX_ITEMS = 64
-// What the start of a call can ask for: to wake a thread, or to take results that are there already.
+// What comes of a call at once: a thread is to be woken; its result has been taken; there are results
+// to be taken.
 const WAKE = 1
-const TAKE = 2
+const TAKEN = 2
+const TAKE = 3
 /** In place of an offset: the next value of `apart`. */
 const APART = 0xFFFF_FFFF
 
@@ -30,14 +45,13 @@ const decoder = new TextDecoder()
 
 // These two are nobody else's: the other side keeps their addresses.
 const inbox = new Uint8Array(INBOX_BYTES)
-const header = new Uint32Array(SUMMARY + ITEM * MAX_ITEMS)
+const header = new Uint32Array(ITEMS + ITEM * MAX_ITEMS)
 
 const apart = []
 let shared = newShared()
-let used = 0
 
-const boundary = new binding.Boundary(settle, inbox)
-const take = boundary.taker(header)
+const boundary = new binding.Boundary(settle, inbox, header)
+const take = boundary.taker()
 
 // What is unfinished, by its number. A number is used again once the other side has finished with
 // it; for an aborted call that is later than its promise is settled.
@@ -93,24 +107,29 @@ function forget (number) {
 let isSettling = false
 let hasMore = false
 
-/** Settles what is finished; the other side calls it when there is something. */
+/** Takes and settles what is finished; the other side calls it when there is something. */
 function settle () {
   hasMore = true
   // Called by a listener of a signal, say: the loop below goes on.
   if (isSettling) return
+  take(shared, apart)
+  settleTaken()
+}
+
+/** Settles what has been taken, and then what there is besides. */
+function settleTaken () {
   isSettling = true
-  while (hasMore) {
-    take(shared, used, apart)
-    hasMore = header[1] !== 0
-    const end = SUMMARY + ITEM * header[0]
-    for (let at = SUMMARY; at < end; at += ITEM) {
+  for (;;) {
+    hasMore = header[HAS_MORE] !== 0
+    const end = ITEMS + ITEM * header[COUNT]
+    for (let at = ITEMS; at < end; at += ITEM) {
       settleOne(header[at], header[at + 1], header[at + 2], header[at + 3])
     }
     apart.length = 0
-    if (hasMore) {
-      shared = newShared()
-      used = 0
-    }
+    if (!hasMore) break
+    shared = newShared()
+    header[USED] = 0
+    take(shared, apart)
   }
   isSettling = false
   if (unfinished === 0) afterwards.then(letGo)
@@ -125,7 +144,7 @@ function settleOne (number, code, offset, length) {
     offset = 0
     length = buffer.byteLength
   } else {
-    used = offset + length
+    header[USED] = offset + length
   }
   if (code !== 0) {
     const message = decoder.decode(new Uint8Array(buffer, offset, length))
@@ -166,19 +185,20 @@ function wakeAll () {
   toBeWoken.length = 0
 }
 
-/** How many calls in a row may be settled before the event loop has turned. */
-const MAX_SETTLED_AT_ONCE = 32
-let settledAtOnce = 0
+// Whether those who awaited the last call that was settled at once have gone on: who calls before that
+// is somebody else, and calls are not made one after the other.
+let isAlone = true
+
+function haveGoneOn () {
+  isAlone = true
+}
 
 /**
- * Settles what is finished already, at once; or, now and then, after the event loop has turned: who
- * awaits calls one after the other would otherwise keep it from ever turning.
+ * How many calls in a row may be settled before the event loop has turned: who awaits calls one after
+ * the other would otherwise keep it from ever turning.
  */
-function settleSoon () {
-  if (++settledAtOnce < MAX_SETTLED_AT_ONCE) return settle()
-  settledAtOnce = 0
-  setImmediate(settle)
-}
+const MAX_SETTLED_AT_ONCE = 32
+let settledAtOnce = 0
 
 /** What starts calls of a native plugin. */
 function caller (native) {
@@ -186,19 +206,37 @@ function caller (native) {
 
   /** Starts a call; 0 milliseconds stand for the plugin's own limit. */
   return function start (number, exportNumber, input, timeoutMs) {
-    let then
-    if (input === undefined) {
-      then = call(number, exportNumber, 0, timeoutMs)
-    } else if (typeof input === 'string' && input.length * 3 <= INBOX_BYTES) {
-      then = call(number, exportNumber, encoder.encodeInto(input, inbox).written, timeoutMs)
-    } else if (input.length <= INBOX_BYTES && typeof input !== 'string') {
+    let length = 0
+    if (typeof input === 'string') {
+      if (input.length * 3 > INBOX_BYTES) return startLong(number, exportNumber, input, timeoutMs)
+      length = encoder.encodeInto(input, inbox).written
+    } else if (input !== undefined) {
+      length = input.length
+      if (length > INBOX_BYTES) return startLong(number, exportNumber, input, timeoutMs)
       inbox.set(input)
-      then = call(number, exportNumber, input.length, timeoutMs)
-    } else {
-      then = native.callWith(number, exportNumber, input, timeoutMs)
     }
-    if (then === WAKE) wake(native)
-    else if (then === TAKE) settleSoon()
+    header[NUMBER] = number
+    header[EXPORT] = exportNumber
+    header[LENGTH] = length
+    header[TIMEOUT] = timeoutMs
+    header[IS_ALONE] = isAlone && unfinished === 1 ? 1 : 0
+    header[MAY_TAKE] = isSettling || settledAtOnce >= MAX_SETTLED_AT_ONCE ? 0 : 1
+    const outcome = call(shared, apart)
+    if (outcome === WAKE) {
+      wake(native)
+    } else if (outcome === TAKEN) {
+      settledAtOnce++
+      settleTaken()
+      isAlone = false
+      afterwards.then(haveGoneOn)
+    } else if (outcome === TAKE) {
+      settledAtOnce = 0
+      setImmediate(settle)
+    }
+  }
+
+  function startLong (number, exportNumber, input, timeoutMs) {
+    if (native.callWith(number, exportNumber, input, timeoutMs) === WAKE) wake(native)
   }
 }
 

@@ -1,12 +1,15 @@
 //! Plugins from Rust's side: what Jest shows from JavaScript's, without Node.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Barrier};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
-use extism_host::plugin::{Call, Done, Limits, Manifest, Plugin, Source, Wasm};
-use extism_host::store::{MemoryStore, Value};
+use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
+use extism_host::store::{MemoryStore, Store, Value};
 use extism_host::{Code, Result};
 
 const GUEST: &str = include_str!("../__test__/guests/many.wat");
@@ -33,31 +36,69 @@ fn manifest(text: &str) -> Manifest {
   }
 }
 
-fn open(manifest: &Manifest, limits: Limits) -> Plugin {
-  Plugin::open(manifest, limits, Arc::new(MemoryStore::new())).expect("the plugin opens")
+/// A plugin, and who waits for its calls.
+struct Opened {
+  plugin: Plugin,
+  waiting: Arc<Waiting>,
 }
 
-fn queue(plugin: &Plugin, number: u64, function: &str, input: &[u8], done: Done) {
-  let is_asleep = plugin.queue(Call {
+#[derive(Default)]
+struct Waiting {
+  senders: Mutex<HashMap<u64, Sender<Result<Vec<u8>>>>>,
+  last_number: AtomicU64,
+}
+
+impl Results for Waiting {
+  fn done(&self, number: u64, result: Result<Vec<u8>>) {
+    let sender = self.senders.lock().expect("no panic").remove(&number);
+    let sender = sender.expect("a call ends once");
+    sender.send(result).expect("the test waits");
+  }
+}
+
+impl Deref for Opened {
+  type Target = Plugin;
+
+  fn deref(&self) -> &Plugin {
+    &self.plugin
+  }
+}
+
+fn try_open(manifest: &Manifest, limits: Limits, store: Arc<dyn Store>) -> Result<Opened> {
+  let waiting = Arc::<Waiting>::default();
+  let plugin = Plugin::open(manifest, limits, store, Arc::clone(&waiting) as _)?;
+  Ok(Opened { plugin, waiting })
+}
+
+fn open(manifest: &Manifest, limits: Limits) -> Opened {
+  try_open(manifest, limits, Arc::new(MemoryStore::new())).expect("the plugin opens")
+}
+
+/// Queues a call; its number, and where its result arrives.
+fn queue(plugin: &Opened, function: &str, input: &[u8]) -> (u64, Receiver<Result<Vec<u8>>>) {
+  let (sender, receiver) = channel();
+  let number = plugin.waiting.last_number.fetch_add(1, Ordering::Relaxed) + 1;
+  let mut senders = plugin.waiting.senders.lock().expect("no panic");
+  senders.insert(number, sender);
+  drop(senders);
+  let queued = plugin.queue(Call {
     number,
     export: plugin.function(function).expect("there is such a function"),
     input: input.to_vec(),
     timeout: None,
-    done,
+    is_alone: false,
   });
-  if is_asleep {
+  if queued == Queued::Asleep {
     plugin.wake();
   }
+  (number, receiver)
 }
 
-fn start(plugin: &Plugin, function: &str, input: &[u8]) -> Receiver<Result<Vec<u8>>> {
-  let (sender, receiver) = channel();
-  let done: Done = Box::new(move |result| sender.send(result).expect("the test waits"));
-  queue(plugin, 0, function, input, done);
-  receiver
+fn start(plugin: &Opened, function: &str, input: &[u8]) -> Receiver<Result<Vec<u8>>> {
+  queue(plugin, function, input).1
 }
 
-fn call(plugin: &Plugin, function: &str, input: &[u8]) -> Result<Vec<u8>, Code> {
+fn call(plugin: &Opened, function: &str, input: &[u8]) -> Result<Vec<u8>, Code> {
   let result = start(plugin, function, input).recv().expect("done is run");
   result.map_err(|error| error.code)
 }
@@ -97,8 +138,8 @@ fn an_instance_keeps_its_state_until_it_is_broken() {
 #[test]
 fn a_host_function_reads_the_store_as_it_is_now() {
   let store = Arc::new(MemoryStore::new());
-  let plugin = Plugin::open(&manifest(GUEST), limits(2, 8), Arc::clone(&store) as _)
-    .expect("the plugin opens");
+  let plugin =
+    try_open(&manifest(GUEST), limits(2, 8), Arc::clone(&store) as _).expect("the plugin opens");
   for (name, value) in [("read_store", "first"), ("read_store_by_env", "second")] {
     store.set("key", Value::text(value));
     assert_eq!(call(&plugin, name, b"key"), Ok(value.into()));
@@ -149,8 +190,8 @@ fn calls_from_many_threads_all_come_back_with_their_own_output() {
 #[test]
 fn closing_lets_accepted_calls_end_refuses_new_ones_and_says_when_all_is_freed() {
   let store: Arc<MemoryStore> = Arc::default();
-  let plugin = Plugin::open(&manifest(GUEST), limits(2, 8), Arc::clone(&store) as _)
-    .expect("the plugin opens");
+  let plugin =
+    try_open(&manifest(GUEST), limits(2, 8), Arc::clone(&store) as _).expect("the plugin opens");
   let accepted: Vec<_> = (0..4).map(|_| start(&plugin, "compute", &[2])).collect();
   let (closed, is_closed) = channel();
   plugin.close(move || closed.send(()).expect("the test waits"));
@@ -175,7 +216,7 @@ fn what_cannot_run_is_refused_with_what_is_missing() {
       use_wasi,
       ..manifest(text)
     };
-    match Plugin::open(&manifest, limits(1, 1), Arc::new(MemoryStore::new())) {
+    match try_open(&manifest, limits(1, 1), Arc::new(MemoryStore::new())) {
       Ok(_) => panic!("the plugin opened"),
       Err(error) => (error.code, error.message),
     }
@@ -203,7 +244,7 @@ fn two_modules_of_one_name_are_refused() {
     wasm: vec![named(Some("a")), named(Some("a")), named(None)],
     ..Manifest::default()
   };
-  let opened = Plugin::open(&manifest, limits(1, 1), Arc::new(MemoryStore::new()));
+  let opened = try_open(&manifest, limits(1, 1), Arc::new(MemoryStore::new()));
   let code = opened.err().map(|error| error.code);
   assert_eq!(code, Some(Code::InvalidArgument));
 }
@@ -211,13 +252,11 @@ fn two_modules_of_one_name_are_refused() {
 #[test]
 fn a_call_that_is_canceled_ends_at_once_and_only_it() {
   let plugin = open(&manifest(GUEST), limits(1, 8));
-  let (sender, looping) = channel();
-  let done = Box::new(move |result| sender.send(result).expect("the test waits"));
-  queue(&plugin, 7, "loop_for_ever", &[], done);
+  let (number, looping) = queue(&plugin, "loop_for_ever", b"");
   let waiting = start(&plugin, "echo", b"next");
-  plugin.cancel(6);
-  plugin.cancel(7);
-  plugin.cancel(7);
+  plugin.cancel(number + 100);
+  plugin.cancel(number);
+  plugin.cancel(number);
   let ended = looping.recv().expect("done is run");
   assert_eq!(ended.map_err(|error| error.code), Err(Code::Canceled));
   assert_eq!(waiting.recv().expect("done is run"), Ok(b"next".to_vec()));
@@ -311,7 +350,7 @@ fn a_plugin_that_is_dropped_while_an_instance_starts_leaves_nothing_running() {
   let manifest = manifest(ENDLESS_FROM_THE_SECOND_ON);
   for round in 0..200 {
     let plugin =
-      Plugin::open(&manifest, limits(1, 1), Arc::clone(&store) as _).expect("the plugin opens");
+      try_open(&manifest, limits(1, 1), Arc::clone(&store) as _).expect("the plugin opens");
     // After this the thread makes the next instance, which is begun by the end of the longest wait.
     assert_eq!(call(&plugin, "trap", b""), Err(Code::Trap));
     std::thread::sleep(Duration::from_micros(round * 10));
@@ -333,7 +372,7 @@ fn an_initialization_whose_time_is_over_before_it_begins_does_not_run_on() {
       timeout: Some(Duration::from_micros(round * 10)),
       ..manifest(endless)
     };
-    let opened = Plugin::open(&manifest, limits(2, 1), Arc::clone(&store) as _);
+    let opened = try_open(&manifest, limits(2, 1), Arc::clone(&store) as _);
     assert_eq!(opened.err().map(|error| error.code), Some(Code::Timeout));
     wait_until_nothing_runs(&store);
   }

@@ -1,6 +1,6 @@
 'use strict'
 
-// What the three benchmarks share: options, alternating rounds, medians, tables, raw results.
+// What the benchmarks share: options, alternating rounds, medians, tables, raw results.
 
 const { writeFileSync } = require('node:fs')
 const { availableParallelism, cpus } = require('node:os')

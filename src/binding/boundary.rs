@@ -31,7 +31,13 @@ const MAX_SHARED: usize = 1024;
 /// Outputs from this many bytes on are handed over as they are: to copy them would cost more.
 const MIN_ADOPTED: usize = 1 << 20;
 
-/// What the header begins with: how many calls there are, and whether there are more.
+/// What the header begins with: what JavaScript has to say to a function of this side. The arguments
+/// of a call are its number, its export, the length of its input in the inbox, the milliseconds that
+/// it may take (0 for the plugin's limit), whether it is alone, and whether its result may be taken at
+/// once. The last one is for every function that takes results: how much of the shared buffer is used.
+pub type Arguments = [u32; 7];
+
+/// What comes after that in the header: how many calls there are, and whether there are more.
 const SUMMARY: usize = 2;
 
 /// What a call has in the header: its number, its code (0 where it succeeded), the offset of its
@@ -112,21 +118,42 @@ impl Finished {
   }
 }
 
+impl plugin::Results for Finished {
+  fn done(&self, number: u64, result: Result<Vec<u8>>) {
+    // The numbers of calls are what JavaScript gave: 32 bits.
+    self.push(number as u32, result.map(Outcome::Output));
+  }
+}
+
 /// One JavaScript thread's boundary.
 #[napi]
 pub struct Boundary {
-  finished: Arc<Finished>,
-  inbox: Rc<Uint8Array>,
+  near: Rc<Near>,
   /// Whether `finished.wake` keeps the process alive.
   is_referenced: Cell<bool>,
+}
+
+/// What the functions on the JavaScript thread share.
+pub struct Near {
+  pub finished: Arc<Finished>,
+  /// Where JavaScript puts short inputs.
+  inbox: Uint8Array,
+  header: RefCell<Uint32Array>,
+  /// Taken from `finished` and not written yet, for want of room.
+  rest: RefCell<VecDeque<(u32, Result<Outcome>)>>,
 }
 
 #[napi]
 impl Boundary {
   /// `settle` is called, on this thread, when there are finished calls to be taken. Short inputs are
-  /// put into `inbox`. It must stay with the caller: nobody else may have it or its buffer.
+  /// put into `inbox`, and numbers into `header`, either way. Both must stay with the caller: nobody
+  /// else may have them or their buffers.
   #[napi(constructor, catch_unwind)]
-  pub fn new(settle: Function<'_, (), ()>, inbox: Uint8Array) -> napi::Result<Self> {
+  pub fn new(
+    settle: Function<'_, (), ()>,
+    inbox: Uint8Array,
+    header: Uint32Array,
+  ) -> napi::Result<Self> {
     silence_panics();
     let wake = settle
       .build_threadsafe_function::<()>()
@@ -134,53 +161,34 @@ impl Boundary {
       .weak::<true>()
       .build()?;
     Ok(Self {
-      finished: Arc::new(Finished::new(wake)),
-      inbox: Rc::new(inbox),
+      near: Rc::new(Near {
+        finished: Arc::new(Finished::new(wake)),
+        inbox,
+        header: RefCell::new(header),
+        rest: RefCell::default(),
+      }),
       is_referenced: Cell::new(false),
     })
   }
 
-  /// The function that takes finished calls. It is given a buffer for short outputs, how many of its
-  /// bytes are used already, and an array. It writes into `header` how many calls it has taken,
-  /// whether there are more (for which there was no room), and four numbers for each call ([`ITEM`]).
-  /// What is not in the buffer it adds to the array, in the order of the calls.
+  /// The function that takes finished calls. It is given a buffer for short outputs and an array. It
+  /// writes into the header how many calls it has taken, whether there are more (for which there was no
+  /// room), and four numbers for each call ([`ITEM`]). What is not in the buffer it adds to the array,
+  /// in the order of the calls.
   ///
   /// It is a function rather than a method because Node-API then need not look up and check what
-  /// belongs to the receiver.
+  /// belongs to the receiver; and numbers are in the header because to pass one costs more than to
+  /// write it.
   #[napi(
     catch_unwind,
-    ts_return_type = "(shared: Uint8Array, used: number, apart: unknown[]) => void"
+    ts_return_type = "(shared: Uint8Array, apart: unknown[]) => void"
   )]
   pub fn taker<'env>(
     &self,
     env: &'env Env,
-    header: Uint32Array,
-  ) -> napi::Result<Function<'env, (Uint8Array, u32, Array<'env>), ()>> {
-    let finished = Arc::clone(&self.finished);
-    let header = RefCell::new(header);
-    // Taken from the list and not written yet, for want of room.
-    let rest = RefCell::new(VecDeque::new());
-    env.create_function_from_closure("take", move |context: FunctionCallContext<'_>| {
-      let mut shared = context.get::<Uint8ArraySlice<'_>>(0)?;
-      let used = context.get::<u32>(1)?;
-      let mut header = header.borrow_mut();
-      let mut rest = rest.borrow_mut();
-      if rest.is_empty() {
-        *rest = finished.take_all();
-      }
-      // SAFETY: both are memory of JavaScript, whose thread is this one and does not run JavaScript
-      // before they have been dropped, so nothing else reads or writes them and they stay where they
-      // are. `header` is handed to nobody who could detach it (`calls.js`). The other has just been
-      // looked up; detached, it has no bytes.
-      let (header, shared) = unsafe { (header.as_mut(), shared.as_mut()) };
-      let writer = Writer {
-        context: &context,
-        finished: &finished,
-        shared: shared.get_mut(used as usize..).unwrap_or_default(),
-        offset: used,
-      };
-      writer.write(&mut rest, header)
-    })
+  ) -> napi::Result<Function<'env, (Uint8Array, Array<'env>), ()>> {
+    let near = Rc::clone(&self.near);
+    env.create_function_from_closure("take", move |context| near.take(&context))
   }
 
   /// Keeps the process alive, or lets it go.
@@ -189,7 +197,7 @@ impl Boundary {
     if alive == self.is_referenced.get() {
       return Ok(());
     }
-    let raw = self.finished.wake.raw();
+    let raw = self.near.finished.wake.raw();
     // SAFETY: this is the thread of `env`, which made the function (`Boundary` is a JavaScript
     // object of it), and `finished` holds a reference to the function, so it has not been freed.
     let status = unsafe {
@@ -205,14 +213,49 @@ impl Boundary {
 }
 
 impl Boundary {
-  /// The end that worker threads push to.
-  pub fn finished(&self) -> Arc<Finished> {
-    Arc::clone(&self.finished)
+  /// What the functions on the JavaScript thread share.
+  pub fn near(&self) -> Rc<Near> {
+    Rc::clone(&self.near)
+  }
+}
+
+impl Near {
+  /// What JavaScript has put into the header.
+  pub fn arguments(&self) -> Arguments {
+    let header = self.header.borrow();
+    header.first_chunk().copied().unwrap_or_default()
   }
 
-  /// Where JavaScript puts short inputs.
-  pub fn inbox(&self) -> Rc<Uint8Array> {
-    Rc::clone(&self.inbox)
+  /// The first bytes of the inbox, with some room for an output.
+  pub fn input(&self, length: u32) -> Vec<u8> {
+    const ROOM: usize = 256;
+    let input = self.inbox.get(..length as usize).unwrap_or_default();
+    let mut copy = Vec::with_capacity(input.len().max(ROOM));
+    copy.extend_from_slice(input);
+    copy
+  }
+
+  /// Takes as many finished calls as there is room for; see [`Boundary::taker`].
+  pub fn take(&self, context: &FunctionCallContext<'_>) -> napi::Result<()> {
+    let [.., used] = self.arguments();
+    let mut shared = context.get::<Uint8ArraySlice<'_>>(0)?;
+    let mut header = self.header.borrow_mut();
+    let mut rest = self.rest.borrow_mut();
+    if rest.is_empty() {
+      *rest = self.finished.take_all();
+    }
+    // SAFETY: both are memory of JavaScript, whose thread is this one and does not run JavaScript
+    // before they have been dropped, so nothing else reads or writes them and they stay where they
+    // are. `header` is handed to nobody who could detach it (`calls.js`). The other has just been
+    // looked up; detached, it has no bytes.
+    let (header, shared) = unsafe { (header.as_mut(), shared.as_mut()) };
+    let writer = Writer {
+      context,
+      finished: &self.finished,
+      shared: shared.get_mut(used as usize..).unwrap_or_default(),
+      offset: used,
+    };
+    writer.write(&mut rest, header)
   }
 }
 
@@ -233,7 +276,10 @@ impl Writer<'_> {
     list: &mut VecDeque<(u32, Result<Outcome>)>,
     header: &mut [u32],
   ) -> napi::Result<()> {
-    let Some((summary, items)) = header.split_first_chunk_mut::<SUMMARY>() else {
+    let (_, results) = header
+      .split_at_mut_checked(size_of::<Arguments>() / size_of::<u32>())
+      .unwrap_or_default();
+    let Some((summary, items)) = results.split_first_chunk_mut::<SUMMARY>() else {
       return Err(napi::Error::from_reason("the header is too short"));
     };
     let mut items = items.chunks_exact_mut(ITEM);
@@ -286,7 +332,7 @@ impl Writer<'_> {
   }
 
   fn place_apart(&mut self, value: impl ToNapiValue) -> napi::Result<(u32, u32)> {
-    self.context.get::<Array<'_>>(2)?.insert(value)?;
+    self.context.get::<Array<'_>>(1)?.insert(value)?;
     Ok((APART, 0))
   }
 }

@@ -10,7 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use napi::Env;
-use napi::bindgen_prelude::{Either, Function, FunctionCallContext, Uint8Array, Uint8ArraySlice};
+use napi::bindgen_prelude::{
+  Array, Either, Function, FunctionCallContext, Uint8Array, Uint8ArraySlice,
+};
 use napi_derive::napi;
 
 use super::boundary::{Boundary, Finished, Outcome};
@@ -90,12 +92,13 @@ pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, bound
     use_wasi: options.use_wasi,
   };
   let store: Arc<dyn Store> = store.shared();
-  let finished = boundary.finished();
+  let finished = Arc::clone(&boundary.near().finished);
   let opened = Arc::clone(&finished);
   let spawned = thread::Builder::new()
     .name("extism-open".to_owned())
     .spawn(move || {
-      let open = || plugin::Plugin::open(&manifest, limits, store);
+      let results = Arc::clone(&opened) as _;
+      let open = || plugin::Plugin::open(&manifest, limits, store, results);
       let result = catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
         let message = "the runtime panicked while it loaded the plugin";
         Err(Error::new(Code::Internal, message))
@@ -137,50 +140,47 @@ impl Plugin {
       .collect()
   }
 
-  /// The function that queues a call: the number with which its result arrives, the export, how many
-  /// bytes of the inbox are its input, and the milliseconds that it may take (0 for the plugin's
-  /// limit). It returns 1 where [`wake`](Self::wake) is to be called, in this turn of the event loop; 2
-  /// where results are there already, to be taken without being woken for them; otherwise 0.
+  /// The function that queues a call, whose arguments are in the header ([`Arguments`]). It returns 1
+  /// where [`wake`](Self::wake) is to be called, in this turn of the event loop. Where the result has
+  /// come meanwhile, it returns 2, and has taken it as `take` would have; or 3 where it may not: then
+  /// it is to be taken soon, for nobody will be woken for it. Otherwise it returns 0.
   #[napi(
     catch_unwind,
-    ts_return_type = "(call: number, exportNumber: number, length: number, timeoutMs: number) => number"
+    ts_return_type = "(shared: Uint8Array, apart: unknown[]) => number"
   )]
   pub fn caller<'env>(
     &self,
     env: &'env Env,
     boundary: &Boundary,
-  ) -> napi::Result<Function<'env, (u32, u32, u32, u32), u32>> {
+  ) -> napi::Result<Function<'env, (Uint8Array, Array<'env>), u32>> {
     let plugin = Arc::clone(&self.plugin);
-    let finished = Arc::clone(&self.finished);
-    let inbox = boundary.inbox();
+    let near = boundary.near();
     let habit = Cell::new(Habit::default());
     env.create_function_from_closure("call", move |context: FunctionCallContext<'_>| {
-      let input = inbox.get(..context.get::<u32>(2)? as usize);
-      let queued = plugin.queue(call(
-        &finished,
-        context.get(0)?,
-        context.get(1)?,
-        input.unwrap_or_default().to_vec(),
-        context.get(3)?,
-      ));
-      Ok(match queued {
-        Queued::Awake => 0,
-        Queued::Asleep => 1,
-        Queued::Awaited => {
-          let mut lately = habit.get();
-          let mut is_finished = false;
-          if lately.is_due() {
-            is_finished = finished.look();
-            lately.learn(is_finished);
-          }
-          habit.set(lately);
-          if is_finished { 2 } else { 0 }
-        }
-      })
+      let [number, export, length, timeout_ms, is_alone, may_take, _] = near.arguments();
+      let mut call = call(number, export, near.input(length), timeout_ms);
+      call.is_alone = is_alone != 0;
+      let queued = plugin.queue(call);
+      if queued != Queued::Awaited {
+        return Ok(u32::from(queued == Queued::Asleep));
+      }
+      let mut lately = habit.get();
+      let mut is_finished = false;
+      if lately.is_due() {
+        is_finished = near.finished.look();
+        lately.learn(is_finished);
+      }
+      habit.set(lately);
+      match (is_finished, may_take) {
+        (false, _) => Ok(0),
+        (true, 0) => Ok(3),
+        (true, _) => near.take(&context).map(|()| 2),
+      }
     })
   }
 
-  /// As the function of [`caller`](Self::caller), for an input that is too long for the inbox.
+  /// As the function of [`caller`](Self::caller), for an input that is too long for the inbox. It
+  /// returns 0 or 1.
   #[napi(catch_unwind)]
   pub fn call_with(
     &self,
@@ -193,8 +193,10 @@ impl Plugin {
       Either::A(text) => text.into_bytes(),
       Either::B(bytes) => bytes.to_vec(),
     };
-    let call = call(&self.finished, number, export_number, input, timeout_ms);
-    u32::from(self.plugin.queue(call) == Queued::Asleep)
+    let queued = self
+      .plugin
+      .queue(call(number, export_number, input, timeout_ms));
+    u32::from(queued == Queued::Asleep)
   }
 
   /// Wakes the threads that calls need.
@@ -225,20 +227,13 @@ impl Plugin {
   }
 }
 
-fn call(
-  finished: &Arc<Finished>,
-  number: u32,
-  export: u32,
-  input: Vec<u8>,
-  timeout_ms: u32,
-) -> plugin::Call {
-  let finished = Arc::clone(finished);
+fn call(number: u32, export: u32, input: Vec<u8>, timeout_ms: u32) -> plugin::Call {
   plugin::Call {
     number: number.into(),
     export,
     input,
     timeout: (timeout_ms > 0).then(|| milliseconds(timeout_ms)),
-    done: Box::new(move |result| finished.push(number, result.map(Outcome::Output))),
+    is_alone: false,
   }
 }
 

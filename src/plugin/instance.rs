@@ -193,6 +193,7 @@ impl Instance {
       start: self.start,
       export: Cell::new(None),
       ready: RefCell::new(None),
+      spare: RefCell::default(),
       ending: RefCell::new(None),
     });
     let _entered = Entered::new(Rc::clone(&run));
@@ -232,8 +233,24 @@ struct Run {
   export: Cell<Option<u32>>,
   /// Bytes for the next `take`.
   ready: RefCell<Option<Ready>>,
+  /// The memory of the last input, for the output.
+  spare: RefCell<Vec<u8>>,
   /// What ended the run, where one of our functions did.
   ending: RefCell<Option<Ending>>,
+}
+
+impl Run {
+  /// How large the memory of an input may be to be used again: what is larger is not worth keeping for
+  /// as long as an output lives.
+  const MAX_SPARE: usize = 4096;
+
+  /// Keeps the memory of an input for the output. So a short call allocates and frees memory on the
+  /// thread of its caller only.
+  fn keep(&self, input: Vec<u8>) {
+    if input.capacity() <= Self::MAX_SPARE {
+      self.spare.replace(input);
+    }
+  }
 }
 
 enum Ready {
@@ -297,8 +314,9 @@ fn loop_functions() -> Vec<Function> {
         Some(job) => {
           let length = job.input.len() as i64;
           run.export.set(Some(job.export));
-          if length > 0 {
-            run.ready.replace(Some(Ready::Input(job.input)));
+          match length {
+            0 => run.keep(job.input),
+            _ => drop(run.ready.replace(Some(Ready::Input(job.input)))),
           }
           // A number that no export has is a trap in the driver, as a table has it.
           (i32::try_from(job.export).unwrap_or(i32::MAX), length)
@@ -324,6 +342,9 @@ fn loop_functions() -> Vec<Function> {
         return Err(internal("a block has another length than its bytes"));
       }
       block.copy_from_slice(bytes);
+      if let Ready::Input(input) = ready {
+        run.keep(input);
+      }
       Ok(())
     }),
     function(
@@ -370,7 +391,10 @@ fn finished(run: &Run, plugin: &mut CurrentPlugin, values: &[Val]) -> Result<Fin
     let bytes = plugin
       .memory_bytes(handle)
       .map_err(|error| internal(&error.to_string()))?;
-    Ok(bytes.to_vec())
+    let mut copy = run.spare.take();
+    copy.clear();
+    copy.extend_from_slice(bytes);
+    Ok(copy)
   };
   let result = if error.1 > 0 {
     let kept = copy((error.0, error.1.min(MAX_MESSAGE as u64)))?;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, Source, Wasm};
-pub use workers::{Call, Done, Queued};
+pub use workers::{Call, Queued, Results};
 
 use crate::host::HostFunction;
 use crate::store::Store;
@@ -55,7 +55,14 @@ pub struct Plugin {
 impl Plugin {
   /// Reads, checks, prepares and compiles the modules, and starts the instances. Blocks for as long
   /// as that takes: milliseconds with a warm compile cache, seconds without one.
-  pub fn open(manifest: &Manifest, limits: Limits, store: Arc<dyn Store>) -> Result<Self> {
+  ///
+  /// `results` gets what comes of each call.
+  pub fn open(
+    manifest: &Manifest,
+    limits: Limits,
+    store: Arc<dyn Store>,
+    results: Arc<dyn Results>,
+  ) -> Result<Self> {
     let modules = manifest.load()?;
     let functions = host::functions(manifest, &store);
     let prepared = prepare(&modules, manifest, &functions)?;
@@ -83,7 +90,7 @@ impl Plugin {
     };
     Ok(Self {
       functions: callable,
-      workers: Workers::start(limits, compile)?,
+      workers: Workers::start(limits, results, compile)?,
     })
   }
 
@@ -98,8 +105,9 @@ impl Plugin {
     self.functions.get(name).copied()
   }
 
-  /// Queues a call. Its `done` is run once, on whatever thread ends the call. That is this one where
-  /// the call is refused, with [`Code::QueueFull`], [`Code::Closed`] or [`Code::Unavailable`].
+  /// Queues a call. Its result is given to [`Results::done`] once, on whatever thread ends the call.
+  /// That is this one where it is refused, with [`Code::QueueFull`], [`Code::Closed`] or
+  /// [`Code::Unavailable`].
   ///
   /// Where the answer is [`Queued::Asleep`], [`wake`](Self::wake) must be called, or the call may wait
   /// for another to end. Who queues many calls can do so once, after the last.

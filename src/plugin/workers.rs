@@ -5,12 +5,12 @@
 //! next from what it has compiled. What ended a call is known from the slot's own record
 //! ([`InFlight`]), which is changed under its lock only, and never from what a guest says.
 //!
-//! A call is ended once, by whoever takes its `done` out of the record: the thread that ran it, the
+//! A call is ended once, by whoever takes its [`Waiter`] out of the record: the thread that ran it, the
 //! watchdog, or whoever cancels it. The latter two also interrupt the instance, which takes no
 //! further call then, and is replaced. An instance that does not heed it is stuck in a call of the
 //! host that blocks: its thread is abandoned and counted, and the slot gets another.
 //!
-//! Locks: a slot's record is locked while the queue is, never the other way round, and no `done` is
+//! Locks: a slot's record is locked while the queue is, never the other way round, and no result is
 //! run under a lock.
 
 use std::cell::Cell;
@@ -33,8 +33,12 @@ use super::spin::{Habit, Spinner};
 use super::watchdog::{self, Watched};
 use crate::{Code, Error, Result};
 
-/// What is run with the result of a call.
-pub type Done = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
+/// Where the results of a plugin's calls go.
+pub trait Results: Send + Sync {
+  /// The call of this number has ended. Called once for each call, on whatever thread ends it; what it
+  /// does should be quick.
+  fn done(&self, number: u64, result: Result<Vec<u8>>);
+}
 
 /// How long an interrupted instance may take to end before its thread is abandoned.
 const GRACE: Duration = Duration::from_millis(200);
@@ -46,6 +50,9 @@ const MAX_ABANDONED: usize = 16;
 /// How soon a call must have come for a thread to look for the next without sleeping. Longer than it
 /// looks: it includes the time in which a thread that sleeps is woken.
 const FAST: Duration = Duration::from_micros(300);
+
+/// How many calls must have come one after the other for that.
+const ALONE: u64 = 8;
 
 /// How a plugin's calls are run.
 #[derive(Clone, Copy, Debug)]
@@ -71,12 +78,13 @@ pub struct Call {
   pub number: u64,
   /// The export, by the number that the driver knows it by.
   pub export: u32,
-  /// What the guest reads as its input.
+  /// What the guest reads as its input. Its memory comes back with the output, where that fits.
   pub input: Vec<u8>,
   /// How long it may run, where that is not what [`Limits`] says.
   pub timeout: Option<Duration>,
-  /// Run with the result.
-  pub done: Done,
+  /// Whether its caller has no other call, and does nothing but wait for this one. Where that is so for
+  /// several in a row, threads and caller stay awake for each other.
+  pub is_alone: bool,
 }
 
 /// Who will take a call that was queued.
@@ -86,7 +94,7 @@ pub enum Queued {
   Awake,
   /// A thread that sleeps and is to be woken.
   Asleep,
-  /// A thread that was waiting for it with open eyes, and the call is the only one: it begins at once.
+  /// A thread that stayed awake for it, and the call is alone: it begins at once.
   Awaited,
 }
 
@@ -105,6 +113,7 @@ struct Shared {
   /// What threads that spin look at: there may be a call, or the queue has been closed.
   has_news: AtomicBool,
   limits: Limits,
+  results: Arc<dyn Results>,
   /// To hand to the threads that replace abandoned ones.
   this: Weak<Shared>,
 }
@@ -119,6 +128,8 @@ struct Queue {
   spinning: usize,
   /// Whether that has paid.
   spinning_habit: Habit,
+  /// How many calls in a row were alone.
+  alone: u64,
   /// How long a thread waited for the last call that had to be waited for.
   last_wait: Option<Duration>,
   slots: Vec<Arc<Slot>>,
@@ -150,14 +161,21 @@ struct Record {
 
 /// What an instance is doing: a call, or its initialization.
 struct InFlight {
-  /// The call's number; `None` for an initialization.
-  number: Option<u64>,
+  /// `None` once somebody has ended it.
+  waiter: Option<Waiter>,
+  is_initialization: bool,
   deadline: Option<Instant>,
   limit: Duration,
-  /// `None` once somebody has ended it.
-  done: Option<Done>,
   /// When its thread is to be abandoned; set when the instance is interrupted.
   abandon_at: Option<Instant>,
+}
+
+/// Who is to be told how something ends.
+enum Waiter {
+  /// Who made the call of this number.
+  Call(u64),
+  /// Who waits for the initialization of an instance.
+  Initialization(Box<dyn FnOnce(Result<()>) + Send>),
 }
 
 impl Workers {
@@ -165,6 +183,7 @@ impl Workers {
   /// one instance interrupts all of an engine.
   pub fn start(
     limits: Limits,
+    results: Arc<dyn Results>,
     compile: impl Fn() -> Result<Compiled> + Send + Sync + 'static,
   ) -> Result<Self> {
     let shared = Arc::new_cyclic(|this| Shared {
@@ -173,6 +192,7 @@ impl Workers {
       unfinished: AtomicUsize::new(0),
       has_news: AtomicBool::new(false),
       limits,
+      results,
       this: Weak::clone(this),
     });
     let watched = Arc::downgrade(&shared);
@@ -205,11 +225,13 @@ impl Workers {
       all_are_stuck()
     } else {
       self.shared.unfinished.fetch_add(1, Ordering::Relaxed);
+      let is_alone = call.is_alone && unfinished == 0;
+      queue.alone = if is_alone { queue.alone + 1 } else { 0 };
       queue.waiting.push_back(call);
       let queued = match queue.spinning {
         0 if queue.idle > 0 => Queued::Asleep,
         0 => Queued::Awake,
-        _ if unfinished == 0 => Queued::Awaited,
+        _ if is_alone => Queued::Awaited,
         _ if queue.waiting.len() > queue.spinning && queue.idle > 0 => Queued::Asleep,
         _ => Queued::Awake,
       };
@@ -219,7 +241,7 @@ impl Workers {
       return queued;
     };
     drop(queue);
-    (call.done)(Err(refused));
+    self.shared.results.done(call.number, Err(refused));
     Queued::Awake
   }
 
@@ -234,21 +256,24 @@ impl Workers {
   pub fn cancel(&self, number: u64) {
     let mut queue = self.shared.lock();
     let position = queue.waiting.iter().position(|call| call.number == number);
-    let done = match position {
-      Some(position) => queue.waiting.remove(position).map(|call| call.done),
+    let waiter = match position {
+      Some(position) => queue
+        .waiting
+        .remove(position)
+        .map(|call| Waiter::Call(call.number)),
       None => queue.slots.iter().find_map(|slot| {
         let mut record = slot.lock();
         let in_flight = record.in_flight.as_mut()?;
-        (in_flight.number == Some(number)).then_some(())?;
-        let done = in_flight.done.take()?;
+        let is_it = |waiter: &mut Waiter| matches!(waiter, Waiter::Call(other) if *other == number);
+        let waiter = in_flight.waiter.take_if(is_it)?;
         record.interrupt();
-        Some(done)
+        Some(waiter)
       }),
     };
     drop(queue);
-    if let Some(done) = done {
+    if let Some(waiter) = waiter {
       let error = Error::new(Code::Canceled, "the call was canceled");
-      self.shared.end(done, Err(error));
+      self.shared.end(waiter, Err(error));
     }
   }
 
@@ -366,7 +391,7 @@ impl Shared {
         let Some(call) = self.take(|_, call| Some(call)) else {
           break;
         };
-        self.end(call.done, Err(error));
+        self.end(Waiter::Call(call.number), Err(error));
       }
       if self.is_over() {
         break;
@@ -410,17 +435,8 @@ impl Shared {
       slot.is_stuck.store(false, Ordering::Relaxed);
       let is_abandoned = record.is_abandoned;
       drop(record);
-      let (number, done) = match in_flight {
-        Some(in_flight) => (in_flight.number, in_flight.done),
-        None => (None, None),
-      };
-      if let Some(done) = done {
-        let error = Err(error_of(ending));
-        match number {
-          Some(_) => self.end(done, error),
-          // An initialization, which is not counted among the calls.
-          None => done(error),
-        }
+      if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
+        self.end(waiter, Err(error_of(ending)));
       }
       if is_abandoned {
         // The slot has been replaced; this thread was all that was left of it.
@@ -492,13 +508,10 @@ impl Shared {
     queue
   }
 
-  /// Whether the next call is to be looked for: no other call is unfinished, so it is this thread that
-  /// the caller waits for, and calls have come fast lately.
+  /// Whether the next call is to be looked for: calls have come one after the other lately, and fast.
   fn is_spinning_due(&self, queue: &mut Queue) -> bool {
     let is_fast = |wait| wait < FAST;
-    self.unfinished.load(Ordering::Relaxed) == 0
-      && queue.last_wait.is_some_and(is_fast)
-      && queue.spinning_habit.is_due()
+    queue.alone >= ALONE && queue.last_wait.is_some_and(is_fast) && queue.spinning_habit.is_due()
   }
 
   fn spin<'a>(
@@ -517,11 +530,16 @@ impl Shared {
     queue
   }
 
-  /// Ends a call that somebody has taken from the queue or from a record.
-  fn end(&self, done: Done, result: Result<Vec<u8>>) {
-    // Counted out first: who has seen a result can count on a free place.
-    self.unfinished.fetch_sub(1, Ordering::Relaxed);
-    done(result);
+  /// Ends what somebody has taken from the queue or from a record.
+  fn end(&self, waiter: Waiter, result: Result<Vec<u8>>) {
+    match waiter {
+      Waiter::Call(number) => {
+        // Counted out first: who has seen a result can count on a free place.
+        self.unfinished.fetch_sub(1, Ordering::Relaxed);
+        self.results.done(number, result);
+      }
+      Waiter::Initialization(initialized) => initialized(result.map(drop)),
+    }
   }
 
   /// Gives up a thread that does not heed its interruption, and starts another in its place.
@@ -535,7 +553,7 @@ impl Shared {
     };
     in_flight.abandon_at = None;
     // The replacement would meet the same: the next call is told of an initialization that failed.
-    let failure = in_flight.number.is_none().then(|| timed_out(in_flight));
+    let failure = in_flight.is_initialization.then(|| timed_out(in_flight));
     let are_too_many = queue.abandoned >= MAX_ABANDONED;
     if are_too_many && !queue.is_closed {
       slot.is_stuck.store(true, Ordering::Relaxed);
@@ -585,7 +603,7 @@ impl Shared {
     let closed = queue.closed_callbacks();
     drop(queue);
     for call in unserved {
-      self.end(call.done, Err(all_are_stuck()));
+      self.end(Waiter::Call(call.number), Err(all_are_stuck()));
     }
     closed.into_iter().for_each(|closed| closed());
   }
@@ -607,21 +625,19 @@ impl Watched for Shared {
       }
       let is_late = in_flight.deadline.is_some_and(|deadline| deadline <= now);
       let mut ended = None;
-      if is_late && let Some(done) = in_flight.done.take() {
-        ended = Some((done, in_flight.number.is_some(), timed_out(in_flight)));
+      if is_late && let Some(waiter) = in_flight.waiter.take() {
+        ended = Some((waiter, timed_out(in_flight)));
         record.interrupt();
       }
       let due = record.in_flight.as_ref().and_then(|in_flight| {
         // The deadline of what has been ended has been kept.
-        let deadline = in_flight.deadline.filter(|_| in_flight.done.is_some());
+        let deadline = in_flight.deadline.filter(|_| in_flight.waiter.is_some());
         in_flight.abandon_at.or(deadline)
       });
       drop(record);
       next = next.into_iter().chain(due).min();
-      match ended {
-        Some((done, true, error)) => self.end(done, Err(error)),
-        Some((done, false, error)) => done(Err(error)),
-        None => {}
+      if let Some((waiter, error)) = ended {
+        self.end(waiter, Err(error));
       }
     }
     next
@@ -654,20 +670,20 @@ impl Slot {
     let failure = Failure::default();
     let found = Arc::clone(&failure);
     let deadline = Instant::now().checked_add(limit);
+    let initialized = move |result: Result<()>| {
+      if let Err(error) = &result {
+        *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+      }
+      if let Some(ready) = ready {
+        let _ = ready.send(result);
+      }
+    };
     // And nothing else: the plugin may have been dropped meanwhile, and `is_interrupted` says so.
     self.lock().in_flight = Some(InFlight {
-      number: None,
+      waiter: Some(Waiter::Initialization(Box::new(initialized))),
+      is_initialization: true,
       deadline,
       limit,
-      done: Some(Box::new(move |result| {
-        let result = result.map(drop);
-        if let Err(error) = &result {
-          *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-        }
-        if let Some(ready) = ready {
-          let _ = ready.send(result);
-        }
-      })),
       abandon_at: None,
     });
     if let Some(deadline) = deadline {
@@ -715,8 +731,8 @@ impl Jobs for Server {
 
   fn initialized(&self) {
     let in_flight = self.slot.lock().in_flight.take();
-    if let Some(done) = in_flight.and_then(|in_flight| in_flight.done) {
-      done(Ok(Vec::new()));
+    if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
+      self.shared.end(waiter, Ok(Vec::new()));
     }
   }
 
@@ -735,10 +751,10 @@ impl Jobs for Server {
       let timeout = call.timeout.or(self.shared.limits.timeout);
       let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
       record.in_flight = Some(InFlight {
-        number: Some(call.number),
+        waiter: Some(Waiter::Call(call.number)),
+        is_initialization: false,
         deadline,
         limit: timeout.unwrap_or_default(),
-        done: Some(call.done),
         abandon_at: None,
       });
       drop(record);
@@ -757,10 +773,9 @@ impl Jobs for Server {
     if finished.kernel_bytes > self.shared.limits.max_idle_memory {
       self.must_be_replaced.set(true);
     }
-    if let Some(done) = in_flight.and_then(|in_flight| in_flight.done) {
-      self
-        .shared
-        .end(done, finished.result.map_err(error_of_call));
+    if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
+      let result = finished.result.map_err(error_of_call);
+      self.shared.end(waiter, result);
     }
   }
 }
@@ -793,9 +808,9 @@ fn all_are_stuck() -> Error {
 }
 
 fn timed_out(in_flight: &InFlight) -> Error {
-  let what = match in_flight.number {
-    Some(_) => "it",
-    None => "the plugin's initialization",
+  let what = match in_flight.is_initialization {
+    false => "it",
+    true => "the plugin's initialization",
   };
   Error::new(
     Code::Timeout,

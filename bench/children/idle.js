@@ -1,0 +1,44 @@
+'use strict'
+
+// `idle.js <none | sdk | host> <idle | trickle> <seconds>` prints how many milliseconds of CPU time
+// per second the process takes, all threads included: with an open plugin and nothing to do, or with
+// 100 calls a second. With `none`, the timers are the same, and there is no plugin.
+
+const { setTimeout: sleep } = require('node:timers/promises')
+
+const CALLS_PER_SECOND = 100
+
+async function createCall (library) {
+  if (library === 'none') return async () => {}
+  const plugin = await require(`../support/${library}.js`).createSayHello()
+  return () => plugin.call('say_hello', 'Jane Doe')
+}
+
+/** Calls when each is due, and not so much after the one before, so that it stays 100 a second. */
+async function trickle (call, seconds) {
+  const start = performance.now()
+  for (let i = 1; i <= seconds * CALLS_PER_SECOND; i++) {
+    await sleep(start + i / CALLS_PER_SECOND * 1e3 - performance.now())
+    await call()
+  }
+}
+
+async function main () {
+  const [library, mode, seconds] = process.argv.slice(2)
+  const call = await createCall(library)
+  // Past the start: code is compiled, and what start-up has left over is collected.
+  await trickle(call, 1)
+  await sleep(500)
+
+  const start = performance.now()
+  const before = process.cpuUsage()
+  if (mode === 'trickle') await trickle(call, Number(seconds))
+  else await sleep(Number(seconds) * 1e3)
+  const { user, system } = process.cpuUsage(before)
+  const took = (performance.now() - start) / 1e3
+
+  console.log(JSON.stringify({ cpuMillisecondsPerSecond: (user + system) / 1e3 / took }))
+  // Nothing is left to be done, and an open plugin is none of it.
+}
+
+main()

@@ -1,0 +1,121 @@
+'use strict'
+
+// Servers as processes, and wrk, which loads them.
+
+const { once } = require('node:events')
+const { readFileSync } = require('node:fs')
+const { createServer } = require('node:net')
+const { join } = require('node:path')
+const { setTimeout: sleep } = require('node:timers/promises')
+const { expectedAnswer } = require('./article.js')
+const children = require('./children.js')
+
+const HOST = '127.0.0.1'
+const START_MILLISECONDS = 60_000
+/** What Linux counts CPU time in, for programs. */
+const TICKS_PER_SECOND = 100
+
+function fail (message) {
+  console.error(message)
+  process.exit(1)
+}
+
+/** wrk prints its version and exits with 1. */
+async function requireWrk () {
+  await children.runProgram('wrk', ['-v']).catch((error) => {
+    if (error.code === 'ENOENT') fail('this benchmark needs wrk to load the servers: apt-get install wrk')
+  })
+}
+
+async function freePort () {
+  const server = createServer().listen(0, HOST)
+  await once(server, 'listening')
+  const { port } = server.address()
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+async function post (url, body) {
+  const response = await fetch(url, { method: 'POST', body })
+  return { status: response.status, text: await response.text() }
+}
+
+/**
+ * Starts a server, and resolves to its address and process when it answers; one of several
+ * processes, when all of them listen.
+ */
+async function start (server) {
+  const port = await freePort()
+  const child = children.start(server.arguments, {
+    // Silent rather than off: Fastify makes a logger per request all the same, and does it for all.
+    env: { PORT: port, HOST, INSTANCES: server.instances, LOG_LEVEL: 'silent' },
+    stdio: ['ignore', 'ignore', 'inherit', ...(server.isCluster ? ['ipc'] : [])]
+  })
+  child.on('exit', (code, signal) => fail(`the server "${server.name}" ended: ${signal ?? `exit code ${code}`}`))
+  if (server.isCluster) await once(child, 'message', { signal: AbortSignal.timeout(START_MILLISECONDS) })
+
+  const url = `http://${HOST}:${port}/`
+  const deadline = Date.now() + START_MILLISECONDS
+  for (;;) {
+    try {
+      await post(url, 'Jane Doe')
+      return { url, pid: child.pid }
+    } catch (error) {
+      if (Date.now() > deadline) throw new Error(`the server "${server.name}" does not answer`, { cause: error })
+      await sleep(50)
+    }
+  }
+}
+
+/** What answers wrongly is not worth measuring; nor is what mixes up the answers of many. */
+async function check (server, url, connections) {
+  const names = Array.from({ length: connections }, (_, i) => server.isConstant ? 'Jane Doe' : `Jane Doe ${i}`)
+  names[0] = 'Jane Doe'
+  await Promise.all(names.map(async (name) => {
+    const { status, text } = await post(url, name)
+    if (status !== 200 || text !== expectedAnswer(name)) {
+      throw new Error(`the server "${server.name}" answered ${name} with status ${status}:\n${text}`)
+    }
+  }))
+}
+
+/** Starts and checks servers; resolves to a map of their addresses and processes by their names. */
+async function startAll (servers, connections) {
+  const running = new Map()
+  for (const server of servers) {
+    running.set(server.name, await start(server))
+    await check(server, running.get(server.name).url, connections)
+  }
+  return running
+}
+
+/** Loads a server by wrk. A pause makes each connection wait that many milliseconds on average. */
+async function load (url, seconds, connections, pause) {
+  const stdout = await children.runProgram('wrk', [
+    '-t1', `-c${connections}`, `-d${seconds}s`, '-s', join(__dirname, 'post.lua'), url,
+    ...(pause === undefined ? [] : ['--', String(pause)])
+  ])
+  const result = /^RESULT (.+)$/m.exec(stdout)
+  if (result === null) throw new Error(`wrk gave no result:\n${stdout}`)
+  return JSON.parse(result[1])
+}
+
+/**
+ * How many seconds of CPU time a process and its children have taken; undefined where there is no
+ * /proc, or one that does not list children.
+ */
+function cpuSeconds (pid) {
+  try {
+    // The second field, the program's name in parentheses, may itself have spaces.
+    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1).split(' ')
+    const own = (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND
+    const others = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').split(' ').filter(Boolean)
+    return others.reduce((sum, child) => sum + cpuSeconds(child), own)
+  } catch (error) {
+    if (error.code === 'ENOENT') return undefined
+    throw error
+  }
+}
+
+module.exports = { fail, requireWrk, startAll, load, cpuSeconds }
