@@ -28,6 +28,8 @@ export declare class Boundary {
    * write it.
    */
   taker(): (shared: Uint8Array, apart: unknown[]) => void
+  /** Waits until there is a finished call to be taken. The event loop stands still meanwhile. */
+  wait(): void
   /** Keeps the process alive, or lets it go. */
   keepAlive(alive: boolean): void
 }
@@ -75,8 +77,8 @@ export declare class Plugin {
   wake(): void
   /** Ends a call before its time; its result, which still arrives, means nothing. */
   cancel(call: number): void
-  /** How many threads hang in calls of the host and have been replaced. */
-  get abandonedThreads(): number
+  /** What the plugin has done, and does at this moment. */
+  stats(): PluginStats
   /** Closes the plugin; an empty result arrives under the number `call` when all is freed. */
   close(call: number): void
 }
@@ -106,12 +108,34 @@ export interface PluginOptions {
   maxVarBytes?: number
   /** Bytes that an output may have. */
   maxOutputBytes?: number
+  /** Units of fuel that a call has. */
+  fuel?: number
+  /** Whether each call has an instance of its own. */
+  isIsolated: boolean
   /** Whether guests may import WASI. */
   useWasi: boolean
   /** How many instances; at least 1. */
   instances: number
   /** How many calls may be unfinished; at least 1. */
   maxQueue: number
+}
+
+/** What `Plugin::stats` tells. */
+export interface PluginStats {
+  /** Calls that had an output. */
+  succeeded: number
+  /** Calls that failed, by code. */
+  failed: Record<string, number>
+  /** Calls that wait. */
+  queued: number
+  /** Instances that run a call. */
+  busy: number
+  /** Instances. */
+  instances: number
+  /** Instances that were replaced, by reason. */
+  replaced: Record<string, number>
+  /** Threads that hang in calls of the host and have been replaced. */
+  abandonedThreads: number
 }
 
 /** One module: a path or bytes. */

@@ -74,6 +74,21 @@ export interface PluginOptions extends ManifestOptions {
    */
   maxQueue?: number
   /**
+   * With `'instance'`, an instance serves one call after the other and keeps its state between them.
+   * With `'call'` each call has an instance of its own, made ready in the background: nothing of one
+   * request is left for the next. That costs each call an instantiation and the plugin's
+   * initialization, after its result is there (see docs/performance.md).
+   * @default 'instance'
+   */
+  isolation?: 'instance' | 'call'
+  /**
+   * How much fuel a call has, from 1 to 2⁵³ − 1: about one unit for each WebAssembly instruction, the
+   * same in each run. A call that uses it up is rejected with `FUEL_EXHAUSTED`, and its instance
+   * replaced. The initialization of an instance has as much. Calls of a plugin with fuel cost several
+   * microseconds more. There is no limit without it.
+   */
+  fuel?: number
+  /**
    * How many bytes an output may have, from 1 to 4,294,967,295. A longer one is not copied, and the
    * call is rejected with `OUTPUT_TOO_LARGE`.
    * @default 134217728 (128 MiB)
@@ -90,6 +105,33 @@ export interface CallOptions {
   signal?: AbortSignal
   /** How many milliseconds this call may run, in place of the plugin's `timeoutMs`. */
   timeoutMs?: number
+}
+
+/** What goes with one synchronous call. */
+export interface CallSyncOptions {
+  /** How many milliseconds this call may run, in place of the plugin's `timeoutMs`. */
+  timeoutMs?: number
+}
+
+/** What a plugin has done since it was opened, and what it does at this moment. */
+export interface PluginStats {
+  /** Calls that have ended. */
+  calls: {
+    /** Those that had an output, an empty one included. */
+    succeeded: number
+    /** Those that failed, by code; those that were refused (`QUEUE_FULL`, `CLOSED`) or aborted (`CANCELED`) too. */
+    failed: Partial<Record<ErrorCode | 'CANCELED', number>>
+  }
+  /** Calls that wait for an instance. */
+  queued: number
+  /** Instances that run a call. */
+  busy: number
+  /** Instances that there are. */
+  instances: number
+  /** Instances that were replaced, by what ended them. */
+  replaced: Record<'trap' | 'outOfMemory' | 'fuelExhausted' | 'interrupted' | 'hostFunctionError' | 'exited' | 'memory' | 'isolation' | 'internal', number>
+  /** Threads that hang in host calls which no interruption reaches. */
+  abandonedThreads: number
 }
 
 /** The stable names of what can go wrong. */
@@ -122,12 +164,16 @@ export type ErrorCode =
   | 'HOST_FUNCTION_ERROR'
   /** The plugin wanted more memory than its limit. Its instance has been replaced. */
   | 'OUT_OF_MEMORY'
+  /** The call has used up its `fuel`. Its instance has been replaced. */
+  | 'FUEL_EXHAUSTED'
   /** `maxQueue` calls are unfinished already. */
   | 'QUEUE_FULL'
   /** All threads of the plugin are stuck in host calls that do not return. */
   | 'UNAVAILABLE'
   /** The plugin is closed. */
   | 'CLOSED'
+  /** A synchronous call would have waited for ever for what only this thread can do. */
+  | 'WOULD_DEADLOCK'
   /** A defect in this library. */
   | 'INTERNAL'
 
@@ -169,6 +215,14 @@ export class Plugin {
    * `hostContext` is for host functions in JavaScript, which are yet to come.
    */
   call (name: string, input?: string | Bytes | null, hostContext?: unknown, options?: CallOptions | null): Promise<PluginOutput | null>
+  /**
+   * Runs a function of the plugin and waits for it: for scripts and tests. The event loop stands still
+   * meanwhile; without `timeoutMs` for as long as the plugin likes. Returns and throws what `call`
+   * resolves to and rejects with.
+   */
+  callSync (name: string, input?: string | Bytes | null, hostContext?: unknown, options?: CallSyncOptions | null): PluginOutput | null
+  /** Counters, and what the plugin does at this moment. Cheap. */
+  stats (): PluginStats
   /** Whether the plugin has a function of that name that can be called. */
   functionExists (name: string): Promise<boolean>
   /**

@@ -1,6 +1,7 @@
 'use strict'
 
-// What CPU time an open plugin takes that is not called, or 100 times a second. See README.md.
+// What CPU time an open plugin takes that is not called, or 100 times a second, and how long such a
+// call takes. See README.md.
 
 const { run, temporaryDirectory, cacheEnvironment } = require('./support/children.js')
 const { readOptions, alternate, medians, printTable, save } = require('./support/measure.js')
@@ -28,11 +29,13 @@ async function main () {
   for (const [mode, description] of Object.entries(MODES)) {
     results[mode] = Object.fromEntries(PROCESSES.map(({ name }) => [name, measured[`${mode}: ${name}`]]))
     const cpu = (name) => medians(results[mode][name]).cpuMillisecondsPerSecond
+    const time = (name) => medians(results[mode][name]).callMicroseconds
     printTable(`CPU time, ${description}: medians of ${rounds} rounds of ${seconds} s`, PROCESSES.map(({ name }) => ({
       '': name,
       'CPU ms per second': cpu(name).toFixed(2),
       'over no plugin': (cpu(name) - cpu(NONE)).toFixed(2),
-      '÷ SDK foreground': (cpu(name) / cpu(FOREGROUND)).toFixed(2)
+      '÷ SDK foreground': (cpu(name) / cpu(FOREGROUND)).toFixed(2),
+      ...(mode === 'trickle' && { 'µs per call': time(name)?.toFixed(0) ?? '–' })
     })))
   }
   save(options, results)

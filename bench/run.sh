@@ -3,16 +3,24 @@
 #
 #   bash bench/run.sh [--rounds n] [--seconds n]
 #
-# With RESULTS=directory, the raw results go there as JSON.
+# With RESULTS=directory, the raw results go there as JSON, and the plots and tables of
+# docs/performance.md are made from them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if ! command -v wrk > /dev/null; then
-  echo 'The HTTP benchmark needs wrk: apt-get install wrk' >&2
+  echo 'The HTTP benchmarks need wrk: apt-get install wrk' >&2
   exit 1
 fi
 if [ -n "${RESULTS:-}" ]; then mkdir -p "$RESULTS"; fi
 
-for benchmark in http call event-loop scaling; do
-  node "bench/$benchmark.js" "$@" ${RESULTS:+--json "$RESULTS/$benchmark.json"}
+benchmark() {
+  node "bench/$1.js" "${@:2}" ${RESULTS:+--json "$RESULTS/$1.json"}
+}
+
+benchmark http --half-load "$@"
+for name in call event-loop scaling scaling-http start idle; do
+  benchmark "$name" "$@"
 done
+
+if [ -n "${RESULTS:-}" ]; then node bench/plot.js "$RESULTS"; fi

@@ -147,6 +147,7 @@ fn between_threads(criterion: &mut Criterion) {
     let limits = Limits {
       instances: NonZeroUsize::MIN,
       max_queue: NonZeroUsize::MIN,
+      is_isolated: false,
     };
     let waiting = Arc::new(Waiting {
       output: guest.output,

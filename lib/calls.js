@@ -95,6 +95,38 @@ function complete (native, start, signal) {
   })
 }
 
+/**
+ * As `complete`, but waits: the event loop stands still, and nothing else happens in this thread than
+ * that other calls that end meanwhile are settled.
+ */
+function completeSync (native, start) {
+  if (isSettling) {
+    throw codedError('WOULD_DEADLOCK', 'callSync() cannot be used by what runs while calls are settled')
+  }
+  let outcome
+  const number = freeNumbers.pop() ?? calls.length
+  const resolve = (value) => { outcome = { value } }
+  const reject = (error) => { outcome = { error } }
+  calls[number] = { native, resolve, reject, signal: undefined, abort: undefined }
+  unfinished++
+  try {
+    start(number)
+  } catch (error) {
+    forget(number)
+    throw error
+  }
+  // The turn of the event loop in which threads would be woken does not end before this.
+  wakeAll()
+  // `settle` is what sets it.
+  const isOver = () => outcome !== undefined
+  while (!isOver()) {
+    boundary.wait()
+    settle()
+  }
+  if (outcome.error !== undefined) throw outcome.error
+  return outcome.value
+}
+
 function forget (number) {
   const call = calls[number]
   calls[number] = undefined
@@ -245,4 +277,4 @@ function open (options, store) {
   return complete(undefined, (number) => binding.openPlugin(number, options, store, boundary))
 }
 
-module.exports = { complete, caller, open }
+module.exports = { complete, completeSync, caller, open }

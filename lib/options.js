@@ -13,9 +13,10 @@ const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
 
 const MANIFEST_KEYS = { config: 'config', timeoutMs: 'timeoutMs', timeout_ms: 'timeoutMs', memory: 'memory' }
-const OPTION_KEYS = { ...MANIFEST_KEYS, useWasi: 'useWasi', store: 'store', instances: 'instances', maxQueue: 'maxQueue', maxOutputBytes: 'maxOutputBytes' }
+const OPTION_KEYS = { ...MANIFEST_KEYS, useWasi: 'useWasi', store: 'store', instances: 'instances', maxQueue: 'maxQueue', maxOutputBytes: 'maxOutputBytes', isolation: 'isolation', fuel: 'fuel' }
 const MEMORY_KEYS = { maxPages: 'maxPages', max_pages: 'maxPages', maxVarBytes: 'maxVarBytes', max_var_bytes: 'maxVarBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs' }
+const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs' }
 const WASM_KEYS = { path: 'path', data: 'data', name: 'name', hash: 'hash' }
 
 function isObject (value) {
@@ -103,6 +104,13 @@ function asConfig (config = {}) {
   return { ...config }
 }
 
+function asIsolation (isolation = 'instance') {
+  if (isolation !== 'instance' && isolation !== 'call') {
+    throw invalidArgument('isolation must be "instance" or "call"')
+  }
+  return isolation
+}
+
 /** The native options of a plugin, and its store. */
 function pluginOptions (source, options) {
   const { wasm, ...rest } = asManifest(source)
@@ -125,6 +133,8 @@ function pluginOptions (source, options) {
     maxPages: asInteger(memory.maxPages, 'memory.maxPages', undefined, 65_536),
     maxVarBytes: asInteger(memory.maxVarBytes, 'memory.maxVarBytes', undefined, MAX_U32, 0),
     maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
+    fuel: asInteger(merged.fuel, 'fuel', undefined, Number.MAX_SAFE_INTEGER),
+    isIsolated: asIsolation(merged.isolation) === 'call',
     useWasi: merged.useWasi ?? false,
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
     maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32)
@@ -132,4 +142,4 @@ function pluginOptions (source, options) {
   return { native, store }
 }
 
-module.exports = { MAX_U32, CALL_KEYS, pluginOptions, pick, checkSignal, asInteger }
+module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pluginOptions, pick, checkSignal, asInteger }

@@ -3,9 +3,9 @@
 // `Plugin`, and how one is made.
 
 const { asBytes } = require('./bytes.js')
-const { caller, complete, open } = require('./calls.js')
+const { caller, complete, completeSync, open } = require('./calls.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
-const { CALL_KEYS, MAX_U32, asInteger, checkSignal, pick, pluginOptions } = require('./options.js')
+const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, asInteger, checkSignal, pick, pluginOptions } = require('./options.js')
 
 // Lets `createPlugin` make what only it may make.
 const SECRET = Symbol('extism-host')
@@ -62,6 +62,19 @@ class Plugin {
       throw invalidArgument(`the function's name must be a string, not ${describe(name)}`)
     }
     throw codedError('FUNCTION_NOT_FOUND', `Plugin error: function "${name}" does not exist`)
+  }
+
+  callSync (name, input, hostContext, options) {
+    const exportNumber = this.#exportNumber(name)
+    const bytes = asInput(input)
+    const { timeoutMs } = pick(options ?? {}, CALL_SYNC_KEYS, 'the options of a synchronous call')
+    const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
+    return completeSync(this.#native, (number) => this.#start(number, exportNumber, bytes, limit))
+  }
+
+  stats () {
+    const { succeeded, failed, queued, busy, instances, replaced, abandonedThreads } = this.#native.stats()
+    return { calls: { succeeded, failed }, queued, busy, instances, replaced, abandonedThreads }
   }
 
   async functionExists (name) {

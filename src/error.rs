@@ -37,19 +37,23 @@ pub enum Code {
   HostFunctionError,
   /// The guest asked for more memory than it may have.
   OutOfMemory,
+  /// The guest used up the call's fuel.
+  FuelExhausted,
   /// `maxQueue` calls are unfinished already.
   QueueFull,
   /// All threads of the plugin are stuck in host calls that do not return.
   Unavailable,
   /// The plugin has been closed.
   Closed,
+  /// A synchronous call would wait for ever.
+  WouldDeadlock,
   /// A defect in this library.
   Internal,
 }
 
 impl Code {
   /// All codes, each at the place of its [`number`](Self::number) less one.
-  pub const ALL: [Self; 19] = [
+  pub const ALL: [Self; 21] = [
     Code::InvalidArgument,
     Code::FileNotFound,
     Code::InvalidWasm,
@@ -65,9 +69,11 @@ impl Code {
     Code::OutputTooLarge,
     Code::HostFunctionError,
     Code::OutOfMemory,
+    Code::FuelExhausted,
     Code::QueueFull,
     Code::Unavailable,
     Code::Closed,
+    Code::WouldDeadlock,
     Code::Internal,
   ];
 
@@ -94,9 +100,11 @@ impl Code {
       Code::OutputTooLarge => "OUTPUT_TOO_LARGE",
       Code::HostFunctionError => "HOST_FUNCTION_ERROR",
       Code::OutOfMemory => "OUT_OF_MEMORY",
+      Code::FuelExhausted => "FUEL_EXHAUSTED",
       Code::QueueFull => "QUEUE_FULL",
       Code::Unavailable => "UNAVAILABLE",
       Code::Closed => "CLOSED",
+      Code::WouldDeadlock => "WOULD_DEADLOCK",
       Code::Internal => "INTERNAL",
     }
   }

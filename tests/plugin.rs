@@ -26,6 +26,7 @@ fn limits(instances: usize, max_queue: usize) -> Limits {
   Limits {
     instances: NonZeroUsize::new(instances).expect("at least one"),
     max_queue: NonZeroUsize::new(max_queue).expect("at least one"),
+    is_isolated: false,
   }
 }
 

@@ -59,3 +59,11 @@ expectType<Promise<void>>(plugin[Symbol.asyncDispose]())
 declare const error: PluginError
 expectAssignable<Error>(error)
 expectAssignable<string>(error.code)
+
+expectType<PluginOutput | null>(plugin.callSync('f', 'input', undefined, { timeoutMs: 10 }))
+expectError(plugin.callSync('f', 'input', undefined, { signal: new AbortController().signal }))
+expectType<number>(plugin.stats().calls.succeeded)
+expectType<number | undefined>(plugin.stats().calls.failed.TRAP)
+expectType<number>(plugin.stats().replaced.isolation)
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { isolation: 'call', fuel: 1_000_000 }))
+expectError(createPlugin('plugin.wasm', { isolation: 'process' }))

@@ -2,25 +2,35 @@
 
 // `idle.js <none | sdk | host> <idle | trickle> <seconds>` prints how many milliseconds of CPU time
 // per second the process takes, all threads included: with an open plugin and nothing to do, or with
-// 100 calls a second. With `none`, the timers are the same, and there is no plugin.
+// 100 calls a second, and then also how many microseconds a call takes, as a median. With `none`,
+// the timers are the same, and there is no plugin.
 
 const { setTimeout: sleep } = require('node:timers/promises')
+const { median } = require('../support/measure.js')
 
 const CALLS_PER_SECOND = 100
 
 async function createCall (library) {
-  if (library === 'none') return async () => {}
+  if (library === 'none') return undefined
   const plugin = await require(`../support/${library}.js`).createSayHello()
   return () => plugin.call('say_hello', 'Jane Doe')
 }
 
-/** Calls when each is due, and not so much after the one before, so that it stays 100 a second. */
+/**
+ * Calls when each is due, and not so much after the one before, so that it stays 100 a second. Gives
+ * the microseconds that each call took.
+ */
 async function trickle (call, seconds) {
+  const times = []
   const start = performance.now()
   for (let i = 1; i <= seconds * CALLS_PER_SECOND; i++) {
     await sleep(start + i / CALLS_PER_SECOND * 1e3 - performance.now())
+    if (call === undefined) continue
+    const before = performance.now()
     await call()
+    times.push((performance.now() - before) * 1e3)
   }
+  return times
 }
 
 async function main () {
@@ -32,12 +42,14 @@ async function main () {
 
   const start = performance.now()
   const before = process.cpuUsage()
-  if (mode === 'trickle') await trickle(call, Number(seconds))
-  else await sleep(Number(seconds) * 1e3)
+  const times = mode === 'trickle' ? await trickle(call, Number(seconds)) : await sleep(Number(seconds) * 1e3, [])
   const { user, system } = process.cpuUsage(before)
   const took = (performance.now() - start) / 1e3
 
-  console.log(JSON.stringify({ cpuMillisecondsPerSecond: (user + system) / 1e3 / took }))
+  console.log(JSON.stringify({
+    cpuMillisecondsPerSecond: (user + system) / 1e3 / took,
+    callMicroseconds: times.length === 0 ? undefined : median(times)
+  }))
   // Nothing is left to be done, and an open plugin is none of it.
 }
 

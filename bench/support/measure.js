@@ -76,4 +76,4 @@ function save ({ json, ...options }, results) {
   writeFileSync(json, JSON.stringify({ machine: machine(), options, results }, null, 2) + '\n')
 }
 
-module.exports = { readOptions, alternate, medians, printTable, save }
+module.exports = { readOptions, alternate, median, medians, printTable, save }

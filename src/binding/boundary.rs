@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use napi::bindgen_prelude::{
@@ -71,6 +71,8 @@ pub struct Finished {
   is_looked_for: AtomicBool,
   /// What it looks at there: whether any have been added since.
   has_any: AtomicBool,
+  /// Signalled, where JavaScript's thread looks for them, when one has been added.
+  added: Condvar,
 }
 
 impl Finished {
@@ -80,6 +82,7 @@ impl Finished {
       wake,
       is_looked_for: AtomicBool::new(false),
       has_any: AtomicBool::new(false),
+      added: Condvar::new(),
     }
   }
 
@@ -91,10 +94,15 @@ impl Finished {
   pub fn push(&self, call: u32, result: Result<Outcome>) {
     let mut list = self.lock();
     list.push_back((call, result));
-    let must_wake = list.len() == 1 && !self.is_looked_for.load(Ordering::Relaxed);
+    let is_looked_for = self.is_looked_for.load(Ordering::Relaxed);
+    let must_wake = list.len() == 1 && !is_looked_for;
     drop(list);
     // After the lock is free, which is what comes next for who sees this.
     self.has_any.store(true, Ordering::Relaxed);
+    if is_looked_for {
+      // A system call only where somebody sleeps, in `wait`.
+      self.added.notify_one();
+    }
     if must_wake {
       // Fails only when the environment is going away, and nobody waits any more.
       self.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
@@ -111,6 +119,22 @@ impl Finished {
     let list = self.lock();
     self.is_looked_for.store(false, Ordering::Relaxed);
     !list.is_empty()
+  }
+
+  /// Waits until a call has ended, however long that takes. As [`look`](Self::look) otherwise.
+  pub fn wait(&self) {
+    if self.look() {
+      return;
+    }
+    let mut list = self.lock();
+    self.is_looked_for.store(true, Ordering::Relaxed);
+    while list.is_empty() {
+      list = self
+        .added
+        .wait(list)
+        .unwrap_or_else(PoisonError::into_inner);
+    }
+    self.is_looked_for.store(false, Ordering::Relaxed);
   }
 
   fn take_all(&self) -> VecDeque<(u32, Result<Outcome>)> {
@@ -189,6 +213,12 @@ impl Boundary {
   ) -> napi::Result<Function<'env, (Uint8Array, Array<'env>), ()>> {
     let near = Rc::clone(&self.near);
     env.create_function_from_closure("take", move |context| near.take(&context))
+  }
+
+  /// Waits until there is a finished call to be taken. The event loop stands still meanwhile.
+  #[napi(catch_unwind)]
+  pub fn wait(&self) {
+    self.near.finished.wait();
   }
 
   /// Keeps the process alive, or lets it go.

@@ -37,6 +37,10 @@ pub struct PluginOptions {
   pub max_var_bytes: Option<u32>,
   /// Bytes that an output may have.
   pub max_output_bytes: Option<u32>,
+  /// Units of fuel that a call has.
+  pub fuel: Option<f64>,
+  /// Whether each call has an instance of its own.
+  pub is_isolated: bool,
   /// Whether guests may import WASI.
   pub use_wasi: bool,
   /// How many instances; at least 1.
@@ -71,6 +75,25 @@ impl From<WasmOptions> for plugin::Wasm {
   }
 }
 
+/// What `Plugin::stats` tells.
+#[napi(object)]
+pub struct PluginStats {
+  /// Calls that had an output.
+  pub succeeded: f64,
+  /// Calls that failed, by code.
+  pub failed: HashMap<String, f64>,
+  /// Calls that wait.
+  pub queued: f64,
+  /// Instances that run a call.
+  pub busy: f64,
+  /// Instances.
+  pub instances: f64,
+  /// Instances that were replaced, by reason.
+  pub replaced: HashMap<String, f64>,
+  /// Threads that hang in calls of the host and have been replaced.
+  pub abandoned_threads: f64,
+}
+
 /// Loads and starts a plugin on a thread of its own, under the number `call`, with which it arrives.
 ///
 /// Not on libuv's pool: the end of the process waits for that, and a plugin may take as long as it
@@ -81,12 +104,14 @@ pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, bound
   let limits = Limits {
     instances: at_least_one(options.instances),
     max_queue: at_least_one(options.max_queue),
+    is_isolated: options.is_isolated,
   };
   let manifest = plugin::Manifest {
     wasm: options.wasm.into_iter().map(plugin::Wasm::from).collect(),
     config: options.config.into_iter().collect(),
     timeout: options.timeout_ms.map(milliseconds),
     max_pages: options.max_pages,
+    fuel: options.fuel.map(|fuel| fuel as u64),
     max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
     max_output: options.max_output_bytes.map(u64::from),
     use_wasi: options.use_wasi,
@@ -211,10 +236,28 @@ impl Plugin {
     self.plugin.cancel(call.into());
   }
 
-  /// How many threads hang in calls of the host and have been replaced.
-  #[napi(getter, catch_unwind)]
-  pub fn abandoned_threads(&self) -> u32 {
-    u32::try_from(self.plugin.abandoned_threads()).unwrap_or(u32::MAX)
+  /// What the plugin has done, and does at this moment.
+  #[napi(catch_unwind)]
+  pub fn stats(&self) -> PluginStats {
+    // More than 2⁵³ of anything is out of reach.
+    let stats = self.plugin.stats();
+    PluginStats {
+      succeeded: stats.succeeded as f64,
+      failed: stats
+        .failed
+        .into_iter()
+        .map(|(code, count)| (code.as_str().to_owned(), count as f64))
+        .collect(),
+      queued: stats.queued as f64,
+      busy: stats.busy as f64,
+      instances: stats.instances as f64,
+      replaced: stats
+        .replaced
+        .into_iter()
+        .map(|(reason, count)| (reason.as_str().to_owned(), count as f64))
+        .collect(),
+      abandoned_threads: stats.abandoned_threads as f64,
+    }
   }
 
   /// Closes the plugin; an empty result arrives under the number `call` when all is freed.

@@ -16,10 +16,10 @@ use wasm_encoder::{
 use super::names::{self, GUARD, HOST, RUN};
 use super::types::{FunctionType, ValueType};
 
-/// `() -> ()`: the driver runs, which has called nothing else yet. It does not return where the run is
-/// not to go on.
+/// `() -> (initialize: i32)`: the driver runs, which has called nothing else yet. It says whether the
+/// modules are still to be initialized, and does not return where the run is not to go on.
 pub const STARTED: &str = "started";
-/// `() -> ()`: every module has been initialized.
+/// `() -> (go on: i32)`: every module has been initialized.
 pub const INITIALIZED: &str = "initialized";
 /// `() -> (export: i32, length: i64)`: waits for a job. The export's number in the driver's table,
 /// or a negative number when there are no more jobs; the length of the input.
@@ -83,8 +83,8 @@ pub fn driver(initializers: &[Initializer], main: &str, callables: &[Callable]) 
   use ValueType::{I32, I64};
 
   let mut builder = Builder::default();
-  let started = builder.import(HOST, STARTED, &FunctionType::default());
-  let initialized = builder.import(HOST, INITIALIZED, &FunctionType::default());
+  let started = builder.import(HOST, STARTED, &FunctionType::new([], [I32]));
+  let initialized = builder.import(HOST, INITIALIZED, &FunctionType::new([], [I32]));
   let next = builder.import(HOST, NEXT, &FunctionType::new([], [I32, I64]));
   let take = builder.import(HOST, TAKE, &FunctionType::new([I64, I64], []));
   let done = builder.import(HOST, DONE, &result_type(&[I32]));
@@ -127,6 +127,7 @@ pub fn driver(initializers: &[Initializer], main: &str, callables: &[Callable]) 
   };
 
   write(Instruction::Call(started));
+  write(Instruction::If(BlockType::Empty));
   // A guest may call the host from its initialization, and the host may hand out bytes then.
   write(Instruction::Call(reset));
   for (function, initializer) in initializers {
@@ -139,6 +140,11 @@ pub fn driver(initializers: &[Initializer], main: &str, callables: &[Callable]) 
     }
   }
   write(Instruction::Call(initialized));
+  write(Instruction::I32Eqz);
+  write(Instruction::If(BlockType::Empty));
+  write(Instruction::Return);
+  write(Instruction::End);
+  write(Instruction::End);
 
   write(Instruction::Loop(BlockType::Empty));
   {

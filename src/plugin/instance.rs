@@ -29,6 +29,9 @@ use crate::host::{Answer, Bytes, HostFunction};
 /// How many bytes of a guest's error message are kept: 64 KiB. A message is for people.
 const MAX_MESSAGE: usize = 64 << 10;
 
+/// The fuel for linking, which runs no code but that of the kernel and of our own modules.
+const LINKING_FUEL: u64 = 1_000_000;
+
 /// A call of a plugin.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -108,6 +111,8 @@ pub enum Ending {
   Trapped(String),
   /// The guest wanted more memory than its limit.
   OutOfMemory,
+  /// The guest used up its fuel.
+  OutOfFuel,
   /// It was interrupted by its cancel handle, or [`Jobs::started`] broke it off.
   Interrupted,
   /// A host function failed, with this message.
@@ -123,6 +128,9 @@ pub struct CompileOptions {
   pub wasi: bool,
   /// A configuration file of Wasmtime's cache; without it, nothing is cached.
   pub cache: Option<PathBuf>,
+  /// How many units of fuel each job has, and the initialization; roughly, one unit is one
+  /// instruction. Unlimited without it.
+  pub fuel: Option<u64>,
 }
 
 /// Modules that are compiled, with their functions.
@@ -132,6 +140,7 @@ pub struct CompileOptions {
 #[derive(Clone)]
 pub struct Compiled {
   plugin: CompiledPlugin,
+  has_fuel: bool,
   start: Option<u32>,
 }
 
@@ -161,7 +170,14 @@ impl Compiled {
       Some(path) => builder.with_cache_config(path),
       None => builder.with_cache_disabled(),
     };
+    let builder = match options.fuel {
+      Some(fuel) => builder
+        .with_fuel_limit(fuel)
+        .with_initialization_fuel_limit(LINKING_FUEL),
+      None => builder,
+    };
     Ok(Self {
+      has_fuel: options.fuel.is_some(),
       plugin: builder.compile()?,
       start: prepared.callable.get("_start").copied(),
     })
@@ -170,6 +186,7 @@ impl Compiled {
   /// Links the modules. No code of a guest runs.
   pub fn instantiate(&self) -> Result<Instance, Error> {
     Ok(Instance {
+      has_fuel: self.has_fuel,
       plugin: Plugin::new_from_compiled(&self.plugin)?,
       start: self.start,
     })
@@ -179,6 +196,7 @@ impl Compiled {
 /// A plugin that can be run, once.
 pub struct Instance {
   plugin: Plugin,
+  has_fuel: bool,
   start: Option<u32>,
 }
 
@@ -190,6 +208,9 @@ impl Instance {
       jobs,
       interrupt: self.plugin.cancel_handle(),
       output_limit,
+      has_fuel: self.has_fuel,
+      is_initialized: Cell::new(false),
+      goes_on: Cell::new(false),
       start: self.start,
       export: Cell::new(None),
       ready: RefCell::new(None),
@@ -197,12 +218,15 @@ impl Instance {
       ending: RefCell::new(None),
     });
     let _entered = Entered::new(Rc::clone(&run));
-    let result = self.plugin.call::<&[u8], ()>(RUN, &[]);
-    let ending = run.ending.take();
-    match (ending, result) {
-      (Some(ending), _) => ending,
-      (None, Ok(())) => Ending::Stopped,
-      (None, Err(error)) => ending_of(&error),
+    loop {
+      let result = self.plugin.call::<&[u8], ()>(RUN, &[]);
+      let ending = run.ending.take();
+      break match (ending, result) {
+        (Some(ending), _) => ending,
+        (None, Err(error)) => ending_of(&error),
+        (None, Ok(())) if run.goes_on.take() => continue,
+        (None, Ok(())) => Ending::Stopped,
+      };
     }
   }
 }
@@ -217,6 +241,7 @@ fn ending_of(error: &Error) -> Ending {
   match cause.as_str() {
     "timeout" => Ending::Interrupted,
     "oom" => Ending::OutOfMemory,
+    "plugin ran out of fuel" => Ending::OutOfFuel,
     _ => Ending::Trapped(cause),
   }
 }
@@ -227,6 +252,12 @@ struct Run {
   /// For [`Jobs::started`].
   interrupt: CancelHandle,
   output_limit: u64,
+  /// Extism fills up the fuel when it calls the driver. So with fuel, the driver returns after the
+  /// initialization and after each job, and is called again.
+  has_fuel: bool,
+  is_initialized: Cell<bool>,
+  /// Whether the driver has returned to be called again.
+  goes_on: Cell<bool>,
   /// The number of `_start`.
   start: Option<u32>,
   /// The export that runs for a job.
@@ -243,6 +274,12 @@ impl Run {
   /// How large the memory of an input may be to be used again: what is larger is not worth keeping for
   /// as long as an output lives.
   const MAX_SPARE: usize = 4096;
+
+  /// Whether the driver stays for the next job. If it does not, it is called again.
+  fn stays(&self) -> bool {
+    self.goes_on.set(self.has_fuel);
+    !self.has_fuel
+  }
 
   /// Keeps the memory of an input for the output. So a short call allocates and frees memory on the
   /// thread of its caller only.
@@ -298,15 +335,19 @@ fn loop_functions() -> Vec<Function> {
 
   let result = [I32, I64, I64, I64, I64, I64];
   vec![
-    function(STARTED.to_owned(), [], [], |run, _, _, _| {
-      match run.jobs.started(run.interrupt.clone()) {
-        ControlFlow::Continue(()) => Ok(()),
+    function(
+      STARTED.to_owned(),
+      [],
+      [I32],
+      |run, _, _, results| match run.jobs.started(run.interrupt.clone()) {
+        ControlFlow::Continue(()) => set(results, 0, Val::I32((!run.is_initialized.get()).into())),
         ControlFlow::Break(()) => Err(Ending::Interrupted),
-      }
-    }),
-    function(INITIALIZED.to_owned(), [], [], |run, _, _, _| {
+      },
+    ),
+    function(INITIALIZED.to_owned(), [], [I32], |run, _, _, results| {
+      run.is_initialized.set(true);
       run.jobs.initialized();
-      Ok(())
+      set(results, 0, Val::I32(run.stays().into()))
     }),
     function(NEXT.to_owned(), [], [I32, I64], |run, _, _, results| {
       let (export, length) = match run.jobs.next() {
@@ -359,7 +400,7 @@ fn loop_functions() -> Vec<Function> {
         if spent {
           run.ending.replace(Some(Ending::Spent));
         }
-        set(results, 0, Val::I32(i32::from(!spent)))
+        set(results, 0, Val::I32((!spent && run.stays()).into()))
       },
     ),
     function(EXIT.to_owned(), result, [], |run, plugin, values, _| {

@@ -30,6 +30,9 @@ pub struct Manifest {
   pub max_pages: Option<u32>,
   /// How many bytes an output may have; [`DEFAULT_MAX_OUTPUT`] without it.
   pub max_output: Option<u64>,
+  /// How much fuel a call has, and the initialization of an instance: about one unit for each
+  /// instruction. Unlimited without it. With it a call costs several microseconds more.
+  pub fuel: Option<u64>,
   /// How many bytes the plugin's variables may take; 1 MiB without it.
   pub max_vars: Option<usize>,
   /// Whether guests may import WASI (preview 1). They get no files, no environment, no output.

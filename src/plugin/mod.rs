@@ -8,6 +8,7 @@ mod manifest;
 pub mod names;
 pub mod prepare;
 pub mod spin;
+pub mod stats;
 pub mod types;
 mod watchdog;
 mod workers;
@@ -19,6 +20,8 @@ use std::time::Duration;
 
 pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, Source, Wasm};
 pub use workers::{Call, Queued, Results};
+
+pub use stats::Stats;
 
 use crate::host::HostFunction;
 use crate::store::Store;
@@ -40,6 +43,8 @@ pub struct Limits {
   pub instances: NonZeroUsize,
   /// How many calls may be unfinished at once, running ones included.
   pub max_queue: NonZeroUsize,
+  /// Whether each call has an instance of its own, and leaves nothing to the next.
+  pub is_isolated: bool,
 }
 
 /// A loaded plugin: a number of instances, each on a thread of its own, behind one queue.
@@ -71,6 +76,7 @@ impl Plugin {
     let options = CompileOptions {
       wasi: manifest.use_wasi,
       cache: compile_cache::configuration(),
+      fuel: manifest.fuel,
     };
     let compile = move || {
       Compiled::new(&prepared, &functions, &options).map_err(|error| {
@@ -87,6 +93,7 @@ impl Plugin {
       initialization_timeout: manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT),
       max_output: manifest.max_output.unwrap_or(DEFAULT_MAX_OUTPUT),
       max_idle_memory: MAX_IDLE_MEMORY,
+      is_isolated: limits.is_isolated,
     };
     Ok(Self {
       functions: callable,
@@ -131,6 +138,11 @@ impl Plugin {
   /// runs `closed`, on another thread or, where all that is done already, on this one.
   pub fn close(&self, closed: impl FnOnce() + Send + 'static) {
     self.workers.close(Box::new(closed));
+  }
+
+  /// What the plugin has done, and does at this moment. It costs a few locks.
+  pub fn stats(&self) -> Stats {
+    self.workers.stats()
   }
 
   /// How many threads hang in calls of the host that no interruption reaches, and have been

@@ -30,6 +30,7 @@ use extism::CancelHandle;
 use super::instance::{self, CallError, Compiled, Ending, Finished, Jobs};
 use super::interrupt;
 use super::spin::{Habit, Spinner};
+use super::stats::{Counters, Replaced, Stats};
 use super::watchdog::{self, Watched};
 use crate::{Code, Error, Result};
 
@@ -70,6 +71,8 @@ pub struct Limits {
   /// How large an instance's kernel memory may be after a call; a larger one is replaced, since it
   /// never shrinks.
   pub max_idle_memory: u64,
+  /// Whether each call has an instance of its own.
+  pub is_isolated: bool,
 }
 
 /// A call that waits for an instance.
@@ -113,6 +116,7 @@ struct Shared {
   /// What threads that spin look at: there may be a call, or the queue has been closed.
   has_news: AtomicBool,
   limits: Limits,
+  counters: Counters,
   results: Arc<dyn Results>,
   /// To hand to the threads that replace abandoned ones.
   this: Weak<Shared>,
@@ -192,6 +196,7 @@ impl Workers {
       unfinished: AtomicUsize::new(0),
       has_news: AtomicBool::new(false),
       limits,
+      counters: Counters::default(),
       results,
       this: Weak::clone(this),
     });
@@ -241,7 +246,9 @@ impl Workers {
       return queued;
     };
     drop(queue);
-    self.shared.results.done(call.number, Err(refused));
+    let refused = Err(refused);
+    self.shared.counters.ended(&refused);
+    self.shared.results.done(call.number, refused);
     Queued::Awake
   }
 
@@ -293,6 +300,26 @@ impl Workers {
   /// How many threads are stuck in calls of the host and have been replaced.
   pub fn abandoned(&self) -> usize {
     self.shared.lock().abandoned
+  }
+
+  /// What has been done, and is done at this moment.
+  pub fn stats(&self) -> Stats {
+    let queue = self.shared.lock();
+    let is_busy = |slot: &&Arc<Slot>| {
+      let record = slot.lock();
+      let in_flight = record.in_flight.as_ref();
+      in_flight.is_some_and(|in_flight| !in_flight.is_initialization)
+    };
+    let counters = &self.shared.counters;
+    Stats {
+      succeeded: counters.succeeded(),
+      failed: counters.failed(),
+      queued: queue.waiting.len(),
+      busy: queue.slots.iter().filter(is_busy).count(),
+      instances: queue.slots.len(),
+      replaced: counters.replacements(),
+      abandoned_threads: queue.abandoned,
+    }
   }
 }
 
@@ -422,10 +449,11 @@ impl Shared {
       let jobs = Rc::new(Server {
         shared: Arc::clone(&self),
         slot: Arc::clone(&slot),
-        must_be_replaced: Cell::new(false),
+        must_be_replaced: Cell::new(None),
       });
       // What panics inside Extism itself passes through it.
-      let run = AssertUnwindSafe(|| instance.run(jobs, self.limits.max_output));
+      let served = Rc::clone(&jobs);
+      let run = AssertUnwindSafe(|| instance.run(served, self.limits.max_output));
       let ending = catch_unwind(run).unwrap_or_else(|_| Ending::Panicked(String::new()));
       let mut record = slot.lock();
       let in_flight = record.in_flight.take();
@@ -435,8 +463,13 @@ impl Shared {
       slot.is_stuck.store(false, Ordering::Relaxed);
       let is_abandoned = record.is_abandoned;
       drop(record);
+      let has_failed_alone = in_flight.is_none() && ending == Ending::OutOfFuel;
+      if let Some(reason) = jobs.must_be_replaced.get().or_else(|| replaced(&ending)) {
+        self.counters.replaced(reason);
+      }
+      let error = error_of(ending);
       if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
-        self.end(waiter, Err(error_of(ending)));
+        self.end(waiter, Err(error.clone()));
       }
       if is_abandoned {
         // The slot has been replaced; this thread was all that was left of it.
@@ -449,6 +482,10 @@ impl Shared {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take();
+      if has_failed_alone {
+        // Between two jobs, as there is not fuel enough even for that. It would be so again.
+        failure = Some(error);
+      }
       if may_strike_the_next {
         // A failure of this is one of the runtime; the next instance will meet it too.
         let _ = catch_unwind(interrupt::all_have_struck);
@@ -536,6 +573,7 @@ impl Shared {
       Waiter::Call(number) => {
         // Counted out first: who has seen a result can count on a free place.
         self.unfinished.fetch_sub(1, Ordering::Relaxed);
+        self.counters.ended(&result);
         self.results.done(number, result);
       }
       Waiter::Initialization(initialized) => initialized(result.map(drop)),
@@ -716,7 +754,7 @@ impl Record {
 struct Server {
   shared: Arc<Shared>,
   slot: Arc<Slot>,
-  must_be_replaced: Cell<bool>,
+  must_be_replaced: Cell<Option<Replaced>>,
 }
 
 impl Jobs for Server {
@@ -737,7 +775,7 @@ impl Jobs for Server {
   }
 
   fn next(&self) -> Option<instance::Job> {
-    if self.must_be_replaced.get() || self.slot.lock().is_interrupted {
+    if self.must_be_replaced.get().is_some() || self.slot.lock().is_interrupted {
       return None;
     }
     self.shared.take(|queue, call| {
@@ -770,8 +808,10 @@ impl Jobs for Server {
 
   fn done(&self, finished: Finished) {
     let in_flight = self.slot.lock().in_flight.take();
-    if finished.kernel_bytes > self.shared.limits.max_idle_memory {
-      self.must_be_replaced.set(true);
+    if self.shared.limits.is_isolated {
+      self.must_be_replaced.set(Some(Replaced::Isolation));
+    } else if finished.kernel_bytes > self.shared.limits.max_idle_memory {
+      self.must_be_replaced.set(Some(Replaced::Memory));
     }
     if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
       let result = finished.result.map_err(error_of_call);
@@ -831,6 +871,20 @@ fn error_of_call(error: CallError) -> Error {
   }
 }
 
+/// Why an instance that ended so is replaced; `None` where the plugin is going away.
+fn replaced(ending: &Ending) -> Option<Replaced> {
+  Some(match ending {
+    Ending::Stopped => return None,
+    Ending::Spent | Ending::Exited(_) => Replaced::Exited,
+    Ending::Trapped(_) => Replaced::Trap,
+    Ending::OutOfMemory => Replaced::OutOfMemory,
+    Ending::OutOfFuel => Replaced::FuelExhausted,
+    Ending::Interrupted => Replaced::Interrupted,
+    Ending::HostFunction(_) => Replaced::HostFunctionError,
+    Ending::Panicked(_) => Replaced::Internal,
+  })
+}
+
 /// What a call, or an initialization, is told that was in flight when its instance ended.
 fn error_of(ending: Ending) -> Error {
   match ending {
@@ -838,6 +892,10 @@ fn error_of(ending: Ending) -> Error {
     Ending::OutOfMemory => Error::new(
       Code::OutOfMemory,
       "the plugin asked for more memory than its limit",
+    ),
+    Ending::OutOfFuel => Error::new(
+      Code::FuelExhausted,
+      "the plugin has used up the fuel that a call may use",
     ),
     Ending::HostFunction(message) => Error::new(Code::HostFunctionError, message),
     Ending::Exited(code) => Error::new(

@@ -1,0 +1,77 @@
+'use strict'
+
+const { createPlugin, PluginOutput } = require('..')
+const { guest } = require('./support/guest.js')
+
+let plugin
+
+beforeAll(async () => { plugin = await createPlugin(await guest('many'), { instances: 2 }) })
+afterAll(() => plugin.close())
+
+test('gives the output at once', () => {
+  const output = plugin.callSync('echo', 'hello')
+  expect(output).toBeInstanceOf(PluginOutput)
+  expect(output.text()).toBe('hello')
+  expect(plugin.callSync('silent', 'hello')).toBeNull()
+  expect(plugin.callSync('echo', 'x'.repeat(2_000_000)).byteLength).toBe(2_000_000)
+})
+
+test('throws what call rejects with', () => {
+  const thrown = (run) => { try { run() } catch ({ code, message }) { return { code, message } } }
+  expect(thrown(() => plugin.callSync('fail', 'why'))).toEqual({ code: 'PLUGIN_ERROR', message: expect.stringContaining('why') })
+  expect(thrown(() => plugin.callSync('trap')).code).toBe('TRAP')
+  expect(thrown(() => plugin.callSync('nothing')).code).toBe('FUNCTION_NOT_FOUND')
+  expect(thrown(() => plugin.callSync('echo', 42)).code).toBe('INVALID_ARGUMENT')
+  expect(thrown(() => plugin.callSync('echo', '', null, { signal: new AbortController().signal })).code).toBe('INVALID_ARGUMENT')
+  expect(thrown(() => plugin.callSync('loop_for_ever', '', null, { timeoutMs: 30 })).code).toBe('TIMEOUT')
+})
+
+test('settles the calls that end meanwhile, and wakes threads for those that wait', async () => {
+  const before = Array.from({ length: 100 }, (_, i) => plugin.call('echo', `before ${i}`))
+  expect(plugin.callSync('echo', 'between').text()).toBe('between')
+  const after = Array.from({ length: 100 }, (_, i) => plugin.call('echo', `after ${i}`))
+  expect(plugin.callSync('echo', 'at last').text()).toBe('at last')
+  const texts = (await Promise.all([...before, ...after])).map((output) => output.text())
+  expect(texts).toEqual([
+    ...Array.from({ length: 100 }, (_, i) => `before ${i}`),
+    ...Array.from({ length: 100 }, (_, i) => `after ${i}`)
+  ])
+})
+
+test('is refused where it would wait for itself', async () => {
+  // A signal that is none of Node's: its listener is removed while calls are settled.
+  let thrown
+  const signal = Object.assign(new EventTarget(), { aborted: false })
+  signal.removeEventListener = () => {
+    try {
+      plugin.callSync('echo', 'inside')
+    } catch (error) {
+      thrown = error
+    }
+  }
+  await plugin.call('echo', 'outside', null, { signal })
+  expect(thrown.code).toBe('WOULD_DEADLOCK')
+  expect((await plugin.call('echo', 'afterwards')).text()).toBe('afterwards')
+})
+
+test('stats count what has ended, and show what goes on', async () => {
+  const counted = await createPlugin(await guest('many'), { instances: 2, maxQueue: 4 })
+  await counted.call('echo', 'x')
+  counted.callSync('silent')
+  await counted.call('fail', 'x').catch(() => {})
+  await counted.call('trap').catch(() => {})
+  const controller = new AbortController()
+  const options = { signal: controller.signal }
+  const running = Array.from({ length: 5 }, () => counted.call('loop_for_ever', '', null, options).catch(({ name, code }) => code ?? name))
+  await new Promise((resolve) => setTimeout(resolve, 200))
+  const busy = counted.stats()
+  expect(busy).toMatchObject({ queued: 2, busy: 2, instances: 2, abandonedThreads: 0 })
+  controller.abort()
+  expect((await Promise.all(running)).sort()).toEqual([20, 20, 20, 20, 'QUEUE_FULL'])
+  await counted.call('echo', 'y')
+  const { calls, queued, replaced } = counted.stats()
+  expect(calls).toEqual({ succeeded: 3, failed: { PLUGIN_ERROR: 1, TRAP: 1, QUEUE_FULL: 1, CANCELED: 4 } })
+  expect(queued).toBe(0)
+  expect(replaced).toMatchObject({ trap: 1, outOfMemory: 0, memory: 0 })
+  await counted.close()
+})
