@@ -104,6 +104,7 @@ fn on_one_thread(criterion: &mut Criterion) {
     let options = CompileOptions {
       wasi: guest.manifest.use_wasi,
       cache: None,
+      fuel: None,
     };
     let compiled = Compiled::new(&prepared, &functions, &options).expect("the guest compiles");
     group.bench_function(guest.function, |bencher| {
