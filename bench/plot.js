@@ -48,6 +48,17 @@ const PLOTS = {
     groups: (results) => [Object.entries(results).map(([workload, result]) =>
       panel(`µs per call of ${workload}`, LESS, 1, result, 'microseconds'))]
   },
+  large: {
+    title: 'Large inputs and outputs',
+    groups: (results) => [Object.entries(results).flatMap(([workload, result]) => [
+      panel(`ms per call, ${workload}`, LESS, 2, result, 'milliseconds'),
+      panel(`ms until call() returns, ${workload}`, LESS, 2, result, 'untilReturn')
+    ])]
+  },
+  variants: {
+    title: 'Fuel, and an instance for each call',
+    groups: (results) => [[panel('µs per call of say_hello, 32 in flight', LESS, 1, results, 'microseconds')]]
+  },
   'event-loop': {
     title: 'Delay of the event loop while a plugin computes',
     groups: ({ idle, ...busy }) => [[
