@@ -70,7 +70,7 @@ pub struct Finished {
   /// Whether JavaScript's thread looks for them, in [`look`](Self::look).
   is_looked_for: AtomicBool,
   /// What it looks at there: whether any have been added since.
-  has_any: AtomicBool,
+  has_any: spin::Flag,
   /// Signalled, where JavaScript's thread looks for them, when one has been added.
   added: Condvar,
 }
@@ -81,7 +81,7 @@ impl Finished {
       list: Mutex::default(),
       wake,
       is_looked_for: AtomicBool::new(false),
-      has_any: AtomicBool::new(false),
+      has_any: spin::Flag::default(),
       added: Condvar::new(),
     }
   }
@@ -97,8 +97,7 @@ impl Finished {
     let is_looked_for = self.is_looked_for.load(Ordering::Relaxed);
     let must_wake = list.len() == 1 && !is_looked_for;
     drop(list);
-    // After the lock is free, which is what comes next for who sees this.
-    self.has_any.store(true, Ordering::Relaxed);
+    self.has_any.set();
     if is_looked_for {
       // A system call only where somebody sleeps, in `wait`.
       self.added.notify_one();
@@ -112,9 +111,9 @@ impl Finished {
   /// Waits for a moment for a call to end; whether one has. Then it must be taken: nobody is woken for
   /// it. JavaScript's thread only, which does nothing else meanwhile.
   pub fn look(&self) -> bool {
-    self.has_any.store(false, Ordering::Relaxed);
+    self.has_any.clear();
     self.is_looked_for.store(true, Ordering::Relaxed);
-    spin::until(LOOK, || self.has_any.load(Ordering::Relaxed));
+    spin::until(LOOK, || self.has_any.is_set());
     // Under the lock: who adds one from here on wakes the event loop.
     let list = self.lock();
     self.is_looked_for.store(false, Ordering::Relaxed);
@@ -137,8 +136,9 @@ impl Finished {
     self.is_looked_for.store(false, Ordering::Relaxed);
   }
 
-  fn take_all(&self) -> VecDeque<(u32, Result<Outcome>)> {
-    std::mem::take(&mut *self.lock())
+  /// Puts all that there are into `list`, which is empty; its memory is used for the next.
+  fn take_all(&self, list: &mut VecDeque<(u32, Result<Outcome>)>) {
+    std::mem::swap(&mut *self.lock(), list);
   }
 }
 
@@ -272,7 +272,7 @@ impl Near {
     let mut header = self.header.borrow_mut();
     let mut rest = self.rest.borrow_mut();
     if rest.is_empty() {
-      *rest = self.finished.take_all();
+      self.finished.take_all(&mut rest);
     }
     // SAFETY: both are memory of JavaScript, whose thread is this one and does not run JavaScript
     // before they have been dropped, so nothing else reads or writes them and they stay where they

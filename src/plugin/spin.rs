@@ -6,7 +6,7 @@
 
 use std::hint;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,18 +14,44 @@ use std::time::{Duration, Instant};
 /// sleeps takes to wake up and call again: only then does either begin to stay awake.
 const LIMIT: Duration = Duration::from_micros(200);
 
+/// What a thread that spins looks at: that something may have happened.
+///
+/// On cache lines of its own (processors fetch them in pairs): who spins would otherwise take from the
+/// other thread, again and again, what that needs to come to the point.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Flag(AtomicBool);
+
+impl Flag {
+  /// Before it is looked at.
+  pub fn clear(&self) {
+    self.0.store(false, Ordering::Relaxed);
+  }
+
+  /// Something has happened, and whoever sees this can see it: after the lock under which it happened
+  /// is free, which is what they need next.
+  pub fn set(&self) {
+    self.0.store(true, Ordering::Relaxed);
+  }
+
+  /// Whether something has happened. What, is to be seen under its lock.
+  pub fn is_set(&self) -> bool {
+    self.0.load(Ordering::Relaxed)
+  }
+}
+
 /// Spins until `is_due` or the time is over; whether it was due.
 pub fn until(limit: Duration, is_due: impl Fn() -> bool) -> bool {
-  let start = Instant::now();
+  let mut start = None;
   loop {
-    // The clock costs as much as several looks.
     for _ in 0..16 {
       if is_due() {
         return true;
       }
       hint::spin_loop();
     }
-    if start.elapsed() > limit {
+    // The clock costs as much as several looks, and more often than not it is not needed.
+    if start.get_or_insert_with(Instant::now).elapsed() > limit {
       return is_due();
     }
   }

@@ -29,7 +29,7 @@ use extism::CancelHandle;
 
 use super::instance::{self, CallError, Compiled, Ending, Finished, Jobs};
 use super::interrupt;
-use super::spin::{Habit, Spinner};
+use super::spin::{Flag, Habit, Spinner};
 use super::stats::{Counters, Replaced, Stats};
 use super::watchdog::{self, Watched};
 use crate::{Code, Error, Result};
@@ -114,7 +114,7 @@ struct Shared {
   /// Calls that were accepted and have no result yet, the waiting ones included.
   unfinished: AtomicUsize,
   /// What threads that spin look at: there may be a call, or the queue has been closed.
-  has_news: AtomicBool,
+  has_news: Flag,
   limits: Limits,
   counters: Counters,
   results: Arc<dyn Results>,
@@ -194,7 +194,7 @@ impl Workers {
       queue: Mutex::default(),
       changed: Condvar::new(),
       unfinished: AtomicUsize::new(0),
-      has_news: AtomicBool::new(false),
+      has_news: Flag::default(),
       limits,
       counters: Counters::default(),
       results,
@@ -241,8 +241,7 @@ impl Workers {
         _ => Queued::Awake,
       };
       drop(queue);
-      // After the lock is free, which is what comes next for who sees this.
-      self.shared.has_news.store(true, Ordering::Relaxed);
+      self.shared.has_news.set();
       return queued;
     };
     drop(queue);
@@ -292,7 +291,7 @@ impl Workers {
     queue.reconsider_stuck_slots();
     let run_now = queue.closed_callbacks();
     drop(queue);
-    self.shared.has_news.store(true, Ordering::Relaxed);
+    self.shared.has_news.set();
     self.shared.changed.notify_all();
     run_now.into_iter().for_each(|closed| closed());
   }
@@ -333,7 +332,7 @@ impl Drop for Workers {
     }
     queue.reconsider_stuck_slots();
     drop(queue);
-    self.shared.has_news.store(true, Ordering::Relaxed);
+    self.shared.has_news.set();
     self.shared.changed.notify_all();
     drop(forgotten);
   }
@@ -557,9 +556,9 @@ impl Shared {
     spinner: Spinner,
   ) -> MutexGuard<'a, Queue> {
     queue.spinning += 1;
-    self.has_news.store(false, Ordering::Relaxed);
+    self.has_news.clear();
     drop(queue);
-    let has_paid = spinner.look(|| self.has_news.load(Ordering::Relaxed));
+    let has_paid = spinner.look(|| self.has_news.is_set());
     drop(spinner);
     let mut queue = self.lock();
     queue.spinning -= 1;
