@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use extism_host::plugin::{Call, Done, Limits, Manifest, Plugin, Source, Wasm};
+use extism_host::plugin::{Call, Done, Limits, Manifest, Plugin, Queued, Source, Wasm};
 use extism_host::store::{MemoryStore, Value};
 use extism_host::{Code, Result};
 
@@ -38,14 +38,14 @@ fn open(manifest: &Manifest, limits: Limits) -> Plugin {
 }
 
 fn queue(plugin: &Plugin, number: u64, function: &str, input: &[u8], done: Done) {
-  let is_asleep = plugin.queue(Call {
+  let queued = plugin.queue(Call {
     number,
     export: plugin.function(function).expect("there is such a function"),
     input: input.to_vec(),
     timeout: None,
     done,
   });
-  if is_asleep {
+  if queued == Queued::Asleep {
     plugin.wake();
   }
 }
