@@ -76,6 +76,14 @@ export declare class Plugin {
   close(call: number): void
 }
 
+/** Where compiled modules are kept. */
+export interface CompileCacheOptions {
+  /** The directory; without it, the default. */
+  directory?: string
+  /** How many bytes it may have; without it, the default. */
+  maxBytes?: number
+}
+
 /** The names of all codes that errors may have, each at the place of its number less one. */
 export declare function errorCodes(): Array<string>
 
@@ -103,6 +111,8 @@ export interface PluginOptions {
   maxOutputBytes?: number
   /** Whether guests may import WASI. */
   useWasi: boolean
+  /** Where compiled modules are kept; nowhere without it. */
+  compileCache?: CompileCacheOptions
   /** How many instances; at least 1. */
   instances: number
   /** How many calls may be unfinished; at least 1. */

@@ -52,6 +52,25 @@ export interface Manifest extends ManifestOptions {
 /** What `createPlugin` takes: a path, a `file:` URL, the bytes of a module, or a manifest. */
 export type PluginSource = string | URL | Bytes | Manifest
 
+/** Where compiled modules are kept. What is in there is executed. */
+export interface CompileCacheOptions {
+  /**
+   * A directory that belongs to this user and that nobody else has rights to (mode 700). It is made
+   * where there is none. One that cannot be used is an error, `INVALID_ARGUMENT`, that says why. It may
+   * be one that can only be read, once a plugin with the same options has been there.
+   * @default the directory of `EXTISM_HOST_CACHE_DIR`, or else `extism-host` in the user's cache
+   * directory; where that cannot be used, plugins are compiled anew
+   */
+  directory?: string
+  /**
+   * How many bytes it may have, from 1 on. That is a soft limit: Wasmtime looks when it has added
+   * something, at most once an hour, and if there is more, removes what was not used for longest until
+   * 70 % of the limit are left.
+   * @default 536870912 (512 MiB)
+   */
+  maxBytes?: number
+}
+
 export interface PluginOptions extends ManifestOptions {
   /**
    * Whether the plugin may import WASI (preview 1). It gets no files, no environment and no output.
@@ -79,6 +98,15 @@ export interface PluginOptions extends ManifestOptions {
    * @default 134217728 (128 MiB)
    */
   maxOutputBytes?: number
+  /**
+   * Whether compiled modules are kept on disk, and where: `false` for nowhere, `true` for the default
+   * directory where one can be had.
+   *
+   * What this leaves open the environment variable `EXTISM_HOST_CACHE_DIR` says: it names a directory,
+   * or is empty or `off` for no cache.
+   * @default true
+   */
+  compileCache?: boolean | CompileCacheOptions
 }
 
 /** What goes with one call. */

@@ -2,6 +2,7 @@
 
 // Manifests and options as the native part takes them, or an error that says what is wrong.
 
+const { resolve } = require('node:path')
 const { fileURLToPath } = require('node:url')
 const binding = require('../binding.js')
 const { asBytes } = require('./bytes.js')
@@ -13,8 +14,9 @@ const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
 
 const MANIFEST_KEYS = { config: 'config', timeoutMs: 'timeoutMs', timeout_ms: 'timeoutMs', memory: 'memory' }
-const OPTION_KEYS = { ...MANIFEST_KEYS, useWasi: 'useWasi', store: 'store', instances: 'instances', maxQueue: 'maxQueue', maxOutputBytes: 'maxOutputBytes' }
+const OPTION_KEYS = { ...MANIFEST_KEYS, useWasi: 'useWasi', store: 'store', instances: 'instances', maxQueue: 'maxQueue', maxOutputBytes: 'maxOutputBytes', compileCache: 'compileCache' }
 const MEMORY_KEYS = { maxPages: 'maxPages', max_pages: 'maxPages', maxVarBytes: 'maxVarBytes', max_var_bytes: 'maxVarBytes' }
+const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs' }
 const WASM_KEYS = { path: 'path', data: 'data', name: 'name', hash: 'hash' }
 
@@ -103,6 +105,29 @@ function asConfig (config = {}) {
   return { ...config }
 }
 
+/**
+ * Where compiled modules are kept; `undefined` is nowhere. What the option leaves open the environment
+ * says. It is read here and not in Rust, where another thread may be changing it at that moment.
+ */
+function asCompileCache (option) {
+  const variable = process.env.EXTISM_HOST_CACHE_DIR
+  const isOff = variable === '' || variable === 'off'
+  if (option === false || (option === undefined && isOff)) return undefined
+  if (option !== undefined && option !== true && !isObject(option)) {
+    throw invalidArgument(`compileCache must be a boolean or an object, not ${describe(option)}`)
+  }
+  const {
+    directory = isOff ? undefined : variable, maxBytes
+  } = pick(isObject(option) ? option : {}, CACHE_KEYS, 'compileCache')
+  if (directory !== undefined && (typeof directory !== 'string' || directory === '' || directory.includes('\0'))) {
+    throw invalidArgument('compileCache.directory must be the path of a directory')
+  }
+  return {
+    directory: directory === undefined ? undefined : resolve(directory),
+    maxBytes: asInteger(maxBytes, 'compileCache.maxBytes', undefined, Number.MAX_SAFE_INTEGER)
+  }
+}
+
 /** The native options of a plugin, and its store. */
 function pluginOptions (source, options) {
   const { wasm, ...rest } = asManifest(source)
@@ -126,6 +151,7 @@ function pluginOptions (source, options) {
     maxVarBytes: asInteger(memory.maxVarBytes, 'memory.maxVarBytes', undefined, MAX_U32, 0),
     maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
     useWasi: merged.useWasi ?? false,
+    compileCache: asCompileCache(merged.compileCache),
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
     maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32)
   }

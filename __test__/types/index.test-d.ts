@@ -24,8 +24,12 @@ expectType<Promise<Plugin>>(createPlugin(new Uint8Array(8), {
   config: { key: 'value' },
   timeoutMs: 1000,
   memory: { maxPages: 16, maxVarBytes: 0 },
-  maxOutputBytes: 1024
+  maxOutputBytes: 1024,
+  compileCache: { directory: '/tmp/cache', maxBytes: 1 }
 }))
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { compileCache: false }))
+expectError(createPlugin('plugin.wasm', { compileCache: 'directory' }))
+expectError(createPlugin('plugin.wasm', { compileCache: { unknown: true } }))
 expectType<Promise<Plugin>>(createPlugin(Promise.resolve({
   wasm: [{ path: 'library.wasm', name: 'library', hash: '00' }, { data: new ArrayBuffer(8) }],
   timeout_ms: 5

@@ -16,7 +16,7 @@ use napi_derive::napi;
 use super::boundary::{Boundary, Finished, Outcome};
 use super::memory_store::MemoryStore;
 use crate::plugin::spin::Habit;
-use crate::plugin::{self, Limits, Queued, Source};
+use crate::plugin::{self, CompileCache, Limits, Queued, Source};
 use crate::store::Store;
 use crate::{Code, Error};
 
@@ -37,10 +37,35 @@ pub struct PluginOptions {
   pub max_output_bytes: Option<u32>,
   /// Whether guests may import WASI.
   pub use_wasi: bool,
+  /// Where compiled modules are kept; nowhere without it.
+  pub compile_cache: Option<CompileCacheOptions>,
   /// How many instances; at least 1.
   pub instances: u32,
   /// How many calls may be unfinished; at least 1.
   pub max_queue: u32,
+}
+
+/// Where compiled modules are kept.
+#[napi(object)]
+pub struct CompileCacheOptions {
+  /// The directory; without it, the default.
+  pub directory: Option<String>,
+  /// How many bytes it may have; without it, the default.
+  pub max_bytes: Option<i64>,
+}
+
+impl From<Option<CompileCacheOptions>> for CompileCache {
+  fn from(options: Option<CompileCacheOptions>) -> Self {
+    match options {
+      None => Self::Off,
+      Some(options) => Self::On {
+        directory: options.directory.map(PathBuf::from),
+        max_bytes: options
+          .max_bytes
+          .and_then(|bytes| u64::try_from(bytes).ok()),
+      },
+    }
+  }
 }
 
 /// One module: a path or bytes.
@@ -88,6 +113,7 @@ pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, bound
     max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
     max_output: options.max_output_bytes.map(u64::from),
     use_wasi: options.use_wasi,
+    compile_cache: options.compile_cache.into(),
   };
   let store: Arc<dyn Store> = store.shared();
   let finished = boundary.finished();

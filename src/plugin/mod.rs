@@ -17,6 +17,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use compile_cache::CompileCache;
 pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, Source, Wasm};
 pub use workers::{Call, Done, Queued};
 
@@ -63,7 +64,7 @@ impl Plugin {
     let callable = prepared.callable.clone();
     let options = CompileOptions {
       wasi: manifest.use_wasi,
-      cache: compile_cache::configuration(),
+      cache: manifest.compile_cache.configuration()?,
     };
     let compile = move || {
       Compiled::new(&prepared, &functions, &options).map_err(|error| {
