@@ -115,6 +115,8 @@ export interface PluginOptions {
   compileCache?: CompileCacheOptions
   /** How many instances; at least 1. */
   instances: number
+  /** Whether all of them are started at once. */
+  eager: boolean
   /** How many calls may be unfinished; at least 1. */
   maxQueue: number
 }

@@ -80,12 +80,23 @@ export interface PluginOptions extends ManifestOptions {
   /** Where `hostMemoryGet` looks up its keys, shared by reference. An empty one without it. */
   store?: MemoryStore
   /**
-   * How many instances there are, each with a thread of its own, from 1 to 1,024. With one, a
+   * How many instances there may be, each with a thread of its own, from 1 to 1,024. With one, a
    * plugin's state is seen by each call as the call before left it; with more, each instance has
    * its own state.
+   *
+   * The first is started with the plugin. Another is, without any call waiting for it, when more calls
+   * are unfinished than there are instances. One that cannot be started fails no call: the others go on
+   * serving, and it is tried again when calls need it after a pause, of 100 ms first and of twice as
+   * much after each failure, up to a minute.
    * @default 1
    */
   instances?: number
+  /**
+   * Whether `createPlugin` starts all instances and waits for them. The first calls then find them
+   * ready, and it rejects where one of them cannot be started.
+   * @default false
+   */
+  eager?: boolean
   /**
    * How many calls may be unfinished at once, running ones included, from 1 to 4,294,967,295. One
    * more is rejected with `QUEUE_FULL`.
@@ -238,7 +249,8 @@ export class MemoryStore implements Iterable<[string, string | Buffer]> {
 }
 
 /**
- * Loads a plugin and starts its instances, off the event loop. `source` may be a promise.
+ * Loads a plugin and starts its first instance, or all with `eager`, off the event loop. `source` may
+ * be a promise.
  *
  * Rejects with a `PluginError`: `INVALID_ARGUMENT`, `FILE_NOT_FOUND`, `INVALID_WASM`,
  * `HASH_MISMATCH` or `MISSING_IMPORT`.

@@ -114,6 +114,7 @@ describe('createPlugin rejects', () => {
     'instances: 0': { instances: 0 },
     'instances: 1.5': { instances: 1.5 },
     'instances: "2"': { instances: '2' },
+    'eager: 1': { eager: 1 },
     'maxQueue: 0': { maxQueue: 0 },
     'timeoutMs: -1': { timeoutMs: -1 },
     'timeoutMs: NaN': { timeoutMs: NaN },

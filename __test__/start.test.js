@@ -5,7 +5,7 @@
 const { chmodSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
-const { guest } = require('./support/guest.js')
+const { assemble, guest } = require('./support/guest.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
 const { runNode } = require('./support/processes.js')
 
@@ -142,5 +142,133 @@ describe('EXTISM_HOST_CACHE_DIR', () => {
     const directory = join(base, 'option')
     await start(wasm, { compileCache: { directory } })
     expect(kept(directory).length).toBeGreaterThan(0)
+  })
+})
+
+/**
+ * A guest that counts its initializations in a variable, which all instances share. All but the first
+ * go on with `then`.
+ */
+function counting (then = '') {
+  return assemble(`(module
+    (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+    (import "extism:host/env" "length" (func $length (param i64) (result i64)))
+    (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+    (import "extism:host/env" "var_get" (func $get (param i64) (result i64)))
+    (import "extism:host/env" "var_set" (func $set (param i64 i64)))
+    (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+    (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (func $begun (result i64) (local $name i64)
+      (local.set $name (call $alloc (i64.const 1)))
+      (call $store (local.get $name) (i32.const 110))
+      (call $get (local.get $name)))
+    (func (export "_initialize") (local $name i64) (local $before i64)
+      (local.set $before (call $length (call $begun)))
+      (local.set $name (call $alloc (i64.const 1)))
+      (call $store (local.get $name) (i32.const 110))
+      (call $set (local.get $name) (call $alloc (i64.add (local.get $before) (i64.const 1))))
+      (if (i64.ne (local.get $before) (i64.const 0)) (then ${then})))
+    (func (export "begun") (local $begun i64)
+      (local.set $begun (call $begun))
+      (call $output (local.get $begun) (call $length (local.get $begun))))
+    (func (export "work") (local $left i32)
+      (local.set $left (i32.const 1000000))
+      (loop $again
+        (br_if $again (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))))`)
+}
+
+/** How many instances of such a guest have begun to initialize themselves. */
+async function begun (plugin) {
+  return (await plugin.call('begun')).byteLength
+}
+
+function burst (plugin) {
+  return Promise.all(Array.from({ length: 8 }, () => plugin.call('work')))
+}
+
+const milliseconds = (duration) => new Promise((resolve) => setTimeout(resolve, duration))
+
+describe('instances after the first', () => {
+  test('are started when there are more calls than instances, and never more than there may be', async () => {
+    const plugin = await start(await counting(), { useWasi: true, instances: 3 })
+    for (let call = 0; call < 50; call++) await plugin.call('work')
+    expect(await begun(plugin)).toBe(1)
+    while (await begun(plugin) < 3) await burst(plugin)
+    for (let round = 0; round < 5; round++) await burst(plugin)
+    expect(await begun(plugin)).toBe(3)
+  })
+
+  test('are all there at once with eager: true', async () => {
+    const plugin = await start(await counting(), { useWasi: true, instances: 3, eager: true })
+    expect(await begun(plugin)).toBe(3)
+    await burst(plugin)
+    expect(await begun(plugin)).toBe(3)
+  })
+
+  test('that fail reject createPlugin with eager: true', async () => {
+    const failing = start(await counting('unreachable'), { useWasi: true, instances: 2, eager: true })
+    await expect(failing).rejects.toMatchObject({ code: 'TRAP' })
+  })
+
+  test('that fail lose no call, and are not tried all the time', async () => {
+    const plugin = await start(await counting('unreachable'), { useWasi: true, instances: 4 })
+    const until = performance.now() + 1_000
+    while (performance.now() < until) await burst(plugin)
+    // Three at once, then one after 100, 200, 400 ms; fewer where the machine is slow.
+    const attempts = await begun(plugin) - 1
+    expect(attempts).toBeGreaterThanOrEqual(1)
+    expect(attempts).toBeLessThan(10)
+  })
+
+  test('that fail are tried again after a while', async () => {
+    const plugin = await start(await counting('unreachable'), { useWasi: true, instances: 2 })
+    while (await begun(plugin) < 2) await burst(plugin)
+    await milliseconds(200)
+    while (await begun(plugin) < 3) await burst(plugin)
+  })
+
+  test.each([
+    ['loop for ever', '(loop $again (br $again))'],
+    ['wait where no interruption reaches them', `
+      (i32.store (i32.const 16) (i32.const 1))
+      (i64.store (i32.const 24) (i64.const 60000000000))
+      (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))`]
+  ])('that %s when they start hold up no call, and are given up when their time is over', async (_, then) => {
+    const plugin = await start(await counting(then), { useWasi: true, instances: 3, timeoutMs: 300 })
+    const until = performance.now() + 2_000
+    while (performance.now() < until) await burst(plugin)
+    expect(await begun(plugin)).toBeGreaterThan(1)
+    expect(await begun(plugin)).toBeLessThan(10)
+    await plugin.close()
+  })
+
+  test('are waited for by close, which lets accepted calls end', async () => {
+    const wasm = await counting()
+    for (let round = 0; round < 20; round++) {
+      const plugin = await start(wasm, { useWasi: true, instances: 4 })
+      const accepted = burst(plugin)
+      if (round % 2 > 0) await milliseconds(round / 2)
+      await plugin.close()
+      expect(await accepted).toHaveLength(8)
+    }
+  })
+
+  test('hold up no close that does not need them', async () => {
+    // The initialization may run for 30 s.
+    const plugin = await start(await counting('(loop $again (br $again))'), { useWasi: true, instances: 3 })
+    while (await begun(plugin) < 3) await burst(plugin)
+    await plugin.close()
+  })
+
+  test('are given up with the process', async () => {
+    const wasm = await counting('(loop $again (br $again))')
+    const { code, output } = await runNode(['-e', `
+      const { createPlugin } = require('.')
+      createPlugin(Buffer.from('${wasm.toString('base64')}', 'base64'), { useWasi: true, instances: 3 }).then(async (plugin) => {
+        await Promise.all(Array.from({ length: 8 }, () => plugin.call('work')))
+        console.log('leaving')
+      })`])
+    expect({ code, output }).toEqual({ code: 0, output: 'leaving\n' })
   })
 })

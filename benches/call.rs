@@ -133,6 +133,7 @@ fn between_threads(criterion: &mut Criterion) {
   for guest in guests() {
     let limits = Limits {
       instances: NonZeroUsize::MIN,
+      is_eager: true,
       max_queue: NonZeroUsize::MIN,
     };
     let plugin = Plugin::open(&guest.manifest, limits, store()).expect("the plugin opens");

@@ -14,7 +14,7 @@ const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
 
 const MANIFEST_KEYS = { config: 'config', timeoutMs: 'timeoutMs', timeout_ms: 'timeoutMs', memory: 'memory' }
-const OPTION_KEYS = { ...MANIFEST_KEYS, useWasi: 'useWasi', store: 'store', instances: 'instances', maxQueue: 'maxQueue', maxOutputBytes: 'maxOutputBytes', compileCache: 'compileCache' }
+const OPTION_KEYS = { ...MANIFEST_KEYS, useWasi: 'useWasi', store: 'store', instances: 'instances', maxQueue: 'maxQueue', maxOutputBytes: 'maxOutputBytes', eager: 'eager', compileCache: 'compileCache' }
 const MEMORY_KEYS = { maxPages: 'maxPages', max_pages: 'maxPages', maxVarBytes: 'maxVarBytes', max_var_bytes: 'maxVarBytes' }
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs' }
@@ -95,6 +95,12 @@ function asInteger (value, name, fallback, most, least = 1) {
   return value
 }
 
+function asBoolean (value, name) {
+  if (value === undefined) return false
+  if (typeof value !== 'boolean') throw invalidArgument(`${name} must be a boolean, not ${describe(value)}`)
+  return value
+}
+
 function asConfig (config = {}) {
   if (!isObject(config)) throw invalidArgument(`config must be an object, not ${describe(config)}`)
   for (const [key, value] of Object.entries(config)) {
@@ -134,9 +140,6 @@ function pluginOptions (source, options) {
   if (!Array.isArray(wasm)) throw invalidArgument(`"wasm" of the manifest must be an array, not ${describe(wasm)}`)
   const merged = { ...pick(rest, MANIFEST_KEYS, 'the manifest'), ...pick(options ?? {}, OPTION_KEYS, 'options') }
 
-  if (merged.useWasi !== undefined && typeof merged.useWasi !== 'boolean') {
-    throw invalidArgument(`useWasi must be a boolean, not ${describe(merged.useWasi)}`)
-  }
   const store = merged.store === undefined ? new binding.MemoryStore() : nativeStore(merged.store)
   if (store === undefined) {
     throw invalidArgument(`store must be a MemoryStore, not ${describe(merged.store)}`)
@@ -150,9 +153,10 @@ function pluginOptions (source, options) {
     maxPages: asInteger(memory.maxPages, 'memory.maxPages', undefined, 65_536),
     maxVarBytes: asInteger(memory.maxVarBytes, 'memory.maxVarBytes', undefined, MAX_U32, 0),
     maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
-    useWasi: merged.useWasi ?? false,
+    useWasi: asBoolean(merged.useWasi, 'useWasi'),
     compileCache: asCompileCache(merged.compileCache),
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
+    eager: asBoolean(merged.eager, 'eager'),
     maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32)
   }
   return { native, store }

@@ -20,6 +20,7 @@ expectType<Promise<Plugin>>(createPlugin(new Uint8Array(8), {
   useWasi: true,
   store,
   instances: 2,
+  eager: true,
   maxQueue: 100,
   config: { key: 'value' },
   timeoutMs: 1000,

@@ -41,6 +41,8 @@ pub struct PluginOptions {
   pub compile_cache: Option<CompileCacheOptions>,
   /// How many instances; at least 1.
   pub instances: u32,
+  /// Whether all of them are started at once.
+  pub eager: bool,
   /// How many calls may be unfinished; at least 1.
   pub max_queue: u32,
 }
@@ -103,6 +105,7 @@ pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, bound
   let at_least_one = |number: u32| NonZeroUsize::new(number as usize).unwrap_or(NonZeroUsize::MIN);
   let limits = Limits {
     instances: at_least_one(options.instances),
+    is_eager: options.eager,
     max_queue: at_least_one(options.max_queue),
   };
   let manifest = plugin::Manifest {

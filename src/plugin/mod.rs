@@ -37,8 +37,11 @@ const MAX_IDLE_MEMORY: u64 = 64 << 20;
 /// How a plugin is run.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-  /// How many instances, and so threads, there are.
+  /// How many instances, and so threads, there are at most.
   pub instances: NonZeroUsize,
+  /// Whether all of them are started when the plugin is opened. Else the first is, and the others when
+  /// there are more calls than instances to run them.
+  pub is_eager: bool,
   /// How many calls may be unfinished at once, running ones included.
   pub max_queue: NonZeroUsize,
 }
@@ -54,8 +57,8 @@ pub struct Plugin {
 }
 
 impl Plugin {
-  /// Reads, checks, prepares and compiles the modules, and starts the instances. Blocks for as long
-  /// as that takes: milliseconds with a warm compile cache, seconds without one.
+  /// Reads, checks, prepares and compiles the modules, and starts the first instance, or all. Blocks
+  /// for as long as that takes: milliseconds with a warm compile cache, seconds without one.
   pub fn open(manifest: &Manifest, limits: Limits, store: Arc<dyn Store>) -> Result<Self> {
     let modules = manifest.load()?;
     let functions = host::functions(manifest, &store);
@@ -76,6 +79,7 @@ impl Plugin {
     };
     let limits = workers::Limits {
       instances: limits.instances,
+      is_eager: limits.is_eager,
       max_queue: limits.max_queue,
       timeout: manifest.timeout,
       initialization_timeout: manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT),
