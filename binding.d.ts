@@ -87,12 +87,7 @@ export interface CompileCacheOptions {
 /** The names of all codes that errors may have, each at the place of its number less one. */
 export declare function errorCodes(): Array<string>
 
-/**
- * Loads and starts a plugin on a thread of its own, under the number `call`, with which it arrives.
- *
- * Not on libuv's pool: the end of the process waits for that, and a plugin may take as long as it
- * likes to initialize itself.
- */
+/** Loads and starts a plugin, which arrives under the number `call`. */
 export declare function openPlugin(call: number, options: PluginOptions, store: MemoryStore, boundary: Boundary): void
 
 /** A manifest and options, as `index.js` has merged them. */
@@ -120,6 +115,12 @@ export interface PluginOptions {
   /** How many calls may be unfinished; at least 1. */
   maxQueue: number
 }
+
+/**
+ * Fills the compile cache with what such a plugin needs; an empty result arrives under the number
+ * `call`.
+ */
+export declare function precompile(call: number, options: PluginOptions, boundary: Boundary): void
 
 /** One module: a path or bytes. */
 export interface WasmOptions {

@@ -165,6 +165,8 @@ export type ErrorCode =
   | 'QUEUE_FULL'
   /** All threads of the plugin are stuck in host calls that do not return. */
   | 'UNAVAILABLE'
+  /** There is no directory in which `precompile` could keep what it compiles. */
+  | 'CACHE_UNAVAILABLE'
   /** The plugin is closed. */
   | 'CLOSED'
   /** A defect in this library. */
@@ -256,3 +258,16 @@ export class MemoryStore implements Iterable<[string, string | Buffer]> {
  * `HASH_MISMATCH` or `MISSING_IMPORT`.
  */
 export function createPlugin (source: PluginSource | PromiseLike<PluginSource>, options?: PluginOptions): Promise<Plugin>
+
+/**
+ * Fills the compile cache with what `createPlugin` of the same source and options would compile, off the
+ * event loop, so that it takes milliseconds later, in another process too. Nothing of the plugin runs.
+ *
+ * Of the options, `useWasi`, `memory.maxPages` and `compileCache` decide what is compiled and where it
+ * is kept; the others are checked and make no difference. Resolves at once where all is there already.
+ *
+ * Rejects as `createPlugin` does, with `INVALID_ARGUMENT` where `compileCache` is `false`, and with
+ * `CACHE_UNAVAILABLE` where there is no cache otherwise: the default directory cannot be had, or
+ * `EXTISM_HOST_CACHE_DIR` turns it off.
+ */
+export function precompile (source: PluginSource | PromiseLike<PluginSource>, options?: PluginOptions): Promise<void>

@@ -5,6 +5,7 @@
 const { chmodSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
+const { createPlugin, MemoryStore, precompile } = require('..')
 const { assemble, guest } = require('./support/guest.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
 const { runNode } = require('./support/processes.js')
@@ -133,7 +134,7 @@ describe('EXTISM_HOST_CACHE_DIR', () => {
     })
     expect(code).toBe(0)
     expect(readdirSync(base)).toEqual(made)
-  })
+  }, 60_000)
 
   test.each(['', 'off'])('with "%s" turns the cache off, unless the option turns it on', async (value) => {
     process.env.EXTISM_HOST_CACHE_DIR = value
@@ -188,6 +189,88 @@ function burst (plugin) {
 }
 
 const milliseconds = (duration) => new Promise((resolve) => setTimeout(resolve, duration))
+
+describe('precompile', () => {
+  const SAY_HELLO = join(__dirname, '../plugins/say-hello/say-hello.wasm')
+
+  /** How long createPlugin takes in a new process. */
+  async function startOfAnother (compileCache) {
+    const { output } = await runNode(['-e', `
+      const { createPlugin } = require('.')
+      const started = performance.now()
+      createPlugin(${JSON.stringify(SAY_HELLO)}, { useWasi: true, compileCache: ${JSON.stringify(compileCache)} })
+        .then(() => console.log(performance.now() - started))`])
+    return Number(output)
+  }
+
+  test('makes the next start fast, in another process too', async () => {
+    const directory = join(base, 'cache')
+    expect(await precompile(SAY_HELLO, { useWasi: true, compileCache: { directory } })).toBeUndefined()
+    const without = await startOfAnother(false)
+    const after = await startOfAnother({ directory })
+    expect(after).toBeGreaterThan(0)
+    expect(after).toBeLessThan(without / 3)
+  }, 60_000)
+
+  test('compiles what createPlugin does, whatever its other options are', async () => {
+    const compileCache = { directory: join(base, 'cache') }
+    const memory = { maxPages: 100 }
+    await precompile(Promise.resolve({ wasm: [{ data: wasm }] }), { memory, compileCache })
+    const compiled = kept(compileCache.directory)
+    expect(compiled.length).toBeGreaterThan(0)
+    const others = {
+      config: { key: 'value' }, timeoutMs: 5_000, instances: 2, eager: true, maxQueue: 5, maxOutputBytes: 1_000, store: new MemoryStore()
+    }
+    await start(wasm, { ...others, memory: { ...memory, maxVarBytes: 10 }, compileCache })
+    expect(kept(compileCache.directory)).toEqual(compiled)
+    await start(wasm, { memory: { maxPages: 99 }, compileCache })
+    expect(kept(compileCache.directory).length).toBeGreaterThan(compiled.length)
+  })
+
+  test('runs nothing of the plugin', async () => {
+    const trapping = await assemble('(module (func (export "_initialize") unreachable))')
+    const compileCache = { directory: join(base, 'cache') }
+    await precompile(trapping, { compileCache })
+    const compiled = kept(compileCache.directory)
+    await expect(createPlugin(trapping, { compileCache })).rejects.toMatchObject({ code: 'TRAP' })
+    expect(kept(compileCache.directory)).toEqual(compiled)
+  })
+
+  test('keeps a process alive until it is done, and no longer', async () => {
+    const directory = join(base, 'cache')
+    const { code, output } = await runNode(['-e', `
+      require('.').precompile(${JSON.stringify(SAY_HELLO)}, { useWasi: true, compileCache: { directory: ${JSON.stringify(directory)} } })
+        .then(() => console.log('done'))`])
+    expect({ code, output }).toEqual({ code: 0, output: 'done\n' })
+  }, 60_000)
+
+  test('rejects as createPlugin does', async () => {
+    const compileCache = { directory: join(base, 'cache') }
+    for (const [source, options, code] of [
+      [join(base, 'missing.wasm'), {}, 'FILE_NOT_FOUND'],
+      [new Uint8Array(8), {}, 'INVALID_WASM'],
+      [SAY_HELLO, {}, 'MISSING_IMPORT'],
+      [undefined, {}, 'INVALID_ARGUMENT'],
+      [wasm, { instances: 0 }, 'INVALID_ARGUMENT'],
+      [wasm, { compileCache: { directory: join(SAY_HELLO, 'below') } }, 'INVALID_ARGUMENT']
+    ]) {
+      await expect(precompile(source, { compileCache, ...options })).rejects.toMatchObject({ code })
+    }
+  })
+
+  test('rejects where there is no cache to fill', async () => {
+    await expect(precompile(wasm, { compileCache: false })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    const { output } = await runNode(['-e', `
+      const { precompile } = require('.')
+      const refused = (error) => console.log(error.code)
+      const wasm = ${JSON.stringify(SAY_HELLO)}
+      precompile(wasm, { useWasi: true }).catch(refused).then(() => {
+        process.env.EXTISM_HOST_CACHE_DIR = 'off'
+        return precompile(wasm, { useWasi: true }).catch(refused)
+      })`], { env: { XDG_CACHE_HOME: '/dev/null/caches', HOME: '/dev/null' } })
+    expect(output).toBe('CACHE_UNAVAILABLE\nCACHE_UNAVAILABLE\n')
+  })
+})
 
 describe('instances after the first', () => {
   test('are started when there are more calls than instances, and never more than there may be', async () => {

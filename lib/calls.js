@@ -207,4 +207,9 @@ function open (options, store) {
   return complete(undefined, (number) => binding.openPlugin(number, options, store, boundary))
 }
 
-module.exports = { complete, caller, open }
+/** Fills the compile cache with what such a plugin needs. */
+function fillCache (options) {
+  return complete(undefined, (number) => binding.precompile(number, options, boundary))
+}
+
+module.exports = { complete, caller, fillCache, open }

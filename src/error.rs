@@ -41,6 +41,8 @@ pub enum Code {
   QueueFull,
   /// All threads of the plugin are stuck in host calls that do not return.
   Unavailable,
+  /// There is no place where compiled modules could be kept.
+  CacheUnavailable,
   /// The plugin has been closed.
   Closed,
   /// A defect in this library.
@@ -49,7 +51,7 @@ pub enum Code {
 
 impl Code {
   /// All codes, each at the place of its [`number`](Self::number) less one.
-  pub const ALL: [Self; 19] = [
+  pub const ALL: [Self; 20] = [
     Code::InvalidArgument,
     Code::FileNotFound,
     Code::InvalidWasm,
@@ -67,6 +69,7 @@ impl Code {
     Code::OutOfMemory,
     Code::QueueFull,
     Code::Unavailable,
+    Code::CacheUnavailable,
     Code::Closed,
     Code::Internal,
   ];
@@ -96,6 +99,7 @@ impl Code {
       Code::OutOfMemory => "OUT_OF_MEMORY",
       Code::QueueFull => "QUEUE_FULL",
       Code::Unavailable => "UNAVAILABLE",
+      Code::CacheUnavailable => "CACHE_UNAVAILABLE",
       Code::Closed => "CLOSED",
       Code::Internal => "INTERNAL",
     }

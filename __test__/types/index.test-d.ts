@@ -1,5 +1,5 @@
 import { expectAssignable, expectError, expectType } from 'tsd'
-import { createPlugin, MemoryStore, Plugin, PluginError, PluginOutput } from '../..'
+import { createPlugin, precompile, MemoryStore, Plugin, PluginError, PluginOutput } from '../..'
 
 const store = new MemoryStore([['text', 'value'], ['bytes', new Uint8Array(1)]])
 expectType<MemoryStore>(store.set('key', Buffer.from('value')))
@@ -41,6 +41,10 @@ expectError(createPlugin({ wasm: [{ name: 'neither path nor data' }] }))
 expectError(createPlugin({ wasm: [{ path: 'a.wasm', data: new Uint8Array() }] }))
 expectError(createPlugin('plugin.wasm', { store: new Map() }))
 expectError(createPlugin('plugin.wasm', { unknown: true }))
+
+expectType<Promise<void>>(precompile('plugin.wasm', { useWasi: true, compileCache: { directory: '/tmp/cache' } }))
+expectError(precompile())
+expectError(precompile('plugin.wasm', { unknown: true }))
 
 const plugin = await createPlugin('plugin.wasm')
 const output = await plugin.call('name', 'input')

@@ -96,10 +96,22 @@ impl From<WasmOptions> for plugin::Wasm {
   }
 }
 
-/// Loads and starts a plugin on a thread of its own, under the number `call`, with which it arrives.
-///
-/// Not on libuv's pool: the end of the process waits for that, and a plugin may take as long as it
-/// likes to initialize itself.
+impl From<PluginOptions> for plugin::Manifest {
+  fn from(options: PluginOptions) -> Self {
+    Self {
+      wasm: options.wasm.into_iter().map(plugin::Wasm::from).collect(),
+      config: options.config.into_iter().collect(),
+      timeout: options.timeout_ms.map(milliseconds),
+      max_pages: options.max_pages,
+      max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
+      max_output: options.max_output_bytes.map(u64::from),
+      use_wasi: options.use_wasi,
+      compile_cache: options.compile_cache.into(),
+    }
+  }
+}
+
+/// Loads and starts a plugin, which arrives under the number `call`.
 #[napi(catch_unwind)]
 pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, boundary: &Boundary) {
   let at_least_one = |number: u32| NonZeroUsize::new(number as usize).unwrap_or(NonZeroUsize::MIN);
@@ -108,28 +120,42 @@ pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, bound
     is_eager: options.eager,
     max_queue: at_least_one(options.max_queue),
   };
-  let manifest = plugin::Manifest {
-    wasm: options.wasm.into_iter().map(plugin::Wasm::from).collect(),
-    config: options.config.into_iter().collect(),
-    timeout: options.timeout_ms.map(milliseconds),
-    max_pages: options.max_pages,
-    max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
-    max_output: options.max_output_bytes.map(u64::from),
-    use_wasi: options.use_wasi,
-    compile_cache: options.compile_cache.into(),
-  };
+  let manifest = plugin::Manifest::from(options);
   let store: Arc<dyn Store> = store.shared();
+  load(call, boundary, move || {
+    plugin::Plugin::open(&manifest, limits, store).map(Outcome::Opened)
+  });
+}
+
+/// Fills the compile cache with what such a plugin needs; an empty result arrives under the number
+/// `call`.
+#[napi(catch_unwind)]
+pub fn precompile(call: u32, options: PluginOptions, boundary: &Boundary) {
+  let manifest = plugin::Manifest::from(options);
+  load(call, boundary, move || {
+    plugin::Plugin::precompile(&manifest).map(|()| Outcome::Output(Vec::new()))
+  });
+}
+
+/// Does something on a thread of its own.
+///
+/// Not on libuv's pool: the end of the process waits for that, and a plugin may take as long as it
+/// likes to initialize itself.
+fn load(
+  call: u32,
+  boundary: &Boundary,
+  work: impl FnOnce() -> crate::Result<Outcome> + Send + 'static,
+) {
   let finished = boundary.finished();
-  let opened = Arc::clone(&finished);
+  let loaded = Arc::clone(&finished);
   let spawned = thread::Builder::new()
     .name("extism-open".to_owned())
     .spawn(move || {
-      let open = || plugin::Plugin::open(&manifest, limits, store);
-      let result = catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
+      let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         let message = "the runtime panicked while it loaded the plugin";
         Err(Error::new(Code::Internal, message))
       });
-      opened.push(call, result.map(Outcome::Opened));
+      loaded.push(call, result);
     });
   if let Err(error) = spawned {
     let message = format!("cannot start a thread to load the plugin: {error}");

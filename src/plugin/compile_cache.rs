@@ -43,41 +43,63 @@ impl Default for CompileCache {
 
 impl CompileCache {
   /// The configuration file for Wasmtime's cache, made where it is not there yet; `None` where
-  /// nothing is cached.
+  /// nothing is to be kept, or nothing can be in the default directory.
   ///
-  /// Fails where the directory was named by its user and cannot be had.
+  /// Fails where the directory was named by its user and cannot be used.
   pub(super) fn configuration(&self) -> Result<Option<PathBuf>> {
+    match self.configure(Use::AsItIs) {
+      Ok(configuration) => Ok(Some(configuration)),
+      Err(error) if error.code == Code::CacheUnavailable => Ok(None),
+      Err(error) => Err(error),
+    }
+  }
+
+  /// As [`configuration`](Self::configuration), for who only wants to fill the cache: fails, with
+  /// [`Code::CacheUnavailable`], also where that says `None`.
+  pub(super) fn configuration_to_fill(&self) -> Result<PathBuf> {
+    self.configure(Use::ToFill)
+  }
+
+  fn configure(&self, usage: Use) -> Result<PathBuf> {
+    let unavailable = |message: &str| Error::new(Code::CacheUnavailable, message);
     let Self::On {
       directory,
       max_bytes,
     } = self
     else {
-      return Ok(None);
+      return Err(unavailable("compiled modules are not to be kept"));
+    };
+    let (directory, code) = match directory {
+      Some(directory) => (directory.clone(), Code::InvalidArgument),
+      None => {
+        let message = "this user has no cache directory; name one with compileCache.directory";
+        let caches = dirs::cache_dir().ok_or_else(|| unavailable(message))?;
+        (caches.join("extism-host"), Code::CacheUnavailable)
+      }
     };
     let max_bytes = max_bytes.unwrap_or(DEFAULT_MAX_BYTES);
-    let Some(directory) = directory else {
-      let default = default_directory().map(|directory| configure(&directory, max_bytes));
-      return Ok(default.and_then(std::result::Result::ok));
-    };
-    configure(directory, max_bytes).map(Some).map_err(|reason| {
+    configure(&directory, max_bytes, usage).map_err(|reason| {
+      let directory = directory.display();
       Error::new(
-        Code::InvalidArgument,
-        format!(
-          "compiled modules cannot be kept in \"{}\": {reason}",
-          directory.display()
-        ),
+        code,
+        format!("compiled modules cannot be kept in \"{directory}\": {reason}"),
       )
     })
   }
 }
 
-fn default_directory() -> Option<PathBuf> {
-  Some(dirs::cache_dir()?.join("extism-host"))
+/// What a directory is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+  /// To be read, and written to if it can be: one that has been filled may be read-only.
+  AsItIs,
+  /// To be written to.
+  ToFill,
 }
 
 /// Makes the directory where it is not there, and Wasmtime's configuration in it. What keeps it from
 /// that is said so that it follows a colon.
-fn configure(directory: &Path, max_bytes: u64) -> Result<PathBuf, String> {
+fn configure(directory: &Path, max_bytes: u64, usage: Use) -> Result<PathBuf, String> {
   // Without a slash at its end, which would have a link followed.
   let directory: PathBuf = std::path::absolute(directory)
     .map_err(|error| error.to_string())?
@@ -98,8 +120,8 @@ fn configure(directory: &Path, max_bytes: u64) -> Result<PathBuf, String> {
   let mut name = hexadecimal(&Sha256::digest(&text));
   name.truncate(16);
   let configuration = directory.join(format!("wasmtime-{name}.toml"));
-  // So a directory that has been filled may be one that can only be read.
-  if fs::read_to_string(&configuration).ok().as_deref() != Some(&text) {
+  let is_there = || fs::read_to_string(&configuration).ok().as_deref() == Some(&text);
+  if usage == Use::ToFill || !is_there() {
     replace_file(&configuration, &text)
       .map_err(|error| format!("it cannot be written to ({error})"))?;
   }
@@ -169,7 +191,8 @@ fn make_private_directory(path: &Path) -> Result<(), String> {
   fs::create_dir_all(path).map_err(|error| format!("it cannot be made ({error})"))
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
   use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -194,14 +217,14 @@ mod tests {
   }
 
   fn reason(directory: &Path) -> String {
-    configure(directory, 1).expect_err("the directory is refused")
+    configure(directory, 1, Use::AsItIs).expect_err("the directory is refused")
   }
 
   #[test]
   fn a_directory_is_made_private_and_one_that_others_can_enter_or_a_link_is_not_taken() {
     let base = Temporary::new();
     let private = base.0.join("not/there/yet");
-    configure(&private, 1).expect("it can be made");
+    configure(&private, 1, Use::AsItIs).expect("it can be made");
     let metadata = fs::metadata(&private).expect("it is there");
     assert_eq!(metadata.permissions().mode() & 0o777, 0o700);
     let link = base.0.join("link/");
@@ -219,10 +242,10 @@ mod tests {
   fn settings_that_differ_have_files_of_their_own_which_wasmtime_can_read() {
     let base = Temporary::new();
     let directory = base.0.join("with \"quotes\", a \\ and \u{1f}");
-    let small = configure(&directory, 1).expect("it can be made");
-    let large = configure(&directory, u64::MAX).expect("it can be made");
+    let small = configure(&directory, 1, Use::AsItIs).expect("it can be made");
+    let large = configure(&directory, u64::MAX, Use::AsItIs).expect("it can be made");
     assert_ne!(small, large);
-    assert_eq!(configure(&directory, 1), Ok(small.clone()));
+    assert_eq!(configure(&directory, 1, Use::AsItIs), Ok(small.clone()));
     for configuration in [small, large] {
       let module = extism::Wasm::data(b"\0asm\x01\0\0\0".as_slice());
       extism::PluginBuilder::new(extism::Manifest::new([module]))
@@ -241,5 +264,10 @@ mod tests {
     let code = refused.configuration().map_err(|error| error.code);
     assert_eq!(code, Err(Code::InvalidArgument));
     assert_eq!(CompileCache::Off.configuration(), Ok(None));
+    let unfilled = CompileCache::Off.configuration_to_fill();
+    assert_eq!(
+      unfilled.map_err(|error| error.code),
+      Err(Code::CacheUnavailable)
+    );
   }
 }

@@ -14,6 +14,7 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest
 pub use workers::{Call, Done, Queued};
 
 use crate::host::HostFunction;
-use crate::store::Store;
+use crate::store::{MemoryStore, Store};
 use crate::{Code, Error, Result, host};
 use instance::{CompileOptions, Compiled};
 use prepare::{PrepareError, Prepared};
@@ -60,23 +61,8 @@ impl Plugin {
   /// Reads, checks, prepares and compiles the modules, and starts the first instance, or all. Blocks
   /// for as long as that takes: milliseconds with a warm compile cache, seconds without one.
   pub fn open(manifest: &Manifest, limits: Limits, store: Arc<dyn Store>) -> Result<Self> {
-    let modules = manifest.load()?;
-    let functions = host::functions(manifest, &store);
-    let prepared = prepare(&modules, manifest, &functions)?;
-    drop(modules);
-    let callable = prepared.callable.clone();
-    let options = CompileOptions {
-      wasi: manifest.use_wasi,
-      cache: manifest.compile_cache.configuration()?,
-    };
-    let compile = move || {
-      Compiled::new(&prepared, &functions, &options).map_err(|error| {
-        Error::new(
-          Code::InvalidWasm,
-          format!("the plugin cannot be compiled: {error:#}"),
-        )
-      })
-    };
+    let cache = manifest.compile_cache.configuration()?;
+    let (callable, compile) = compiler(manifest, &store, cache)?;
     let limits = workers::Limits {
       instances: limits.instances,
       is_eager: limits.is_eager,
@@ -90,6 +76,16 @@ impl Plugin {
       functions: callable,
       workers: Workers::start(limits, compile)?,
     })
+  }
+
+  /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. Nothing
+  /// of the plugin is run. Fails where there is no cache.
+  pub fn precompile(manifest: &Manifest) -> Result<()> {
+    let cache = manifest.compile_cache.configuration_to_fill()?;
+    // What the store has makes no difference to what is compiled.
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let (_, compile) = compiler(manifest, &store, Some(cache))?;
+    compile().map(drop)
   }
 
   /// The functions of the main module that can be called, with the numbers of their exports.
@@ -135,6 +131,36 @@ impl Plugin {
   pub fn abandoned_threads(&self) -> usize {
     self.workers.abandoned()
   }
+}
+
+/// Reads, checks and prepares the modules. Gives the functions that can be called, and what compiles the
+/// modules, for an engine of their own each time.
+fn compiler(
+  manifest: &Manifest,
+  store: &Arc<dyn Store>,
+  cache: Option<PathBuf>,
+) -> Result<(
+  BTreeMap<String, u32>,
+  impl Fn() -> Result<Compiled> + Send + Sync + use<>,
+)> {
+  let modules = manifest.load()?;
+  let functions = host::functions(manifest, store);
+  let prepared = prepare(&modules, manifest, &functions)?;
+  drop(modules);
+  let callable = prepared.callable.clone();
+  let options = CompileOptions {
+    wasi: manifest.use_wasi,
+    cache,
+  };
+  let compile = move || {
+    Compiled::new(&prepared, &functions, &options).map_err(|error| {
+      Error::new(
+        Code::InvalidWasm,
+        format!("the plugin cannot be compiled: {error:#}"),
+      )
+    })
+  };
+  Ok((callable, compile))
 }
 
 fn prepare(
