@@ -83,15 +83,18 @@ export declare class Plugin {
   close(call: number): void
 }
 
+/** Where compiled modules are kept. */
+export interface CompileCacheOptions {
+  /** The directory; without it, the default. */
+  directory?: string
+  /** How many bytes it may have; without it, the default. */
+  maxBytes?: number
+}
+
 /** The names of all codes that errors may have, each at the place of its number less one. */
 export declare function errorCodes(): Array<string>
 
-/**
- * Loads and starts a plugin on a thread of its own, under the number `call`, with which it arrives.
- *
- * Not on libuv's pool: the end of the process waits for that, and a plugin may take as long as it
- * likes to initialize itself.
- */
+/** Loads and starts a plugin, which arrives under the number `call`. */
 export declare function openPlugin(call: number, options: PluginOptions, store: MemoryStore, boundary: Boundary): void
 
 /** A manifest and options, as `index.js` has merged them. */
@@ -114,8 +117,12 @@ export interface PluginOptions {
   isIsolated: boolean
   /** Whether guests may import WASI. */
   useWasi: boolean
+  /** Where compiled modules are kept; nowhere without it. */
+  compileCache?: CompileCacheOptions
   /** How many instances; at least 1. */
   instances: number
+  /** Whether all of them are started at once. */
+  eager: boolean
   /** How many calls may be unfinished; at least 1. */
   maxQueue: number
 }
@@ -137,6 +144,12 @@ export interface PluginStats {
   /** Threads that hang in calls of the host and have been replaced. */
   abandonedThreads: number
 }
+
+/**
+ * Fills the compile cache with what such a plugin needs; an empty result arrives under the number
+ * `call`.
+ */
+export declare function precompile(call: number, options: PluginOptions, boundary: Boundary): void
 
 /** One module: a path or bytes. */
 export interface WasmOptions {

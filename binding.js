@@ -783,3 +783,4 @@ module.exports.MemoryStore = nativeBinding.MemoryStore
 module.exports.Plugin = nativeBinding.Plugin
 module.exports.errorCodes = nativeBinding.errorCodes
 module.exports.openPlugin = nativeBinding.openPlugin
+module.exports.precompile = nativeBinding.precompile

@@ -52,6 +52,25 @@ export interface Manifest extends ManifestOptions {
 /** What `createPlugin` takes: a path, a `file:` URL, the bytes of a module, or a manifest. */
 export type PluginSource = string | URL | Bytes | Manifest
 
+/** Where compiled modules are kept. What is in there is executed. */
+export interface CompileCacheOptions {
+  /**
+   * A directory that belongs to this user and that nobody else has rights to (mode 700). It is made
+   * where there is none. One that cannot be used is an error, `INVALID_ARGUMENT`, that says why. It may
+   * be one that can only be read, once a plugin with the same options has been there.
+   * @default the directory of `EXTISM_HOST_CACHE_DIR`, or else `extism-host` in the user's cache
+   * directory; where that cannot be used, plugins are compiled anew
+   */
+  directory?: string
+  /**
+   * How many bytes it may have, from 1 on. That is a soft limit: Wasmtime looks when it has added
+   * something, at most once an hour, and if there is more, removes what was not used for longest until
+   * 70 % of the limit are left.
+   * @default 536870912 (512 MiB)
+   */
+  maxBytes?: number
+}
+
 export interface PluginOptions extends ManifestOptions {
   /**
    * Whether the plugin may import WASI (preview 1). It gets no files, no environment and no output.
@@ -61,12 +80,23 @@ export interface PluginOptions extends ManifestOptions {
   /** Where `hostMemoryGet` looks up its keys, shared by reference. An empty one without it. */
   store?: MemoryStore
   /**
-   * How many instances there are, each with a thread of its own, from 1 to 1,024. With one, a
+   * How many instances there may be, each with a thread of its own, from 1 to 1,024. With one, a
    * plugin's state is seen by each call as the call before left it; with more, each instance has
    * its own state.
+   *
+   * The first is started with the plugin. Another is, without any call waiting for it, when more calls
+   * are unfinished than there are instances. One that cannot be started fails no call: the others go on
+   * serving, and it is tried again when calls need it after a pause, of 100 ms first and of twice as
+   * much after each failure, up to a minute.
    * @default 1
    */
   instances?: number
+  /**
+   * Whether `createPlugin` starts all instances and waits for them. The first calls then find them
+   * ready, and it rejects where one of them cannot be started.
+   * @default false
+   */
+  eager?: boolean
   /**
    * How many calls may be unfinished at once, running ones included, from 1 to 4,294,967,295. One
    * more is rejected with `QUEUE_FULL`.
@@ -94,6 +124,15 @@ export interface PluginOptions extends ManifestOptions {
    * @default 134217728 (128 MiB)
    */
   maxOutputBytes?: number
+  /**
+   * Whether compiled modules are kept on disk, and where: `false` for nowhere, `true` for the default
+   * directory where one can be had.
+   *
+   * What this leaves open the environment variable `EXTISM_HOST_CACHE_DIR` says: it names a directory,
+   * or is empty or `off` for no cache.
+   * @default true
+   */
+  compileCache?: boolean | CompileCacheOptions
 }
 
 /** What goes with one call. */
@@ -170,6 +209,8 @@ export type ErrorCode =
   | 'QUEUE_FULL'
   /** All threads of the plugin are stuck in host calls that do not return. */
   | 'UNAVAILABLE'
+  /** There is no directory in which `precompile` could keep what it compiles. */
+  | 'CACHE_UNAVAILABLE'
   /** The plugin is closed. */
   | 'CLOSED'
   /** A synchronous call would have waited for ever for what only this thread can do. */
@@ -264,9 +305,23 @@ export class MemoryStore implements Iterable<[string, string | Buffer]> {
 }
 
 /**
- * Loads a plugin and starts its instances, off the event loop. `source` may be a promise.
+ * Loads a plugin and starts its first instance, or all with `eager`, off the event loop. `source` may
+ * be a promise.
  *
  * Rejects with a `PluginError`: `INVALID_ARGUMENT`, `FILE_NOT_FOUND`, `INVALID_WASM`,
  * `HASH_MISMATCH` or `MISSING_IMPORT`.
  */
 export function createPlugin (source: PluginSource | PromiseLike<PluginSource>, options?: PluginOptions): Promise<Plugin>
+
+/**
+ * Fills the compile cache with what `createPlugin` of the same source and options would compile, off the
+ * event loop, so that it takes milliseconds later, in another process too. Nothing of the plugin runs.
+ *
+ * Of the options, `useWasi`, `memory.maxPages` and `compileCache` decide what is compiled and where it
+ * is kept; the others are checked and make no difference. Resolves at once where all is there already.
+ *
+ * Rejects as `createPlugin` does, with `INVALID_ARGUMENT` where `compileCache` is `false`, and with
+ * `CACHE_UNAVAILABLE` where there is no cache otherwise: the default directory cannot be had, or
+ * `EXTISM_HOST_CACHE_DIR` turns it off.
+ */
+export function precompile (source: PluginSource | PromiseLike<PluginSource>, options?: PluginOptions): Promise<void>

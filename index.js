@@ -1,7 +1,7 @@
 'use strict'
 
 const { MemoryStore } = require('./lib/memory-store.js')
-const { Plugin, createPlugin } = require('./lib/plugin.js')
+const { Plugin, createPlugin, precompile } = require('./lib/plugin.js')
 const { PluginOutput } = require('./lib/plugin-output.js')
 
-module.exports = { createPlugin, MemoryStore, Plugin, PluginOutput }
+module.exports = { createPlugin, precompile, MemoryStore, Plugin, PluginOutput }

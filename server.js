@@ -27,7 +27,7 @@ async function buildServer ({
   plugin: pluginOptions,
   ...fastifyOptions
 } = {}) {
-  const plugin = await createPlugin(wasm, { useWasi: true, timeoutMs: 10_000, store, ...pluginOptions })
+  const plugin = await createPlugin(wasm, { useWasi: true, timeoutMs: 10_000, store, eager: true, ...pluginOptions })
   const app = Fastify(fastifyOptions)
   app.decorate('store', store)
   app.addHook('onClose', () => plugin.close())

@@ -114,6 +114,7 @@ describe('createPlugin rejects', () => {
     'instances: 0': { instances: 0 },
     'instances: 1.5': { instances: 1.5 },
     'instances: "2"': { instances: '2' },
+    'eager: 1': { eager: 1 },
     'maxQueue: 0': { maxQueue: 0 },
     'timeoutMs: -1': { timeoutMs: -1 },
     'timeoutMs: NaN': { timeoutMs: NaN },
@@ -177,6 +178,6 @@ test('a Plugin cannot be made without createPlugin', () => {
 })
 
 test('the module has its exports by name', () => {
-  expect(Object.keys(require('..')).sort()).toEqual(['MemoryStore', 'Plugin', 'PluginOutput', 'createPlugin'])
+  expect(Object.keys(require('..')).sort()).toEqual(['MemoryStore', 'Plugin', 'PluginOutput', 'createPlugin', 'precompile'])
   expect([MemoryStore, PluginOutput].every((value) => typeof value === 'function')).toBe(true)
 })

@@ -145,8 +145,8 @@ describe('a process', () => {
 
   test('in ESM has the exports by name', async () => {
     const { code, output } = await runNode(['--input-type=module', '-e', `
-      import { createPlugin, MemoryStore, Plugin, PluginOutput } from 'extism-host'
-      console.log([createPlugin, MemoryStore, Plugin, PluginOutput].map((value) => typeof value).join())`])
-    expect({ code, output }).toEqual({ code: 0, output: 'function,function,function,function\n' })
+      import { createPlugin, precompile, MemoryStore, Plugin, PluginOutput } from 'extism-host'
+      console.log([createPlugin, precompile, MemoryStore, Plugin, PluginOutput].map((value) => typeof value).join())`])
+    expect({ code, output }).toEqual({ code: 0, output: 'function,function,function,function,function\n' })
   })
 })

@@ -23,14 +23,14 @@ async function readGuests () {
       answer: expectedAnswer('Jane Doe'),
       createSdk: () => sdk.createSayHello(),
       create: (instances) =>
-        createPlugin(SAY_HELLO, { useWasi: true, store: new MemoryStore(MESSAGES), instances })
+        createPlugin(SAY_HELLO, { useWasi: true, store: new MemoryStore(MESSAGES), instances, eager: true })
     },
     {
       name: 'count_vowels',
       input: 'Hello, World!',
       answer: '{"count": 03}',
       createSdk: () => sdk.createPlugin({ wasm: [{ data: countVowels }] }),
-      create: (instances) => createPlugin({ wasm: [{ data: countVowels }] }, { instances })
+      create: (instances) => createPlugin({ wasm: [{ data: countVowels }] }, { instances, eager: true })
     }
   ]
 }

@@ -72,7 +72,7 @@ async function main () {
   const options = readOptions({ rounds: 9, seconds: 2 })
   const { rounds, seconds } = options
   const createSdk = (data) => sdk.createPlugin({ wasm: [{ data }] })
-  const create = (data, instances) => createPlugin({ wasm: [{ data }] }, { instances })
+  const create = (data, instances) => createPlugin({ wasm: [{ data }] }, { instances, eager: true })
 
   const foreground = await createSdk(await calibrate(createSdk))
   const guest = await calibrate(create)

@@ -147,6 +147,7 @@ fn between_threads(criterion: &mut Criterion) {
   for guest in guests() {
     let limits = Limits {
       instances: NonZeroUsize::MIN,
+      is_eager: true,
       max_queue: NonZeroUsize::MIN,
       is_isolated: false,
     };

@@ -277,4 +277,9 @@ function open (options, store) {
   return complete(undefined, (number) => binding.openPlugin(number, options, store, boundary))
 }
 
-module.exports = { complete, completeSync, caller, open }
+/** Fills the compile cache with what such a plugin needs. */
+function fillCache (options) {
+  return complete(undefined, (number) => binding.precompile(number, options, boundary))
+}
+
+module.exports = { complete, completeSync, caller, fillCache, open }

@@ -2,6 +2,7 @@
 
 // Manifests and options as the native part takes them, or an error that says what is wrong.
 
+const { resolve } = require('node:path')
 const { fileURLToPath } = require('node:url')
 const binding = require('../binding.js')
 const { asBytes } = require('./bytes.js')
@@ -13,8 +14,20 @@ const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
 
 const MANIFEST_KEYS = { config: 'config', timeoutMs: 'timeoutMs', timeout_ms: 'timeoutMs', memory: 'memory' }
-const OPTION_KEYS = { ...MANIFEST_KEYS, useWasi: 'useWasi', store: 'store', instances: 'instances', maxQueue: 'maxQueue', maxOutputBytes: 'maxOutputBytes', isolation: 'isolation', fuel: 'fuel' }
+const OPTION_KEYS = {
+  ...MANIFEST_KEYS,
+  useWasi: 'useWasi',
+  store: 'store',
+  instances: 'instances',
+  eager: 'eager',
+  maxQueue: 'maxQueue',
+  maxOutputBytes: 'maxOutputBytes',
+  isolation: 'isolation',
+  fuel: 'fuel',
+  compileCache: 'compileCache'
+}
 const MEMORY_KEYS = { maxPages: 'maxPages', max_pages: 'maxPages', maxVarBytes: 'maxVarBytes', max_var_bytes: 'maxVarBytes' }
+const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs' }
 const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs' }
 const WASM_KEYS = { path: 'path', data: 'data', name: 'name', hash: 'hash' }
@@ -94,6 +107,12 @@ function asInteger (value, name, fallback, most, least = 1) {
   return value
 }
 
+function asBoolean (value, name) {
+  if (value === undefined) return false
+  if (typeof value !== 'boolean') throw invalidArgument(`${name} must be a boolean, not ${describe(value)}`)
+  return value
+}
+
 function asConfig (config = {}) {
   if (!isObject(config)) throw invalidArgument(`config must be an object, not ${describe(config)}`)
   for (const [key, value] of Object.entries(config)) {
@@ -111,15 +130,35 @@ function asIsolation (isolation = 'instance') {
   return isolation
 }
 
+/**
+ * Where compiled modules are kept; `undefined` is nowhere. What the option leaves open the environment
+ * says. It is read here and not in Rust, where another thread may be changing it at that moment.
+ */
+function asCompileCache (option) {
+  const variable = process.env.EXTISM_HOST_CACHE_DIR
+  const isOff = variable === '' || variable === 'off'
+  if (option === false || (option === undefined && isOff)) return undefined
+  if (option !== undefined && option !== true && !isObject(option)) {
+    throw invalidArgument(`compileCache must be a boolean or an object, not ${describe(option)}`)
+  }
+  const {
+    directory = isOff ? undefined : variable, maxBytes
+  } = pick(isObject(option) ? option : {}, CACHE_KEYS, 'compileCache')
+  if (directory !== undefined && (typeof directory !== 'string' || directory === '' || directory.includes('\0'))) {
+    throw invalidArgument('compileCache.directory must be the path of a directory')
+  }
+  return {
+    directory: directory === undefined ? undefined : resolve(directory),
+    maxBytes: asInteger(maxBytes, 'compileCache.maxBytes', undefined, Number.MAX_SAFE_INTEGER)
+  }
+}
+
 /** The native options of a plugin, and its store. */
 function pluginOptions (source, options) {
   const { wasm, ...rest } = asManifest(source)
   if (!Array.isArray(wasm)) throw invalidArgument(`"wasm" of the manifest must be an array, not ${describe(wasm)}`)
   const merged = { ...pick(rest, MANIFEST_KEYS, 'the manifest'), ...pick(options ?? {}, OPTION_KEYS, 'options') }
 
-  if (merged.useWasi !== undefined && typeof merged.useWasi !== 'boolean') {
-    throw invalidArgument(`useWasi must be a boolean, not ${describe(merged.useWasi)}`)
-  }
   const store = merged.store === undefined ? new binding.MemoryStore() : nativeStore(merged.store)
   if (store === undefined) {
     throw invalidArgument(`store must be a MemoryStore, not ${describe(merged.store)}`)
@@ -135,8 +174,10 @@ function pluginOptions (source, options) {
     maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
     fuel: asInteger(merged.fuel, 'fuel', undefined, Number.MAX_SAFE_INTEGER),
     isIsolated: asIsolation(merged.isolation) === 'call',
-    useWasi: merged.useWasi ?? false,
+    useWasi: asBoolean(merged.useWasi, 'useWasi'),
+    compileCache: asCompileCache(merged.compileCache),
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
+    eager: asBoolean(merged.eager, 'eager'),
     maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32)
   }
   return { native, store }

@@ -3,7 +3,7 @@
 // `Plugin`, and how one is made.
 
 const { asBytes } = require('./bytes.js')
-const { caller, complete, completeSync, open } = require('./calls.js')
+const { caller, complete, completeSync, fillCache, open } = require('./calls.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, asInteger, checkSignal, pick, pluginOptions } = require('./options.js')
 
@@ -97,4 +97,13 @@ async function createPlugin (source, options) {
   return new Plugin(SECRET, await open(native, store))
 }
 
-module.exports = { Plugin, createPlugin }
+async function precompile (source, options) {
+  const { native } = pluginOptions(await source, options)
+  if (native.compileCache === undefined) {
+    if (options?.compileCache === false) throw invalidArgument('compileCache must not be false, or there is nothing to fill')
+    throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off, and compileCache does not turn it on')
+  }
+  await fillCache(native)
+}
+
+module.exports = { Plugin, createPlugin, precompile }

@@ -43,6 +43,8 @@ pub enum Code {
   QueueFull,
   /// All threads of the plugin are stuck in host calls that do not return.
   Unavailable,
+  /// There is no place where compiled modules could be kept.
+  CacheUnavailable,
   /// The plugin has been closed.
   Closed,
   /// A synchronous call would wait for ever.
@@ -53,7 +55,7 @@ pub enum Code {
 
 impl Code {
   /// All codes, each at the place of its [`number`](Self::number) less one.
-  pub const ALL: [Self; 21] = [
+  pub const ALL: [Self; 22] = [
     Code::InvalidArgument,
     Code::FileNotFound,
     Code::InvalidWasm,
@@ -72,6 +74,7 @@ impl Code {
     Code::FuelExhausted,
     Code::QueueFull,
     Code::Unavailable,
+    Code::CacheUnavailable,
     Code::Closed,
     Code::WouldDeadlock,
     Code::Internal,
@@ -103,6 +106,7 @@ impl Code {
       Code::FuelExhausted => "FUEL_EXHAUSTED",
       Code::QueueFull => "QUEUE_FULL",
       Code::Unavailable => "UNAVAILABLE",
+      Code::CacheUnavailable => "CACHE_UNAVAILABLE",
       Code::Closed => "CLOSED",
       Code::WouldDeadlock => "WOULD_DEADLOCK",
       Code::Internal => "INTERNAL",

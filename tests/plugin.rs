@@ -25,6 +25,7 @@ fn wasm(text: &str) -> Wasm {
 fn limits(instances: usize, max_queue: usize) -> Limits {
   Limits {
     instances: NonZeroUsize::new(instances).expect("at least one"),
+    is_eager: false,
     max_queue: NonZeroUsize::new(max_queue).expect("at least one"),
     is_isolated: false,
   }
@@ -292,6 +293,24 @@ fn threads_that_no_interruption_reaches_are_replaced_up_to_a_number_and_then_cal
 }
 
 #[test]
+fn where_all_instances_that_were_started_are_stuck_the_next_call_gets_another() {
+  let sleeping =
+    include_str!("../__test__/guests/sleeping.wat").replace("5000000000", "60000000000");
+  let manifest = Manifest {
+    use_wasi: true,
+    timeout: Some(Duration::from_millis(100)),
+    ..manifest(&sleeping)
+  };
+  let plugin = open(&manifest, limits(2, 100));
+  // One after the other, so one instance is enough for them; the last is stuck for good.
+  for _ in 0..17 {
+    assert_eq!(call(&plugin, "sleep", b""), Err(Code::Timeout));
+  }
+  assert_eq!(call(&plugin, "echo", b"x"), Ok(b"x".to_vec()));
+  assert_eq!(plugin.abandoned_threads(), 16);
+}
+
+#[test]
 fn closing_does_not_wait_for_threads_that_no_interruption_reaches() {
   let sleeping =
     include_str!("../__test__/guests/sleeping.wat").replace("5000000000", "60000000000");
@@ -329,6 +348,7 @@ const ENDLESS_FROM_THE_SECOND_ON: &str = r#"
       (if (i64.ne (call $get (local.get $name)) (i64.const 0))
         (then (loop $again (br $again))))
       (call $set (local.get $name) (local.get $name)))
+    (func (export "nothing"))
     (func (export "trap") unreachable))
 "#;
 
@@ -356,6 +376,42 @@ fn a_plugin_that_is_dropped_while_an_instance_starts_leaves_nothing_running() {
     assert_eq!(call(&plugin, "trap", b""), Err(Code::Trap));
     std::thread::sleep(Duration::from_micros(round * 10));
     drop(plugin);
+    wait_until_nothing_runs(&store);
+  }
+}
+
+#[test]
+fn a_plugin_that_is_dropped_while_a_further_instance_starts_leaves_nothing_running() {
+  let store: Arc<MemoryStore> = Arc::default();
+  let manifest = manifest(ENDLESS_FROM_THE_SECOND_ON);
+  for round in 0..100 {
+    let plugin =
+      try_open(&manifest, limits(3, 8), Arc::clone(&store) as _).expect("the plugin opens");
+    let calls: Vec<_> = (0..4).map(|_| start(&plugin, "nothing", b"")).collect();
+    for call in calls {
+      assert_eq!(call.recv().expect("done is run"), Ok(Vec::new()));
+    }
+    // Some are being compiled then, some initialize themselves.
+    std::thread::sleep(Duration::from_micros(round * 100));
+    drop(plugin);
+    wait_until_nothing_runs(&store);
+  }
+}
+
+#[test]
+fn closing_waits_for_the_instances_that_are_being_started() {
+  let store: Arc<MemoryStore> = Arc::default();
+  for round in 0..50 {
+    let plugin =
+      try_open(&manifest(GUEST), limits(4, 8), Arc::clone(&store) as _).expect("the plugin opens");
+    let accepted: Vec<_> = (0..6).map(|_| start(&plugin, "echo", b"x")).collect();
+    std::thread::sleep(Duration::from_micros(round * 100));
+    let (closed, is_closed) = channel();
+    plugin.close(move || closed.send(()).expect("the test waits"));
+    for call in accepted {
+      assert_eq!(call.recv().expect("done is run"), Ok(b"x".to_vec()));
+    }
+    is_closed.recv().expect("closing ends");
     wait_until_nothing_runs(&store);
   }
 }

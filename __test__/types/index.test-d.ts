@@ -1,5 +1,5 @@
 import { expectAssignable, expectError, expectType } from 'tsd'
-import { createPlugin, MemoryStore, Plugin, PluginError, PluginOutput } from '../..'
+import { createPlugin, precompile, MemoryStore, Plugin, PluginError, PluginOutput } from '../..'
 
 const store = new MemoryStore([['text', 'value'], ['bytes', new Uint8Array(1)]])
 expectType<MemoryStore>(store.set('key', Buffer.from('value')))
@@ -20,12 +20,17 @@ expectType<Promise<Plugin>>(createPlugin(new Uint8Array(8), {
   useWasi: true,
   store,
   instances: 2,
+  eager: true,
   maxQueue: 100,
   config: { key: 'value' },
   timeoutMs: 1000,
   memory: { maxPages: 16, maxVarBytes: 0 },
-  maxOutputBytes: 1024
+  maxOutputBytes: 1024,
+  compileCache: { directory: '/tmp/cache', maxBytes: 1 }
 }))
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { compileCache: false }))
+expectError(createPlugin('plugin.wasm', { compileCache: 'directory' }))
+expectError(createPlugin('plugin.wasm', { compileCache: { unknown: true } }))
 expectType<Promise<Plugin>>(createPlugin(Promise.resolve({
   wasm: [{ path: 'library.wasm', name: 'library', hash: '00' }, { data: new ArrayBuffer(8) }],
   timeout_ms: 5
@@ -36,6 +41,10 @@ expectError(createPlugin({ wasm: [{ name: 'neither path nor data' }] }))
 expectError(createPlugin({ wasm: [{ path: 'a.wasm', data: new Uint8Array() }] }))
 expectError(createPlugin('plugin.wasm', { store: new Map() }))
 expectError(createPlugin('plugin.wasm', { unknown: true }))
+
+expectType<Promise<void>>(precompile('plugin.wasm', { useWasi: true, compileCache: { directory: '/tmp/cache' } }))
+expectError(precompile())
+expectError(precompile('plugin.wasm', { unknown: true }))
 
 const plugin = await createPlugin('plugin.wasm')
 const output = await plugin.call('name', 'input')

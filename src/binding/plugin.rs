@@ -18,7 +18,7 @@ use napi_derive::napi;
 use super::boundary::{Boundary, Finished, Outcome};
 use super::memory_store::MemoryStore;
 use crate::plugin::spin::Habit;
-use crate::plugin::{self, Limits, Queued, Source};
+use crate::plugin::{self, CompileCache, Limits, Queued, Source};
 use crate::store::Store;
 use crate::{Code, Error};
 
@@ -43,10 +43,37 @@ pub struct PluginOptions {
   pub is_isolated: bool,
   /// Whether guests may import WASI.
   pub use_wasi: bool,
+  /// Where compiled modules are kept; nowhere without it.
+  pub compile_cache: Option<CompileCacheOptions>,
   /// How many instances; at least 1.
   pub instances: u32,
+  /// Whether all of them are started at once.
+  pub eager: bool,
   /// How many calls may be unfinished; at least 1.
   pub max_queue: u32,
+}
+
+/// Where compiled modules are kept.
+#[napi(object)]
+pub struct CompileCacheOptions {
+  /// The directory; without it, the default.
+  pub directory: Option<String>,
+  /// How many bytes it may have; without it, the default.
+  pub max_bytes: Option<i64>,
+}
+
+impl From<Option<CompileCacheOptions>> for CompileCache {
+  fn from(options: Option<CompileCacheOptions>) -> Self {
+    match options {
+      None => Self::Off,
+      Some(options) => Self::On {
+        directory: options.directory.map(PathBuf::from),
+        max_bytes: options
+          .max_bytes
+          .and_then(|bytes| u64::try_from(bytes).ok()),
+      },
+    }
+  }
 }
 
 /// One module: a path or bytes.
@@ -94,41 +121,69 @@ pub struct PluginStats {
   pub abandoned_threads: f64,
 }
 
-/// Loads and starts a plugin on a thread of its own, under the number `call`, with which it arrives.
-///
-/// Not on libuv's pool: the end of the process waits for that, and a plugin may take as long as it
-/// likes to initialize itself.
+impl From<PluginOptions> for plugin::Manifest {
+  fn from(options: PluginOptions) -> Self {
+    Self {
+      wasm: options.wasm.into_iter().map(plugin::Wasm::from).collect(),
+      config: options.config.into_iter().collect(),
+      timeout: options.timeout_ms.map(milliseconds),
+      max_pages: options.max_pages,
+      max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
+      max_output: options.max_output_bytes.map(u64::from),
+      fuel: options.fuel.map(|fuel| fuel as u64),
+      use_wasi: options.use_wasi,
+      compile_cache: options.compile_cache.into(),
+    }
+  }
+}
+
+/// Loads and starts a plugin, which arrives under the number `call`.
 #[napi(catch_unwind)]
 pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, boundary: &Boundary) {
   let at_least_one = |number: u32| NonZeroUsize::new(number as usize).unwrap_or(NonZeroUsize::MIN);
   let limits = Limits {
     instances: at_least_one(options.instances),
+    is_eager: options.eager,
     max_queue: at_least_one(options.max_queue),
     is_isolated: options.is_isolated,
   };
-  let manifest = plugin::Manifest {
-    wasm: options.wasm.into_iter().map(plugin::Wasm::from).collect(),
-    config: options.config.into_iter().collect(),
-    timeout: options.timeout_ms.map(milliseconds),
-    max_pages: options.max_pages,
-    fuel: options.fuel.map(|fuel| fuel as u64),
-    max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
-    max_output: options.max_output_bytes.map(u64::from),
-    use_wasi: options.use_wasi,
-  };
+  let manifest = plugin::Manifest::from(options);
   let store: Arc<dyn Store> = store.shared();
+  let results = Arc::clone(&boundary.near().finished) as _;
+  load(call, boundary, move || {
+    plugin::Plugin::open(&manifest, limits, store, results).map(Outcome::Opened)
+  });
+}
+
+/// Fills the compile cache with what such a plugin needs; an empty result arrives under the number
+/// `call`.
+#[napi(catch_unwind)]
+pub fn precompile(call: u32, options: PluginOptions, boundary: &Boundary) {
+  let manifest = plugin::Manifest::from(options);
+  load(call, boundary, move || {
+    plugin::Plugin::precompile(&manifest).map(|()| Outcome::Output(Vec::new()))
+  });
+}
+
+/// Does something on a thread of its own.
+///
+/// Not on libuv's pool: the end of the process waits for that, and a plugin may take as long as it
+/// likes to initialize itself.
+fn load(
+  call: u32,
+  boundary: &Boundary,
+  work: impl FnOnce() -> crate::Result<Outcome> + Send + 'static,
+) {
   let finished = Arc::clone(&boundary.near().finished);
-  let opened = Arc::clone(&finished);
+  let loaded = Arc::clone(&finished);
   let spawned = thread::Builder::new()
     .name("extism-open".to_owned())
     .spawn(move || {
-      let results = Arc::clone(&opened) as _;
-      let open = || plugin::Plugin::open(&manifest, limits, store, results);
-      let result = catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
+      let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         let message = "the runtime panicked while it loaded the plugin";
         Err(Error::new(Code::Internal, message))
       });
-      opened.push(call, result.map(Outcome::Opened));
+      loaded.push(call, result);
     });
   if let Err(error) = spawned {
     let message = format!("cannot start a thread to load the plugin: {error}");

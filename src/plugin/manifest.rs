@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::compile_cache::CompileCache;
 use super::names::MAIN;
 use crate::{Code, Error, Result};
 
@@ -37,6 +38,8 @@ pub struct Manifest {
   pub max_vars: Option<usize>,
   /// Whether guests may import WASI (preview 1). They get no files, no environment, no output.
   pub use_wasi: bool,
+  /// Where compiled modules are kept; in the user's cache directory unless it says otherwise.
+  pub compile_cache: CompileCache,
 }
 
 /// One module of a [`Manifest`].
@@ -151,7 +154,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
   std::fs::read(path).map_err(|error| unreadable(error.to_string()))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
   bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

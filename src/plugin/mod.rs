@@ -15,16 +15,18 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use compile_cache::CompileCache;
 pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, Source, Wasm};
 pub use workers::{Call, Queued, Results};
 
 pub use stats::Stats;
 
 use crate::host::HostFunction;
-use crate::store::Store;
+use crate::store::{MemoryStore, Store};
 use crate::{Code, Error, Result, host};
 use instance::{CompileOptions, Compiled};
 use prepare::{PrepareError, Prepared};
@@ -39,8 +41,11 @@ const MAX_IDLE_MEMORY: u64 = 64 << 20;
 /// How a plugin is run.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-  /// How many instances, and so threads, there are.
+  /// How many instances, and so threads, there are at most.
   pub instances: NonZeroUsize,
+  /// Whether all of them are started when the plugin is opened. Else the first is, and the others when
+  /// there are more calls than instances to run them.
+  pub is_eager: bool,
   /// How many calls may be unfinished at once, running ones included.
   pub max_queue: NonZeroUsize,
   /// Whether each call has an instance of its own, and leaves nothing to the next.
@@ -58,8 +63,8 @@ pub struct Plugin {
 }
 
 impl Plugin {
-  /// Reads, checks, prepares and compiles the modules, and starts the instances. Blocks for as long
-  /// as that takes: milliseconds with a warm compile cache, seconds without one.
+  /// Reads, checks, prepares and compiles the modules, and starts the first instance, or all. Blocks
+  /// for as long as that takes: milliseconds with a warm compile cache, seconds without one.
   ///
   /// `results` gets what comes of each call.
   pub fn open(
@@ -68,26 +73,11 @@ impl Plugin {
     store: Arc<dyn Store>,
     results: Arc<dyn Results>,
   ) -> Result<Self> {
-    let modules = manifest.load()?;
-    let functions = host::functions(manifest, &store);
-    let prepared = prepare(&modules, manifest, &functions)?;
-    drop(modules);
-    let callable = prepared.callable.clone();
-    let options = CompileOptions {
-      wasi: manifest.use_wasi,
-      cache: compile_cache::configuration(),
-      fuel: manifest.fuel,
-    };
-    let compile = move || {
-      Compiled::new(&prepared, &functions, &options).map_err(|error| {
-        Error::new(
-          Code::InvalidWasm,
-          format!("the plugin cannot be compiled: {error:#}"),
-        )
-      })
-    };
+    let cache = manifest.compile_cache.configuration()?;
+    let (callable, compile) = compiler(manifest, &store, cache)?;
     let limits = workers::Limits {
       instances: limits.instances,
+      is_eager: limits.is_eager,
       max_queue: limits.max_queue,
       timeout: manifest.timeout,
       initialization_timeout: manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT),
@@ -99,6 +89,16 @@ impl Plugin {
       functions: callable,
       workers: Workers::start(limits, results, compile)?,
     })
+  }
+
+  /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. Nothing
+  /// of the plugin is run. Fails where there is no cache.
+  pub fn precompile(manifest: &Manifest) -> Result<()> {
+    let cache = manifest.compile_cache.configuration_to_fill()?;
+    // What the store has makes no difference to what is compiled.
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let (_, compile) = compiler(manifest, &store, Some(cache))?;
+    compile().map(drop)
   }
 
   /// The functions of the main module that can be called, with the numbers of their exports.
@@ -150,6 +150,37 @@ impl Plugin {
   pub fn abandoned_threads(&self) -> usize {
     self.workers.abandoned()
   }
+}
+
+/// Reads, checks and prepares the modules. Gives the functions that can be called, and what compiles the
+/// modules, for an engine of their own each time.
+fn compiler(
+  manifest: &Manifest,
+  store: &Arc<dyn Store>,
+  cache: Option<PathBuf>,
+) -> Result<(
+  BTreeMap<String, u32>,
+  impl Fn() -> Result<Compiled> + Send + Sync + use<>,
+)> {
+  let modules = manifest.load()?;
+  let functions = host::functions(manifest, store);
+  let prepared = prepare(&modules, manifest, &functions)?;
+  drop(modules);
+  let callable = prepared.callable.clone();
+  let options = CompileOptions {
+    wasi: manifest.use_wasi,
+    cache,
+    fuel: manifest.fuel,
+  };
+  let compile = move || {
+    Compiled::new(&prepared, &functions, &options).map_err(|error| {
+      Error::new(
+        Code::InvalidWasm,
+        format!("the plugin cannot be compiled: {error:#}"),
+      )
+    })
+  };
+  Ok((callable, compile))
 }
 
 fn prepare(

@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -54,12 +54,20 @@ const FAST: Duration = Duration::from_micros(300);
 
 /// How many calls must have come one after the other for that.
 const ALONE: u64 = 8;
+/// How long no further instance is started after one that could not be. Each failure after that
+/// doubles it, up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause after an instance that could not be started.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// How a plugin's calls are run.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-  /// How many instances, and so threads, there are.
+  /// How many instances, and so threads, there are at most.
   pub instances: NonZeroUsize,
+  /// Whether all of them are started at once, and not only when calls need them.
+  pub is_eager: bool,
   /// How many calls may be unfinished at once, running ones included.
   pub max_queue: NonZeroUsize,
   /// How long a call may run that has no limit of its own. No limit without it.
@@ -137,10 +145,29 @@ struct Queue {
   /// How long a thread waited for the last call that had to be waited for.
   last_wait: Option<Duration>,
   slots: Vec<Arc<Slot>>,
+  /// How many threads are compiling, and will have a slot after that.
+  compiling: usize,
+  /// Where further instances come from; `None` when there are none to come.
+  further: Option<Further>,
   abandoned: usize,
   is_closed: bool,
   /// Run when the last slot has gone.
   on_closed: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+/// Compiles the plugin's modules, for an engine of their own: to interrupt one instance interrupts all
+/// of an engine.
+type Compile = dyn Fn() -> Result<Compiled> + Send + Sync;
+
+/// The instances that are not started with the plugin but when calls need them.
+struct Further {
+  compile: Arc<Compile>,
+  /// How many have not been initialized yet.
+  missing: usize,
+  /// How many could not be started since the last that could.
+  failures: u32,
+  /// Before this, no other is started.
+  not_before: Option<Instant>,
 }
 
 /// The place of one instance. An abandoned thread keeps its slot; its replacement gets a new one.
@@ -161,6 +188,9 @@ struct Record {
   /// yet does not start.
   is_interrupted: bool,
   is_abandoned: bool,
+  /// Whether an instance of the slot, or of the one that it replaces, has been initialized. Until then
+  /// no call counts on it.
+  is_proven: bool,
 }
 
 /// What an instance is doing: a call, or its initialization.
@@ -183,8 +213,7 @@ enum Waiter {
 }
 
 impl Workers {
-  /// Starts a thread for each instance. Each of `compile` makes an engine of its own: to interrupt
-  /// one instance interrupts all of an engine.
+  /// Starts the first instance, or with [`Limits::is_eager`] all, each with a thread of its own.
   pub fn start(
     limits: Limits,
     results: Arc<dyn Results>,
@@ -204,12 +233,29 @@ impl Workers {
     watchdog::watch(watched).map_err(|error| cannot_start(&error))?;
     let workers = Self { shared };
     // The first compiles and fills the cache; the others then find it full, and start at once.
-    let compile = Arc::new(compile);
-    received(&workers.shared.compile_and_serve(&compile)?)?;
-    let others = (1..limits.instances.get())
-      .map(|_| workers.shared.compile_and_serve(&compile))
-      .collect::<Result<Vec<_>>>()?;
-    others.iter().try_for_each(received)?;
+    let compile: Arc<Compile> = Arc::new(compile);
+    let start = || {
+      let (sender, is_ready) = sync_channel(1);
+      let ready = Box::new(move |result| drop(sender.send(result)));
+      let mut queue = workers.shared.lock();
+      let started = workers
+        .shared
+        .compile_and_serve(&mut queue, &compile, ready);
+      started.map(|()| is_ready)
+    };
+    received(&start()?)?;
+    let others = limits.instances.get() - 1;
+    if limits.is_eager {
+      let others = (0..others).map(|_| start()).collect::<Result<Vec<_>>>()?;
+      others.iter().try_for_each(received)?;
+    } else if others > 0 {
+      workers.shared.lock().further = Some(Further {
+        compile,
+        missing: others,
+        failures: 0,
+        not_before: None,
+      });
+    }
     Ok(workers)
   }
 
@@ -217,6 +263,7 @@ impl Workers {
   pub fn push(&self, call: Call) -> Queued {
     let mut queue = self.shared.lock();
     let unfinished = self.shared.unfinished.load(Ordering::Relaxed);
+    self.shared.start_further(&mut queue, unfinished + 1);
     let refused = if queue.is_closed {
       Error::new(Code::Closed, "the plugin is closed")
     } else if unfinished >= self.shared.limits.max_queue.get() {
@@ -287,7 +334,15 @@ impl Workers {
   pub fn close(&self, closed: Box<dyn FnOnce() + Send>) {
     let mut queue = self.shared.lock();
     queue.is_closed = true;
+    queue.further = None;
     queue.on_closed.push(closed);
+    if queue.waiting.is_empty() {
+      // Nobody needs what is still being started.
+      let records = queue.slots.iter().map(|slot| slot.lock());
+      records
+        .filter(|record| !record.is_proven)
+        .for_each(|mut record| record.interrupt());
+    }
     queue.reconsider_stuck_slots();
     let run_now = queue.closed_callbacks();
     drop(queue);
@@ -326,6 +381,7 @@ impl Drop for Workers {
   fn drop(&mut self) {
     let mut queue = self.shared.lock();
     queue.is_closed = true;
+    queue.further = None;
     let forgotten = std::mem::take(&mut queue.waiting);
     for slot in &queue.slots {
       slot.lock().interrupt();
@@ -340,7 +396,7 @@ impl Drop for Workers {
 
 impl Queue {
   fn closed_callbacks(&mut self) -> Vec<Box<dyn FnOnce() + Send>> {
-    match self.is_closed && self.slots.is_empty() {
+    match self.is_closed && self.slots.is_empty() && self.compiling == 0 {
       true => std::mem::take(&mut self.on_closed),
       false => Vec::new(),
     }
@@ -349,7 +405,13 @@ impl Queue {
   /// Whether no slot can take a call, nor will soon.
   fn all_are_stuck(&self) -> bool {
     let mut slots = self.slots.iter();
-    slots.all(|slot| slot.is_stuck.load(Ordering::Relaxed))
+    self.compiling == 0 && slots.all(|slot| slot.is_stuck.load(Ordering::Relaxed))
+  }
+
+  /// How many slots can take calls, or will soon.
+  fn able(&self) -> usize {
+    let is_able = |slot: &&Arc<Slot>| !slot.is_stuck.load(Ordering::Relaxed);
+    self.slots.iter().filter(is_able).count()
   }
 
   /// Has the watchdog try again to abandon the threads of stuck slots, as something has changed.
@@ -373,15 +435,16 @@ impl Shared {
     self.queue.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// Starts a thread that compiles and then serves; through the channel it says whether its first
-  /// instance could be initialized.
-  fn compile_and_serve<C>(self: &Arc<Self>, compile: &Arc<C>) -> Result<Receiver<Result<()>>>
-  where
-    C: Fn() -> Result<Compiled> + Send + Sync + 'static,
-  {
-    let (ready, is_ready) = sync_channel(1);
+  /// Starts a thread that compiles and then serves; it tells `ready` whether its first instance could
+  /// be initialized.
+  fn compile_and_serve(
+    self: &Arc<Self>,
+    queue: &mut Queue,
+    compile: &Arc<Compile>,
+    ready: Ready,
+  ) -> Result<()> {
     let (shared, compile) = (Arc::clone(self), Arc::clone(compile));
-    spawn(move || {
+    let spawned = spawn(move || {
       let compiled = catch_unwind(AssertUnwindSafe(|| compile())).unwrap_or_else(|_| {
         let message = "the compiler panicked";
         Err(Error::new(Code::Internal, message))
@@ -390,27 +453,64 @@ impl Shared {
       match compiled {
         Ok(compiled) => {
           let slot = Slot::new(compiled);
-          shared.lock().slots.push(Arc::clone(&slot));
+          let mut queue = shared.lock();
+          queue.compiling -= 1;
+          queue.slots.push(Arc::clone(&slot));
+          drop(queue);
           shared.serve(slot, Some(ready), None);
         }
         Err(error) => {
-          let _ = ready.send(Err(error));
+          shared.lock().compiling -= 1;
+          ready(Err(error));
+          shared.end_what_nobody_can_serve();
         }
       }
-    })?;
-    Ok(is_ready)
+    });
+    // The thread counts itself out under the lock, so after this.
+    queue.compiling += usize::from(spawned.is_ok());
+    spawned
+  }
+
+  /// Starts a further instance where more calls are unfinished than there are threads for them, those
+  /// that are on their way included. The calls do not wait for it: the others serve them meanwhile.
+  ///
+  /// One that cannot be started is nobody's error. The next is tried when calls need it after a pause,
+  /// which grows with each failure, and then one at a time.
+  fn start_further(&self, queue: &mut Queue, unfinished: usize) {
+    if queue.further.is_none()
+      || unfinished <= queue.able() + queue.compiling
+      || self.limits.instances.get() <= queue.slots.len() + queue.compiling
+    {
+      return;
+    }
+    let is_due = |further: &&mut Further| further.not_before.is_none_or(|at| at <= Instant::now());
+    let Some(further) = queue.further.as_mut().filter(is_due) else {
+      return;
+    };
+    let Some(shared) = self.this.upgrade() else {
+      return;
+    };
+    let failures = further.failures;
+    if failures > 0 {
+      further.pause();
+    }
+    let compile = Arc::clone(&further.compile);
+    let this = Weak::clone(&self.this);
+    let ready = Box::new(move |result: Result<()>| {
+      if let Some(shared) = this.upgrade() {
+        shared.lock().further_has(result.is_ok(), failures);
+      }
+    });
+    if shared.compile_and_serve(queue, &compile, ready).is_err() {
+      queue.further_has(false, failures);
+    }
   }
 
   /// What a slot's thread does: one instance after the other, until the plugin is closed or the
   /// thread has been abandoned.
   ///
   /// With a `failure`, the first call is told of that before an instance is made.
-  fn serve(
-    self: Arc<Self>,
-    slot: Arc<Slot>,
-    mut ready: Option<SyncSender<Result<()>>>,
-    mut failure: Option<Error>,
-  ) {
+  fn serve(self: Arc<Self>, slot: Arc<Slot>, mut ready: Option<Ready>, mut failure: Option<Error>) {
     loop {
       if let Some(error) = failure.take() {
         // The call that the instance was for is told why there is none.
@@ -435,7 +535,7 @@ impl Shared {
         Err(error) => {
           match ready.take() {
             Some(ready) => {
-              let _ = ready.send(Err(error));
+              ready(Err(error));
               break;
             }
             None => failure = Some(error),
@@ -499,9 +599,8 @@ impl Shared {
     drop(slot);
     let mut queue = self.lock();
     queue.slots.retain(|other| Arc::as_ptr(other) != place);
-    let closed = queue.closed_callbacks();
     drop(queue);
-    closed.into_iter().for_each(|closed| closed());
+    self.end_what_nobody_can_serve();
   }
 
   /// Whether there is nothing to do any more.
@@ -599,16 +698,19 @@ impl Shared {
       return self.end_what_nobody_can_serve();
     }
     record.is_abandoned = true;
+    let is_proven = record.is_proven;
     drop(record);
     queue.abandoned += 1;
     queue.slots.retain(|other| !Arc::ptr_eq(other, slot));
-    // A closed plugin needs another thread only for calls that wait, and none beyond the limit.
-    let is_needed = !queue.is_closed || !queue.waiting.is_empty();
+    // A closed plugin needs another thread only for calls that wait, and none beyond the limit. Where
+    // the slot has not served yet, others do.
+    let is_needed = is_proven && (!queue.is_closed || !queue.waiting.is_empty());
     if is_needed
       && !are_too_many
       && let Some(shared) = self.this.upgrade()
     {
       let replacement = Slot::new(slot.compiled.clone());
+      replacement.lock().is_proven = true;
       queue.slots.push(Arc::clone(&replacement));
       drop(queue);
       let serving = Arc::clone(&replacement);
@@ -629,10 +731,12 @@ impl Shared {
     self.end_what_nobody_can_serve();
   }
 
-  /// Where no slot is left that could take a call: ends those that wait. Where none is left at all and
-  /// the plugin is closed: says so.
+  /// Where no slot is left that could take a call, nor can be started: ends those that wait. Where none
+  /// is left at all and the plugin is closed: says so.
   fn end_what_nobody_can_serve(&self) {
     let mut queue = self.lock();
+    let waiting = queue.waiting.len();
+    self.start_further(&mut queue, waiting);
     let unserved = match queue.all_are_stuck() {
       true => std::mem::take(&mut queue.waiting),
       false => VecDeque::new(),
@@ -681,6 +785,39 @@ impl Watched for Shared {
   }
 }
 
+impl Queue {
+  /// Notes whether a further instance, begun when so many had failed, has been started.
+  fn further_has(&mut self, been_started: bool, failures: u32) {
+    let Some(further) = &mut self.further else {
+      return;
+    };
+    if been_started {
+      further.missing -= 1;
+      further.failures = 0;
+      further.not_before = None;
+      if further.missing == 0 {
+        // What it is compiled from is not needed any more.
+        self.further = None;
+      }
+    } else if further.failures == failures {
+      // Of several that were begun together, only the first that fails counts.
+      further.failures += 1;
+      further.pause();
+    }
+  }
+}
+
+impl Further {
+  fn pause(&mut self) {
+    let doublings = self.failures.saturating_sub(1).min(16);
+    let pause = (FIRST_PAUSE * (1 << doublings)).min(MAX_PAUSE);
+    self.not_before = Instant::now().checked_add(pause);
+  }
+}
+
+/// Told whether the first instance of a slot could be initialized.
+type Ready = Box<dyn FnOnce(Result<()>) + Send>;
+
 /// Where the initialization of an instance leaves what went wrong with it.
 type Failure = Arc<Mutex<Option<Error>>>;
 
@@ -699,11 +836,7 @@ impl Slot {
 
   /// Records that a new instance is about to initialize itself. If that fails, the failure is told
   /// to `ready`, if there is one, and is found in what is returned.
-  fn begin_initialization(
-    &self,
-    limit: Duration,
-    ready: Option<SyncSender<Result<()>>>,
-  ) -> Failure {
+  fn begin_initialization(&self, limit: Duration, ready: Option<Ready>) -> Failure {
     let failure = Failure::default();
     let found = Arc::clone(&failure);
     let deadline = Instant::now().checked_add(limit);
@@ -712,7 +845,7 @@ impl Slot {
         *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
       }
       if let Some(ready) = ready {
-        let _ = ready.send(result);
+        ready(result);
       }
     };
     // And nothing else: the plugin may have been dropped meanwhile, and `is_interrupted` says so.
@@ -767,7 +900,10 @@ impl Jobs for Server {
   }
 
   fn initialized(&self) {
-    let in_flight = self.slot.lock().in_flight.take();
+    let mut record = self.slot.lock();
+    record.is_proven = true;
+    let in_flight = record.in_flight.take();
+    drop(record);
     if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
       self.shared.end(waiter, Ok(Vec::new()));
     }
