@@ -106,7 +106,8 @@ impl Spinner {
     SPINNERS
       .fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_free)
       .is_ok()
-      .then_some(Self(()))
+      // Made only then: one that is dropped gives its place back.
+      .then(|| Self(()))
   }
 
   /// Looks for the next call; whether there is one.
@@ -118,5 +119,21 @@ impl Spinner {
 impl Drop for Spinner {
   fn drop(&mut self) {
     SPINNERS.fetch_sub(1, Ordering::Relaxed);
+  }
+}
+
+#[cfg(test)]
+mod tests {
+  use super::*;
+
+  #[test]
+  fn who_finds_no_place_takes_none_away() {
+    let places = || {
+      let spinners: Vec<_> = std::iter::from_fn(Spinner::new).collect();
+      spinners.len()
+    };
+    let before = places();
+    assert_eq!(places(), before);
+    assert_eq!(SPINNERS.load(Ordering::Relaxed), 0);
   }
 }
