@@ -146,6 +146,7 @@ function settle () {
   if (isSettling) return
   take(shared, apart)
   settleTaken()
+  if (unfinished === 0) afterwards.then(letGo)
 }
 
 /** Settles what has been taken, and then what there is besides. */
@@ -164,7 +165,6 @@ function settleTaken () {
     take(shared, apart)
   }
   isSettling = false
-  if (unfinished === 0) afterwards.then(letGo)
 }
 
 function settleOne (number, code, offset, length) {
@@ -194,8 +194,14 @@ function keepAlive (alive) {
   isKeptAlive = alive
 }
 
-/** Runs after those who awaited the last calls, which often go on with the next. */
+let isLettingGo = false
+
+/**
+ * Runs after those who awaited the last calls, and who often go on with the next: in a microtask, or
+ * where results were there before anybody could await them, when the event loop has turned.
+ */
 function letGo () {
+  isLettingGo = false
   if (unfinished === 0 && isKeptAlive) keepAlive(false)
 }
 
@@ -261,6 +267,10 @@ function caller (native) {
       settleTaken()
       isAlone = false
       afterwards.then(haveGoneOn)
+      if (!isLettingGo) {
+        isLettingGo = true
+        setImmediate(letGo)
+      }
     } else if (outcome === TAKE) {
       settledAtOnce = 0
       setImmediate(settle)

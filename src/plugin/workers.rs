@@ -627,7 +627,8 @@ impl Shared {
         return None;
       }
       let since = Instant::now();
-      queue = match Spinner::new().filter(|_| self.is_spinning_due(&mut queue)) {
+      let is_due = self.is_spinning_due(&mut queue);
+      queue = match is_due.then(Spinner::new).flatten() {
         Some(spinner) => self.spin(queue, spinner),
         None => self.sleep(queue),
       };
