@@ -38,6 +38,8 @@ export declare class Boundary {
 export declare class MemoryStore {
   /** An empty store. */
   constructor()
+  /** The store of that name, which all threads of the process share. */
+  static named(name: string): MemoryStore
   /** Sets a key to a string or to a copy of the bytes. */
   set(key: string, value: string | Uint8Array): void
   /** What was set: a string, or a copy of the bytes. */

@@ -285,6 +285,12 @@ export class MemoryStore implements Iterable<[string, string | Buffer]> {
   // Not a Map: only a store made by this class can be given to a plugin.
   #private
   constructor (entries?: Iterable<readonly [string, string | Bytes]> | null)
+  /**
+   * The store of that name: the same for all threads of this process, so that plugins of several
+   * worker threads read what any of them sets. It lasts for as long as any thread has it, or a plugin
+   * with it.
+   */
+  static named (name: string): MemoryStore
   /** How many keys there are. */
   readonly size: number
   /** Sets a key. Bytes are copied. Strings must be well-formed Unicode. */

@@ -48,6 +48,11 @@ describe('README.md', () => {
   })
 })
 
+test('docs/performance.md and its plots are what bench/results give', async () => {
+  const { code, errors } = await runNode(['bench/plot.js', 'bench/results', '--check'])
+  expect({ code, errors }).toEqual({ code: 0, errors: '' })
+})
+
 describe('docs/from-the-article.md', () => {
   test('its program serves the article\'s request', async () => {
     const [program] = examples('docs/from-the-article.md', 'js')

@@ -132,3 +132,43 @@ describe('hostMemoryGet', () => {
     expect(Buffer.from((await plugin.call('read_store', 'large')).bytes()).equals(value)).toBe(true)
   })
 })
+
+describe('a named store', () => {
+  test('is the same wherever it is asked for, and another than those of other names', () => {
+    const store = MemoryStore.named('messages').set('a', '1')
+    expect(store).toBeInstanceOf(MemoryStore)
+    expect(MemoryStore.named('messages').get('a')).toBe('1')
+    expect(MemoryStore.named('others').size).toBe(0)
+    expect(() => MemoryStore.named()).toThrow(TypeError)
+    expect(() => MemoryStore.named('')).toThrow(TypeError)
+  })
+
+  test('is shared by worker threads, and read by their plugins', async () => {
+    const { Worker } = require('node:worker_threads')
+    const store = MemoryStore.named('of all threads')
+    const worker = new Worker(`
+      const { parentPort, workerData } = require('node:worker_threads')
+      const { createPlugin, MemoryStore } = require(workerData.module)
+      const store = MemoryStore.named('of all threads')
+      createPlugin(workerData.wasm, { store }).then((plugin) => {
+        store.set('from the worker', 'hello')
+        parentPort.on('message', async (key) => {
+          if (key === null) return process.exit()
+          parentPort.postMessage((await plugin.call('read_store', key))?.text() ?? null)
+        })
+        parentPort.postMessage('ready')
+      })`, { eval: true, workerData: { module: require.resolve('..'), wasm: await guest('many') } })
+    const answer = () => new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject))
+    try {
+      expect(await answer()).toBe('ready')
+      expect(store.get('from the worker')).toBe('hello')
+      for (const value of ['first', 'second']) {
+        store.set('key', value)
+        worker.postMessage('key')
+        expect(await answer()).toBe(value)
+      }
+    } finally {
+      await worker.terminate()
+    }
+  })
+})

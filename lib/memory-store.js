@@ -10,9 +10,11 @@ const { describe, invalidArgument } = require('./errors.js')
 const SECRET = Symbol('extism-host')
 
 class MemoryStore {
-  #native = new binding.MemoryStore()
+  #native
 
-  constructor (entries) {
+  // The others are for `named` alone.
+  constructor (entries, secret, native) {
+    this.#native = secret === SECRET ? native : new binding.MemoryStore()
     if (entries === undefined || entries === null) return
     if (typeof entries[Symbol.iterator] !== 'function' || typeof entries === 'string') {
       throw invalidArgument(`a MemoryStore takes an iterable of [key, value], not ${describe(entries)}`)
@@ -23,6 +25,13 @@ class MemoryStore {
       }
       this.set(entry[0], entry[1])
     }
+  }
+
+  static named (name) {
+    if (typeof name !== 'string' || name === '') {
+      throw invalidArgument(`a store's name must be a string that is not empty, not ${describe(name)}`)
+    }
+    return new MemoryStore(undefined, SECRET, binding.MemoryStore.named(name))
   }
 
   /** The native store of a MemoryStore; `undefined` for anything else. */

@@ -32,6 +32,14 @@ impl MemoryStore {
     }
   }
 
+  /// The store of that name, which all threads of the process share.
+  #[napi(factory, catch_unwind)]
+  pub fn named(name: String) -> Self {
+    Self {
+      store: store::MemoryStore::named(&name),
+    }
+  }
+
   /// Sets a key to a string or to a copy of the bytes.
   #[napi(catch_unwind)]
   pub fn set(&self, key: String, value: Either<String, Uint8ArraySlice<'_>>) {

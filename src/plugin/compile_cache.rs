@@ -111,8 +111,11 @@ fn configure(directory: &Path, max_bytes: u64, usage: Use) -> Result<PathBuf, St
   let Some(modules) = modules.to_str() else {
     return Err("its path is not Unicode".to_owned());
   };
+  // Left to itself, Wasmtime compresses what is used often so strongly that to read it takes twice as
+  // long: it is there to spare time, and not space.
   let text = format!(
-    "[cache]\ndirectory = {}\nfiles-total-size-soft-limit = \"{max_bytes}\"\n",
+    "[cache]\ndirectory = {}\nfiles-total-size-soft-limit = \"{max_bytes}\"\n\
+     baseline-compression-level = 1\noptimized-compression-level = 1\n",
     quoted(modules)
   );
   // Named after what it says: plugins with other settings, or for which the directory lies under

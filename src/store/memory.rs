@@ -1,7 +1,8 @@
 //! A store in this process's memory.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use super::Store;
 
@@ -46,10 +47,26 @@ pub struct MemoryStore {
   next_position: AtomicU64,
 }
 
+/// The stores of the process that have a name.
+static NAMED: LazyLock<Mutex<HashMap<Box<str>, Weak<MemoryStore>>>> = LazyLock::new(Mutex::default);
+
 impl MemoryStore {
   /// An empty store.
   pub fn new() -> Self {
     Self::default()
+  }
+
+  /// The store of that name: the same for all threads of the process, for as long as any of them has
+  /// it. When none has it any more, its entries are gone.
+  pub fn named(name: &str) -> Arc<Self> {
+    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(store) = named.get(name).and_then(Weak::upgrade) {
+      return store;
+    }
+    named.retain(|_, store| store.strong_count() > 0);
+    let store = Arc::<Self>::default();
+    named.insert(name.into(), Arc::downgrade(&store));
+    store
   }
 
   /// Sets `key`. A key that was there keeps its place in the order of [`keys`](Self::keys).
@@ -133,6 +150,17 @@ mod tests {
     assert_eq!(store.value("bytes"), Some(Value::bytes(&[0xFF, 0x00])));
     assert_eq!(store.get("text").as_deref(), Some("👋".as_bytes()));
     assert_eq!(store.get("neither"), None);
+  }
+
+  #[test]
+  fn a_named_store_is_one_for_as_long_as_somebody_has_it() {
+    let store = MemoryStore::named("one");
+    store.set("key", Value::text("value"));
+    let elsewhere = std::thread::spawn(|| MemoryStore::named("one").value("key"));
+    assert_eq!(elsewhere.join().ok().flatten(), Some(Value::text("value")));
+    assert_eq!(MemoryStore::named("another").value("key"), None);
+    drop(store);
+    assert_eq!(MemoryStore::named("one").value("key"), None);
   }
 
   #[test]
