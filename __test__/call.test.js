@@ -258,6 +258,38 @@ describe('many calls at once', () => {
     expect((await plugin.call('echo', 'room again')).text()).toBe('room again')
   })
 
+  test('the event loop turns while calls are awaited one after the other', async () => {
+    const plugin = await start()
+    const calls = 4_000
+    let turns = 0
+    let isOver = false
+    const turn = () => {
+      turns++
+      if (!isOver) setImmediate(turn)
+    }
+    setImmediate(turn)
+    for (let i = 0; i < calls; i++) await plugin.call('echo', `call ${i}`)
+    isOver = true
+    // Results may be there at once, but not so many in a row that nothing else gets its turn.
+    expect(turns).toBeGreaterThan(calls / 100)
+  })
+
+  test('calls of several plugins, some alone and some at once, all come back with their own output', async () => {
+    const plugins = [await start(), await start({ instances: 2 }), await start()]
+    const one = async (plugin, name) => {
+      for (let i = 0; i < 300; i++) {
+        expect((await plugin.call('echo', `${name} ${i}`)).text()).toBe(`${name} ${i}`)
+        if (i % 50 === 0) {
+          await Promise.all(plugins.map(async (other, j) => {
+            expect((await other.call('echo', `${name} ${i} ${j}`)).text()).toBe(`${name} ${i} ${j}`)
+          }))
+        }
+      }
+    }
+    await one(plugins[0], 'alone')
+    await Promise.all(plugins.map((plugin, i) => one(plugin, `plugin ${i}`)))
+  })
+
   test('the event loop turns while a plugin computes', async () => {
     const plugin = await start()
     let turns = 0
