@@ -111,6 +111,7 @@ fn on_one_thread(criterion: &mut Criterion) {
       bencher.iter_custom(|iterations| {
         let jobs = Rc::new(Measured {
           job: Job {
+            number: 0,
             export: prepared.callable[guest.function],
             input: guest.input.to_vec(),
           },

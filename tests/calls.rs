@@ -528,6 +528,7 @@ fn an_endless_loop_is_interrupted() {
   let guest = guest(r#"(func (export "run") (loop (br 0)))"#);
   let loaded = World::new().load(&[(None, &guest)]);
   let job = Job {
+    number: 0,
     export: loaded.prepared.callable["run"],
     input: Vec::new(),
   };

@@ -8,6 +8,7 @@
 pub mod config;
 pub mod host_memory_get;
 pub mod http;
+pub mod interruption;
 pub mod log;
 pub mod vars;
 
@@ -20,6 +21,8 @@ use extism::{CurrentPlugin, Val};
 use crate::plugin::Manifest;
 use crate::plugin::types::{FunctionType, ValueType};
 use crate::store::Store;
+
+pub use interruption::Interruption;
 
 /// All functions that the guests of a plugin may import. Each plugin has its own: variables and
 /// configuration are not shared between plugins.
@@ -115,11 +118,15 @@ impl HostFunction {
     &self,
     plugin: &mut CurrentPlugin,
     values: &[Val],
+    call: Option<u64>,
+    interruption: &Arc<Interruption>,
   ) -> Result<Answer, HostFunctionError> {
     (self.body)(&mut Invocation {
       function: &self.function,
       plugin,
       values,
+      call,
+      interruption,
     })
   }
 }
@@ -141,9 +148,22 @@ pub struct Invocation<'a> {
   /// The arguments as the gate passes them: after each i64 the length of the block that starts
   /// there.
   values: &'a [Val],
+  call: Option<u64>,
+  interruption: &'a Arc<Interruption>,
 }
 
 impl Invocation<'_> {
+  /// The number of the plugin's call that this is part of; `None` during the initialization of an
+  /// instance.
+  pub fn call(&self) -> Option<u64> {
+    self.call
+  }
+
+  /// What a host function that waits has to watch.
+  pub fn interruption(&self) -> &Arc<Interruption> {
+    self.interruption
+  }
+
   /// Where an argument is among the values.
   fn place(&self, argument: usize) -> usize {
     self

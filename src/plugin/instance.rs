@@ -14,6 +14,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use extism::convert::MemoryHandle;
 use extism::{
@@ -24,7 +25,7 @@ use extism::{
 use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, STARTED, TAKE};
 use super::names::{self, HOST, RUN};
 use super::prepare::Prepared;
-use crate::host::{Answer, Bytes, HostFunction};
+use crate::host::{Answer, Bytes, HostFunction, Interruption};
 
 /// How many bytes of a guest's error message are kept: 64 KiB. A message is for people.
 const MAX_MESSAGE: usize = 64 << 10;
@@ -35,6 +36,8 @@ const LINKING_FUEL: u64 = 1_000_000;
 /// A call of a plugin.
 #[derive(Clone, Debug)]
 pub struct Job {
+  /// For host functions, to know whose call they are part of.
+  pub number: u64,
   /// The export, by its number in [`Prepared::callable`].
   pub export: u32,
   /// What the guest reads as its input.
@@ -54,6 +57,11 @@ pub trait Jobs {
 
   /// The guest has been initialized. Until then, its initialization is what runs.
   fn initialized(&self) {}
+
+  /// What host functions of the run are told by when somebody interrupts it.
+  fn interruption(&self) -> Arc<Interruption> {
+    Arc::default()
+  }
 
   /// The next job, as soon as there is one; `None` to end the run.
   fn next(&self) -> Option<Job>;
@@ -205,7 +213,9 @@ impl Instance {
   /// ends it. Outputs longer than `output_limit` bytes are not copied.
   pub fn run(mut self, jobs: Rc<dyn Jobs>, output_limit: u64) -> Ending {
     let run = Rc::new(Run {
+      interruption: jobs.interruption(),
       jobs,
+      number: Cell::new(None),
       interrupt: self.plugin.cancel_handle(),
       output_limit,
       has_fuel: self.has_fuel,
@@ -249,6 +259,9 @@ fn ending_of(error: &Error) -> Ending {
 /// What belongs to a run.
 struct Run {
   jobs: Rc<dyn Jobs>,
+  /// Of the job that runs.
+  number: Cell<Option<u64>>,
+  interruption: Arc<Interruption>,
   /// For [`Jobs::started`].
   interrupt: CancelHandle,
   output_limit: u64,
@@ -355,6 +368,7 @@ fn loop_functions() -> Vec<Function> {
         Some(job) => {
           let length = job.input.len() as i64;
           run.export.set(Some(job.export));
+          run.number.set(Some(job.number));
           match length {
             0 => run.keep(job.input),
             _ => drop(run.ready.replace(Some(Ready::Input(job.input)))),
@@ -488,7 +502,7 @@ fn host_function(number: usize, host: HostFunction) -> Function {
     ty.results.into_iter().map(ValType::from),
     move |run, plugin, values, results| {
       let answer = host
-        .call(plugin, values)
+        .call(plugin, values, run.number.get(), &run.interruption)
         .map_err(|error| Ending::HostFunction(error.to_string()))?;
       let value = match answer {
         Answer::Nothing if results.is_empty() => return Ok(()),

@@ -32,6 +32,7 @@ use super::interrupt;
 use super::spin::{Flag, Habit, Spinner};
 use super::stats::{Counters, Replaced, Stats};
 use super::watchdog::{self, Watched};
+use crate::host::Interruption;
 use crate::{Code, Error, Result};
 
 /// Where the results of a plugin's calls go.
@@ -184,6 +185,8 @@ struct Record {
   in_flight: Option<InFlight>,
   /// Of the instance that runs; there from the moment at which an interruption reaches it.
   interrupt: Option<CancelHandle>,
+  /// Of the same instance: what its host functions watch.
+  interruption: Option<Arc<Interruption>>,
   /// Whether that instance has been interrupted: it takes no call any more. One that has not started
   /// yet does not start.
   is_interrupted: bool,
@@ -548,6 +551,7 @@ impl Shared {
       let jobs = Rc::new(Server {
         shared: Arc::clone(&self),
         slot: Arc::clone(&slot),
+        interruption: Arc::default(),
         must_be_replaced: Cell::new(None),
       });
       // What panics inside Extism itself passes through it.
@@ -559,6 +563,7 @@ impl Shared {
       let was_interrupted = std::mem::take(&mut record.is_interrupted);
       let may_strike_the_next = was_interrupted && ending != Ending::Interrupted;
       record.interrupt = None;
+      record.interruption = None;
       slot.is_stuck.store(false, Ordering::Relaxed);
       let is_abandoned = record.is_abandoned;
       drop(record);
@@ -875,6 +880,9 @@ impl Record {
       // Fails only when Extism's timer has gone, with the process.
       let _ = interrupt.cancel();
     }
+    if let Some(interruption) = &self.interruption {
+      interruption.strike();
+    }
     if let Some(in_flight) = &mut self.in_flight {
       let abandon_at = Instant::now() + GRACE;
       in_flight.abandon_at = Some(abandon_at);
@@ -887,6 +895,7 @@ impl Record {
 struct Server {
   shared: Arc<Shared>,
   slot: Arc<Slot>,
+  interruption: Arc<Interruption>,
   must_be_replaced: Cell<Option<Replaced>>,
 }
 
@@ -897,7 +906,12 @@ impl Jobs for Server {
       return ControlFlow::Break(());
     }
     record.interrupt = Some(interrupt);
+    record.interruption = Some(Arc::clone(&self.interruption));
     ControlFlow::Continue(())
+  }
+
+  fn interruption(&self) -> Arc<Interruption> {
+    Arc::clone(&self.interruption)
   }
 
   fn initialized(&self) {
@@ -936,6 +950,7 @@ impl Jobs for Server {
         watchdog::expect(deadline);
       }
       Some(instance::Job {
+        number: call.number,
         export: call.export,
         input: call.input,
       })

@@ -257,6 +257,7 @@ impl Loaded {
   pub fn run(&self, calls: &[(&str, &[u8])]) -> Report {
     let list = Rc::new(List::new(calls.iter().map(|(name, input)| {
       Job {
+        number: 0,
         export: *self
           .prepared
           .callable
