@@ -23,19 +23,21 @@ use crate::plugin::types::{FunctionType, ValueType};
 use crate::store::Store;
 
 pub use interruption::Interruption;
+pub use vars::Vars;
 
 /// All functions that the guests of a plugin may import. Each plugin has its own: variables and
 /// configuration are not shared between plugins.
-pub fn functions(manifest: &Manifest, store: &Arc<dyn Store>) -> Vec<HostFunction> {
-  let vars = Arc::new(vars::Vars::new(
-    manifest.max_vars.unwrap_or(vars::DEFAULT_LIMIT),
-  ));
+pub fn functions(
+  manifest: &Manifest,
+  store: &Arc<dyn Store>,
+  vars: &Arc<Vars>,
+) -> Vec<HostFunction> {
   let logger: Arc<dyn log::Logger> = Arc::new(log::Silent);
   let mut functions = vec![
     host_memory_get::host_memory_get(Arc::clone(store)),
     config::config_get(manifest.config.clone()),
   ];
-  functions.extend(vars::functions(&vars));
+  functions.extend(vars::functions(vars));
   functions.extend(log::functions(&logger));
   functions.extend(http::functions());
   functions
