@@ -1,7 +1,8 @@
 'use strict'
 
+const { CallContext } = require('./lib/call-context.js')
 const { MemoryStore } = require('./lib/memory-store.js')
 const { Plugin, createPlugin, precompile } = require('./lib/plugin.js')
 const { PluginOutput } = require('./lib/plugin-output.js')
 
-module.exports = { createPlugin, precompile, MemoryStore, Plugin, PluginOutput }
+module.exports = { createPlugin, precompile, CallContext, MemoryStore, Plugin, PluginOutput }

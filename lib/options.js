@@ -7,6 +7,8 @@ const { fileURLToPath } = require('node:url')
 const binding = require('../binding.js')
 const { asBytes } = require('./bytes.js')
 const { describe, invalidArgument } = require('./errors.js')
+const { asFunctions } = require('./host-functions.js')
+const { asLevel, asLogger } = require('./logging.js')
 const { nativeStore } = require('./memory-store.js')
 
 const DEFAULT_MAX_QUEUE = 10_000
@@ -24,12 +26,15 @@ const OPTION_KEYS = {
   maxOutputBytes: 'maxOutputBytes',
   isolation: 'isolation',
   fuel: 'fuel',
+  functions: 'functions',
+  logger: 'logger',
+  logLevel: 'logLevel',
   compileCache: 'compileCache'
 }
 const MEMORY_KEYS = { maxPages: 'maxPages', max_pages: 'maxPages', maxVarBytes: 'maxVarBytes', max_var_bytes: 'maxVarBytes' }
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
-const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs' }
-const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs' }
+const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
+const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs', logger: 'logger' }
 const WASM_KEYS = { path: 'path', data: 'data', name: 'name', hash: 'hash' }
 
 function isObject (value) {
@@ -153,7 +158,7 @@ function asCompileCache (option) {
   }
 }
 
-/** The native options of a plugin, and its store. */
+/** The native options of a plugin, its store, and what it has of JavaScript besides. */
 function pluginOptions (source, options) {
   const { wasm, ...rest } = asManifest(source)
   if (!Array.isArray(wasm)) throw invalidArgument(`"wasm" of the manifest must be an array, not ${describe(wasm)}`)
@@ -163,6 +168,9 @@ function pluginOptions (source, options) {
   if (store === undefined) {
     throw invalidArgument(`store must be a MemoryStore, not ${describe(merged.store)}`)
   }
+  const { names, bodies } = asFunctions(merged.functions)
+  const level = asLevel(merged.logLevel)
+  const logger = asLogger(merged.logger, level)
   const memory = pick(merged.memory ?? {}, MEMORY_KEYS, 'memory')
 
   const native = {
@@ -178,9 +186,11 @@ function pluginOptions (source, options) {
     compileCache: asCompileCache(merged.compileCache),
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
     eager: asBoolean(merged.eager, 'eager'),
-    maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32)
+    maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32),
+    functions: names,
+    logLevel: level
   }
-  return { native, store }
+  return { native, store, inJavaScript: { bodies, logger, level, instances: native.instances } }
 }
 
 module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pluginOptions, pick, checkSignal, asInteger }

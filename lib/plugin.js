@@ -5,6 +5,8 @@
 const { asBytes } = require('./bytes.js')
 const { caller, complete, completeSync, fillCache, open } = require('./calls.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
+const { AsyncLocalStorage, addTable, forgotten, removeTable, waitForOwn } = require('./host-functions.js')
+const { asLogger } = require('./logging.js')
 const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, asInteger, checkSignal, pick, pluginOptions } = require('./options.js')
 
 // Lets `createPlugin` make what only it may make.
@@ -26,15 +28,18 @@ class Plugin {
   #native
   #functions
   #start
+  #table
   #closed
 
-  constructor (secret, native) {
+  constructor (secret, native, table) {
     if (secret !== SECRET) {
       throw invalidArgument('a Plugin is made by createPlugin()')
     }
     this.#native = native
     this.#functions = new Map(Object.entries(native.functions()))
     this.#start = caller(native)
+    this.#table = table
+    forgotten.register(this, table)
   }
 
   // Not an async function: that would make a second promise around the one of `complete`.
@@ -43,16 +48,36 @@ class Plugin {
       const exportNumber = this.#exportNumber(name)
       const bytes = asInput(input)
       if (options === undefined || options === null) {
-        return complete(this.#native, (number) => this.#start(number, exportNumber, bytes, 0))
+        return this.#complete(exportNumber, bytes, 0, undefined, hostContext, undefined)
       }
-      const { signal, timeoutMs } = pick(options, CALL_KEYS, 'the options of a call')
+      const { signal, timeoutMs, logger } = pick(options, CALL_KEYS, 'the options of a call')
       if (signal !== undefined) checkSignal(signal)
       const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
+      const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#table.level)
       if (signal?.aborted) throw signal.reason
-      return complete(this.#native, (number) => this.#start(number, exportNumber, bytes, limit), signal)
+      return this.#complete(exportNumber, bytes, limit, signal, hostContext, ownLogger)
     } catch (error) {
       return Promise.reject(error)
     }
+  }
+
+  #complete (exportNumber, bytes, limit, signal, hostContext, logger) {
+    const start = (number) => this.#start(number, exportNumber, bytes, limit)
+    const about = this.#about(hostContext, logger, false)
+    if (about === undefined) return complete(this.#native, start, signal)
+    const haveWaited = waitForOwn(this.#table)
+    const promise = complete(this.#native, start, signal, about)
+    if (haveWaited !== undefined) promise.then(haveWaited, haveWaited)
+    return promise
+  }
+
+  /** What host functions and loggers have of a call; nothing where there are none. */
+  #about (hostContext, logger, isSync) {
+    if (this.#table.bodies.length === 0) {
+      return logger === undefined ? undefined : { hostContext, logger, isSync, inContext: undefined, thrown: undefined }
+    }
+    // Host functions run in the asynchronous context of their call, as if the call were a function's.
+    return { hostContext, logger, isSync, inContext: AsyncLocalStorage.snapshot(), thrown: undefined }
   }
 
   #exportNumber (name) {
@@ -67,9 +92,11 @@ class Plugin {
   callSync (name, input, hostContext, options) {
     const exportNumber = this.#exportNumber(name)
     const bytes = asInput(input)
-    const { timeoutMs } = pick(options ?? {}, CALL_SYNC_KEYS, 'the options of a synchronous call')
+    const { timeoutMs, logger } = pick(options ?? {}, CALL_SYNC_KEYS, 'the options of a synchronous call')
     const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
-    return completeSync(this.#native, (number) => this.#start(number, exportNumber, bytes, limit))
+    const start = (number) => this.#start(number, exportNumber, bytes, limit)
+    const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#table.level)
+    return completeSync(this.#native, start, this.#about(hostContext, ownLogger, true), this.#table)
   }
 
   stats () {
@@ -83,7 +110,7 @@ class Plugin {
   }
 
   close () {
-    this.#closed ??= complete(this.#native, (number) => this.#native.close(number)).then(() => undefined)
+    this.#closed ??= complete(this.#native, (number) => this.#native.close(number)).then(() => removeTable(this.#table))
     return this.#closed
   }
 
@@ -93,8 +120,15 @@ class Plugin {
 }
 
 async function createPlugin (source, options) {
-  const { native, store } = pluginOptions(await source, options)
-  return new Plugin(SECRET, await open(native, store))
+  const { native, store, inJavaScript } = pluginOptions(await source, options)
+  const table = addTable(inJavaScript)
+  try {
+    return new Plugin(SECRET, await open({ ...native, table: table.number }, store), table)
+  } catch (error) {
+    removeTable(table)
+    if (error.code === 'HOST_FUNCTION_ERROR' && table.thrown !== undefined) throw table.thrown.error
+    throw error
+  }
 }
 
 async function precompile (source, options) {
@@ -103,7 +137,7 @@ async function precompile (source, options) {
     if (options?.compileCache === false) throw invalidArgument('compileCache must not be false, or there is nothing to fill')
     throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off, and compileCache does not turn it on')
   }
-  await fillCache(native)
+  await fillCache({ ...native, table: 0 })
 }
 
 module.exports = { Plugin, createPlugin, precompile }

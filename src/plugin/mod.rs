@@ -25,8 +25,7 @@ pub use workers::{Call, Queued, Results};
 
 pub use stats::Stats;
 
-use crate::host::HostFunction;
-use crate::store::{MemoryStore, Store};
+use crate::host::{Environment, HostFunction, Vars};
 use crate::{Code, Error, Result, host};
 use instance::{CompileOptions, Compiled};
 use prepare::{PrepareError, Prepared};
@@ -70,11 +69,11 @@ impl Plugin {
   pub fn open(
     manifest: &Manifest,
     limits: Limits,
-    store: Arc<dyn Store>,
+    environment: &Environment,
     results: Arc<dyn Results>,
   ) -> Result<Self> {
     let cache = manifest.compile_cache.configuration()?;
-    let (callable, compile) = compiler(manifest, &store, cache)?;
+    let (callable, compile) = compiler(manifest, environment, cache)?;
     let limits = workers::Limits {
       instances: limits.instances,
       is_eager: limits.is_eager,
@@ -93,11 +92,9 @@ impl Plugin {
 
   /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. Nothing
   /// of the plugin is run. Fails where there is no cache.
-  pub fn precompile(manifest: &Manifest) -> Result<()> {
+  pub fn precompile(manifest: &Manifest, environment: &Environment) -> Result<()> {
     let cache = manifest.compile_cache.configuration_to_fill()?;
-    // What the store has makes no difference to what is compiled.
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let (_, compile) = compiler(manifest, &store, Some(cache))?;
+    let (_, compile) = compiler(manifest, environment, Some(cache))?;
     compile().map(drop)
   }
 
@@ -156,15 +153,18 @@ impl Plugin {
 /// modules, for an engine of their own each time.
 fn compiler(
   manifest: &Manifest,
-  store: &Arc<dyn Store>,
+  environment: &Environment,
   cache: Option<PathBuf>,
 ) -> Result<(
   BTreeMap<String, u32>,
   impl Fn() -> Result<Compiled> + Send + Sync + use<>,
 )> {
   let modules = manifest.load()?;
-  let functions = host::functions(manifest, store);
-  let prepared = prepare(&modules, manifest, &functions)?;
+  let vars = Arc::new(Vars::new(
+    manifest.max_vars.unwrap_or(host::vars::DEFAULT_LIMIT),
+  ));
+  let functions = host::functions(manifest, environment, &vars);
+  let prepared = prepare(&modules, manifest, &functions, environment, &vars)?;
   drop(modules);
   let callable = prepared.callable.clone();
   let options = CompileOptions {
@@ -173,7 +173,7 @@ fn compiler(
     fuel: manifest.fuel,
   };
   let compile = move || {
-    Compiled::new(&prepared, &functions, &options).map_err(|error| {
+    Compiled::new(&prepared, &options).map_err(|error| {
       Error::new(
         Code::InvalidWasm,
         format!("the plugin cannot be compiled: {error:#}"),
@@ -187,6 +187,8 @@ fn prepare(
   modules: &[LoadedModule],
   manifest: &Manifest,
   functions: &[HostFunction],
+  environment: &Environment,
+  vars: &Arc<Vars>,
 ) -> Result<Prepared> {
   // The user's limit is for what the plugin takes; what each instance begins with comes on top.
   let max_pages = u64::from(manifest.max_pages.unwrap_or(DEFAULT_MAX_PAGES));
@@ -197,6 +199,8 @@ fn prepare(
       ..prepare::Limits::default()
     },
     functions,
+    untyped: &environment.functions,
+    vars,
   };
   prepare::prepare(modules, &options).map_err(|error| {
     let code = match &error {
