@@ -88,3 +88,14 @@ function shell (command) {
     execFile('bash', ['-c', command], (error, output) => error ? reject(error) : resolve(output))
   })
 }
+
+test.each(['docs/host-functions.md'])('each program of %s prints what is said', async (file) => {
+  const programs = examples(file, 'js')
+  const outputs = examples(file, 'text')
+  expect(programs.length).toBeGreaterThan(0)
+  expect(outputs.length).toBe(programs.length)
+  for (const [place, program] of programs.entries()) {
+    const { code, output, errors } = await runNode(['-e', program])
+    expect({ code, output, errors }).toEqual({ code: 0, output: outputs[place], errors: '' })
+  }
+})

@@ -1,5 +1,6 @@
 import { expectAssignable, expectError, expectType } from 'tsd'
-import { createPlugin, precompile, MemoryStore, Plugin, PluginError, PluginOutput } from '../..'
+import pino from 'pino'
+import { CallContext, createPlugin, precompile, MemoryStore, Plugin, PluginError, PluginOutput } from '../..'
 
 const store = new MemoryStore([['text', 'value'], ['bytes', new Uint8Array(1)]])
 expectType<MemoryStore>(store.set('key', Buffer.from('value')))
@@ -76,3 +77,26 @@ expectType<number | undefined>(plugin.stats().calls.failed.TRAP)
 expectType<number>(plugin.stats().replaced.isolation)
 expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { isolation: 'call', fuel: 1_000_000 }))
 expectError(createPlugin('plugin.wasm', { isolation: 'process' }))
+
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', {
+  logger: console,
+  logLevel: 'debug',
+  functions: {
+    'extism:host/user': {
+      store (context, offset: bigint) {
+        expectType<CallContext>(context)
+        expectType<PluginOutput | null>(context.read(offset))
+        expectType<{ user: string }>(context.hostContext<{ user: string }>())
+        expectType<bigint>(context.store('text'))
+        return context.alloc(1)
+      },
+      async later (context: CallContext) {
+        context.setVariable('name', new Uint8Array(1))
+        return context.getVariable('name')?.text()
+      }
+    }
+  }
+}))
+expectError(createPlugin('plugin.wasm', { functions: { env: { f: 1 } } }))
+expectError(createPlugin('plugin.wasm', { logLevel: 'loud' }))
+expectType<Promise<PluginOutput | null>>(plugin.call('f', '', { any: 'context' }, { logger: pino() }))

@@ -5,6 +5,7 @@
 //! any time, and before that may ask for blocks of the guest's memory. That only the guest's thread can
 //! do; it is awake then and does nothing else, so JavaScript's waits for it.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::plugin::types::{FunctionType, ValueType};
 /// Bytes of blocks that go with a call, so that JavaScript need not ask for them.
 const MAX_SENT: usize = 64 << 10;
 
-/// How long a thread looks for what the other does before it sleeps.
+/// How long JavaScript's thread looks for what the guest's does before it sleeps.
 const LOOK: Duration = Duration::from_micros(20);
 
 /// The functions of one plugin, as JavaScript knows them.
@@ -198,23 +199,27 @@ impl Channel {
     self.changed.notify_all();
   }
 
-  /// Waits until `take` takes something out of the state.
-  fn wait<T>(&self, mut take: impl FnMut(&mut State) -> Option<T>) -> T {
-    let mut has_looked = false;
+  /// Waits until `take` takes something out of the state. Before it sleeps it looks by `look` for
+  /// something that happens.
+  fn wait<T>(
+    &self,
+    look: impl FnOnce(&spin::Flag),
+    mut take: impl FnMut(&mut State) -> Option<T>,
+  ) -> T {
+    let mut look = Some(look);
     let mut state = self.lock();
     loop {
       if let Some(taken) = take(&mut state) {
         return taken;
       }
-      if has_looked {
-        let woken = self.changed.wait(state);
-        state = woken.unwrap_or_else(PoisonError::into_inner);
-      } else {
-        has_looked = true;
+      if let Some(look) = look.take() {
         self.news.clear();
         drop(state);
-        spin::until(LOOK, || self.news.is_set());
+        look(&self.news);
         state = self.lock();
+      } else {
+        let woken = self.changed.wait(state);
+        state = woken.unwrap_or_else(PoisonError::into_inner);
       }
     }
   }
@@ -246,7 +251,11 @@ impl Channel {
     if !self.answer(Ok(step)) {
       return None;
     }
-    self.wait(|state| match state {
+    // The guest's thread is awake, or just being woken.
+    let look = |news: &spin::Flag| {
+      spin::until(LOOK, || news.is_set());
+    };
+    self.wait(look, |state| match state {
       State::Done(done) => {
         let done = std::mem::take(done);
         *state = State::Open;
@@ -292,9 +301,8 @@ impl Conversation for Waiting {
     }
     let channel = Arc::clone(&self.channel);
     let _watch = self.interruption.watch(move || channel.end());
-    self
-      .channel
-      .wait(|state| match std::mem::replace(state, State::Over) {
+    self.channel.wait(look_for_answer, |state| {
+      match std::mem::replace(state, State::Over) {
         State::Asked(step) => {
           *state = match &step {
             Ok(Step::Answer(_)) | Err(_) => State::Over,
@@ -309,8 +317,24 @@ impl Conversation for Waiting {
           *state = other;
           None
         }
-      })
+      }
+    })
   }
+}
+
+/// Looks for what JavaScript answers, where that has paid lately for this thread: functions that answer
+/// at once do so before a thread that sleeps would have been woken.
+fn look_for_answer(news: &spin::Flag) {
+  thread_local! {
+    static HABIT: Cell<spin::Habit> = const { Cell::new(spin::Habit::NEW) };
+  }
+  let mut habit = HABIT.get();
+  if habit.is_due()
+    && let Some(spinner) = spin::Spinner::new()
+  {
+    habit.learn(spinner.look(|| news.is_set()));
+  }
+  HABIT.set(habit);
 }
 
 impl Drop for Waiting {
