@@ -306,6 +306,38 @@ describe('a call that waits for a host function', () => {
     expect(plugin.stats().abandonedThreads).toBe(0)
   })
 
+  test('leaves nothing behind where its function never answers', async () => {
+    const plugin = await asking(() => new Promise(() => {}), { timeoutMs: 20 })
+    await Promise.allSettled(Array.from({ length: 3 }, () => plugin.call('ask')))
+    expect(plugin.callSync('count').byteLength).toBe(1)
+  })
+
+  test('is not asked for when it has been aborted', async () => {
+    let asked = 0
+    const plugin = await asking(() => { asked++ })
+    const controller = new AbortController()
+    const call = plugin.call('ask', '', undefined, { signal: controller.signal })
+    // The event loop stands still while the guest asks.
+    const until = performance.now() + 20
+    while (performance.now() < until);
+    controller.abort()
+    await expect(call).rejects.toMatchObject({ name: 'AbortError' })
+    await plugin.call('count')
+    expect(asked).toBe(0)
+  })
+
+  test('survives thenables of any kind', async () => {
+    const kinds = [
+      { get then () { throw new RangeError('getter') } },
+      { then () { throw new RangeError('then') } },
+      { then (resolve, reject) { reject(new RangeError('rejected')) } }
+    ]
+    for (const kind of kinds) {
+      const plugin = await asking(() => kind)
+      await expect(plugin.call('ask')).rejects.toThrow(RangeError)
+    }
+  })
+
   test('keeps close() waiting, and nothing else', async () => {
     const plugin = await asking(async () => {
       await sleep(30)

@@ -85,6 +85,7 @@ function complete (native, start, signal, about) {
     const call = { native, resolve, reject, signal, abort: undefined, about }
     if (signal !== undefined) {
       call.abort = () => {
+        if (about !== undefined) about.isOver = true
         native.cancel(number)
         reject(signal.reason)
       }
@@ -145,6 +146,7 @@ function forget (number) {
   freeNumbers.push(number)
   unfinished--
   call.signal?.removeEventListener('abort', call.abort)
+  call.about?.running?.end()
   return call
 }
 

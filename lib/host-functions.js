@@ -131,14 +131,20 @@ function run (boundary, hostCall) {
   const { number, table, call, blocks } = hostCall
   const body = table?.bodies[hostCall.body]
   if (body === undefined) return boundary.fail(number, 'the plugin is closed')
+  // Aborted: nobody waits for it.
+  if (call?.isOver) return boundary.fail(number, 'the call is over')
   const context = new CallContext(SECRET, boundary, number, blocks, table, call?.hostContext)
-  const running = { table, call, isOver: false }
-  table.pending++
   const end = () => {
+    if (running.isOver) return
     running.isOver = true
     table.pending--
+    table.waiting.delete(running)
     CallContext.end(context)
   }
+  const running = { table, end, isOver: false }
+  table.pending++
+  // Whatever it waits for, it ends with its call. There is never more than one: the guest waits for it.
+  if (call !== undefined) call.running = running
   const returned = (value) => {
     try {
       answer(boundary, number, hostCall.result, value)
@@ -156,19 +162,22 @@ function run (boundary, hostCall) {
   }
   const start = () => current.run(running, body, context, ...hostCall.args)
   let value
+  let isAsync
   try {
     value = call?.inContext === undefined ? start() : call.inContext(start)
+    isAsync = typeof value?.then === 'function'
   } catch (error) {
     return failed(error)
   }
-  if (typeof value?.then !== 'function') return returned(value)
+  if (!isAsync) return returned(value)
+  const promise = Promise.resolve(value)
   if (call?.isSync) {
     failed(codedError('WOULD_DEADLOCK', 'callSync() waits for the plugin, so it cannot wait for an asynchronous host function; use call()'))
     // What it rejects with is of no use to anybody any more.
-    value.then(undefined, () => {})
+    promise.catch(() => {})
     return
   }
-  value.then(returned, failed)
+  promise.then(returned, failed)
 }
 
 /** Converts as WebAssembly does, and besides makes a block of what is no number. */
@@ -218,6 +227,7 @@ function waitForOwn (table) {
   }
   waiting.set(running, others + 1)
   return () => {
+    if (!waiting.has(running)) return
     const left = waiting.get(running) - 1
     if (left > 0) waiting.set(running, left)
     else waiting.delete(running)

@@ -73,11 +73,19 @@ class Plugin {
 
   /** What host functions and loggers have of a call; nothing where there are none. */
   #about (hostContext, logger, isSync) {
-    if (this.#table.bodies.length === 0) {
-      return logger === undefined ? undefined : { hostContext, logger, isSync, inContext: undefined, thrown: undefined }
+    const hasFunctions = this.#table.bodies.length > 0
+    if (!hasFunctions && logger === undefined) return undefined
+    return {
+      hostContext,
+      logger,
+      isSync,
+      // Host functions run in the asynchronous context of their call, as if it called them itself.
+      inContext: hasFunctions ? AsyncLocalStorage.snapshot() : undefined,
+      // What a host function has thrown, the one that runs, and whether nobody waits for it.
+      thrown: undefined,
+      running: undefined,
+      isOver: false
     }
-    // Host functions run in the asynchronous context of their call, as if the call were a function's.
-    return { hostContext, logger, isSync, inContext: AsyncLocalStorage.snapshot(), thrown: undefined }
   }
 
   #exportNumber (name) {

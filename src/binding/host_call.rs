@@ -353,13 +353,22 @@ fn interrupted() -> HostFunctionError {
 pub struct HostCalls {
   open: HashMap<u32, Arc<Channel>>,
   next: u32,
+  /// How many there have to be for those that are over to be looked for.
+  tidy_at: usize,
 }
 
 impl HostCalls {
+  const MANY: usize = 256;
+
   /// Numbers a call.
   pub fn add(&mut self, channel: Arc<Channel>) -> u32 {
     let number = self.next;
     self.next = number.wrapping_add(1);
+    if self.open.len() >= self.tidy_at {
+      // Some are never answered, and their calls have ended otherwise.
+      self.open.retain(|_, channel| !channel.is_over());
+      self.tidy_at = Self::MANY.max(2 * self.open.len());
+    }
     self.open.insert(number, channel);
     number
   }
