@@ -30,6 +30,35 @@ export declare class Boundary {
   taker(): (shared: Uint8Array, apart: unknown[]) => void
   /** Waits until there is a finished call to be taken. The event loop stands still meanwhile. */
   wait(): void
+  /**
+   * Answers a call of a function in JavaScript with the bits of a number. This and all that follow
+   * return `false`, a negative number or `null` where the call is over: its guest has been
+   * interrupted, or it has been answered.
+   */
+  answer(hostCall: number, low: number, high: number): boolean
+  /** Answers it with the offset of a block with these bytes. */
+  answerWith(hostCall: number, bytes: Uint8Array): boolean
+  /** Ends the plugin's call that it is part of, with this message. */
+  fail(hostCall: number, message: string): boolean
+  /**
+   * Makes a block with these bytes, and returns its offset; 0 where there is no room for it, or no
+   * bytes.
+   */
+  store(hostCall: number, bytes: Uint8Array): number
+  /** Makes a block of that many bytes, all zero. */
+  allocate(hostCall: number, length: number): number
+  /** The length of the block that starts at the offset; 0 where none does. */
+  length(hostCall: number, offset: number): number
+  /** A copy of the block that starts at the offset; empty where none does. */
+  read(hostCall: number, offset: number): Uint8Array | null
+  /** Sets the error of the plugin's call; no bytes for none. */
+  setError(hostCall: number, message: Uint8Array): boolean
+  /** The variable of that name: `undefined` where there is none. */
+  getVariable(hostCall: number, name: string): Uint8Array | undefined | null
+  /** Sets it; returns the reason why not, where there is one. */
+  setVariable(hostCall: number, name: string, value: Uint8Array): string | undefined | null
+  /** Removes it. */
+  deleteVariable(hostCall: number, name: string): boolean
   /** Keeps the process alive, or lets it go. */
   keepAlive(alive: boolean): void
 }
@@ -110,6 +139,14 @@ export interface ExportDescriptor {
   kind: string
 }
 
+/** A function in JavaScript. */
+export interface FunctionName {
+  /** Where guests import it from. */
+  namespace: string
+  /** The name under which they do. */
+  name: string
+}
+
 /** Something that the main module imports, as `WebAssembly.Module.imports` describes it. */
 export interface ImportDescriptor {
   /** Where from. */
@@ -151,6 +188,12 @@ export interface PluginOptions {
   eager: boolean
   /** How many calls may be unfinished; at least 1. */
   maxQueue: number
+  /** What JavaScript knows the plugin by when its guests call functions or log. */
+  table: number
+  /** Functions in JavaScript; each is known by its place. */
+  functions: Array<FunctionName>
+  /** The least level of messages that are wanted, from 0 for trace to 4 for error; none without it. */
+  logLevel?: number
 }
 
 /** What `Plugin::stats` tells. */

@@ -131,12 +131,63 @@ export interface CompileCacheOptions {
   maxBytes?: number
 }
 
+/** How much a message matters. */
+export type LogLevel = 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'silent'
+
+/**
+ * Where the messages of a plugin go: the console, one of pino's loggers, or anything with methods of
+ * these names. Only those of levels that are wanted are needed.
+ */
+export interface Logger {
+  trace? (message: string): void
+  debug? (message: string): void
+  info? (message: string): void
+  warn? (message: string): void
+  error? (message: string): void
+}
+
+/**
+ * A host function in JavaScript. Of its arguments, i64 are bigints (offsets of blocks, as a rule) and the
+ * others numbers. What it returns, or what its promise resolves to, is converted as WebAssembly does;
+ * where the guest expects an i64, it may also be a string or bytes, of which a block is made.
+ *
+ * The guest waits on its thread, the event loop does not. What it throws, or its promise is rejected
+ * with, is what the plugin's call is rejected with; the instance is replaced, so that the state of its
+ * guest is lost, and the plugin's variables stay. It runs in the asynchronous context
+ * (`AsyncLocalStorage`) of the plugin's call.
+ *
+ * One that awaits a call of its own plugin needs another instance for it. Where all are taken by
+ * functions that do so, that call is rejected with `WOULD_DEADLOCK`.
+ */
+// eslint-disable-next-line @typescript-eslint/no-explicit-any -- whatever the guest passes
+export type HostFunction = (context: CallContext, ...args: any[]) => unknown
+
+/** Host functions by namespace and name. Those of `env` and of `extism:host/user` stand in for each other. */
+export type HostFunctions = Record<string, Record<string, HostFunction>>
+
 export interface PluginOptions extends ManifestOptions {
   /**
    * Whether the plugin may import WASI (preview 1). It gets no files, no environment and no output.
    * @default false
    */
   useWasi?: boolean
+  /**
+   * Host functions in JavaScript. They come before those of this library with the same name; the
+   * kernel's (`extism:host/env`) cannot be replaced.
+   */
+  functions?: HostFunctions
+  /**
+   * Where the plugin's messages go. A guest that writes faster than they are read loses messages (from
+   * 4 MiB on that are not read), and the logger is told how many, as a warning.
+   * @default console
+   */
+  logger?: Logger
+  /**
+   * The least level of messages that are wanted; the guest can ask for it. What it writes below is not
+   * passed on.
+   * @default 'silent'
+   */
+  logLevel?: LogLevel
   /** Where `hostMemoryGet` looks up its keys, shared by reference. An empty one without it. */
   store?: MemoryStore
   /**
@@ -210,10 +261,9 @@ export interface PluginOptions extends ManifestOptions {
   nodeWorkerArgs?: { resourceLimits?: undefined, [key: string]: unknown }
 }
 
+// Under the names that the JavaScript SDK has for them.
 export type ExtismPluginOptions = PluginOptions
-
-/** How much is logged. */
-export type LogLevel = 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'silent'
+export type CurrentPlugin = CallContext
 
 /** What this host can do, under the names that the JavaScript SDK has for it. */
 export interface Capabilities {
@@ -260,12 +310,16 @@ export interface CallOptions {
   signal?: AbortSignal
   /** How many milliseconds this call may run, in place of the plugin's `timeoutMs`. */
   timeoutMs?: number
+  /** Where the messages of this call go, in place of the plugin's `logger`. The level is the plugin's. */
+  logger?: Logger
 }
 
 /** What goes with one synchronous call. */
 export interface CallSyncOptions {
   /** How many milliseconds this call may run, in place of the plugin's `timeoutMs`. */
   timeoutMs?: number
+  /** Where the messages of this call go, in place of the plugin's `logger`. The level is the plugin's. */
+  logger?: Logger
 }
 
 /** What a plugin has done since it was opened, and what it does at this moment. */
@@ -331,7 +385,11 @@ export type ErrorCode =
   | 'CACHE_UNAVAILABLE'
   /** The plugin is closed. */
   | 'CLOSED'
-  /** A synchronous call would have waited for ever for what only this thread can do. */
+  /** A context is used after its host function has returned, or its call is over. */
+  | 'CONTEXT_ENDED'
+  /** The plugin's variables have no room for another value. */
+  | 'VARIABLES_FULL'
+  /** A call would have waited for ever: for what only this thread can do, or for itself. */
   | 'WOULD_DEADLOCK'
   /** What the JavaScript SDK has and this library cannot have; the message says what to use. */
   | 'UNSUPPORTED'
@@ -364,6 +422,43 @@ export class PluginOutput extends DataView<ArrayBuffer> {
   arrayBuffer (): ArrayBuffer
 }
 
+/**
+ * What a host function has of the guest that has called it, as its first argument. To use it after the
+ * function has returned, or after its call was ended, throws `CONTEXT_ENDED`.
+ *
+ * Except for arguments (up to 64 KiB together), each use costs some microseconds, in which the event loop
+ * waits for the guest's thread.
+ */
+export class CallContext {
+  private constructor ()
+  /** What was passed to the plugin's call as `hostContext`. */
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- whatever the caller passed
+  hostContext<T = any> (): T
+  /** The plugin's `logLevel`. */
+  readonly logLevel: LogLevel
+  /**
+   * Makes a block of that many bytes, all zero, and returns its offset; 0 for an empty one. Throws
+   * `OUT_OF_MEMORY` where there is no room for it.
+   */
+  alloc (size: bigint | number): bigint
+  /** Makes a block with this content, and returns its offset; 0 for an empty one. Throws as `alloc`. */
+  store (content: string | Bytes): bigint
+  /** A copy of the block that starts at the offset; `null` where none does. */
+  read (offset: bigint | number): PluginOutput | null
+  /** The length of the block that starts at the offset; 0 where none does. */
+  length (offset: bigint | number): bigint
+  /**
+   * Lets the plugin's call fail with `PLUGIN_ERROR` and this message when the guest has returned;
+   * without one, no longer.
+   */
+  setError (error?: string | Error | null): void
+  /** A copy of the plugin's variable of that name. */
+  getVariable (name: string): PluginOutput | null
+  /** Sets a variable. Throws `VARIABLES_FULL` where it exceeds `memory.maxVarBytes`. */
+  setVariable (name: string, value: string | Bytes): void
+  deleteVariable (name: string): void
+}
+
 /** A running plugin, made by `createPlugin`. */
 export class Plugin {
   private constructor ()
@@ -373,13 +468,14 @@ export class Plugin {
    * The input is copied. Without one the plugin gets an empty input. Resolves to `null` where the
    * output is empty. Rejects with a `PluginError`, or with the reason of `options.signal`.
    *
-   * `hostContext` is for host functions in JavaScript, which are yet to come.
+   * `hostContext` is what host functions in JavaScript get from `context.hostContext()`.
    */
   call (name: string, input?: string | Bytes | null, hostContext?: unknown, options?: CallOptions | null): Promise<PluginOutput | null>
   /**
    * Runs a function of the plugin and waits for it: for scripts and tests. The event loop stands still
    * meanwhile; without `timeoutMs` for as long as the plugin likes. Returns and throws what `call`
-   * resolves to and rejects with.
+   * resolves to and rejects with. Host functions in JavaScript must answer at once; a promise is
+   * refused with `WOULD_DEADLOCK`.
    */
   callSync (name: string, input?: string | Bytes | null, hostContext?: unknown, options?: CallSyncOptions | null): PluginOutput | null
   /** Counters, and what the plugin does at this moment. Cheap. */

@@ -143,6 +143,40 @@ describe('a process', () => {
     expect({ code, signal, output, errors }).toEqual({ code: 0, signal: null, output: 'quiet\n', errors: '' })
   })
 
+  const ASKING = `
+    const { createPlugin } = require(module)
+    const wasm = Buffer.from(base64, 'base64')
+    const functions = { 'extism:host/user': { ask: () => new Promise((resolve) => setTimeout(resolve, 100_000).unref()) }, numbers: { mix () {}, i32 () {}, f32 () {}, nothing () {} } }
+    createPlugin(wasm, { instances: 2, eager: true, functions }).then((plugin) => {
+      for (let i = 0; i < 10; i++) plugin.call('ask')
+      setTimeout(leave, 50)
+    })`
+
+  test('that calls process.exit() while guests wait for host functions ends with that code', async () => {
+    const base64 = (await guest('asking')).toString('base64')
+    const { code, signal, errors } = await runNode(['-e', `
+      const module = '.'; const base64 = '${base64}'; const leave = () => process.exit(7)
+      ${ASKING}`])
+    expect({ code, signal, errors }).toEqual({ code: 7, signal: null, errors: '' })
+  })
+
+  test('that terminates worker threads whose guests wait for host functions goes on', async () => {
+    const base64 = (await guest('asking')).toString('base64')
+    const { code, signal, output, errors } = await runNode(['-e', `
+      const { Worker } = require('node:worker_threads')
+      const body = \`
+        const { parentPort, workerData: { module, base64 } } = require('node:worker_threads')
+        const leave = () => parentPort.postMessage('waiting')
+        ${ASKING}\`
+      async function round () {
+        const workers = Array.from({ length: 3 }, () => new Worker(body, { eval: true, workerData: { module: process.cwd(), base64: '${base64}' } }))
+        await Promise.all(workers.map((worker) => new Promise((resolve) => worker.once('message', resolve))))
+        await Promise.all(workers.map((worker) => worker.terminate()))
+      }
+      round().then(round).then(() => console.log('still here'))`])
+    expect({ code, signal, output, errors }).toEqual({ code: 0, signal: null, output: 'still here\n', errors: '' })
+  })
+
   test('in ESM has the exports by name', async () => {
     const { code, output } = await runNode(['--input-type=module', '-e', `
       import { createPlugin, precompile, MemoryStore, Plugin, PluginOutput } from 'extism-host'

@@ -48,6 +48,12 @@ const PLOTS = {
     groups: (results) => [Object.entries(results).map(([workload, result]) =>
       panel(`µs per call of ${workload}`, LESS, 1, result, 'microseconds'))]
   },
+  'host-functions': {
+    title: 'What a host function in JavaScript costs its guest',
+    groups: (results) => Object.entries(results).map(([workload, result]) => [
+      panel(`µs per call of ${workload}`, LESS, 2, result, 'microseconds')
+    ])
+  },
   large: {
     title: 'Large inputs and outputs',
     groups: (results) => [Object.entries(results).flatMap(([workload, result]) => [

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use extism_host::host;
+use extism_host::host::{self, Environment, Vars};
 use extism_host::plugin::instance::{CompileOptions, Compiled, Ending, Finished, Job, Jobs};
 use extism_host::plugin::prepare::{self, Options};
 use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
@@ -94,11 +94,14 @@ fn on_one_thread(criterion: &mut Criterion) {
   let mut group = criterion.benchmark_group("on one thread");
   for guest in guests() {
     let modules = guest.manifest.load().expect("the guest loads");
-    let functions = host::functions(&guest.manifest, &store(), &Arc::default());
+    let vars = Arc::new(Vars::default());
+    let functions = host::functions(&guest.manifest, &Environment::new(store()), &vars);
     let options = Options {
       wasi: guest.manifest.use_wasi,
       limits: prepare::Limits::default(),
       functions: &functions,
+      untyped: &[],
+      vars: &vars,
     };
     let prepared = prepare::prepare(&modules, &options).expect("the guest is prepared");
     let options = CompileOptions {
@@ -106,7 +109,7 @@ fn on_one_thread(criterion: &mut Criterion) {
       cache: None,
       fuel: None,
     };
-    let compiled = Compiled::new(&prepared, &functions, &options).expect("the guest compiles");
+    let compiled = Compiled::new(&prepared, &options).expect("the guest compiles");
     group.bench_function(guest.function, |bencher| {
       bencher.iter_custom(|iterations| {
         let jobs = Rc::new(Measured {
@@ -157,7 +160,8 @@ fn between_threads(criterion: &mut Criterion) {
       is_done: AtomicBool::new(false),
     });
     let results = Arc::clone(&waiting) as _;
-    let plugin = Plugin::open(&guest.manifest, limits, store(), results).expect("it opens");
+    let plugin =
+      Plugin::open(&guest.manifest, limits, &Environment::new(store()), results).expect("it opens");
     let export = plugin.function(guest.function).expect("it exists");
     group.bench_function(guest.function, |bencher| {
       bencher.iter(|| {

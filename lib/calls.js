@@ -8,6 +8,8 @@ const { setImmediate } = require('node:timers')
 const { markAsUntransferable } = require('node:worker_threads')
 const binding = require('../binding.js')
 const { codedError } = require('./errors.js')
+const { hostCallOf, isStandingStill, run, tables } = require('./host-functions.js')
+const { log } = require('./logging.js')
 const { PluginOutput } = require('./plugin-output.js')
 
 const INBOX_BYTES = 8_192
@@ -37,8 +39,14 @@ const TAKEN = 2
 const TAKE = 3
 /** In place of an offset: the next value of `apart`. */
 const APART = 0xFFFF_FFFF
+// In place of a code: a host function is called, or a plugin has a message for its logger. The bytes
+// are what it is about, the number the call that it is part of, or `NO_CALL`.
+const HOST_CALL = 0xFFFF_FFFF
+const LOG = 0xFFFF_FFFE
+const NO_CALL = 0xFFFF_FFFF
 
 const CODES = binding.errorCodes()
+const HOST_FUNCTION_ERROR = CODES.indexOf('HOST_FUNCTION_ERROR') + 1
 
 const encoder = new TextEncoder()
 const decoder = new TextDecoder()
@@ -69,14 +77,15 @@ function newShared () {
 /**
  * Starts something of a native plugin that ends with a completion of the number that `start` is
  * given, or when `signal` is aborted, whichever is first. Keeps the native plugin until then: when
- * nobody has it, what it does is interrupted.
+ * nobody has it, what it does is interrupted. `about` is what host functions and loggers have of it.
  */
-function complete (native, start, signal) {
+function complete (native, start, signal, about) {
   return new Promise((resolve, reject) => {
     const number = freeNumbers.pop() ?? calls.length
-    const call = { native, resolve, reject, signal, abort: undefined }
+    const call = { native, resolve, reject, signal, abort: undefined, about }
     if (signal !== undefined) {
       call.abort = () => {
+        if (about !== undefined) about.isOver = true
         native.cancel(number)
         reject(signal.reason)
       }
@@ -97,9 +106,9 @@ function complete (native, start, signal) {
 
 /**
  * As `complete`, but waits: the event loop stands still, and nothing else happens in this thread than
- * that other calls that end meanwhile are settled.
+ * that other calls that end meanwhile are settled, and host functions run.
  */
-function completeSync (native, start) {
+function completeSync (native, start, about, table) {
   if (isSettling) {
     throw codedError('WOULD_DEADLOCK', 'callSync() cannot be used by what runs while calls are settled')
   }
@@ -107,7 +116,7 @@ function completeSync (native, start) {
   const number = freeNumbers.pop() ?? calls.length
   const resolve = (value) => { outcome = { value } }
   const reject = (error) => { outcome = { error } }
-  calls[number] = { native, resolve, reject, signal: undefined, abort: undefined }
+  calls[number] = { native, resolve, reject, signal: undefined, abort: undefined, about }
   unfinished++
   try {
     start(number)
@@ -120,6 +129,10 @@ function completeSync (native, start) {
   // `settle` is what sets it.
   const isOver = () => outcome !== undefined
   while (!isOver()) {
+    if (isStandingStill(table)) {
+      native.cancel(number)
+      throw codedError('WOULD_DEADLOCK', 'callSync() would wait for ever: all instances of the plugin wait for host functions in this thread')
+    }
     boundary.wait()
     settle()
   }
@@ -138,11 +151,20 @@ function forget (number) {
   freeNumbers.push(number)
   unfinished--
   call.signal?.removeEventListener('abort', call.abort)
+  call.about?.running?.end()
   return call
 }
 
 let isSettling = false
 let hasMore = false
+
+/** Host functions that have been called and not been run yet. */
+const hostCalls = []
+
+/** Runs them, not before all that has been taken is settled: they may do anything. */
+function runHostCalls () {
+  while (hostCalls.length > 0) run(boundary, hostCalls.shift())
+}
 
 /** Takes and settles what is finished; the other side calls it when there is something. */
 function settle () {
@@ -151,6 +173,7 @@ function settle () {
   if (isSettling) return
   take(shared, apart)
   settleTaken()
+  runHostCalls()
   if (unfinished === 0) afterwards.then(letGo)
 }
 
@@ -173,22 +196,38 @@ function settleTaken () {
 }
 
 function settleOne (number, code, offset, length) {
-  const call = forget(number)
+  const call = code >= LOG ? undefined : forget(number)
   let buffer = shared.buffer
   if (offset === APART) {
     buffer = apart.shift()
-    if (buffer instanceof binding.Plugin) return call.resolve(buffer)
+    if (call !== undefined && buffer instanceof binding.Plugin) return call.resolve(buffer)
     offset = 0
     length = buffer.byteLength
   } else {
     header[USED] = offset + length
   }
-  if (code !== 0) {
+  if (call === undefined) {
+    happened(number === NO_CALL ? undefined : calls[number]?.about, code, buffer, offset, length)
+  } else if (code === HOST_FUNCTION_ERROR && call.about?.thrown !== undefined) {
+    call.reject(call.about.thrown.error)
+  } else if (code !== 0) {
     const message = decoder.decode(new Uint8Array(buffer, offset, length))
     call.reject(codedError(CODES[code - 1], message))
   } else {
     call.resolve(length === 0 ? null : new PluginOutput(buffer, offset, length))
   }
+}
+
+function happened (about, code, buffer, offset, length) {
+  if (code === HOST_CALL) {
+    hostCalls.push(hostCallOf(buffer, offset, length, about))
+    return
+  }
+  const view = new DataView(buffer, offset, length)
+  const table = tables[view.getUint32(0, true)]
+  if (table === undefined) return
+  const message = decoder.decode(new Uint8Array(buffer, offset + 8, length - 8))
+  log(about?.logger ?? table.logger, view.getUint32(4, true), message)
 }
 
 const afterwards = Promise.resolve()
@@ -270,6 +309,7 @@ function caller (native) {
     } else if (outcome === TAKEN) {
       settledAtOnce++
       settleTaken()
+      if (hostCalls.length > 0) runHostCalls()
       isAlone = false
       afterwards.then(haveGoneOn)
       if (!isLettingGo) {

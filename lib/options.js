@@ -5,6 +5,8 @@
 const { resolve } = require('node:path')
 const binding = require('../binding.js')
 const { describe, invalidArgument } = require('./errors.js')
+const { asFunctions } = require('./host-functions.js')
+const { asLevel, asLogger } = require('./logging.js')
 const { nativeStore } = require('./memory-store.js')
 const { inBothSpellings, isObject, pick } = require('./objects.js')
 
@@ -24,6 +26,9 @@ const OPTION_KEYS = {
   maxOutputBytes: 'maxOutputBytes',
   isolation: 'isolation',
   fuel: 'fuel',
+  functions: 'functions',
+  logger: 'logger',
+  logLevel: 'logLevel',
   compileCache: 'compileCache',
   fetch: 'fetch',
   runInWorker: 'runInWorker',
@@ -32,8 +37,8 @@ const OPTION_KEYS = {
 }
 const MEMORY_KEYS = inBothSpellings('maxPages', 'maxVarBytes')
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
-const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs' }
-const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs' }
+const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
+const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs', logger: 'logger' }
 
 function checkSignal (signal) {
   if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function' ||
@@ -125,7 +130,10 @@ function pickOptions (options) {
   return picked
 }
 
-/** The native options of a plugin, and its store. The manifest's modules are loaded, the options picked. */
+/**
+ * The native options of a plugin, its store, and what it has of JavaScript besides. The manifest's modules
+ * are loaded, the options picked.
+ */
 function pluginOptions ({ wasm, ...rest }, options) {
   const manifest = pick(rest, MANIFEST_KEYS, 'the manifest')
   const merged = { ...manifest, ...options }
@@ -135,6 +143,9 @@ function pluginOptions ({ wasm, ...rest }, options) {
   if (store === undefined) {
     throw invalidArgument(`store must be a MemoryStore, not ${describe(merged.store)}`)
   }
+  const { names, bodies } = asFunctions(merged.functions)
+  const level = asLevel(merged.logLevel)
+  const logger = asLogger(merged.logger, level)
   const memory = {
     ...pick(manifest.memory ?? {}, MEMORY_KEYS, 'memory of the manifest'),
     ...pick(options.memory ?? {}, MEMORY_KEYS, 'memory')
@@ -153,9 +164,11 @@ function pluginOptions ({ wasm, ...rest }, options) {
     compileCache: asCompileCache(merged.compileCache),
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
     eager: asBoolean(merged.eager, 'eager'),
-    maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32)
+    maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32),
+    functions: names,
+    logLevel: level
   }
-  return { native, store }
+  return { native, store, inJavaScript: { bodies, logger, level, instances: native.instances } }
 }
 
 module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pickOptions, pluginOptions, checkSignal, asInteger }

@@ -5,6 +5,8 @@
 const { asBytes } = require('./bytes.js')
 const { caller, complete, completeSync, fillCache, isUnfinished, open } = require('./calls.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
+const { AsyncLocalStorage, addTable, forgotten, removeTable, waitForOwn } = require('./host-functions.js')
+const { asLogger } = require('./logging.js')
 const { pick } = require('./objects.js')
 const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, asInteger, checkSignal, pickOptions, pluginOptions } = require('./options.js')
 const { loadManifest } = require('./source.js')
@@ -28,15 +30,18 @@ class Plugin {
   #native
   #functions
   #start
+  #table
   #closed
 
-  constructor (secret, native) {
+  constructor (secret, native, table) {
     if (secret !== SECRET) {
       throw invalidArgument('a Plugin is made by createPlugin()')
     }
     this.#native = native
     this.#functions = new Map(Object.entries(native.functions()))
     this.#start = caller(native)
+    this.#table = table
+    forgotten.register(this, table)
   }
 
   // Not an async function: that would make a second promise around the one of `complete`.
@@ -45,15 +50,43 @@ class Plugin {
       const exportNumber = this.#exportNumber(name)
       const bytes = asInput(input)
       if (options === undefined || options === null) {
-        return complete(this.#native, (number) => this.#start(number, exportNumber, bytes, 0))
+        return this.#complete(exportNumber, bytes, 0, undefined, hostContext, undefined)
       }
-      const { signal, timeoutMs } = pick(options, CALL_KEYS, 'the options of a call')
+      const { signal, timeoutMs, logger } = pick(options, CALL_KEYS, 'the options of a call')
       if (signal !== undefined) checkSignal(signal)
       const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
+      const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#table.level)
       if (signal?.aborted) throw signal.reason
-      return complete(this.#native, (number) => this.#start(number, exportNumber, bytes, limit), signal)
+      return this.#complete(exportNumber, bytes, limit, signal, hostContext, ownLogger)
     } catch (error) {
       return Promise.reject(error)
+    }
+  }
+
+  #complete (exportNumber, bytes, limit, signal, hostContext, logger) {
+    const start = (number) => this.#start(number, exportNumber, bytes, limit)
+    const about = this.#about(hostContext, logger, false)
+    if (about === undefined) return complete(this.#native, start, signal)
+    const haveWaited = waitForOwn(this.#table)
+    const promise = complete(this.#native, start, signal, about)
+    if (haveWaited !== undefined) promise.then(haveWaited, haveWaited)
+    return promise
+  }
+
+  /** What host functions and loggers have of a call; nothing where there are none. */
+  #about (hostContext, logger, isSync) {
+    const hasFunctions = this.#table.bodies.length > 0
+    if (!hasFunctions && logger === undefined) return undefined
+    return {
+      hostContext,
+      logger,
+      isSync,
+      // Host functions run in the asynchronous context of their call, as if it called them itself.
+      inContext: hasFunctions ? AsyncLocalStorage.snapshot() : undefined,
+      // What a host function has thrown, the one that runs, and whether nobody waits for it.
+      thrown: undefined,
+      running: undefined,
+      isOver: false
     }
   }
 
@@ -69,9 +102,11 @@ class Plugin {
   callSync (name, input, hostContext, options) {
     const exportNumber = this.#exportNumber(name)
     const bytes = asInput(input)
-    const { timeoutMs } = pick(options ?? {}, CALL_SYNC_KEYS, 'the options of a synchronous call')
+    const { timeoutMs, logger } = pick(options ?? {}, CALL_SYNC_KEYS, 'the options of a synchronous call')
     const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
-    return completeSync(this.#native, (number) => this.#start(number, exportNumber, bytes, limit))
+    const start = (number) => this.#start(number, exportNumber, bytes, limit)
+    const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#table.level)
+    return completeSync(this.#native, start, this.#about(hostContext, ownLogger, true), this.#table)
   }
 
   stats () {
@@ -118,7 +153,7 @@ class Plugin {
   close () {
     // The native part is kept, but not as that of a call.
     const kept = { native: this.#native }
-    this.#closed ??= complete(kept, (number) => this.#native.close(number)).then(() => undefined)
+    this.#closed ??= complete(kept, (number) => this.#native.close(number)).then(() => removeTable(this.#table))
     return this.#closed
   }
 
@@ -136,8 +171,15 @@ async function load (source, options) {
 }
 
 async function createPlugin (source, options) {
-  const { native, store } = await load(source, options)
-  return new Plugin(SECRET, await open(native, store))
+  const { native, store, inJavaScript } = await load(source, options)
+  const table = addTable(inJavaScript)
+  try {
+    return new Plugin(SECRET, await open({ ...native, table: table.number }, store), table)
+  } catch (error) {
+    removeTable(table)
+    if (error.code === 'HOST_FUNCTION_ERROR' && table.thrown !== undefined) throw table.thrown.error
+    throw error
+  }
 }
 
 async function precompile (source, options) {
@@ -146,7 +188,7 @@ async function precompile (source, options) {
     if (options?.compileCache === false) throw invalidArgument('compileCache must not be false, or there is nothing to fill')
     throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off, and compileCache does not turn it on')
   }
-  await fillCache(native)
+  await fillCache({ ...native, table: 0 })
 }
 
 module.exports = { Plugin, createPlugin, precompile }

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
+use extism_host::host::Environment;
 use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
 use extism_host::store::{MemoryStore, Store, Value};
 use extism_host::{Code, Result};
@@ -68,7 +69,12 @@ impl Deref for Opened {
 
 fn try_open(manifest: &Manifest, limits: Limits, store: Arc<dyn Store>) -> Result<Opened> {
   let waiting = Arc::<Waiting>::default();
-  let plugin = Plugin::open(manifest, limits, store, Arc::clone(&waiting) as _)?;
+  let plugin = Plugin::open(
+    manifest,
+    limits,
+    &Environment::new(store),
+    Arc::clone(&waiting) as _,
+  )?;
   Ok(Opened { plugin, waiting })
 }
 

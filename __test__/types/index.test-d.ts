@@ -1,9 +1,10 @@
 import { expectAssignable, expectError, expectType } from 'tsd'
+import pino from 'pino'
 import createPluginByDefault, {
-  createPlugin, newPlugin, precompile, CAPABILITIES, MemoryStore, Plugin, PluginError, PluginOutput
+  CallContext, createPlugin, newPlugin, precompile, CAPABILITIES, MemoryStore, Plugin, PluginError, PluginOutput
 } from '../..'
 import type {
-  Capabilities, ExtismPluginOptions, LogLevel, Manifest, ManifestLike, ManifestWasm, ManifestWasmData, ManifestWasmModule,
+  Capabilities, CurrentPlugin, ExtismPluginOptions, LogLevel, Manifest, ManifestLike, ManifestWasm, ManifestWasmData, ManifestWasmModule,
   ManifestWasmPath, ManifestWasmResponse, ManifestWasmUrl, MemoryOptions, ModuleExportDescriptor, ModuleImportDescriptor,
   PluginConfig, PluginConfigLike
 } from '../..'
@@ -84,6 +85,28 @@ expectType<number>(plugin.stats().replaced.isolation)
 expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { isolation: 'call', fuel: 1_000_000 }))
 expectError(createPlugin('plugin.wasm', { isolation: 'process' }))
 
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', {
+  logger: console,
+  logLevel: 'debug',
+  functions: {
+    'extism:host/user': {
+      store (context, offset: bigint) {
+        expectType<CallContext>(context)
+        expectType<PluginOutput | null>(context.read(offset))
+        expectType<{ user: string }>(context.hostContext<{ user: string }>())
+        expectType<bigint>(context.store('text'))
+        return context.alloc(1)
+      },
+      async later (context: CallContext) {
+        context.setVariable('name', new Uint8Array(1))
+        return context.getVariable('name')?.text()
+      }
+    }
+  }
+}))
+expectError(createPlugin('plugin.wasm', { functions: { env: { f: 1 } } }))
+expectError(createPlugin('plugin.wasm', { logLevel: 'loud' }))
+expectType<Promise<PluginOutput | null>>(plugin.call('f', '', { any: 'context' }, { logger: pino() }))
 expectType<typeof createPlugin>(createPluginByDefault)
 expectType<typeof createPlugin>(newPlugin)
 expectType<Capabilities>(CAPABILITIES)
@@ -110,6 +133,7 @@ expectAssignable<ExtismPluginOptions>({
 expectError<ExtismPluginOptions>({ nodeWorkerArgs: { resourceLimits: { stackSizeMb: 4 } } })
 expectAssignable<PluginConfigLike>({ key: 'value' } satisfies PluginConfig)
 expectAssignable<LogLevel>('silent')
+expectAssignable<CallContext>({} as CurrentPlugin)
 
 expectType<Promise<ModuleExportDescriptor[]>>(plugin.getExports())
 expectType<Promise<ModuleImportDescriptor[]>>(plugin.getImports())

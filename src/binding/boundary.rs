@@ -3,7 +3,7 @@
 //! many at a time, as numbers in such memory and bytes in a buffer that their outputs share.
 //!
 //! All of that memory is touched by the JavaScript thread alone. Worker threads see only
-//! [`Finished`], the list of calls that have ended.
+//! [`Finished`], the list of what has happened.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -13,15 +13,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use napi::bindgen_prelude::{
-  Array, ArrayBuffer, Function, FunctionCallContext, ToNapiValue, Uint8Array, Uint8ArraySlice,
-  Uint32Array,
+  Array, ArrayBuffer, Either3, Function, FunctionCallContext, Null, ToNapiValue, Uint8Array,
+  Uint8ArraySlice, Uint32Array, Undefined,
 };
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, Status};
 use napi_derive::napi;
 
+use super::host_call::{Channel, Done, HostCall, HostCalls};
+use super::logger::Message;
 use super::plugin::Plugin;
 use super::silence_panics;
+use crate::host::{Answer, Bytes, HostFunctionError, Step};
 use crate::plugin::{self, spin};
 use crate::{Code, Result};
 
@@ -50,6 +53,27 @@ const APART: u32 = u32::MAX;
 /// How long JavaScript's thread looks for the result of its only call before it goes on.
 const LOOK: Duration = Duration::from_micros(20);
 
+/// In place of a code: a host function in JavaScript has been called; its message is where an output
+/// would be.
+const HOST_CALL: u32 = u32::MAX;
+
+/// In place of a code: a message for the plugin's logger; the numbers of the plugin and of its level,
+/// then the text, are where an output would be.
+const LOG: u32 = u32::MAX - 1;
+
+/// In place of a call's number: none.
+const NO_CALL: u32 = u32::MAX;
+
+/// What JavaScript is told of.
+pub enum Event {
+  /// What came of the call of this number.
+  Ended(u32, Result<Outcome>),
+  /// A guest calls a function of JavaScript's.
+  HostCall(HostCall),
+  /// A guest has something to say.
+  Log(Message),
+}
+
 /// What comes of a call, or of something else that JavaScript waits for.
 pub enum Outcome {
   /// The output.
@@ -61,11 +85,11 @@ pub enum Outcome {
 /// Calls a JavaScript function without arguments; weak, so that it alone keeps no process alive.
 type Wake = ThreadsafeFunction<(), (), (), Status, false, true>;
 
-/// Calls that have ended and that JavaScript has not seen yet.
+/// Calls that have ended, and what else has happened that JavaScript has not seen yet.
 pub struct Finished {
-  /// In the order in which they ended. The event loop has been woken for them if there are any, or
+  /// In the order in which it happened. The event loop has been woken for them if there are any, or
   /// looks for them, so only the one who adds the first wakes it.
-  list: Mutex<VecDeque<(u32, Result<Outcome>)>>,
+  list: Mutex<VecDeque<Event>>,
   wake: Wake,
   /// Whether JavaScript's thread looks for them, in [`look`](Self::look).
   is_looked_for: AtomicBool,
@@ -86,14 +110,19 @@ impl Finished {
     }
   }
 
-  fn lock(&self) -> MutexGuard<'_, VecDeque<(u32, Result<Outcome>)>> {
+  fn lock(&self) -> MutexGuard<'_, VecDeque<Event>> {
     self.list.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
   /// Adds what came of the call that JavaScript numbered `call`. Any thread.
-  pub fn push(&self, call: u32, result: Result<Outcome>) {
+  pub fn ended(&self, call: u32, result: Result<Outcome>) {
+    self.push(Event::Ended(call, result));
+  }
+
+  /// Adds something that has happened. Any thread.
+  pub fn push(&self, event: Event) {
     let mut list = self.lock();
-    list.push_back((call, result));
+    list.push_back(event);
     let is_looked_for = self.is_looked_for.load(Ordering::Relaxed);
     let must_wake = list.len() == 1 && !is_looked_for;
     drop(list);
@@ -137,7 +166,7 @@ impl Finished {
   }
 
   /// Puts all that there are into `list`, which is empty; its memory is used for the next.
-  fn take_all(&self, list: &mut VecDeque<(u32, Result<Outcome>)>) {
+  fn take_all(&self, list: &mut VecDeque<Event>) {
     std::mem::swap(&mut *self.lock(), list);
   }
 }
@@ -145,7 +174,7 @@ impl Finished {
 impl plugin::Results for Finished {
   fn done(&self, number: u64, result: Result<Vec<u8>>) {
     // The numbers of calls are what JavaScript gave: 32 bits.
-    self.push(number as u32, result.map(Outcome::Output));
+    self.ended(number as u32, result.map(Outcome::Output));
   }
 }
 
@@ -164,7 +193,9 @@ pub struct Near {
   inbox: Uint8Array,
   header: RefCell<Uint32Array>,
   /// Taken from `finished` and not written yet, for want of room.
-  rest: RefCell<VecDeque<(u32, Result<Outcome>)>>,
+  rest: RefCell<VecDeque<Event>>,
+  /// Calls of functions in JavaScript that have not been answered.
+  host_calls: RefCell<HostCalls>,
 }
 
 #[napi]
@@ -190,6 +221,7 @@ impl Boundary {
         inbox,
         header: RefCell::new(header),
         rest: RefCell::default(),
+        host_calls: RefCell::default(),
       }),
       is_referenced: Cell::new(false),
     })
@@ -221,6 +253,101 @@ impl Boundary {
     self.near.finished.wait();
   }
 
+  /// Answers a call of a function in JavaScript with the bits of a number. This and all that follow
+  /// return `false`, a negative number or `null` where the call is over: its guest has been
+  /// interrupted, or it has been answered.
+  #[napi(catch_unwind)]
+  pub fn answer(&self, host_call: u32, low: u32, high: u32) -> bool {
+    let bits = u64::from(low) | u64::from(high) << 32;
+    self.finish(host_call, Ok(Step::Answer(Answer::I64(bits as i64))))
+  }
+
+  /// Answers it with the offset of a block with these bytes.
+  #[napi(catch_unwind)]
+  pub fn answer_with(&self, host_call: u32, bytes: Uint8ArraySlice<'_>) -> bool {
+    let answer = Answer::Bytes(Bytes::from(&*bytes));
+    self.finish(host_call, Ok(Step::Answer(answer)))
+  }
+
+  /// Ends the plugin's call that it is part of, with this message.
+  #[napi(catch_unwind)]
+  pub fn fail(&self, host_call: u32, message: String) -> bool {
+    self.finish(host_call, Err(HostFunctionError::new(message)))
+  }
+
+  /// Makes a block with these bytes, and returns its offset; 0 where there is no room for it, or no
+  /// bytes.
+  #[napi(catch_unwind)]
+  pub fn store(&self, host_call: u32, bytes: Uint8ArraySlice<'_>) -> f64 {
+    offset_of(self.ask(host_call, Step::Store(Bytes::from(&*bytes))))
+  }
+
+  /// Makes a block of that many bytes, all zero.
+  #[napi(catch_unwind)]
+  pub fn allocate(&self, host_call: u32, length: f64) -> f64 {
+    offset_of(self.ask(host_call, Step::Allocate(length as u64)))
+  }
+
+  /// The length of the block that starts at the offset; 0 where none does.
+  #[napi(catch_unwind)]
+  pub fn length(&self, host_call: u32, offset: f64) -> f64 {
+    let done = self.ask(host_call, Step::Look(offset as u64));
+    done.map_or(-1.0, |done| done.length as f64)
+  }
+
+  /// A copy of the block that starts at the offset; empty where none does.
+  #[napi(catch_unwind)]
+  pub fn read(&self, host_call: u32, offset: f64) -> Option<Uint8Array> {
+    let done = self.ask(host_call, Step::Look(offset as u64))?;
+    Some(Uint8Array::new(
+      done.bytes.map(|bytes| bytes.to_vec()).unwrap_or_default(),
+    ))
+  }
+
+  /// Sets the error of the plugin's call; no bytes for none.
+  #[napi(catch_unwind)]
+  pub fn set_error(&self, host_call: u32, message: Uint8ArraySlice<'_>) -> bool {
+    let step = Step::SetError(Bytes::from(&*message));
+    self.ask(host_call, step).is_some()
+  }
+
+  /// The variable of that name: `undefined` where there is none.
+  #[napi(catch_unwind, ts_return_type = "Uint8Array | undefined | null")]
+  pub fn get_variable(&self, host_call: u32, name: String) -> Either3<Uint8Array, Undefined, Null> {
+    let channel = self.channel(host_call);
+    let vars = channel.as_ref().and_then(|channel| channel.vars());
+    match vars.map(|vars| vars.get(&name)) {
+      None => Either3::C(Null),
+      Some(None) => Either3::B(()),
+      Some(Some(value)) => Either3::A(Uint8Array::new(value.to_vec())),
+    }
+  }
+
+  /// Sets it; returns the reason why not, where there is one.
+  #[napi(catch_unwind, ts_return_type = "string | undefined | null")]
+  pub fn set_variable(
+    &self,
+    host_call: u32,
+    name: String,
+    value: Uint8ArraySlice<'_>,
+  ) -> Either3<String, Undefined, Null> {
+    let channel = self.channel(host_call);
+    let vars = channel.as_ref().and_then(|channel| channel.vars());
+    match vars.map(|vars| vars.set(&name, &value)) {
+      None => Either3::C(Null),
+      Some(Ok(())) => Either3::B(()),
+      Some(Err(error)) => Either3::A(error.to_string()),
+    }
+  }
+
+  /// Removes it.
+  #[napi(catch_unwind)]
+  pub fn delete_variable(&self, host_call: u32, name: String) -> bool {
+    let channel = self.channel(host_call);
+    let vars = channel.as_ref().and_then(|channel| channel.vars());
+    vars.map(|vars| vars.remove(&name)).is_some()
+  }
+
   /// Keeps the process alive, or lets it go.
   #[napi(catch_unwind)]
   pub fn keep_alive(&self, env: Env, alive: bool) -> napi::Result<()> {
@@ -242,7 +369,25 @@ impl Boundary {
   }
 }
 
+/// What JavaScript is told of a block that it has asked for.
+fn offset_of(done: Option<Done>) -> f64 {
+  done.map_or(-1.0, |done| done.offset as f64)
+}
+
 impl Boundary {
+  fn channel(&self, host_call: u32) -> Option<Arc<Channel>> {
+    self.near.host_calls.borrow().get(host_call)
+  }
+
+  fn ask(&self, host_call: u32, step: Step) -> Option<Done> {
+    self.channel(host_call)?.ask(step)
+  }
+
+  fn finish(&self, host_call: u32, answer: Result<Step, HostFunctionError>) -> bool {
+    let channel = self.near.host_calls.borrow_mut().remove(host_call);
+    channel.is_some_and(|channel| channel.answer(answer))
+  }
+
   /// What the functions on the JavaScript thread share.
   pub fn near(&self) -> Rc<Near> {
     Rc::clone(&self.near)
@@ -282,6 +427,7 @@ impl Near {
     let writer = Writer {
       context,
       finished: &self.finished,
+      host_calls: &self.host_calls,
       shared: shared.get_mut(used as usize..).unwrap_or_default(),
       offset: used,
     };
@@ -293,6 +439,7 @@ impl Near {
 struct Writer<'a> {
   context: &'a FunctionCallContext<'a>,
   finished: &'a Arc<Finished>,
+  host_calls: &'a RefCell<HostCalls>,
   /// The free part of the buffer for short outputs.
   shared: &'a mut [u8],
   /// The offset of that part in the buffer.
@@ -300,12 +447,8 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-  /// Takes as many calls from `list` as there is room for.
-  fn write(
-    mut self,
-    list: &mut VecDeque<(u32, Result<Outcome>)>,
-    header: &mut [u32],
-  ) -> napi::Result<()> {
+  /// Takes as much from `list` as there is room for.
+  fn write(mut self, list: &mut VecDeque<Event>, header: &mut [u32]) -> napi::Result<()> {
     let (_, results) = header
       .split_at_mut_checked(size_of::<Arguments>() / size_of::<u32>())
       .unwrap_or_default();
@@ -316,18 +459,28 @@ impl Writer<'_> {
     let mut count = 0;
     while self.shared.len() >= MAX_SHARED
       && let Some(item) = items.next()
-      && let Some((number, result)) = list.pop_front()
+      && let Some(event) = list.pop_front()
     {
-      let (code, place) = match result {
-        Ok(outcome) => match self.place(outcome) {
-          Ok(place) => (0, place),
+      let (number, code, place) = match event {
+        Event::Ended(number, Ok(outcome)) => match self.place(outcome) {
+          Ok(place) => (number, 0, place),
           // What cannot be handed over must not keep what comes after it from being so.
-          Err(_) => (Code::Internal.number(), (self.offset, 0)),
+          Err(_) => (number, Code::Internal.number(), (self.offset, 0)),
         },
-        Err(error) => {
-          let message = Outcome::Output(error.message.into_bytes());
-          let place = self.place(message).unwrap_or((self.offset, 0));
-          (error.code.number(), place)
+        Event::Ended(number, Err(error)) => {
+          let place = self.place_bytes(error.message.into_bytes());
+          let place = place.unwrap_or((self.offset, 0));
+          (number, error.code.number(), place)
+        }
+        Event::HostCall(call) => match self.place_host_call(call) {
+          Ok((number, place)) => (number, HOST_CALL, place),
+          // Nothing that can be read: nothing happens.
+          Err(_) => (NO_CALL, LOG, (self.offset, 0)),
+        },
+        Event::Log(message) => {
+          let number = message.call.map_or(NO_CALL, |call| call as u32);
+          let place = self.place_bytes(message.take());
+          (number, LOG, place.unwrap_or((self.offset, 0)))
         }
       };
       item.copy_from_slice(&[number, code, place.0, place.1]);
@@ -337,15 +490,38 @@ impl Writer<'_> {
     Ok(())
   }
 
+  /// Numbers a call of a function in JavaScript and puts its message where JavaScript finds it.
+  fn place_host_call(&mut self, call: HostCall) -> napi::Result<(u32, (u32, u32))> {
+    let HostCall {
+      call,
+      mut message,
+      channel,
+    } = call;
+    let mut host_calls = self.host_calls.borrow_mut();
+    let number = host_calls.add(Arc::clone(&channel));
+    if let Some(first) = message.first_chunk_mut() {
+      *first = number.to_le_bytes();
+    }
+    let place = self.place_bytes(message);
+    if place.is_err() {
+      host_calls.remove(number);
+      channel.end();
+    }
+    Ok((call.map_or(NO_CALL, |call| call as u32), place?))
+  }
+
   /// Puts something where JavaScript finds it: offset and length.
   fn place(&mut self, outcome: Outcome) -> napi::Result<(u32, u32)> {
-    let bytes = match outcome {
+    match outcome {
       Outcome::Opened(plugin) => {
         let plugin = Plugin::new(plugin, Arc::clone(self.finished));
-        return self.place_apart(plugin);
+        self.place_apart(plugin)
       }
-      Outcome::Output(bytes) => bytes,
-    };
+      Outcome::Output(bytes) => self.place_bytes(bytes),
+    }
+  }
+
+  fn place_bytes(&mut self, bytes: Vec<u8>) -> napi::Result<(u32, u32)> {
     match bytes.len() {
       0..=MAX_SHARED => {
         let (place, free) = std::mem::take(&mut self.shared).split_at_mut(bytes.len());

@@ -2,6 +2,8 @@
 //! here, and makes the errors, since an `Error` made natively is of another realm under Jest.
 
 mod boundary;
+mod host_call;
+mod logger;
 mod memory_store;
 mod plugin;
 

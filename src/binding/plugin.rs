@@ -16,7 +16,10 @@ use napi::bindgen_prelude::{
 use napi_derive::napi;
 
 use super::boundary::{Boundary, Finished, Outcome};
+use super::host_call::Functions;
+use super::logger::ToJavaScript;
 use super::memory_store::MemoryStore;
+use crate::host::Environment;
 use crate::plugin::spin::Habit;
 use crate::plugin::{self, CompileCache, Limits, Queued, Source};
 use crate::store::Store;
@@ -51,6 +54,21 @@ pub struct PluginOptions {
   pub eager: bool,
   /// How many calls may be unfinished; at least 1.
   pub max_queue: u32,
+  /// What JavaScript knows the plugin by when its guests call functions or log.
+  pub table: u32,
+  /// Functions in JavaScript; each is known by its place.
+  pub functions: Vec<FunctionName>,
+  /// The least level of messages that are wanted, from 0 for trace to 4 for error; none without it.
+  pub log_level: Option<u32>,
+}
+
+/// A function in JavaScript.
+#[napi(object)]
+pub struct FunctionName {
+  /// Where guests import it from.
+  pub namespace: String,
+  /// The name under which they do.
+  pub name: String,
 }
 
 /// Where compiled modules are kept.
@@ -167,21 +185,46 @@ pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, bound
     max_queue: at_least_one(options.max_queue),
     is_isolated: options.is_isolated,
   };
+  let environment = environment(&options, store.shared(), boundary);
   let manifest = plugin::Manifest::from(options);
-  let store: Arc<dyn Store> = store.shared();
   let results = Arc::clone(&boundary.near().finished) as _;
   load(call, boundary, move || {
-    plugin::Plugin::open(&manifest, limits, store, results).map(Outcome::Opened)
+    plugin::Plugin::open(&manifest, limits, &environment, results).map(Outcome::Opened)
   });
+}
+
+/// What the plugin has of JavaScript.
+fn environment(options: &PluginOptions, store: Arc<dyn Store>, boundary: &Boundary) -> Environment {
+  let functions = Functions {
+    table: options.table,
+    finished: Arc::clone(&boundary.near().finished),
+  };
+  let names = (0..).zip(&options.functions);
+  Environment {
+    store,
+    logger: Arc::new(ToJavaScript::new(
+      options.table,
+      options.log_level,
+      Arc::clone(&functions.finished),
+    )),
+    functions: names
+      .map(|(number, FunctionName { namespace, name })| {
+        functions.function(number, namespace.clone(), name.clone())
+      })
+      .collect(),
+  }
 }
 
 /// Fills the compile cache with what such a plugin needs; an empty result arrives under the number
 /// `call`.
 #[napi(catch_unwind)]
 pub fn precompile(call: u32, options: PluginOptions, boundary: &Boundary) {
+  // What the store has makes no difference to what is compiled.
+  let store = Arc::new(crate::store::MemoryStore::new());
+  let environment = environment(&options, store, boundary);
   let manifest = plugin::Manifest::from(options);
   load(call, boundary, move || {
-    plugin::Plugin::precompile(&manifest).map(|()| Outcome::Output(Vec::new()))
+    plugin::Plugin::precompile(&manifest, &environment).map(|()| Outcome::Output(Vec::new()))
   });
 }
 
@@ -203,11 +246,11 @@ fn load(
         let message = "the runtime panicked while it loaded the plugin";
         Err(Error::new(Code::Internal, message))
       });
-      loaded.push(call, result);
+      loaded.ended(call, result);
     });
   if let Err(error) = spawned {
     let message = format!("cannot start a thread to load the plugin: {error}");
-    finished.push(call, Err(Error::new(Code::Internal, message)));
+    finished.ended(call, Err(Error::new(Code::Internal, message)));
   }
 }
 
@@ -372,7 +415,7 @@ impl Plugin {
     let finished = Arc::clone(&self.finished);
     self
       .plugin
-      .close(move || finished.push(call, Ok(Outcome::Output(Vec::new()))));
+      .close(move || finished.ended(call, Ok(Outcome::Output(Vec::new()))));
   }
 }
 

@@ -29,8 +29,9 @@ pub trait Logger: Send + Sync {
   fn level(&self) -> Option<Level>;
 
   /// Called for messages of a wanted level only. What is not UTF-8 arrives with replacement
-  /// characters.
-  fn log(&self, level: Level, message: &str);
+  /// characters. `call` is the number of the plugin's call that it is part of; none during the
+  /// initialization of an instance.
+  fn log(&self, call: Option<u64>, level: Level, message: &str);
 }
 
 /// A logger for plugins that have none.
@@ -42,7 +43,7 @@ impl Logger for Silent {
     None
   }
 
-  fn log(&self, _: Level, _: &str) {}
+  fn log(&self, _: Option<u64>, _: Level, _: &str) {}
 }
 
 /// `log_trace` to `log_error`, `(message: i64)`, and `get_log_level() -> i32`.
@@ -58,12 +59,13 @@ pub fn functions(logger: &Arc<dyn Logger>) -> Vec<HostFunction> {
   .map(|(name, level)| {
     let logger = Arc::clone(logger);
     HostFunction::new(KERNEL, name, [I64], None, move |call| {
+      let number = call.call();
       // What is wrong is wrong whether or not anybody listens.
       let message = call
         .bytes(0)
         .ok_or_else(|| HostFunctionError::new(format!("{name}: the message is no block")))?;
       if logger.level().is_some_and(|wanted| level >= wanted) {
-        logger.log(level, &String::from_utf8_lossy(message));
+        logger.log(number, level, &String::from_utf8_lossy(message));
       }
       Ok(Answer::Nothing)
     })

@@ -6,6 +6,7 @@
 //! answers with is copied into a block that the guard makes afterwards (see `plugin/driver.rs`).
 
 pub mod config;
+pub mod conversation;
 pub mod host_memory_get;
 pub mod http;
 pub mod interruption;
@@ -15,30 +16,52 @@ pub mod vars;
 use std::fmt;
 use std::sync::Arc;
 
-use extism::convert::MemoryHandle;
 use extism::{CurrentPlugin, Val};
 
 use crate::plugin::Manifest;
 use crate::plugin::types::{FunctionType, ValueType};
 use crate::store::Store;
 
+pub use conversation::{Block, Conversation, Step};
 pub use interruption::Interruption;
+pub use log::Logger;
 pub use vars::Vars;
 
-/// All functions that the guests of a plugin may import. Each plugin has its own: variables and
-/// configuration are not shared between plugins.
+/// What a plugin has of the program that runs it.
+#[derive(Clone)]
+pub struct Environment {
+  /// Where `hostMemoryGet` looks.
+  pub store: Arc<dyn Store>,
+  /// Functions of the program's own. They come before ours of the same name.
+  pub functions: Vec<UntypedFunction>,
+  /// Where the plugin's messages go.
+  pub logger: Arc<dyn Logger>,
+}
+
+impl Environment {
+  /// With a store, and silent.
+  pub fn new(store: Arc<dyn Store>) -> Self {
+    Self {
+      store,
+      functions: Vec::new(),
+      logger: Arc::new(log::Silent),
+    }
+  }
+}
+
+/// The functions that come with every plugin. Each plugin has its own: variables and configuration are
+/// not shared between plugins.
 pub fn functions(
   manifest: &Manifest,
-  store: &Arc<dyn Store>,
+  environment: &Environment,
   vars: &Arc<Vars>,
 ) -> Vec<HostFunction> {
-  let logger: Arc<dyn log::Logger> = Arc::new(log::Silent);
   let mut functions = vec![
-    host_memory_get::host_memory_get(Arc::clone(store)),
+    host_memory_get::host_memory_get(Arc::clone(&environment.store)),
     config::config_get(manifest.config.clone()),
   ];
   functions.extend(vars::functions(vars));
-  functions.extend(log::functions(&logger));
+  functions.extend(log::functions(&environment.logger));
   functions.extend(http::functions());
   functions
 }
@@ -83,7 +106,18 @@ impl HostFunctionError {
   }
 }
 
-type Body = dyn Fn(&mut Invocation<'_>) -> Result<Answer, HostFunctionError> + Send + Sync;
+type Answering = dyn Fn(&mut Invocation<'_>) -> Result<Answer, HostFunctionError> + Send + Sync;
+
+type Conversing =
+  dyn Fn(&mut Invocation<'_>) -> Result<Box<dyn Conversation>, HostFunctionError> + Send + Sync;
+
+#[derive(Clone)]
+enum Body {
+  /// Answers at once.
+  Answering(Arc<Answering>),
+  /// Needs blocks of the guest's memory before it answers.
+  Conversing(Arc<Conversing>),
+}
 
 /// A function that guests may import.
 #[derive(Clone)]
@@ -94,8 +128,22 @@ pub struct HostFunction {
   pub name: String,
   /// Its type, as guests see it.
   pub function: FunctionType,
-  body: Arc<Body>,
+  body: Body,
 }
+
+/// A function that guests may import with whatever type they like: who answers looks at it.
+#[derive(Clone)]
+pub struct UntypedFunction {
+  /// Where guests import it from.
+  pub namespace: String,
+  /// The name under which they do.
+  pub name: String,
+  /// Makes it with that type, for a plugin with these variables.
+  pub typed: Arc<Typed>,
+}
+
+/// Makes a function of a type.
+pub type Typed = dyn Fn(FunctionType, &Arc<Vars>) -> HostFunction + Send + Sync;
 
 impl HostFunction {
   /// It may have no more than one result. It is called on the thread of the instance, by several
@@ -111,25 +159,39 @@ impl HostFunction {
       namespace: namespace.into(),
       name: name.into(),
       function: FunctionType::new(params, result),
-      body: Arc::new(body),
+      body: Body::Answering(Arc::new(body)),
     }
   }
 
+  /// As [`new`](Self::new), for one that allocates or reads other blocks than its arguments.
+  pub fn conversing(
+    namespace: impl Into<String>,
+    name: impl Into<String>,
+    function: FunctionType,
+    begin: impl Fn(&mut Invocation<'_>) -> Result<Box<dyn Conversation>, HostFunctionError>
+    + Send
+    + Sync
+    + 'static,
+  ) -> Self {
+    Self {
+      namespace: namespace.into(),
+      name: name.into(),
+      function,
+      body: Body::Conversing(Arc::new(begin)),
+    }
+  }
+
+  /// Whether it is called by conversation.
+  pub(crate) fn is_conversing(&self) -> bool {
+    matches!(self.body, Body::Conversing(_))
+  }
+
   /// Calls it with what the gate has passed.
-  pub(crate) fn call(
-    &self,
-    plugin: &mut CurrentPlugin,
-    values: &[Val],
-    call: Option<u64>,
-    interruption: &Arc<Interruption>,
-  ) -> Result<Answer, HostFunctionError> {
-    (self.body)(&mut Invocation {
-      function: &self.function,
-      plugin,
-      values,
-      call,
-      interruption,
-    })
+  pub(crate) fn call(&self, call: &mut Invocation<'_>) -> Result<Called, HostFunctionError> {
+    match &self.body {
+      Body::Answering(body) => body(call).map(Called::Answer),
+      Body::Conversing(begin) => begin(call).map(Called::Conversation),
+    }
   }
 }
 
@@ -143,15 +205,21 @@ impl fmt::Debug for HostFunction {
   }
 }
 
+/// What a host function does when it is called.
+pub(crate) enum Called {
+  Answer(Answer),
+  Conversation(Box<dyn Conversation>),
+}
+
 /// One call of a host function.
 pub struct Invocation<'a> {
-  function: &'a FunctionType,
-  plugin: &'a mut CurrentPlugin,
+  pub(crate) function: &'a FunctionType,
+  pub(crate) plugin: &'a mut CurrentPlugin,
   /// The arguments as the gate passes them: after each i64 the length of the block that starts
   /// there.
-  values: &'a [Val],
-  call: Option<u64>,
-  interruption: &'a Arc<Interruption>,
+  pub(crate) values: &'a [Val],
+  pub(crate) call: Option<u64>,
+  pub(crate) interruption: &'a Arc<Interruption>,
 }
 
 impl Invocation<'_> {
@@ -198,15 +266,7 @@ impl Invocation<'_> {
       return Some(&[]);
     }
     let length = self.values.get(place + 1)?.i64()? as u64;
-    if length == 0 {
-      return None;
-    }
-    // SAFETY: the gate got this length from the guard for this offset, so the two describe a
-    // block inside the kernel's memory. The guest does not run while the host function does,
-    // and the host never allocates, so memory neither moves nor changes while the slice is
-    // borrowed.
-    let handle = unsafe { MemoryHandle::new(offset, length) };
-    self.plugin.memory_bytes(handle).ok()
+    Block::from_gate(self.plugin, offset, length).into_bytes()
   }
 
   /// The text in the block whose offset the guest passed; `None` where there is no block or it is

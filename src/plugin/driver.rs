@@ -24,6 +24,9 @@ pub const INITIALIZED: &str = "initialized";
 /// `() -> (export: i32, length: i64)`: waits for a job. The export's number in the driver's table,
 /// or a negative number when there are no more jobs; the length of the input.
 pub const NEXT: &str = "next";
+/// `(offset: i64, length: i64) -> (step: i32, value: i64, length: i64)`: a step of a conversing host
+/// function has been made, and this is its block; the next step. See [`gate`].
+pub const RESUME: &str = "resume";
 /// `(offset: i64, length: i64)`: fills a block with the bytes that the host has ready.
 pub const TAKE: &str = "take";
 /// `(code: i32, output offset: i64, output length: i64, error offset: i64, error length: i64,
@@ -42,6 +45,19 @@ pub const PROC_EXIT: &str = "proc_exit";
 pub fn proc_exit_type() -> FunctionType {
   FunctionType::new([ValueType::I32], [])
 }
+
+/// The steps of a conversing host function, as it returns them: this, a value and a length.
+///
+/// The value is its result, as bits; or where the length is not negative, what [`TAKE`] has is.
+pub const ANSWER: i32 = 0;
+/// A block of that length, filled by [`TAKE`].
+pub const STORE: i32 = 1;
+/// A block of that length.
+pub const ALLOCATE: i32 = 2;
+/// The length of the block that starts at the value.
+pub const LOOK: i32 = 3;
+/// As [`STORE`], and the block is the error of the call; for a length of 0 there is none.
+pub const SET_ERROR: i32 = 4;
 
 /// What the host is told when a job has ended, after the code: functions of the guard.
 const RESULT: [&str; 5] = [
@@ -235,13 +251,26 @@ pub fn driver(
   builder.finish()
 }
 
+/// A host function as the gate needs it.
+pub struct Gated {
+  /// Its number.
+  pub number: usize,
+  /// Its type, as guests see it.
+  pub function: FunctionType,
+  /// Whether it answers in steps.
+  pub is_conversing: bool,
+}
+
 /// Writes the gate: for each host function one of the same type, which adds to every argument that
 /// may be an offset the length of the live block that starts there (0 where none does), and turns
 /// bytes that the host answers with into a block of the guest. And [`PROC_EXIT`].
 ///
 /// A host function that is [`answers_bytes`] has a second result in the host: how many bytes it
 /// has for [`TAKE`], or a negative number when its first result is a plain number.
-pub fn gate(functions: &[(usize, FunctionType)]) -> Vec<u8> {
+///
+/// A conversing host function has other results: its first step. The gate makes the step, tells the
+/// host by [`RESUME`], which returns the next, and so on up to [`ANSWER`].
+pub fn gate(functions: &[Gated]) -> Vec<u8> {
   use ValueType::I64;
 
   let mut builder = Builder::default();
@@ -249,17 +278,23 @@ pub fn gate(functions: &[(usize, FunctionType)]) -> Vec<u8> {
   let alloc = builder.import(GUARD, "control.alloc", &FunctionType::new([I64], [I64]));
   let take = builder.import(HOST, TAKE, &FunctionType::new([I64, I64], []));
   let exit = builder.import(HOST, EXIT, &result_type(&[]));
+  let error_set = builder.import(GUARD, "error_set", &FunctionType::new([I64], []));
+  let resume = builder.import(HOST, RESUME, &FunctionType::new([I64, I64], STEP));
   let result = builder.import_result();
   let inner = functions
     .iter()
-    .map(|(number, function)| builder.import(HOST, &names::function(*number), &host_type(function)))
+    .map(|gated| {
+      let function = host_type(&gated.function, gated.is_conversing);
+      builder.import(HOST, &names::function(gated.number), &function)
+    })
     .collect::<Vec<_>>();
 
-  for ((number, function), inner) in functions.iter().zip(inner) {
-    // Locals: the parameters, then the number of bytes and the offset.
+  for (gated, inner) in functions.iter().zip(inner) {
+    let function = &gated.function;
+    // Locals: the parameters, then the number of bytes, the offset and the step.
     let bytes = function.params.len() as u32;
-    let offset = bytes + 1;
-    let mut body = Function::new([(2, ValType::I64)]);
+    let (offset, step) = (bytes + 1, bytes + 2);
+    let mut body = Function::new([(2, ValType::I64), (1, ValType::I32)]);
     let mut write = |instruction: Instruction<'_>| {
       body.instruction(&instruction);
     };
@@ -271,9 +306,75 @@ pub fn gate(functions: &[(usize, FunctionType)]) -> Vec<u8> {
       }
     }
     write(Instruction::Call(inner));
-    if answers_bytes(function) {
+    if gated.is_conversing {
+      for local in [bytes, offset, step] {
+        write(Instruction::LocalSet(local));
+      }
+      let is_step = |number| {
+        [
+          Instruction::LocalGet(step),
+          Instruction::I32Const(number),
+          Instruction::I32Eq,
+        ]
+      };
+      write(Instruction::Loop(BlockType::Empty));
+      write(Instruction::LocalGet(step));
+      write(Instruction::If(BlockType::Empty));
+      is_step(LOOK).into_iter().for_each(&mut write);
+      write(Instruction::If(BlockType::Empty));
+      write(Instruction::LocalGet(offset));
+      write(Instruction::Call(length));
+      write(Instruction::LocalSet(bytes));
+      write(Instruction::Else);
+      write(Instruction::LocalGet(bytes));
+      write(Instruction::Call(alloc));
+      write(Instruction::LocalTee(offset));
+      write(Instruction::I64Const(0));
+      write(Instruction::I64Ne);
+      for instruction in is_step(ALLOCATE) {
+        write(instruction);
+      }
+      write(Instruction::I32Eqz);
+      write(Instruction::I32And);
+      write(Instruction::If(BlockType::Empty));
+      write(Instruction::LocalGet(offset));
+      write(Instruction::LocalGet(bytes));
+      write(Instruction::Call(take));
+      write(Instruction::End);
+      is_step(SET_ERROR).into_iter().for_each(&mut write);
+      write(Instruction::If(BlockType::Empty));
+      write(Instruction::LocalGet(offset));
+      write(Instruction::Call(error_set));
+      write(Instruction::End);
+      write(Instruction::End);
+      write(Instruction::LocalGet(offset));
+      write(Instruction::LocalGet(bytes));
+      write(Instruction::Call(resume));
+      for local in [bytes, offset, step] {
+        write(Instruction::LocalSet(local));
+      }
+      // To the loop, past both conditions.
+      write(Instruction::Br(1));
+      write(Instruction::End);
+      write(Instruction::End);
+      if let [result] = function.results.as_slice()
+        && *result != I64
+      {
+        write(Instruction::LocalGet(offset));
+        match result {
+          ValueType::F64 => write(Instruction::F64ReinterpretI64),
+          ValueType::F32 => {
+            write(Instruction::I32WrapI64);
+            write(Instruction::F32ReinterpretI32);
+          }
+          ValueType::I32 | I64 => write(Instruction::I32WrapI64),
+        }
+      }
+    } else if answers_bytes(function) {
       write(Instruction::LocalSet(bytes));
       write(Instruction::LocalSet(offset));
+    }
+    if answers_bytes(function) {
       write(Instruction::LocalGet(bytes));
       write(Instruction::I64Const(0));
       write(Instruction::I64LtS);
@@ -298,7 +399,7 @@ pub fn gate(functions: &[(usize, FunctionType)]) -> Vec<u8> {
     let function = builder.define(function, body);
     builder
       .exports
-      .export(&names::function(*number), ExportKind::Func, function);
+      .export(&names::function(gated.number), ExportKind::Func, function);
   }
 
   let mut body = Function::new([]);
@@ -322,14 +423,21 @@ pub fn answers_bytes(function: &FunctionType) -> bool {
   function.results == [ValueType::I64]
 }
 
+/// The results of a conversing host function.
+const STEP: [ValueType; 3] = [ValueType::I32, ValueType::I64, ValueType::I64];
+
 /// The type of a host function as the gate imports it and the host defines it.
-pub fn host_type(function: &FunctionType) -> FunctionType {
+pub fn host_type(function: &FunctionType, is_conversing: bool) -> FunctionType {
   let mut host = FunctionType::default();
   for param in &function.params {
     host.params.push(*param);
     if *param == ValueType::I64 {
       host.params.push(ValueType::I64);
     }
+  }
+  if is_conversing {
+    host.results.extend(STEP);
+    return host;
   }
   host.results.extend(&function.results);
   if answers_bytes(function) {

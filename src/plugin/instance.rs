@@ -22,10 +22,13 @@ use extism::{
   UserData, Val, ValType, Wasm,
 };
 
-use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, OUT_OF_MEMORY, STARTED, TAKE};
+use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, OUT_OF_MEMORY, RESUME, STARTED, TAKE};
 use super::names::{self, HOST, RUN};
 use super::prepare::Prepared;
-use crate::host::{Answer, Bytes, HostFunction, Interruption};
+use crate::host::{
+  Answer, Block, Bytes, Called, Conversation, HostFunction, HostFunctionError, Interruption,
+  Invocation, Step,
+};
 
 /// How many bytes of a guest's error message are kept: 64 KiB. A message is for people.
 const MAX_MESSAGE: usize = 64 << 10;
@@ -153,12 +156,8 @@ pub struct Compiled {
 }
 
 impl Compiled {
-  /// `functions` is the list that the modules were prepared with.
-  pub fn new(
-    prepared: &Prepared,
-    functions: &[HostFunction],
-    options: &CompileOptions,
-  ) -> Result<Self, Error> {
+  /// Compiles them.
+  pub fn new(prepared: &Prepared, options: &CompileOptions) -> Result<Self, Error> {
     let manifest = Manifest::new(
       prepared
         .modules
@@ -169,7 +168,7 @@ impl Compiled {
     let imported = prepared
       .functions
       .iter()
-      .filter_map(|number| Some(host_function(*number, functions.get(*number)?.clone())));
+      .map(|(number, function)| host_function(*number, function.clone()));
     let builder = PluginBuilder::new(manifest)
       .with_wasi(options.wasi)
       .with_functions(loop_functions())
@@ -223,6 +222,7 @@ impl Instance {
       goes_on: Cell::new(false),
       start: self.start,
       export: Cell::new(None),
+      conversation: RefCell::new(None),
       ready: RefCell::new(None),
       spare: RefCell::default(),
       ending: RefCell::new(None),
@@ -275,6 +275,8 @@ struct Run {
   start: Option<u32>,
   /// The export that runs for a job.
   export: Cell<Option<u32>>,
+  /// With the host function that the guest has called and that answers in steps.
+  conversation: RefCell<Option<Box<dyn Conversation>>>,
   /// Bytes for the next `take`.
   ready: RefCell<Option<Ready>>,
   /// The memory of the last input, for the output.
@@ -403,6 +405,15 @@ fn loop_functions() -> Vec<Function> {
       Ok(())
     }),
     function(
+      RESUME.to_owned(),
+      [I64, I64],
+      [I32, I64, I64],
+      |run, plugin, values, results| {
+        let block = Block::from_gate(plugin, number(values, 0)?, number(values, 1)?);
+        converse(run, Some(block), results)
+      },
+    ),
+    function(
       DONE.to_owned(),
       result.clone(),
       [I32],
@@ -497,23 +508,31 @@ fn message(bytes: &[u8], length: u64) -> String {
 
 /// A host function as the gate imports it.
 fn host_function(number: usize, host: HostFunction) -> Function {
-  let ty = driver::host_type(&host.function);
+  let ty = driver::host_type(&host.function, host.is_conversing());
   let answers_bytes = driver::answers_bytes(&host.function);
   function(
     names::function(number),
     ty.params.into_iter().map(ValType::from),
     ty.results.into_iter().map(ValType::from),
     move |run, plugin, values, results| {
-      let answer = host
-        .call(plugin, values, run.number.get(), &run.interruption)
-        .map_err(|error| Ending::HostFunction(error.to_string()))?;
+      let called = host.call(&mut Invocation {
+        function: &host.function,
+        plugin,
+        values,
+        call: run.number.get(),
+        interruption: &run.interruption,
+      });
+      let answer = match called.map_err(failed)? {
+        Called::Answer(answer) => answer,
+        Called::Conversation(conversation) => {
+          run.conversation.replace(Some(conversation));
+          return converse(run, None, results);
+        }
+      };
       let value = match answer {
         Answer::Nothing if results.is_empty() => return Ok(()),
         Answer::Bytes(bytes) if answers_bytes => {
-          set(results, 1, Val::I64(bytes.len() as i64))?;
-          if !bytes.is_empty() {
-            run.ready.replace(Some(Ready::Answer(bytes)));
-          }
+          set(results, 1, Val::I64(prepare_to_take(run, bytes)))?;
           Val::I64(0)
         }
         Answer::I64(value) if answers_bytes => {
@@ -538,6 +557,50 @@ fn host_function(number: usize, host: HostFunction) -> Function {
       }
     },
   )
+}
+
+fn failed(error: HostFunctionError) -> Ending {
+  Ending::HostFunction(error.to_string())
+}
+
+/// The next step of the conversation with a host function, as the gate knows it.
+fn converse(run: &Run, block: Option<Block<'_>>, results: &mut [Val]) -> Result<(), Ending> {
+  let Some(mut conversation) = run.conversation.take() else {
+    return Err(internal("there is no conversation"));
+  };
+  let (step, value, length) = match conversation.next(block).map_err(failed)? {
+    Step::Answer(answer) => {
+      let (value, length) = match answer {
+        Answer::Nothing => (0, -1),
+        Answer::I32(value) => (i64::from(value), -1),
+        Answer::I64(value) => (value, -1),
+        Answer::F32(value) => (i64::from(value.to_bits()), -1),
+        Answer::F64(value) => (value.to_bits() as i64, -1),
+        Answer::Bytes(bytes) => (0, prepare_to_take(run, bytes)),
+      };
+      return set_step(results, driver::ANSWER, value, length);
+    }
+    Step::Store(bytes) => (driver::STORE, 0, prepare_to_take(run, bytes)),
+    Step::SetError(bytes) => (driver::SET_ERROR, 0, prepare_to_take(run, bytes)),
+    Step::Allocate(length) => (driver::ALLOCATE, 0, length as i64),
+    Step::Look(offset) => (driver::LOOK, offset as i64, 0),
+  };
+  run.conversation.replace(Some(conversation));
+  set_step(results, step, value, length)
+}
+
+fn prepare_to_take(run: &Run, bytes: Bytes) -> i64 {
+  let length = bytes.len() as i64;
+  if length > 0 {
+    run.ready.replace(Some(Ready::Answer(bytes)));
+  }
+  length
+}
+
+fn set_step(results: &mut [Val], step: i32, value: i64, length: i64) -> Result<(), Ending> {
+  set(results, 0, Val::I32(step))?;
+  set(results, 1, Val::I64(value))?;
+  set(results, 2, Val::I64(length))
 }
 
 fn wrong_answer(host: &HostFunction) -> Ending {

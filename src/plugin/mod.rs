@@ -25,8 +25,7 @@ pub use workers::{Call, Queued, Results};
 
 pub use stats::Stats;
 
-use crate::host::{HostFunction, Vars, vars};
-use crate::store::{MemoryStore, Store};
+use crate::host::{Environment, HostFunction, Vars, vars};
 use crate::{Code, Error, Result, host};
 use instance::{CompileOptions, Compiled};
 use prepare::{ExportDescription, ImportDescription, PrepareError, Prepared};
@@ -78,12 +77,12 @@ impl Plugin {
   pub fn open(
     manifest: &Manifest,
     limits: Limits,
-    store: Arc<dyn Store>,
+    environment: &Environment,
     results: Arc<dyn Results>,
   ) -> Result<Self> {
     let cache = manifest.compile_cache.configuration()?;
     let vars = Arc::new(Vars::new(manifest.max_vars.unwrap_or(vars::DEFAULT_LIMIT)));
-    let (interface, compile) = compiler(manifest, &store, &vars, cache)?;
+    let (interface, compile) = compiler(manifest, environment, &vars, cache)?;
     let limits = workers::Limits {
       instances: limits.instances,
       is_eager: limits.is_eager,
@@ -103,11 +102,10 @@ impl Plugin {
 
   /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. Nothing
   /// of the plugin is run. Fails where there is no cache.
-  pub fn precompile(manifest: &Manifest) -> Result<()> {
+  pub fn precompile(manifest: &Manifest, environment: &Environment) -> Result<()> {
     let cache = manifest.compile_cache.configuration_to_fill()?;
-    // What the store and the variables have makes no difference to what is compiled.
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let (_, compile) = compiler(manifest, &store, &Arc::default(), Some(cache))?;
+    // What the variables have makes no difference to what is compiled.
+    let (_, compile) = compiler(manifest, environment, &Arc::default(), Some(cache))?;
     compile().map(drop)
   }
 
@@ -181,7 +179,7 @@ impl Plugin {
 /// the modules, for an engine of their own each time.
 fn compiler(
   manifest: &Manifest,
-  store: &Arc<dyn Store>,
+  environment: &Environment,
   vars: &Arc<Vars>,
   cache: Option<PathBuf>,
 ) -> Result<(
@@ -189,8 +187,8 @@ fn compiler(
   impl Fn() -> Result<Compiled> + Send + Sync + use<>,
 )> {
   let modules = manifest.load()?;
-  let functions = host::functions(manifest, store, vars);
-  let prepared = prepare(&modules, manifest, &functions)?;
+  let functions = host::functions(manifest, environment, vars);
+  let prepared = prepare(&modules, manifest, &functions, environment, vars)?;
   drop(modules);
   let interface = Interface {
     functions: prepared.callable.clone(),
@@ -203,7 +201,7 @@ fn compiler(
     fuel: manifest.fuel,
   };
   let compile = move || {
-    Compiled::new(&prepared, &functions, &options).map_err(|error| {
+    Compiled::new(&prepared, &options).map_err(|error| {
       Error::new(
         Code::InvalidWasm,
         format!("the plugin cannot be compiled: {error:#}"),
@@ -217,6 +215,8 @@ fn prepare(
   modules: &[LoadedModule],
   manifest: &Manifest,
   functions: &[HostFunction],
+  environment: &Environment,
+  vars: &Arc<Vars>,
 ) -> Result<Prepared> {
   // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
   // compiler has chosen, and many begin with a megabyte. What is ours comes on top.
@@ -229,6 +229,8 @@ fn prepare(
       ..prepare::Limits::default()
     },
     functions,
+    untyped: &environment.functions,
+    vars,
   };
   prepare::prepare(modules, &options).map_err(|error| {
     let code = match &error {

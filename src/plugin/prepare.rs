@@ -12,8 +12,9 @@
 //! Nothing that the user wrote is handed on as text: bytes that are no WebAssembly module are
 //! refused here.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use wasm_encoder::reencode::{Reencode, RoundtripReencoder};
 use wasm_encoder::{
@@ -29,7 +30,7 @@ use super::driver::{self, Callable, Initializer};
 use super::manifest::LoadedModule;
 use super::names::{self, ENV, GATE, GUARD, KERNEL, MAIN, RESERVED, START, USER, WASI};
 use super::types::{self, FunctionType, ValueType};
-use crate::host::HostFunction;
+use crate::host::{HostFunction, UntypedFunction, Vars};
 
 /// The guard's text. It is assembled when the first plugin is loaded, and not by a build script:
 /// Extism has Wasmtime's `wat` feature on, so the assembler is in the binary anyway; it takes less
@@ -77,7 +78,7 @@ impl Default for Limits {
 }
 
 /// What decides how modules are prepared.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Options<'a> {
   /// Whether guests may import WASI.
   pub wasi: bool,
@@ -86,6 +87,10 @@ pub struct Options<'a> {
   /// The host functions that exist. Where two have the same namespace and name, the last one counts.
   /// The numbers of [`Prepared::functions`] are places in this list.
   pub functions: &'a [HostFunction],
+  /// Those that have the type with which they are imported, and come before the others.
+  pub untyped: &'a [UntypedFunction],
+  /// The variables of the plugin.
+  pub vars: &'a Arc<Vars>,
 }
 
 /// A module that Extism is given.
@@ -153,8 +158,8 @@ pub struct Prepared {
   pub exports: Vec<ExportDescription>,
   /// All imports of the main module.
   pub imports: Vec<ImportDescription>,
-  /// The host functions that are imported, by their places in [`Options::functions`].
-  pub functions: BTreeSet<usize>,
+  /// The host functions that are imported, by the numbers that the gate has for them.
+  pub functions: BTreeMap<usize, HostFunction>,
   /// How far the memories may grow together, in pages, beyond their initial sizes.
   pub growth_pages: u32,
 }
@@ -238,17 +243,14 @@ pub fn prepare(modules: &[LoadedModule], options: &Options<'_>) -> Result<Prepar
   let ranks = Ranks::new(&order);
   let budget = Budget::new(&modules, options.limits)?;
 
-  let functions = targets
-    .iter()
-    .flatten()
-    .filter_map(|target| match target {
-      Target::HostFunction(number) => Some(*number),
-      _ => None,
-    })
-    .collect::<BTreeSet<_>>();
+  let functions = resolver.imported.into_inner();
   let gate = functions
     .iter()
-    .filter_map(|number| Some((*number, options.functions.get(*number)?.function.clone())))
+    .map(|(number, function)| driver::Gated {
+      number: *number,
+      function: function.function.clone(),
+      is_conversing: function.is_conversing(),
+    })
     .collect::<Vec<_>>();
 
   let mut prepared = vec![
@@ -714,6 +716,10 @@ struct Resolver<'m> {
   functions: &'m [HostFunction],
   /// By namespace and name.
   function_places: HashMap<(&'m str, &'m str), usize>,
+  untyped: &'m [UntypedFunction],
+  vars: &'m Arc<Vars>,
+  /// Host functions that have been found, by their numbers.
+  imported: RefCell<BTreeMap<usize, HostFunction>>,
 }
 
 impl<'m> Resolver<'m> {
@@ -733,6 +739,9 @@ impl<'m> Resolver<'m> {
         .enumerate()
         .map(|(place, function)| ((function.namespace.as_str(), function.name.as_str()), place))
         .collect(),
+      untyped: options.untyped,
+      vars: options.vars,
+      imported: RefCell::default(),
     }
   }
 
@@ -795,6 +804,17 @@ impl<'m> Resolver<'m> {
     if let Some(target) = self.exported(importer, import)? {
       return Ok(Some(target));
     }
+    let expected = match import.ty {
+      TypeRef::Func(_) => importer
+        .types
+        .as_ref()
+        .entity_type_from_import(import)
+        .and_then(|ty| function_type(importer.types.as_ref(), ty)),
+      _ => None,
+    };
+    if let Some(target) = self.untyped(import, expected.as_ref()) {
+      return Ok(Some(target));
+    }
     let found = match import.module {
       KERNEL => self.of_kernel(import.name),
       ENV => self.of_env(import.name),
@@ -804,21 +824,14 @@ impl<'m> Resolver<'m> {
     let Some((target, found)) = found else {
       return Ok(None);
     };
-    let expected = match import.ty {
-      TypeRef::Func(_) => importer
-        .types
-        .as_ref()
-        .entity_type_from_import(import)
-        .and_then(|ty| function_type(importer.types.as_ref(), ty)),
-      _ => {
-        return Err(wrong_type(
-          importer,
-          import,
-          kind_name(import_kind(import.ty)).to_owned(),
-          "a function".to_owned(),
-        ));
-      }
-    };
+    if !matches!(import.ty, TypeRef::Func(_)) {
+      return Err(wrong_type(
+        importer,
+        import,
+        kind_name(import_kind(import.ty)).to_owned(),
+        "a function".to_owned(),
+      ));
+    }
     if expected.as_ref() != Some(&found) {
       return Err(wrong_type(
         importer,
@@ -900,9 +913,43 @@ impl<'m> Resolver<'m> {
     Some((Target::Wasi, types::wasi(name)?))
   }
 
+  /// A function that has whatever type the import has, provided that host functions can have it.
+  ///
+  /// Of its namespace, or of the other of the two that have stood for host functions.
+  fn untyped(&self, import: &Import<'_>, expected: Option<&FunctionType>) -> Option<Target> {
+    let expected = expected.filter(|function| function.results.len() <= 1)?;
+    let other = match import.module {
+      ENV => USER,
+      USER => ENV,
+      module => module,
+    };
+    let find = |namespace: &str| {
+      self
+        .untyped
+        .iter()
+        .find(|function| function.namespace == namespace && function.name == import.name)
+    };
+    let found = find(import.module).or_else(|| find(other))?;
+    let mut imported = self.imported.borrow_mut();
+    let is_same = |function: &HostFunction| {
+      (&function.namespace, &function.name, &function.function)
+        == (&found.namespace, &found.name, expected)
+    };
+    let known = imported.iter().find(|(_, function)| is_same(function));
+    let number = known.map(|(number, _)| *number).unwrap_or_else(|| {
+      // After those that have places of their own.
+      let last = imported.keys().next_back().map_or(0, |last| last + 1);
+      let number = last.max(self.functions.len());
+      imported.insert(number, (found.typed)(expected.clone(), self.vars));
+      number
+    });
+    Some(Target::HostFunction(number))
+  }
+
   fn host_function(&self, namespace: &str, name: &str) -> Option<(Target, FunctionType)> {
     let place = *self.function_places.get(&(namespace, name))?;
     let function = self.functions.get(place)?;
+    self.imported.borrow_mut().insert(place, function.clone());
     Some((Target::HostFunction(place), function.function.clone()))
   }
 }

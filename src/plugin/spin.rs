@@ -66,6 +66,12 @@ pub struct Habit {
 }
 
 impl Habit {
+  /// Spins the first time.
+  pub const NEW: Self = Self {
+    failures: 0,
+    left_out: 0,
+  };
+
   /// At most 63 times in a row it is left out: where it never pays, that costs next to nothing, and where
   /// it pays again, that is noticed soon.
   const MAX_FAILURES: u32 = 6;

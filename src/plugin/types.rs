@@ -218,6 +218,8 @@ fn find(table: &[(&str, &str)], name: &str) -> Option<FunctionType> {
 
 #[cfg(test)]
 mod tests {
+  use std::sync::Arc;
+
   use wasm_encoder::{EntityType, ImportSection, Module, TypeSection, ValType};
 
   use super::*;
@@ -253,6 +255,8 @@ mod tests {
         wasi: true,
         limits: Limits::default(),
         functions: &[],
+        untyped: &[],
+        vars: &Arc::default(),
       },
     )
     .unwrap();
@@ -260,7 +264,7 @@ mod tests {
       wasi: true,
       ..CompileOptions::default()
     };
-    Compiled::new(&prepared, &[], &options)
+    Compiled::new(&prepared, &options)
       .unwrap()
       .instantiate()
       .unwrap();

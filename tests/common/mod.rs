@@ -111,7 +111,7 @@ impl Logger for Lines {
     Some(Level::Info)
   }
 
-  fn log(&self, level: Level, message: &str) {
+  fn log(&self, _: Option<u64>, level: Level, message: &str) {
     self.0.lock().unwrap().push((level, message.to_owned()));
   }
 }
@@ -205,6 +205,8 @@ impl World {
         wasi,
         limits,
         functions: &self.functions,
+        untyped: &[],
+        vars: &Arc::default(),
       },
     )
   }
@@ -214,7 +216,7 @@ impl World {
       wasi: true,
       ..CompileOptions::default()
     };
-    Compiled::new(prepared, &self.functions, &options).unwrap()
+    Compiled::new(prepared, &options).unwrap()
   }
 
   /// Runs one instance with calls of these exports.

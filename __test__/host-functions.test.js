@@ -1,0 +1,403 @@
+'use strict'
+
+const { AsyncLocalStorage } = require('node:async_hooks')
+const { setTimeout: sleep } = require('node:timers/promises')
+const { CallContext, MemoryStore } = require('..')
+const { assemble, guest } = require('./support/guest.js')
+const { pluginsOfEachTest } = require('./support/plugins.js')
+
+const open = pluginsOfEachTest()
+
+let wasm
+beforeAll(async () => { wasm = await guest('asking') })
+
+const none = () => {}
+const numbers = { mix: none, i32: none, f32: none, nothing: none }
+
+/** A plugin whose guest asks `ask`. */
+function asking (ask, options = {}) {
+  return open(wasm, { ...options, functions: { 'extism:host/user': { ask }, numbers, ...options.functions } })
+}
+
+describe('a host function in JavaScript', () => {
+  test('reads what the guest passes, and answers with a block', async () => {
+    let read
+    const plugin = await asking((context, offset) => {
+      read = context.read(offset).text()
+      return context.store('wow okay then')
+    })
+    expect((await plugin.call('ask', '{"count": 3}')).text()).toBe('wow okay then')
+    expect(read).toBe('{"count": 3}')
+  })
+
+  test('may return a string or bytes', async () => {
+    const plugin = await asking((context, offset) => context.read(offset).text() === 'bytes' ? Buffer.from([1, 2, 255]) : 'text 👋')
+    expect((await plugin.call('ask', 'text')).text()).toBe('text 👋')
+    expect([...(await plugin.call('ask', 'bytes')).bytes()]).toEqual([1, 2, 255])
+  })
+
+  test('may be asynchronous, while the event loop goes on', async () => {
+    let turns = 0
+    const timer = setInterval(() => turns++, 1)
+    const plugin = await asking(async (context) => {
+      await sleep(50)
+      return context.store('it works')
+    })
+    expect((await plugin.call('ask')).text()).toBe('it works')
+    clearInterval(timer)
+    expect(turns).toBeGreaterThan(5)
+  })
+
+  test('may return anything that can be awaited', async () => {
+    const plugin = await asking(() => ({ then (resolve) { resolve('thenable') } }))
+    expect((await plugin.call('ask')).text()).toBe('thenable')
+  })
+
+  test('gets and returns all types of numbers', async () => {
+    let seen
+    const plugin = await open(wasm, {
+      functions: {
+        'extism:host/user': { ask: none },
+        numbers: {
+          mix (context, ...args) {
+            seen = args
+            return 0.1
+          },
+          i32: (context, number) => -number + 4,
+          f32: (context, number) => number * 2,
+          nothing: () => 'ignored'
+        }
+      }
+    })
+    expect((await plugin.call('mix')).getFloat64(0, true)).toBe(0.1)
+    expect(seen).toEqual([-7, -9n, 1.5, 2.25])
+    await expect(plugin.call('small_numbers')).rejects.toMatchObject({ code: 'PLUGIN_ERROR', message: expect.stringContaining('code 4') })
+  })
+
+  test('is found under `env` and `extism:host/user` alike', async () => {
+    const imports = await assemble(`(module
+      (import "env" "one" (func $one (result i32)))
+      (import "extism:host/user" "two" (func $two (result i32)))
+      (func (export "f") (result i32) (i32.add (call $one) (call $two))))`)
+    const plugin = await open(imports, { functions: { 'extism:host/user': { one: () => 1 }, env: { two: () => 2 } } })
+    await expect(plugin.call('f')).rejects.toThrow('code 3')
+  })
+
+  test('comes before one of ours, and ours before none', async () => {
+    const imports = await assemble(`(module
+      (import "extism:host/user" "hostMemoryGet" (func $get (param i64) (result i64)))
+      (import "extism:host/env" "length" (func $length (param i64) (result i64)))
+      (import "extism:host/env" "input_offset" (func $input (result i64)))
+      (import "extism:host/env" "output_set" (func $output_set (param i64 i64)))
+      (func (export "get") (local $value i64)
+        (local.set $value (call $get (call $input)))
+        (call $output_set (local.get $value) (call $length (local.get $value)))))`)
+    const store = new MemoryStore([['key', 'of the store']])
+    const ours = await open(imports, { store })
+    const theirs = await open(imports, { store, functions: { 'extism:host/user': { hostMemoryGet: () => 'of JavaScript' } } })
+    expect((await ours.call('get', 'key')).text()).toBe('of the store')
+    expect((await theirs.call('get', 'key')).text()).toBe('of JavaScript')
+  })
+
+  test('is called by all instances, 1,000 calls at once', async () => {
+    let most = 0
+    let running = 0
+    const plugin = await asking(async (context, offset) => {
+      most = Math.max(most, ++running)
+      await sleep(1)
+      running--
+      return context.read(offset).bytes()
+    }, { instances: 2, eager: true })
+    const outputs = await Promise.all(Array.from({ length: 1_000 }, (_, number) => plugin.call('ask', `${number}`)))
+    expect(outputs.map((output) => Number(output.text()))).toEqual(Array.from({ length: 1_000 }, (_, number) => number))
+    expect(most).toBe(2)
+  })
+
+  test('is called often within one call', async () => {
+    let calls = 0
+    const plugin = await asking(() => { calls++ })
+    await plugin.call('ask_often', Buffer.from([200]))
+    expect(calls).toBe(200)
+  })
+
+  test('gets arguments of any length', async () => {
+    const plugin = await asking((context, offset) => context.read(offset).bytes())
+    for (const length of [1, 1_000, 8_192, 65_536, 65_537, 3_000_000]) {
+      const input = Buffer.alloc(length, 'abc')
+      expect(Buffer.compare((await plugin.call('ask', input)).bytes(), input)).toBe(0)
+    }
+  })
+
+  test('runs in the asynchronous context of its call', async () => {
+    const storage = new AsyncLocalStorage()
+    const plugin = await asking(() => storage.getStore())
+    const outputs = await Promise.all(['one', 'two'].map((name) => storage.run(name, () => plugin.call('ask'))))
+    expect(outputs.map((output) => output.text())).toEqual(['one', 'two'])
+  })
+
+  test('is called during the initialization of an instance', async () => {
+    const text = `(module
+      (import "extism:host/user" "begin" (func $begin (result i64)))
+      (func (export "_initialize") (drop (call $begin)))
+      (func (export "f")))`
+    const calls = []
+    const plugin = await open(await assemble(text), { functions: { 'extism:host/user': { begin: async (context) => { calls.push(context.hostContext()) } } } })
+    await plugin.call('f')
+    expect(calls).toEqual([undefined])
+    const failing = open(await assemble(text), { functions: { 'extism:host/user': { begin () { throw new RangeError('not today') } } } })
+    await expect(failing).rejects.toThrow(new RangeError('not today'))
+  })
+})
+
+describe('what a host function throws', () => {
+  test('is what the call is rejected with, and the plugin goes on', async () => {
+    const thrown = new RangeError('never')
+    const plugin = await asking(() => { throw thrown })
+    await plugin.call('count')
+    const error = await plugin.call('ask').catch((error) => error)
+    expect(error).toBe(thrown)
+    // In a new instance: what the guest had in its memory is gone.
+    expect([...(await plugin.call('count')).bytes()]).toEqual([1])
+    expect(plugin.stats().replaced.hostFunctionError).toBe(1)
+  })
+
+  test('may be anything, and come late', async () => {
+    for (const thrown of [undefined, null, 'a string', { an: 'object' }]) {
+      const plugin = await asking(async () => {
+        await sleep(1)
+        throw thrown
+      })
+      const outcome = await plugin.call('ask').then(() => 'resolved', (error) => ({ error }))
+      expect(outcome).toEqual({ error: thrown })
+    }
+  })
+
+  test('leaves variables as they are', async () => {
+    const plugin = await asking((context) => {
+      context.setVariable('kept', 'a value')
+      throw new Error('no')
+    })
+    await expect(plugin.call('ask')).rejects.toThrow('no')
+    expect((await plugin.call('variable', 'kept')).text()).toBe('a value')
+  })
+
+  test('includes what it must not return', async () => {
+    const plugin = await asking(() => ({ no: 'offset' }))
+    await expect(plugin.call('ask')).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('must return') })
+  })
+})
+
+describe('the context of a host function', () => {
+  test('has the context of the call', async () => {
+    const seen = []
+    const plugin = await asking(async (context) => {
+      await sleep(2)
+      seen.push(context.hostContext())
+    }, { instances: 2 })
+    const contexts = [{ hi: 'there' }, 'two', 3, undefined]
+    await Promise.all(contexts.map((context) => plugin.call('ask', '', context)))
+    expect(new Set(seen)).toEqual(new Set(contexts))
+    expect(seen).toContain(contexts[0])
+  })
+
+  test('allocates, measures and reads', async () => {
+    let seen
+    const plugin = await asking((context, offset) => {
+      const block = context.alloc(10)
+      seen = [context.length(offset), context.length(block), [...context.read(block).bytes()], context.store(''), context.read(12345n), context.length(12345n), context.read(0n), context.read(-1n)]
+      return block
+    })
+    const output = await plugin.call('ask', 'seven b')
+    expect(seen).toEqual([7n, 10n, Array(10).fill(0), 0n, null, 0n, null, null])
+    expect(output.byteLength).toBe(10)
+  })
+
+  test('sets an error', async () => {
+    const plugin = await asking((context, offset) => {
+      context.setError(new Error('first'))
+      context.setError(context.read(offset)?.text())
+    })
+    await expect(plugin.call('ask', 'bad luck')).rejects.toMatchObject({ code: 'PLUGIN_ERROR', message: 'Plugin-originated error: bad luck' })
+    expect(await plugin.call('ask')).toBeNull()
+  })
+
+  test('has the variables of the plugin', async () => {
+    const seen = []
+    const plugin = await asking((context) => {
+      seen.push(context.getVariable('v')?.text() ?? null)
+      context.setVariable('v', 'set')
+      context.setVariable('w', Buffer.from('bytes'))
+      seen.push(context.getVariable('v').text(), context.getVariable('w').text())
+      context.deleteVariable('v')
+      seen.push(context.getVariable('v'))
+    })
+    await plugin.call('ask')
+    expect(seen).toEqual([null, 'set', 'bytes', null])
+    expect((await plugin.call('variable', 'w')).text()).toBe('bytes')
+  })
+
+  test('cannot be used when the function has returned', async () => {
+    let kept
+    const plugin = await asking((context) => { kept = context })
+    await plugin.call('ask')
+    const uses = [() => kept.alloc(1), () => kept.store('a'), () => kept.read(100n), () => kept.length(100n), () => kept.setError('a'), () => kept.getVariable('a'), () => kept.setVariable('a', 'a'), () => kept.deleteVariable('a')]
+    for (const use of uses) expect(use).toThrow(expect.objectContaining({ code: 'CONTEXT_ENDED' }))
+  })
+
+  test('refuses what it cannot use', async () => {
+    const refused = []
+    const plugin = await asking((context) => {
+      const uses = [() => context.alloc(-1), () => context.alloc('a'), () => context.store({}), () => context.read('a'), () => context.setVariable(1, 'a'), () => context.setVariable('a', 1)]
+      for (const use of uses) {
+        try {
+          use()
+        } catch (error) {
+          refused.push(error.code)
+        }
+      }
+    })
+    await plugin.call('ask')
+    expect(refused).toEqual(Array(6).fill('INVALID_ARGUMENT'))
+    expect(() => new CallContext()).toThrow('is made for a host function')
+  })
+
+  test('ends with a call whose guest has no room for its block', async () => {
+    let inside
+    const plugin = await asking((context) => {
+      try {
+        context.alloc(1 << 30)
+      } catch (error) {
+        inside = error.code
+        throw error
+      }
+    }, { memory: { maxPages: 64 } })
+    await expect(plugin.call('ask')).rejects.toMatchObject({ code: expect.stringMatching(/OUT_OF_MEMORY|CONTEXT_ENDED/) })
+    expect(inside).toMatch(/OUT_OF_MEMORY|CONTEXT_ENDED/)
+    expect((await plugin.call('count')).byteLength).toBe(1)
+  })
+})
+
+describe('a call that waits for a host function', () => {
+  test('ends at once when it is aborted, and the late answer is dropped', async () => {
+    let release
+    const released = new Promise((resolve) => { release = resolve })
+    let late
+    const plugin = await asking(async (context) => {
+      await released
+      late = await Promise.resolve().then(() => context.store('late')).catch((error) => error.code)
+      return 'late'
+    })
+    const controller = new AbortController()
+    const call = plugin.call('ask', '', undefined, { signal: controller.signal })
+    await sleep(20)
+    controller.abort(new Error('enough'))
+    await expect(call).rejects.toThrow('enough')
+    expect((await plugin.call('count')).byteLength).toBe(1)
+    release()
+    await sleep(20)
+    expect(late).toBe('CONTEXT_ENDED')
+    expect(plugin.stats().abandonedThreads).toBe(0)
+  })
+
+  test('ends when its time is over', async () => {
+    const plugin = await asking(() => new Promise(() => {}), { timeoutMs: 50 })
+    await expect(plugin.call('ask')).rejects.toMatchObject({ code: 'TIMEOUT' })
+    expect((await plugin.call('count')).byteLength).toBe(1)
+    expect(plugin.stats().abandonedThreads).toBe(0)
+  })
+
+  test('leaves nothing behind where its function never answers', async () => {
+    const plugin = await asking(() => new Promise(() => {}), { timeoutMs: 20 })
+    await Promise.allSettled(Array.from({ length: 3 }, () => plugin.call('ask')))
+    expect(plugin.callSync('count').byteLength).toBe(1)
+  })
+
+  test('is not asked for when it has been aborted', async () => {
+    let asked = 0
+    const plugin = await asking(() => { asked++ })
+    const controller = new AbortController()
+    const call = plugin.call('ask', '', undefined, { signal: controller.signal })
+    // The event loop stands still while the guest asks.
+    const until = performance.now() + 20
+    while (performance.now() < until);
+    controller.abort()
+    await expect(call).rejects.toMatchObject({ name: 'AbortError' })
+    await plugin.call('count')
+    expect(asked).toBe(0)
+  })
+
+  test('survives thenables of any kind', async () => {
+    const kinds = [
+      { get then () { throw new RangeError('getter') } },
+      { then () { throw new RangeError('then') } },
+      { then (resolve, reject) { reject(new RangeError('rejected')) } }
+    ]
+    for (const kind of kinds) {
+      const plugin = await asking(() => kind)
+      await expect(plugin.call('ask')).rejects.toThrow(RangeError)
+    }
+  })
+
+  test('keeps close() waiting, and nothing else', async () => {
+    const plugin = await asking(async () => {
+      await sleep(30)
+      return 'done'
+    })
+    const call = plugin.call('ask')
+    await plugin.close()
+    expect((await call).text()).toBe('done')
+  })
+
+  test('is told when it waits for itself', async () => {
+    const plugin = await asking(() => plugin.call('count'))
+    await expect(plugin.call('ask')).rejects.toMatchObject({ code: 'WOULD_DEADLOCK', message: 'plugin is not reentrant' })
+  })
+
+  test('may call its plugin where another instance is free', async () => {
+    const plugin = await asking(async () => (await plugin.call('count')).bytes(), { instances: 2, eager: true })
+    expect((await plugin.call('ask')).byteLength).toBe(1)
+    // Two that wait for a third and a fourth: one of them is told.
+    const outcomes = await Promise.allSettled([plugin.call('ask'), plugin.call('ask')])
+    const failed = outcomes.filter(({ status }) => status === 'rejected')
+    expect(failed.every(({ reason }) => reason.code === 'WOULD_DEADLOCK')).toBe(true)
+  })
+})
+
+describe('callSync()', () => {
+  test('runs host functions that answer at once', async () => {
+    const plugin = await asking((context, offset) => context.read(offset).text().toUpperCase())
+    expect(plugin.callSync('ask', 'loud').text()).toBe('LOUD')
+  })
+
+  test('refuses those that do not', async () => {
+    const plugin = await asking(async () => 'late')
+    expect(() => plugin.callSync('ask')).toThrow(expect.objectContaining({ code: 'WOULD_DEADLOCK' }))
+    expect((await plugin.call('ask')).text()).toBe('late')
+  })
+
+  test('throws what they throw', async () => {
+    const plugin = await asking(() => { throw new RangeError('no') })
+    expect(() => plugin.callSync('ask')).toThrow(new RangeError('no'))
+  })
+
+  test('does not wait for a call that waits for this thread', async () => {
+    const plugin = await asking(async () => {
+      await sleep(20)
+      return 'later'
+    })
+    const call = plugin.call('ask')
+    await sleep(10)
+    expect(() => plugin.callSync('count')).toThrow(expect.objectContaining({ code: 'WOULD_DEADLOCK' }))
+    expect((await call).text()).toBe('later')
+  })
+})
+
+test.each([
+  [1, 'functions must be an object'],
+  [{ env: 1 }, 'functions["env"] must be an object'],
+  [{ env: { f: 1 } }, 'functions["env"]["f"] must be a function'],
+  [{ 'extism:host/env': { alloc: none } }, 'cannot be added to "extism:host/env"'],
+  [{ 'extism-host:host': { take: none } }, 'cannot be added']
+])('functions cannot be %p', async (functions, message) => {
+  await expect(open(wasm, { functions })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) })
+})

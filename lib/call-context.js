@@ -1,0 +1,144 @@
+'use strict'
+
+// What a host function in JavaScript has of the guest that has called it.
+
+const { asBytes } = require('./bytes.js')
+const { codedError, describe, invalidArgument } = require('./errors.js')
+const { LEVELS, SILENT } = require('./logging.js')
+const { PluginOutput } = require('./plugin-output.js')
+
+// Lets `host-functions.js` make what only it may make.
+const SECRET = Symbol('extism-host')
+
+const MAX_OFFSET = 0xFFFF_FFFF
+
+const encoder = new TextEncoder()
+
+function ended () {
+  return codedError('CONTEXT_ENDED', 'this context belongs to a host function that has returned, or to a call that is over')
+}
+
+function asContent (content, what) {
+  if (typeof content === 'string') return encoder.encode(content)
+  const bytes = asBytes(content)
+  if (bytes === undefined) throw invalidArgument(`${what} must be a string or bytes, not ${describe(content)}`)
+  return bytes
+}
+
+function asName (name) {
+  if (typeof name !== 'string') throw invalidArgument(`the name of a variable must be a string, not ${describe(name)}`)
+  return name
+}
+
+/** An offset as a number; -1 for what is none. */
+function asOffset (offset) {
+  if (typeof offset !== 'bigint' && !Number.isInteger(offset)) {
+    throw invalidArgument(`an offset must be a bigint, not ${describe(offset)}`)
+  }
+  return offset >= 0 && offset <= MAX_OFFSET ? Number(offset) : -1
+}
+
+function outputOf (bytes) {
+  return new PluginOutput(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+}
+
+class CallContext {
+  #boundary
+  #hostCall
+  #blocks
+  #table
+  #resets
+  #hostContext
+
+  constructor (secret, boundary, hostCall, blocks, table, hostContext) {
+    if (secret !== SECRET) throw invalidArgument('a CallContext is made for a host function')
+    this.#boundary = boundary
+    this.#hostCall = hostCall
+    this.#blocks = blocks
+    this.#table = table
+    this.#resets = table.resets
+    this.#hostContext = hostContext
+  }
+
+  hostContext () {
+    return this.#hostContext
+  }
+
+  get logLevel () {
+    return LEVELS[this.#table.level] ?? SILENT
+  }
+
+  alloc (size) {
+    const length = typeof size === 'bigint' ? Number(size) : size
+    if (!Number.isSafeInteger(length) || length < 0) {
+      throw invalidArgument(`the size of a block must be a whole number that is not negative, not ${describe(size)}`)
+    }
+    return this.#made(this.#boundary.allocate(this.#hostCall, length), length)
+  }
+
+  store (content) {
+    const bytes = asContent(content, 'what is stored')
+    return this.#made(this.#boundary.store(this.#hostCall, bytes), bytes.length)
+  }
+
+  #made (offset, length) {
+    if (offset < 0) throw ended()
+    if (offset === 0 && length > 0) throw codedError('OUT_OF_MEMORY', `the plugin has no room for a block of ${length} bytes`)
+    return BigInt(offset)
+  }
+
+  /** Whether all that this context knew has been forgotten. */
+  get #isReset () {
+    return this.#table.resets !== this.#resets
+  }
+
+  read (offset) {
+    const start = asOffset(offset)
+    if (this.#isReset) return null
+    const known = this.#blocks?.get(start)
+    if (known !== undefined) return outputOf(known)
+    const bytes = this.#boundary.read(this.#hostCall, Math.max(start, 0))
+    if (bytes === null) throw ended()
+    return bytes.length === 0 ? null : outputOf(bytes)
+  }
+
+  length (offset) {
+    const start = asOffset(offset)
+    if (this.#isReset) return 0n
+    const length = this.#boundary.length(this.#hostCall, Math.max(start, 0))
+    if (length < 0) throw ended()
+    return BigInt(length)
+  }
+
+  setError (error) {
+    const message = error instanceof Error ? error.message : error ?? ''
+    if (!this.#boundary.setError(this.#hostCall, asContent(message, 'an error'))) throw ended()
+  }
+
+  getVariable (name) {
+    const value = this.#boundary.getVariable(this.#hostCall, asName(name))
+    if (value === null) throw ended()
+    return value === undefined ? null : outputOf(value)
+  }
+
+  setVariable (name, value) {
+    const refused = this.#boundary.setVariable(this.#hostCall, asName(name), asContent(value, 'the value of a variable'))
+    if (refused === null) throw ended()
+    if (refused !== undefined) throw codedError('VARIABLES_FULL', refused)
+  }
+
+  deleteVariable (name) {
+    if (!this.#boundary.deleteVariable(this.#hostCall, asName(name))) throw ended()
+  }
+
+  /** Called when the host function has returned. */
+  static end (context) {
+    context.#hostCall = NOBODY
+    context.#blocks = undefined
+  }
+}
+
+/** In place of a number: what no call has. */
+const NOBODY = 0xFFFF_FFFF
+
+module.exports = { CallContext, SECRET }

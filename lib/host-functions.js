@@ -1,0 +1,244 @@
+'use strict'
+
+// Host functions in JavaScript: which there are, and how they are run. `src/binding/host_call.rs` is
+// the other side.
+
+const { AsyncLocalStorage } = require('node:async_hooks')
+const { asBytes } = require('./bytes.js')
+const { CallContext, SECRET } = require('./call-context.js')
+const { codedError, describe, invalidArgument } = require('./errors.js')
+
+const KERNEL = 'extism:host/env'
+const RESERVED = 'extism-host:'
+
+// The types of arguments and results; an argument whose block is in the message has `SENT` added.
+const I32 = 1
+const I64 = 2
+const F32 = 3
+const F64 = 4
+const SENT = 16
+// What is in a message: numbers of 32 bits.
+const NUMBER = 0
+const TABLE = 1
+const FUNCTION = 2
+const RESULT = 3
+const COUNT = 4
+const ARGUMENTS = 5
+const ARGUMENT = 4
+
+const encoder = new TextEncoder()
+const converter = new DataView(new ArrayBuffer(8))
+
+/**
+ * What plugins have of JavaScript, by number: their functions and their loggers. A table is there from
+ * before its plugin is loaded until that has been closed or forgotten.
+ */
+const tables = []
+const freeNumbers = []
+
+/** The host function that runs, or on whose behalf something runs. */
+const current = new AsyncLocalStorage()
+
+/** The names of functions, and the functions, in the same order. */
+function asFunctions (functions = {}) {
+  if (typeof functions !== 'object' || functions === null) {
+    throw invalidArgument(`functions must be an object {namespace: {name: function}}, not ${describe(functions)}`)
+  }
+  const names = []
+  const bodies = []
+  for (const [namespace, members] of Object.entries(functions)) {
+    if (namespace === KERNEL || namespace.startsWith(RESERVED)) {
+      throw invalidArgument(`functions cannot be added to "${namespace}", which is Extism's own; use extism:host/user`)
+    }
+    if (typeof members !== 'object' || members === null) {
+      throw invalidArgument(`functions["${namespace}"] must be an object {name: function}, not ${describe(members)}`)
+    }
+    for (const [name, body] of Object.entries(members)) {
+      if (typeof body !== 'function') {
+        throw invalidArgument(`functions["${namespace}"]["${name}"] must be a function, not ${describe(body)}`)
+      }
+      names.push({ namespace, name })
+      bodies.push(body)
+    }
+  }
+  return { names, bodies }
+}
+
+/** Makes a table for a plugin that is to be loaded. */
+function addTable ({ bodies, logger, level, instances }) {
+  const number = freeNumbers.pop() ?? tables.length
+  const table = {
+    number,
+    bodies,
+    logger,
+    level,
+    instances,
+    // How often the plugin has been reset.
+    resets: 0,
+    // Host functions that have not returned.
+    pending: 0,
+    // Those that wait for calls of their own plugin, each with how many.
+    waiting: new Map(),
+    // What a host function has thrown that no call was part of.
+    thrown: undefined
+  }
+  tables[number] = table
+  return table
+}
+
+function removeTable (table) {
+  if (tables[table.number] !== table) return
+  tables[table.number] = undefined
+  freeNumbers.push(table.number)
+}
+
+const forgotten = new FinalizationRegistry(removeTable)
+
+/** Reads a message of the other side. */
+function hostCallOf (buffer, offset, length, call) {
+  const view = new DataView(buffer, offset, length)
+  const number = (place) => view.getUint32(place * 4, true)
+  const count = number(COUNT)
+  const args = []
+  let blocks
+  let block = (ARGUMENTS + ARGUMENT * count) * 4
+  for (let place = ARGUMENTS; place < ARGUMENTS + ARGUMENT * count; place += ARGUMENT) {
+    const kind = number(place)
+    const at = (place + 1) * 4
+    const size = number(place + 3)
+    if ((kind & SENT) !== 0 && size > 0) {
+      blocks ??= new Map()
+      // A copy: what is read is the reader's own.
+      blocks.set(number(place + 1), new Uint8Array(buffer.slice(offset + block, offset + block + size)))
+      block += size
+    }
+    args.push(argument(view, at, kind & ~SENT))
+  }
+  return { number: number(NUMBER), table: tables[number(TABLE)], body: number(FUNCTION), result: number(RESULT), args, blocks, call }
+}
+
+function argument (view, at, kind) {
+  switch (kind) {
+    case I32: return view.getInt32(at, true)
+    case I64: return view.getBigInt64(at, true)
+    case F32: return view.getFloat32(at, true)
+    default: return view.getFloat64(at, true)
+  }
+}
+
+/** Runs the function of a host call, and answers it, at once or when its promise is settled. */
+function run (boundary, hostCall) {
+  const { number, table, call, blocks } = hostCall
+  const body = table?.bodies[hostCall.body]
+  if (body === undefined) return boundary.fail(number, 'the plugin is closed')
+  // Aborted: nobody waits for it.
+  if (call?.isOver) return boundary.fail(number, 'the call is over')
+  const context = new CallContext(SECRET, boundary, number, blocks, table, call?.hostContext)
+  const end = () => {
+    if (running.isOver) return
+    running.isOver = true
+    table.pending--
+    table.waiting.delete(running)
+    CallContext.end(context)
+  }
+  const running = { table, end, isOver: false }
+  table.pending++
+  // Whatever it waits for, it ends with its call. There is never more than one: the guest waits for it.
+  if (call !== undefined) call.running = running
+  const returned = (value) => {
+    try {
+      answer(boundary, number, hostCall.result, value)
+    } catch (error) {
+      return failed(error)
+    }
+    end()
+  }
+  const failed = (error) => {
+    const thrown = { error }
+    if (call !== undefined) call.thrown = thrown
+    else table.thrown = thrown
+    boundary.fail(number, 'a host function has failed')
+    end()
+  }
+  const start = () => current.run(running, body, context, ...hostCall.args)
+  let value
+  let isAsync
+  try {
+    value = call?.inContext === undefined ? start() : call.inContext(start)
+    isAsync = typeof value?.then === 'function'
+  } catch (error) {
+    return failed(error)
+  }
+  if (!isAsync) return returned(value)
+  const promise = Promise.resolve(value)
+  if (call?.isSync) {
+    failed(codedError('WOULD_DEADLOCK', 'callSync() waits for the plugin, so it cannot wait for an asynchronous host function; use call()'))
+    // What it rejects with is of no use to anybody any more.
+    promise.catch(() => {})
+    return
+  }
+  promise.then(returned, failed)
+}
+
+/** Converts as WebAssembly does, and besides makes a block of what is no number. */
+function answer (boundary, number, result, value) {
+  switch (result) {
+    case I32:
+      boundary.answer(number, Number(value ?? 0) >>> 0, 0)
+      return
+    case F32:
+      converter.setFloat32(0, Number(value ?? 0), true)
+      boundary.answer(number, converter.getUint32(0, true), 0)
+      return
+    case F64:
+      converter.setFloat64(0, Number(value ?? 0), true)
+      break
+    case I64: {
+      const bytes = typeof value === 'string' ? encoder.encode(value) : asBytes(value)
+      if (bytes !== undefined) {
+        boundary.answerWith(number, bytes)
+        return
+      }
+      if (value !== undefined && value !== null && typeof value !== 'bigint' && !Number.isSafeInteger(value)) {
+        throw invalidArgument(`a host function must return an offset (a bigint), a string or bytes, not ${describe(value)}`)
+      }
+      converter.setBigInt64(0, BigInt(value ?? 0), true)
+      break
+    }
+    default:
+      boundary.answer(number, 0, 0)
+      return
+  }
+  boundary.answer(number, converter.getUint32(0, true), converter.getUint32(4, true))
+}
+
+/**
+ * Notes that the host function on whose behalf this is called, if one is, waits for a call of its own
+ * plugin. Throws where that call would wait for ever: all instances are taken by functions that do so.
+ * Returns what ends the note.
+ */
+function waitForOwn (table) {
+  const running = current.getStore()
+  if (running === undefined || running.table !== table || running.isOver) return undefined
+  const { waiting } = table
+  const others = waiting.get(running) ?? 0
+  if (others === 0 && waiting.size + 1 >= table.instances) {
+    throw codedError('WOULD_DEADLOCK', 'plugin is not reentrant')
+  }
+  waiting.set(running, others + 1)
+  return () => {
+    if (!waiting.has(running)) return
+    const left = waiting.get(running) - 1
+    if (left > 0) waiting.set(running, left)
+    else waiting.delete(running)
+  }
+}
+
+/** Whether none of the plugin's instances goes on before JavaScript does. */
+function isStandingStill (table) {
+  return table.pending >= table.instances
+}
+
+module.exports = {
+  AsyncLocalStorage, addTable, asFunctions, forgotten, hostCallOf, isStandingStill, removeTable, run, tables, waitForOwn
+}
