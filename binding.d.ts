@@ -110,6 +110,12 @@ export declare class Plugin {
   cancel(call: number): void
   /** What the plugin has done, and does at this moment. */
   stats(): PluginStats
+  /** What the main module exports. */
+  exports(): Array<ExportDescriptor>
+  /** What the main module imports. */
+  imports(): Array<ImportDescriptor>
+  /** Forgets all variables. */
+  clearVars(): void
   /** Closes the plugin; an empty result arrives under the number `call` when all is freed. */
   close(call: number): void
 }
@@ -125,12 +131,30 @@ export interface CompileCacheOptions {
 /** The names of all codes that errors may have, each at the place of its number less one. */
 export declare function errorCodes(): Array<string>
 
+/** Something that the main module exports, as `WebAssembly.Module.exports` describes it. */
+export interface ExportDescriptor {
+  /** Its name. */
+  name: string
+  /** `function`, `table`, `memory` or `global`. */
+  kind: string
+}
+
 /** A function in JavaScript. */
 export interface FunctionName {
   /** Where guests import it from. */
   namespace: string
   /** The name under which they do. */
   name: string
+}
+
+/** Something that the main module imports, as `WebAssembly.Module.imports` describes it. */
+export interface ImportDescriptor {
+  /** Where from. */
+  module: string
+  /** Its name there. */
+  name: string
+  /** `function`, `table`, `memory` or `global`. */
+  kind: string
 }
 
 /** Loads and starts a plugin, which arrives under the number `call`. */
@@ -144,9 +168,9 @@ export interface PluginOptions {
   config: Record<string, string>
   /** Milliseconds that a call may take. */
   timeoutMs?: number
-  /** Pages of 64 KiB that an instance's memories may have. */
+  /** Pages of 64 KiB that an instance's memories may grow by. */
   maxPages?: number
-  /** Bytes that the plugin's variables may take. */
+  /** Bytes that the values of the plugin's variables may have. */
   maxVarBytes?: number
   /** Bytes that an output may have. */
   maxOutputBytes?: number

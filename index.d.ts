@@ -4,53 +4,113 @@
 /** Bytes in any of JavaScript's forms. They are copied; shared memory is copied before it is read. */
 export type Bytes = ArrayBufferView | ArrayBuffer | SharedArrayBuffer
 
-/** One module of a manifest: a file or bytes, and what they are called. */
-export type ManifestWasm = ({ path: string, data?: undefined } | { data: Bytes, path?: undefined }) & {
+/** Where the bytes of a module can come from. */
+interface WasmSources {
+  /** A file. */
+  path: string
+  /** Bytes, or as JSON has them, base64. */
+  data: Bytes | string
+  /**
+   * What is fetched: http: or https:. Redirects are followed; the `content-type` must be
+   * `application/wasm` or `application/octet-stream`, or missing. Or a `file:` URL, which is a path.
+   */
+  url: string | URL
+  /** What has been fetched already, and not been read. */
+  response: Response
+}
+
+type WasmFrom<Key extends keyof WasmSources> =
+  Pick<WasmSources, Key> & { [Other in Exclude<keyof WasmSources, Key>]?: undefined }
+
+export type ManifestWasmPath = WasmFrom<'path'>
+export type ManifestWasmData = WasmFrom<'data'>
+export type ManifestWasmUrl = WasmFrom<'url'>
+export type ManifestWasmResponse = WasmFrom<'response'>
+
+/**
+ * @deprecated A `WebAssembly.Module` does not give out its bytes, so it cannot be loaded:
+ * `INVALID_ARGUMENT`. Pass what it was compiled from.
+ */
+export interface ManifestWasmModule { module: object }
+
+/** One module of a manifest: where it is, and what it is called. */
+export type ManifestWasm = (ManifestWasmPath | ManifestWasmData | ManifestWasmUrl | ManifestWasmResponse) & {
   /** The name under which the plugin's other modules import it. */
   name?: string
-  /** The SHA-256 that the module must have, in hexadecimal. */
+  /** The SHA-256 that the module must have, in hexadecimal; else `HASH_MISMATCH`. */
   hash?: string
 }
 
-/** Limits of one instance's memory. */
-export interface MemoryOptions {
+/** The same in the spelling of Extism's JSON manifests: `maxPages` and `max_pages`. */
+type SnakeCase<Key extends string> = Key extends `${infer Head}${infer Tail}`
+  ? `${Head extends Lowercase<Head> ? Head : `_${Lowercase<Head>}`}${SnakeCase<Tail>}`
+  : Key
+type InBothSpellings<T> = T & { [Key in keyof T as SnakeCase<Key & string>]: T[Key] }
+
+interface MemoryLimits {
   /**
-   * How many pages of 64 KiB all memories of one instance may have together, from 1 to 65,536: those
-   * of its modules, and the one in which inputs, outputs and what host functions give are passed,
-   * beyond its first MiB.
-   * @default 4096 (256 MiB)
+   * By how many pages of 64 KiB all memories of one instance may grow together, from 1 to 65,536:
+   * those of its modules, and the one in which inputs, outputs and what host functions give are
+   * passed. What is passed may have as many pages together, at any moment of a call. One more is
+   * `OUT_OF_MEMORY`.
+   *
+   * What the modules' memories begin with is not counted, and may be up to 4,096 pages together, or
+   * `maxPages` where that is more. Without `maxPages`, all memories may have 4,096 pages (256 MiB)
+   * together, initial ones included.
    */
   maxPages?: number
   /**
-   * How many bytes the plugin's variables may take, names included; 0 to have none. All instances
-   * of a plugin share one set.
+   * How many bytes the values of the plugin's variables may have together; 0 to have no variables. A
+   * value that does not fit ends the call with `HOST_FUNCTION_ERROR`. Names may take as much again, 48
+   * bytes for each variable included, and at least 64 KiB. All instances of a plugin share one set.
    * @default 1048576 (1 MiB)
    */
   maxVarBytes?: number
 }
 
-/** What a manifest and the options have in common. The options win. */
-export interface ManifestOptions {
-  /** What the plugin reads as its configuration. */
-  config?: Record<string, string>
+/** Limits of one instance's memory. */
+export type MemoryOptions = InBothSpellings<MemoryLimits>
+
+/** What a plugin reads as its configuration. */
+export type PluginConfig = Record<string, string>
+export interface PluginConfigLike { [key: string]: string }
+
+interface CommonOptions {
+  /** What the plugin reads as its configuration. That of the options takes the place of the manifest's. */
+  config?: PluginConfigLike
   /**
    * How many milliseconds a call may run, from 1 to 4,294,967,295; the time in the queue does not
    * count. There is no limit without it. The initialization of an instance has the same limit, and
    * 30 s without one.
    */
   timeoutMs?: number | null
+  /** Limits of memory. Each one of the options wins over the same one of the manifest. */
   memory?: MemoryOptions
 }
+
+/** What a manifest and the options have in common, in camelCase or snake_case. The options win. */
+export type ManifestOptions = InBothSpellings<CommonOptions>
 
 /** A plugin of one or more modules. The main module is the one named `main`, else the last one without a name, else the last one. */
 export interface Manifest extends ManifestOptions {
   wasm: ManifestWasm[]
-  /** The same as `timeoutMs`, as Extism's JSON manifests spell it. */
-  timeout_ms?: number | null
 }
 
-/** What `createPlugin` takes: a path, a `file:` URL, the bytes of a module, or a manifest. */
-export type PluginSource = string | URL | Bytes | Manifest
+/**
+ * What `createPlugin` takes:
+ *
+ * - a manifest, or one as a string of JSON, which begins with `{`;
+ * - the bytes of a module;
+ * - an http: or https: URL, as a string or a URL: it is fetched, redirects are followed, and the
+ *   `content-type` says whether it brings a manifest (`application/json`, `text/json`) or a module
+ *   (`application/wasm`, `application/octet-stream`, or none);
+ * - a `Response`, of which the same is true;
+ * - a `file:` URL or, as any other string, a path of a module.
+ *
+ * A manifest from the network may not name files of this machine.
+ */
+export type ManifestLike = Manifest | Response | Bytes | string | URL
+export type PluginSource = ManifestLike
 
 /** Where compiled modules are kept. What is in there is executed. */
 export interface CompileCacheOptions {
@@ -184,6 +244,61 @@ export interface PluginOptions extends ManifestOptions {
    * @default true
    */
   compileCache?: boolean | CompileCacheOptions
+  /**
+   * What fetches plugins that are given as URLs. Requests that plugins make do not go through it: with
+   * `allowedHosts` it is `INVALID_ARGUMENT`.
+   * @default the global `fetch`
+   */
+  fetch?: typeof globalThis.fetch
+  /** Changes nothing: plugins always run on threads of their own. Known from the JavaScript SDK. */
+  runInWorker?: boolean
+  /** Changes nothing: nothing is shared with workers. Known from the JavaScript SDK. */
+  sharedArrayBufferSize?: number
+  /**
+   * Changes nothing: there are no workers. Known from the JavaScript SDK. `resourceLimits` is
+   * `INVALID_ARGUMENT`, since it would limit nothing; use `memory.maxPages`.
+   */
+  nodeWorkerArgs?: { resourceLimits?: undefined, [key: string]: unknown }
+}
+
+// Under the names that the JavaScript SDK has for them.
+export type ExtismPluginOptions = PluginOptions
+export type CurrentPlugin = CallContext
+
+/** What this host can do, under the names that the JavaScript SDK has for it. */
+export interface Capabilities {
+  /** Host functions may be asynchronous. */
+  readonly supportsJSPromiseInterface: boolean
+  /** `TextDecoder` and `TextEncoder` take shared memory. */
+  readonly allowSharedBufferCodec: boolean
+  /** Modules of a manifest may be given by their path. */
+  readonly manifestSupportsPaths: boolean
+  /** Requests of plugins are subject to the checks of a browser. */
+  readonly crossOriginChecksEnforced: boolean
+  /** There is a file system. */
+  readonly fsAccess: boolean
+  /** Plugins can run beside the event loop: here they always do. */
+  readonly hasWorkerCapability: boolean
+  /** Plugins may use WASI preview 1. */
+  readonly supportsWasiPreview1: boolean
+  /** Calls can have a time limit. */
+  readonly supportsTimeouts: boolean
+  /** The environment variable `EXTISM_ENABLE_WASI_OUTPUT` is set, and not empty. */
+  readonly extismStdoutEnvVarSet: boolean
+}
+
+export const CAPABILITIES: Capabilities
+
+/** Something that a module exports, as `WebAssembly.Module.exports()` describes it. */
+export interface ModuleExportDescriptor {
+  name: string
+  kind: 'function' | 'table' | 'memory' | 'global'
+}
+
+/** Something that a module imports, as `WebAssembly.Module.imports()` describes it. */
+export interface ModuleImportDescriptor extends ModuleExportDescriptor {
+  /** The namespace, or the name of another module. */
+  module: string
 }
 
 /** What goes with one call. */
@@ -234,6 +349,8 @@ export type ErrorCode =
   | 'INVALID_ARGUMENT'
   /** The plugin's file cannot be read. */
   | 'FILE_NOT_FOUND'
+  /** The plugin, or its manifest, cannot be fetched; the message has the status or what failed. */
+  | 'FETCH_FAILED'
   /** The bytes are no module that can be run. */
   | 'INVALID_WASM'
   /** The bytes do not have the manifest's hash. */
@@ -274,6 +391,8 @@ export type ErrorCode =
   | 'VARIABLES_FULL'
   /** A call would have waited for ever: for what only this thread can do, or for itself. */
   | 'WOULD_DEADLOCK'
+  /** What the JavaScript SDK has and this library cannot have; the message says what to use. */
+  | 'UNSUPPORTED'
   /** A defect in this library. */
   | 'INTERNAL'
 
@@ -363,6 +482,23 @@ export class Plugin {
   stats (): PluginStats
   /** Whether the plugin has a function of that name that can be called. */
   functionExists (name: string): Promise<boolean>
+  /** What the main module exports, as its author wrote it. */
+  getExports (): Promise<ModuleExportDescriptor[]>
+  /** What the main module imports, as its author wrote it. */
+  getImports (): Promise<ModuleImportDescriptor[]>
+  /**
+   * Rejects with `UNSUPPORTED`: the plugin runs outside of JavaScript, so there is no
+   * `WebAssembly.Instance`.
+   */
+  getInstance (): Promise<never>
+  /** Whether any call is unfinished: it waits, runs, or has been aborted and not yet stopped. */
+  isActive (): boolean
+  /**
+   * Forgets the plugin's variables and resolves to `true`; while a call is unfinished it does nothing
+   * and resolves to `false`. The memory in which inputs and outputs are passed is reset before each
+   * call anyway; what instances have in memories of their own stays.
+   */
+  reset (): Promise<boolean>
   /**
    * Refuses further calls with `CLOSED`, lets those that were accepted end, and frees everything.
    * Resolves when that is done; can be called again.
@@ -411,10 +547,13 @@ export class MemoryStore implements Iterable<[string, string | Buffer]> {
  * Loads a plugin and starts its first instance, or all with `eager`, off the event loop. `source` may
  * be a promise.
  *
- * Rejects with a `PluginError`: `INVALID_ARGUMENT`, `FILE_NOT_FOUND`, `INVALID_WASM`,
- * `HASH_MISMATCH` or `MISSING_IMPORT`.
+ * Rejects with a `PluginError`: `INVALID_ARGUMENT`, `FILE_NOT_FOUND`, `FETCH_FAILED`, `INVALID_WASM`,
+ * `HASH_MISMATCH`, `MISSING_IMPORT`, `CIRCULAR_LINKING`, `RESERVED_NAME` or `OUT_OF_MEMORY`; or with what
+ * ended the plugin's initialization, as `call` does.
  */
-export function createPlugin (source: PluginSource | PromiseLike<PluginSource>, options?: PluginOptions): Promise<Plugin>
+export function createPlugin (source: ManifestLike | PromiseLike<ManifestLike>, options?: PluginOptions): Promise<Plugin>
+export { createPlugin as newPlugin }
+export default createPlugin
 
 /**
  * Fills the compile cache with what `createPlugin` of the same source and options would compile, off the
@@ -427,4 +566,4 @@ export function createPlugin (source: PluginSource | PromiseLike<PluginSource>, 
  * `CACHE_UNAVAILABLE` where there is no cache otherwise: the default directory cannot be had, or
  * `EXTISM_HOST_CACHE_DIR` turns it off.
  */
-export function precompile (source: PluginSource | PromiseLike<PluginSource>, options?: PluginOptions): Promise<void>
+export function precompile (source: ManifestLike | PromiseLike<ManifestLike>, options?: PluginOptions): Promise<void>

@@ -1,8 +1,22 @@
 'use strict'
 
 const { CallContext } = require('./lib/call-context.js')
+const { CAPABILITIES } = require('./lib/capabilities.js')
 const { MemoryStore } = require('./lib/memory-store.js')
 const { Plugin, createPlugin, precompile } = require('./lib/plugin.js')
 const { PluginOutput } = require('./lib/plugin-output.js')
 
-module.exports = { createPlugin, precompile, CallContext, MemoryStore, Plugin, PluginOutput }
+module.exports = {
+  createPlugin,
+  newPlugin: createPlugin,
+  precompile,
+  CAPABILITIES,
+  CallContext,
+  MemoryStore,
+  Plugin,
+  PluginOutput,
+  default: createPlugin
+}
+
+// Compilers that turn `import` into `require` look for the default export only where this is set.
+Object.defineProperty(module.exports, '__esModule', { value: true })

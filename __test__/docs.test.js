@@ -53,6 +53,13 @@ test('docs/performance.md and its plots are what bench/results give', async () =
   expect({ code, errors }).toEqual({ code: 0, errors: '' })
 })
 
+test('docs/migrating.md: its example prints what it says', async () => {
+  const [example] = examples('docs/migrating.md', 'js')
+  const { code, output, errors } = await runNode(['-e', example])
+  expect({ code, errors }).toEqual({ code: 0, errors: '' })
+  expect(output).toBe(examples('docs/migrating.md', 'text')[0])
+})
+
 describe('docs/from-the-article.md', () => {
   test('its program serves the article\'s request', async () => {
     const [program] = examples('docs/from-the-article.md', 'js')

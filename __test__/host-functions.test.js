@@ -244,6 +244,21 @@ describe('the context of a host function', () => {
     for (const use of uses) expect(use).toThrow(expect.objectContaining({ code: 'CONTEXT_ENDED' }))
   })
 
+  test('knows nothing any more when the plugin has been reset', async () => {
+    let kept
+    let offsets
+    const plugin = await asking((context, offset) => {
+      kept = context
+      offsets = [offset, context.store('wow okay then')]
+      return offsets[1]
+    })
+    expect((await plugin.call('ask', 'hello')).text()).toBe('wow okay then')
+    expect(await plugin.reset()).toBe(true)
+    expect(offsets).not.toContain(0n)
+    expect(offsets.map((offset) => kept.read(offset))).toEqual([null, null])
+    expect(offsets.map((offset) => kept.length(offset))).toEqual([0n, 0n])
+  })
+
   test('refuses what it cannot use', async () => {
     const refused = []
     const plugin = await asking((context) => {

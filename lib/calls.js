@@ -140,6 +140,11 @@ function completeSync (native, start, about, table) {
   return outcome.value
 }
 
+/** Whether something is unfinished that `complete` or `completeSync` has been given this for. */
+function isUnfinished (native) {
+  return calls.some((call) => call !== undefined && call.native === native)
+}
+
 function forget (number) {
   const call = calls[number]
   calls[number] = undefined
@@ -332,4 +337,4 @@ function fillCache (options) {
   return complete(undefined, (number) => binding.precompile(number, options, boundary))
 }
 
-module.exports = { complete, completeSync, caller, fillCache, open }
+module.exports = { complete, completeSync, isUnfinished, caller, fillCache, open }

@@ -3,19 +3,19 @@
 // Manifests and options as the native part takes them, or an error that says what is wrong.
 
 const { resolve } = require('node:path')
-const { fileURLToPath } = require('node:url')
 const binding = require('../binding.js')
-const { asBytes } = require('./bytes.js')
 const { describe, invalidArgument } = require('./errors.js')
 const { asFunctions } = require('./host-functions.js')
 const { asLevel, asLogger } = require('./logging.js')
 const { nativeStore } = require('./memory-store.js')
+const { inBothSpellings, isObject, pick } = require('./objects.js')
 
 const DEFAULT_MAX_QUEUE = 10_000
 const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
 
-const MANIFEST_KEYS = { config: 'config', timeoutMs: 'timeoutMs', timeout_ms: 'timeoutMs', memory: 'memory' }
+// What manifests and options may have.
+const MANIFEST_KEYS = inBothSpellings('config', 'timeoutMs', 'memory')
 const OPTION_KEYS = {
   ...MANIFEST_KEYS,
   useWasi: 'useWasi',
@@ -29,79 +29,22 @@ const OPTION_KEYS = {
   functions: 'functions',
   logger: 'logger',
   logLevel: 'logLevel',
-  compileCache: 'compileCache'
+  compileCache: 'compileCache',
+  fetch: 'fetch',
+  runInWorker: 'runInWorker',
+  sharedArrayBufferSize: 'sharedArrayBufferSize',
+  nodeWorkerArgs: 'nodeWorkerArgs'
 }
-const MEMORY_KEYS = { maxPages: 'maxPages', max_pages: 'maxPages', maxVarBytes: 'maxVarBytes', max_var_bytes: 'maxVarBytes' }
+const MEMORY_KEYS = inBothSpellings('maxPages', 'maxVarBytes')
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
 const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs', logger: 'logger' }
-const WASM_KEYS = { path: 'path', data: 'data', name: 'name', hash: 'hash' }
-
-function isObject (value) {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) && !asBytes(value)
-}
-
-/** The known properties of an object under their camelCase names; anything else is an error. */
-function pick (object, keys, what) {
-  if (!isObject(object)) throw invalidArgument(`${what} must be an object, not ${describe(object)}`)
-  const picked = {}
-  for (const [key, value] of Object.entries(object)) {
-    if (!Object.hasOwn(keys, key)) {
-      throw invalidArgument(`${what} has no "${key}"; it takes ${Object.keys(keys).join(', ')}`)
-    }
-    if (value !== undefined && value !== null) picked[keys[key]] = value
-  }
-  return picked
-}
 
 function checkSignal (signal) {
   if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function' ||
     typeof signal.removeEventListener !== 'function') {
     throw invalidArgument(`signal must be an AbortSignal, not ${describe(signal)}`)
   }
-}
-
-function asPath (url) {
-  try {
-    return fileURLToPath(url)
-  } catch (error) {
-    throw invalidArgument(`a plugin's URL must be a file: URL of this machine (${error.message}); fetch others and pass the bytes`)
-  }
-}
-
-function asManifest (source) {
-  if (typeof source === 'string') {
-    if (source === '') throw invalidArgument('the path of the plugin is empty')
-    return { wasm: [{ path: /^(file|https?):/i.test(source) ? asPath(source) : source }] }
-  }
-  if (source instanceof URL) return { wasm: [{ path: asPath(source) }] }
-  const data = asBytes(source)
-  if (data !== undefined) return { wasm: [{ data }] }
-  if (!isObject(source) || source.wasm === undefined) {
-    throw invalidArgument(
-      `a plugin's source must be a path, a file: URL, bytes, or a manifest {wasm: [{path | data}]}, not ${describe(source)}`
-    )
-  }
-  return source
-}
-
-function asWasm (item, index) {
-  const what = `wasm[${index}] of the manifest`
-  const { path, data, name, hash } = pick(item, WASM_KEYS, what)
-  if ((path === undefined) === (data === undefined)) {
-    throw invalidArgument(`${what} must have a path or data, and not both`)
-  }
-  for (const [key, value] of Object.entries({ path, name, hash })) {
-    if (value !== undefined && typeof value !== 'string') {
-      throw invalidArgument(`"${key}" of ${what} must be a string, not ${describe(value)}`)
-    }
-    if (key === 'path' && value?.includes('\0')) throw invalidArgument(`"path" of ${what} has a NUL character`)
-  }
-  const bytes = data === undefined ? undefined : asBytes(data)
-  if (data !== undefined && bytes === undefined) {
-    throw invalidArgument(`"data" of ${what} must be bytes, not ${describe(data)}`)
-  }
-  return { path, data: bytes, name, hash }
 }
 
 function asInteger (value, name, fallback, most, least = 1) {
@@ -158,11 +101,43 @@ function asCompileCache (option) {
   }
 }
 
-/** The native options of a plugin, its store, and what it has of JavaScript besides. */
-function pluginOptions (source, options) {
-  const { wasm, ...rest } = asManifest(source)
-  if (!Array.isArray(wasm)) throw invalidArgument(`"wasm" of the manifest must be an array, not ${describe(wasm)}`)
-  const merged = { ...pick(rest, MANIFEST_KEYS, 'the manifest'), ...pick(options ?? {}, OPTION_KEYS, 'options') }
+/** What loads plugins from the network. Guests' requests do not go through it. */
+function checkFetch (fetch, allowedHosts) {
+  if (fetch === undefined) return
+  if (typeof fetch !== 'function') throw invalidArgument(`fetch must be a function, not ${describe(fetch)}`)
+  if (fetch !== globalThis.fetch && allowedHosts?.length > 0) {
+    throw invalidArgument('fetch loads the plugin only: requests of plugins are made natively and would not go through it. ' +
+      'Leave one of fetch and allowedHosts away, or load the plugin yourself and pass its bytes')
+  }
+}
+
+/** Options of the JavaScript SDK that change nothing here: everything runs on threads of its own. */
+function checkWorkerOptions ({ runInWorker, sharedArrayBufferSize, nodeWorkerArgs }) {
+  asBoolean(runInWorker, 'runInWorker')
+  asInteger(sharedArrayBufferSize, 'sharedArrayBufferSize', undefined, Number.MAX_SAFE_INTEGER)
+  if (nodeWorkerArgs === undefined) return
+  if (!isObject(nodeWorkerArgs)) throw invalidArgument(`nodeWorkerArgs must be an object, not ${describe(nodeWorkerArgs)}`)
+  if (nodeWorkerArgs.resourceLimits !== undefined && nodeWorkerArgs.resourceLimits !== null) {
+    throw invalidArgument('nodeWorkerArgs.resourceLimits would limit nothing, as there is no worker; use memory.maxPages')
+  }
+}
+
+/** The options under their camelCase names. The manifest's are not among them yet. */
+function pickOptions (options) {
+  const picked = pick(options ?? {}, OPTION_KEYS, 'options')
+  checkWorkerOptions(picked)
+  checkFetch(picked.fetch, undefined)
+  return picked
+}
+
+/**
+ * The native options of a plugin, its store, and what it has of JavaScript besides. The manifest's modules
+ * are loaded, the options picked.
+ */
+function pluginOptions ({ wasm, ...rest }, options) {
+  const manifest = pick(rest, MANIFEST_KEYS, 'the manifest')
+  const merged = { ...manifest, ...options }
+  checkFetch(merged.fetch, merged.allowedHosts)
 
   const store = merged.store === undefined ? new binding.MemoryStore() : nativeStore(merged.store)
   if (store === undefined) {
@@ -171,10 +146,13 @@ function pluginOptions (source, options) {
   const { names, bodies } = asFunctions(merged.functions)
   const level = asLevel(merged.logLevel)
   const logger = asLogger(merged.logger, level)
-  const memory = pick(merged.memory ?? {}, MEMORY_KEYS, 'memory')
+  const memory = {
+    ...pick(manifest.memory ?? {}, MEMORY_KEYS, 'memory of the manifest'),
+    ...pick(options.memory ?? {}, MEMORY_KEYS, 'memory')
+  }
 
   const native = {
-    wasm: wasm.map(asWasm),
+    wasm,
     config: asConfig(merged.config),
     timeoutMs: asInteger(merged.timeoutMs, 'timeoutMs', undefined, MAX_U32),
     maxPages: asInteger(memory.maxPages, 'memory.maxPages', undefined, 65_536),
@@ -193,4 +171,4 @@ function pluginOptions (source, options) {
   return { native, store, inJavaScript: { bodies, logger, level, instances: native.instances } }
 }
 
-module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pluginOptions, pick, checkSignal, asInteger }
+module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pickOptions, pluginOptions, checkSignal, asInteger }

@@ -3,11 +3,13 @@
 // `Plugin`, and how one is made.
 
 const { asBytes } = require('./bytes.js')
-const { caller, complete, completeSync, fillCache, open } = require('./calls.js')
+const { caller, complete, completeSync, fillCache, isUnfinished, open } = require('./calls.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { AsyncLocalStorage, addTable, forgotten, removeTable, waitForOwn } = require('./host-functions.js')
 const { asLogger } = require('./logging.js')
-const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, asInteger, checkSignal, pick, pluginOptions } = require('./options.js')
+const { pick } = require('./objects.js')
+const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, asInteger, checkSignal, pickOptions, pluginOptions } = require('./options.js')
+const { loadManifest } = require('./source.js')
 
 // Lets `createPlugin` make what only it may make.
 const SECRET = Symbol('extism-host')
@@ -112,13 +114,47 @@ class Plugin {
     return { calls: { succeeded, failed }, queued, busy, instances, replaced, abandonedThreads }
   }
 
+  isActive () {
+    return isUnfinished(this.#native)
+  }
+
+  async reset () {
+    this.#checkOpen()
+    // What runs could set variables again.
+    if (this.isActive()) return false
+    this.#native.clearVars()
+    this.#table.resets++
+    return true
+  }
+
   async functionExists (name) {
-    if (this.#closed) throw codedError('CLOSED', 'the plugin is closed')
+    this.#checkOpen()
     return this.#functions.has(name)
   }
 
+  async getExports () {
+    this.#checkOpen()
+    return this.#native.exports()
+  }
+
+  async getImports () {
+    this.#checkOpen()
+    return this.#native.imports()
+  }
+
+  async getInstance () {
+    throw codedError('UNSUPPORTED', 'there is no WebAssembly.Instance, as the plugin runs outside of JavaScript; ' +
+      'use call() to run its functions, and getExports() and getImports() to see what it has')
+  }
+
+  #checkOpen () {
+    if (this.#closed) throw codedError('CLOSED', 'the plugin is closed')
+  }
+
   close () {
-    this.#closed ??= complete(this.#native, (number) => this.#native.close(number)).then(() => removeTable(this.#table))
+    // The native part is kept, but not as that of a call.
+    const kept = { native: this.#native }
+    this.#closed ??= complete(kept, (number) => this.#native.close(number)).then(() => removeTable(this.#table))
     return this.#closed
   }
 
@@ -127,8 +163,16 @@ class Plugin {
   }
 }
 
+/** The native options of a plugin and its store, once its manifest is there. */
+async function load (source, options) {
+  // First, so that what is wrong with the options leaves no promise that rejects unheard.
+  const given = await source
+  const picked = pickOptions(options)
+  return pluginOptions(await loadManifest(given, picked.fetch), picked)
+}
+
 async function createPlugin (source, options) {
-  const { native, store, inJavaScript } = pluginOptions(await source, options)
+  const { native, store, inJavaScript } = await load(source, options)
   const table = addTable(inJavaScript)
   try {
     return new Plugin(SECRET, await open({ ...native, table: table.number }, store), table)
@@ -140,7 +184,7 @@ async function createPlugin (source, options) {
 }
 
 async function precompile (source, options) {
-  const { native } = pluginOptions(await source, options)
+  const { native } = await load(source, options)
   if (native.compileCache === undefined) {
     if (options?.compileCache === false) throw invalidArgument('compileCache must not be false, or there is nothing to fill')
     throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off, and compileCache does not turn it on')

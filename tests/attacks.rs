@@ -652,11 +652,13 @@ fn inner_names() {
   }
   // What the guard, the gate and the driver export is not found under the kernel's name either.
   for name in [
+    "control.limit",
     "control.reset",
     "control.input",
     "control.alloc",
     "control.error_length",
     "next",
+    "out_of_memory",
     "done",
     "take",
     "exit",

@@ -700,6 +700,7 @@ fn tables_are_limited() {
   );
   let limits = Limits {
     memory_pages: 100,
+    growth_pages: None,
     table_elements: 1000,
   };
   let report = World::new().run_with(&[(None, &guest)], &[("grow", b"")], limits);
@@ -722,11 +723,86 @@ fn vars_are_shared_and_limited() {
     &[("set", &large), ("set", &large), ("set", &large)],
   );
   assert_eq!(report.ending, Ending::Stopped);
-  let report = world.run(&[(None, &guest)], &[("get", b""), ("set", &[b'v'; 4096])]);
+  let report = world.run(&[(None, &guest)], &[("get", b""), ("set", &[b'v'; 4097])]);
   assert_eq!(report.outputs()[0].len(), 4000);
   assert_eq!(
     report.ending,
-    Ending::HostFunction("var_set: the variable store is full".to_owned())
+    Ending::HostFunction(
+      "var memory limit exceeded: 4097 bytes requested, 4096 allowed".to_owned()
+    )
+  );
+}
+
+fn growing_by(pages: u32) -> Limits {
+  Limits {
+    growth_pages: Some(pages),
+    ..Limits::default()
+  }
+}
+
+#[test]
+fn live_blocks_have_a_limit_together() {
+  // Two pages: the input, what the guest makes, what host functions answer with.
+  let guest = guest(
+    r#"(global $block (mut i64) (i64.const 0))
+           (func (export "alloc")
+             (global.set $block (call $alloc (call $input_load_u64 (i64.const 0)))))
+           (func (export "alloc_and_free") (local $count i32)
+             (loop $again
+               (call $free (call $alloc (i64.const 100000)))
+               (local.set $count (i32.add (local.get $count) (i32.const 1)))
+               (br_if $again (i32.lt_u (local.get $count) (i32.const 1000)))))
+           (func (export "free_twice") (local $block i64)
+             (local.set $block (call $alloc (i64.const 100000)))
+             (call $free (local.get $block))
+             (call $free (local.get $block))
+             (call $free (i64.const 12345))
+             (drop (call $alloc (i64.const 131073))))
+           (func (export "keep") (loop (drop (call $alloc (i64.const 1))) (br 0)))
+           (data (i32.const 0) "large")
+           (func (export "ask")
+             (drop (call $host_memory_get (call $block (i32.const 0) (i32.const 5)))))"#,
+  );
+  let plugin = World::new().load_with(&[(None, &guest)], growing_by(2));
+  let bytes = |number: u64| number.to_le_bytes();
+  let (fits, too_much) = (bytes(2 * 65536 - 8), bytes(2 * 65536 - 7));
+  // Each call begins with nothing.
+  let report = plugin.run(&[
+    ("alloc", &fits),
+    ("alloc", &fits),
+    ("alloc_and_free", b""),
+    ("alloc", &fits),
+  ]);
+  assert_eq!((report.ending, report.results.len()), (Ending::Stopped, 4));
+  let long = vec![0; 2 * 65536 + 1];
+  for (export, input) in [
+    ("alloc", &too_much[..]),
+    ("free_twice", b""),
+    ("keep", b""),
+    ("ask", b""),
+    ("alloc", &long),
+  ] {
+    let report = plugin.run(&[(export, input)]);
+    assert_eq!(report.ending, Ending::OutOfMemory, "{export}");
+    assert!(report.results.is_empty(), "{export}");
+  }
+}
+
+#[test]
+fn memories_grow_by_as_much_as_they_may_whatever_they_begin_with() {
+  let guest = wat(
+    r#"(module (memory 100) (memory $other 17)
+             (func (export "grow") (result i32)
+               (drop (memory.grow (i32.const 1)))
+               (drop (memory.grow $other (i32.const 1)))
+               (i32.const 0))
+             (func (export "grow_more") (result i32) (memory.grow (i32.const 3))))"#,
+  );
+  let plugin = World::new().load_with(&[(None, &guest)], growing_by(2));
+  assert_eq!(plugin.run(&[("grow", b"")]).ending, Ending::Stopped);
+  assert_eq!(
+    plugin.run(&[("grow_more", b"")]).ending,
+    Ending::OutOfMemory
   );
 }
 

@@ -542,6 +542,7 @@ fn child() {
   let limits = Limits {
     // Small enough to be reached.
     memory_pages: 128,
+    growth_pages: Some(96),
     ..Limits::default()
   };
   let plugin = world.load_with(&[(None, &interpreter())], limits);

@@ -79,12 +79,12 @@ fn missing_imports_are_named() {
     let module = wat(&format!("(module (import {import}))"));
     match refused(&[(None, &module)]) {
       PrepareError::MissingImport {
-        importer,
+        path,
         module,
         name,
         hint,
       } => {
-        assert_eq!((importer.as_str(), hint), ("main", ""));
+        assert_eq!((path, hint), (vec!["main".to_owned()], ""));
         (module, name)
       }
       other => panic!("{other}"),
@@ -106,6 +106,44 @@ fn missing_imports_are_named() {
       (module.to_owned(), name.to_owned())
     );
   }
+}
+
+#[test]
+fn the_way_to_a_missing_import_is_named_and_the_first_one_counts() {
+  let importing = |imports: &[(&str, &str)]| {
+    let imports = imports
+      .iter()
+      .map(|(module, name)| format!(r#"(import "{module}" "{name}" (func))"#))
+      .collect::<String>();
+    wat(&format!(r#"(module {imports} (func (export "run")))"#))
+  };
+  let message = |modules: &[(Option<&str>, &[u8])]| refused(modules).to_string();
+  let lost = |path: &str, module: &str| {
+    format!(
+      "from module \"{path}\": cannot resolve import \"{module}\" \"run\": not provided by host \
+       imports nor linked manifest items"
+    )
+  };
+  let main = importing(&[("a", "run"), ("z", "run")]);
+  let a = importing(&[("b", "run"), ("y", "run")]);
+  let b = importing(&[("x", "run")]);
+  let empty = importing(&[]);
+  assert_eq!(
+    message(&[(Some("b"), &b), (Some("a"), &a), (None, &main)]),
+    lost("main\"/\"a\"/\"b", "x")
+  );
+  assert_eq!(
+    message(&[(Some("b"), &empty), (Some("a"), &a), (None, &main)]),
+    lost("main\"/\"a", "y")
+  );
+  // A module that the main module does not lead to.
+  assert_eq!(message(&[(Some("b"), &b), (None, &empty)]), lost("b", "x"));
+  // Modules in a circle are walked through once.
+  let circle = importing(&[("c", "run"), ("x", "run")]);
+  assert_eq!(
+    message(&[(Some("c"), &circle), (None, &importing(&[("c", "run")]))]),
+    lost("main\"/\"c", "x")
+  );
 }
 
 #[test]
@@ -288,6 +326,7 @@ fn only_some_exports_can_be_called() {
 fn initial_sizes_are_limited() {
   let limits = Limits {
     memory_pages: 100,
+    growth_pages: None,
     table_elements: 1000,
   };
   let prepare =
@@ -319,6 +358,7 @@ fn initial_sizes_are_limited() {
         &[(None, &memory(0))],
         Limits {
           memory_pages: 16,
+          growth_pages: None,
           table_elements: 0
         },
         true
@@ -326,6 +366,26 @@ fn initial_sizes_are_limited() {
       .unwrap_err(),
     PrepareError::LimitTooLow { pages: 16 }
   );
+}
+
+#[test]
+fn a_limit_of_growth_leaves_initial_sizes_alone() {
+  let limits = Limits {
+    memory_pages: 100,
+    growth_pages: Some(2),
+    table_elements: 0,
+  };
+  let prepare = |pages: u64| {
+    let memory = wat(&format!("(module (memory {pages}))"));
+    let prepared = World::new().prepare_with(&[(None, &memory)], limits, true);
+    prepared.map(|prepared| prepared.growth_pages)
+  };
+  assert_eq!(prepare(0), Ok(2));
+  assert_eq!(prepare(83), Ok(2));
+  assert!(matches!(
+    prepare(84),
+    Err(PrepareError::TooMuchMemory { .. })
+  ));
 }
 
 #[test]

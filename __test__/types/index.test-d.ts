@@ -1,6 +1,13 @@
 import { expectAssignable, expectError, expectType } from 'tsd'
 import pino from 'pino'
-import { CallContext, createPlugin, precompile, MemoryStore, Plugin, PluginError, PluginOutput } from '../..'
+import createPluginByDefault, {
+  CallContext, createPlugin, newPlugin, precompile, CAPABILITIES, MemoryStore, Plugin, PluginError, PluginOutput
+} from '../..'
+import type {
+  Capabilities, CurrentPlugin, ExtismPluginOptions, LogLevel, Manifest, ManifestLike, ManifestWasm, ManifestWasmData, ManifestWasmModule,
+  ManifestWasmPath, ManifestWasmResponse, ManifestWasmUrl, MemoryOptions, ModuleExportDescriptor, ModuleImportDescriptor,
+  PluginConfig, PluginConfigLike
+} from '../..'
 
 const store = new MemoryStore([['text', 'value'], ['bytes', new Uint8Array(1)]])
 expectType<MemoryStore>(store.set('key', Buffer.from('value')))
@@ -100,3 +107,36 @@ expectType<Promise<Plugin>>(createPlugin('plugin.wasm', {
 expectError(createPlugin('plugin.wasm', { functions: { env: { f: 1 } } }))
 expectError(createPlugin('plugin.wasm', { logLevel: 'loud' }))
 expectType<Promise<PluginOutput | null>>(plugin.call('f', '', { any: 'context' }, { logger: pino() }))
+expectType<typeof createPlugin>(createPluginByDefault)
+expectType<typeof createPlugin>(newPlugin)
+expectType<Capabilities>(CAPABILITIES)
+expectType<boolean>(CAPABILITIES.fsAccess)
+expectError(() => { CAPABILITIES.fsAccess = false })
+
+expectAssignable<ManifestLike>('{"wasm": []}')
+expectAssignable<ManifestLike>(new URL('https://example.com'))
+expectAssignable<ManifestLike>(new Response())
+expectAssignable<ManifestWasm>({ url: 'https://example.com', name: 'a' } satisfies ManifestWasmUrl & { name: string })
+expectAssignable<ManifestWasm>({ path: 'a.wasm' } satisfies ManifestWasmPath)
+expectAssignable<ManifestWasm>({ data: 'AGFzbQEAAAA=' } satisfies ManifestWasmData)
+expectAssignable<ManifestWasm>({ response: new Response() } satisfies ManifestWasmResponse)
+declare const compiled: ManifestWasmModule
+expectError(createPlugin({ wasm: [compiled] }))
+expectAssignable<Manifest>({
+  wasm: [], config: {}, timeout_ms: 5, timeoutMs: null, memory: { max_pages: 1, maxPages: 1, max_var_bytes: 1 }
+})
+expectError<Manifest>({ wasm: [], use_wasi: true })
+expectAssignable<MemoryOptions>({ maxPages: 1, maxVarBytes: 0 })
+expectAssignable<ExtismPluginOptions>({
+  runInWorker: true, sharedArrayBufferSize: 65536, nodeWorkerArgs: { name: 'worker' }, fetch, timeout_ms: 5
+})
+expectError<ExtismPluginOptions>({ nodeWorkerArgs: { resourceLimits: { stackSizeMb: 4 } } })
+expectAssignable<PluginConfigLike>({ key: 'value' } satisfies PluginConfig)
+expectAssignable<LogLevel>('silent')
+expectAssignable<CallContext>({} as CurrentPlugin)
+
+expectType<Promise<ModuleExportDescriptor[]>>(plugin.getExports())
+expectType<Promise<ModuleImportDescriptor[]>>(plugin.getImports())
+expectType<Promise<never>>(plugin.getInstance())
+expectType<boolean>(plugin.isActive())
+expectType<Promise<boolean>>(plugin.reset())

@@ -34,9 +34,9 @@ pub struct PluginOptions {
   pub config: HashMap<String, String>,
   /// Milliseconds that a call may take.
   pub timeout_ms: Option<u32>,
-  /// Pages of 64 KiB that an instance's memories may have.
+  /// Pages of 64 KiB that an instance's memories may grow by.
   pub max_pages: Option<u32>,
-  /// Bytes that the plugin's variables may take.
+  /// Bytes that the values of the plugin's variables may have.
   pub max_var_bytes: Option<u32>,
   /// Bytes that an output may have.
   pub max_output_bytes: Option<u32>,
@@ -137,6 +137,26 @@ pub struct PluginStats {
   pub replaced: HashMap<String, f64>,
   /// Threads that hang in calls of the host and have been replaced.
   pub abandoned_threads: f64,
+}
+
+/// Something that the main module exports, as `WebAssembly.Module.exports` describes it.
+#[napi(object)]
+pub struct ExportDescriptor {
+  /// Its name.
+  pub name: String,
+  /// `function`, `table`, `memory` or `global`.
+  pub kind: String,
+}
+
+/// Something that the main module imports, as `WebAssembly.Module.imports` describes it.
+#[napi(object)]
+pub struct ImportDescriptor {
+  /// Where from.
+  pub module: String,
+  /// Its name there.
+  pub name: String,
+  /// `function`, `table`, `memory` or `global`.
+  pub kind: String,
 }
 
 impl From<PluginOptions> for plugin::Manifest {
@@ -356,6 +376,37 @@ impl Plugin {
         .collect(),
       abandoned_threads: stats.abandoned_threads as f64,
     }
+  }
+
+  /// What the main module exports.
+  #[napi(catch_unwind)]
+  pub fn exports(&self) -> Vec<ExportDescriptor> {
+    let exports = self.plugin.exports().iter();
+    exports
+      .map(|export| ExportDescriptor {
+        name: export.name.clone(),
+        kind: export.kind.as_str().to_owned(),
+      })
+      .collect()
+  }
+
+  /// What the main module imports.
+  #[napi(catch_unwind)]
+  pub fn imports(&self) -> Vec<ImportDescriptor> {
+    let imports = self.plugin.imports().iter();
+    imports
+      .map(|import| ImportDescriptor {
+        module: import.module.clone(),
+        name: import.name.clone(),
+        kind: import.kind.as_str().to_owned(),
+      })
+      .collect()
+  }
+
+  /// Forgets all variables.
+  #[napi(catch_unwind)]
+  pub fn clear_vars(&self) {
+    self.plugin.clear_vars();
   }
 
   /// Closes the plugin; an empty result arrives under the number `call` when all is freed.

@@ -34,6 +34,8 @@ pub const TAKE: &str = "take";
 pub const DONE: &str = "done";
 /// As [`DONE`], without a result: the guest has exited. It does not return.
 pub const EXIT: &str = "exit";
+/// `()`: the guard has no room for a block within the limit of live bytes. It does not return.
+pub const OUT_OF_MEMORY: &str = "out_of_memory";
 /// The gate's `proc_exit`. It is not WASI's, because a guest that exits with code 0 has ended well,
 /// and its output must be read; and because the code is then known from our own record and not from
 /// a message.
@@ -94,8 +96,14 @@ pub struct Callable {
 }
 
 /// Writes the driver. `main` is the prepared main module's name; the place of an export in
-/// `callables` is the number that the host function `next` returns for it.
-pub fn driver(initializers: &[Initializer], main: &str, callables: &[Callable]) -> Vec<u8> {
+/// `callables` is the number that the host function `next` returns for it. `live_bytes` is how many
+/// bytes the live blocks may have together.
+pub fn driver(
+  initializers: &[Initializer],
+  main: &str,
+  callables: &[Callable],
+  live_bytes: u64,
+) -> Vec<u8> {
   use ValueType::{I32, I64};
 
   let mut builder = Builder::default();
@@ -104,6 +112,7 @@ pub fn driver(initializers: &[Initializer], main: &str, callables: &[Callable]) 
   let next = builder.import(HOST, NEXT, &FunctionType::new([], [I32, I64]));
   let take = builder.import(HOST, TAKE, &FunctionType::new([I64, I64], []));
   let done = builder.import(HOST, DONE, &result_type(&[I32]));
+  let limit = builder.import(GUARD, "control.limit", &FunctionType::new([I64], []));
   let reset = builder.import(GUARD, "control.reset", &FunctionType::default());
   let input = builder.import(GUARD, "control.input", &FunctionType::new([I64], [I64]));
   let result = builder.import_result();
@@ -144,6 +153,8 @@ pub fn driver(initializers: &[Initializer], main: &str, callables: &[Callable]) 
 
   write(Instruction::Call(started));
   write(Instruction::If(BlockType::Empty));
+  write(Instruction::I64Const(live_bytes as i64));
+  write(Instruction::Call(limit));
   // A guest may call the host from its initialization, and the host may hand out bytes then.
   write(Instruction::Call(reset));
   for (function, initializer) in initializers {

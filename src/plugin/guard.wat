@@ -30,12 +30,19 @@
   (import "extism:host/env" "load_u64" (func $kernel_load_u64 (param i64) (result i64)))
   (import "extism:host/env" "store_u8" (func $kernel_store_u8 (param i64 i32)))
   (import "extism:host/env" "store_u64" (func $kernel_store_u64 (param i64 i64)))
+  ;; Ends the run as out of memory. It does not return.
+  (import "extism-host:host" "out_of_memory" (func $out_of_memory))
 
   ;; The list of live blocks: entries of eight bytes (start, then length, both u32), sorted by
   ;; start, disjoint, from address 0. It is not exported.
   (memory $list 1)
   ;; How many entries the list has.
   (global $count (mut i32) (i32.const 0))
+
+  ;; How many bytes the live blocks have together, and how many they may have. Before the driver has
+  ;; set the limit, there can be no block.
+  (global $live (mut i64) (i64.const 0))
+  (global $live_limit (mut i64) (i64.const 0))
 
   ;; The block that was used last, so that a guest that copies byte by byte is not searched for
   ;; byte by byte. A length of 0 means none. It is forgotten whenever a block is freed.
@@ -149,6 +156,7 @@
     (i64.store32 (local.get $address) (local.get $start))
     (i64.store32 offset=4 (local.get $address) (local.get $length))
     (global.set $count (i32.add (global.get $count) (i32.const 1)))
+    (global.set $live (i64.add (global.get $live) (local.get $length)))
     (global.set $last_start (local.get $start))
     (global.set $last_length (local.get $length)))
 
@@ -157,11 +165,15 @@
   ;; ---------------------------------------------------------------------------------------------
 
   ;; A new block of $size bytes; 0 where there can be none, as the kernel's contract has it: no
-  ;; bytes, or more than any memory has (a negative number is such a size).
+  ;; bytes, or more than any memory has (a negative number is such a size). A block for which the
+  ;; limit of live bytes leaves no room ends the run: few guests look whether there is a block.
   (func $alloc (export "alloc") (param $size i64) (result i64)
     (local $start i64)
     (if (i64.eqz (local.get $size)) (then (return (i64.const 0))))
     (if (i64.gt_u (local.get $size) (global.get $largest_block)) (then (return (i64.const 0))))
+    ;; Blocks are disjoint and lie below 2^32, so the sum does not wrap.
+    (if (i64.gt_u (i64.add (global.get $live) (local.get $size)) (global.get $live_limit))
+      (then (call $out_of_memory) (unreachable)))
     (local.set $start (call $kernel_alloc (local.get $size)))
     (if (i64.eqz (local.get $start)) (then (return (i64.const 0))))
     (call $enter (local.get $start) (local.get $size))
@@ -183,6 +195,7 @@
     ;; that the kernel may give away.
     (local.set $address (i32.shl (local.get $index) (i32.const 3)))
     (global.set $count (i32.sub (global.get $count) (i32.const 1)))
+    (global.set $live (i64.sub (global.get $live) (local.get $length)))
     (memory.copy
       (local.get $address)
       (i32.add (local.get $address) (i32.const 8))
@@ -286,10 +299,16 @@
   ;; For the driver
   ;; ---------------------------------------------------------------------------------------------
 
+  ;; How many bytes the live blocks may have together. The driver sets it once, before anything of the
+  ;; guest runs.
+  (func (export "control.limit") (param $bytes i64)
+    (global.set $live_limit (local.get $bytes)))
+
   ;; Ends every block, and input, output and error with them. The kernel overwrites with zeros what
   ;; was used, so nothing of one call is left for the next.
   (func (export "control.reset")
     (global.set $count (i32.const 0))
+    (global.set $live (i64.const 0))
     (global.set $last_length (i64.const 0))
     (global.set $input_offset (i64.const 0))
     (global.set $input_length (i64.const 0))

@@ -22,7 +22,7 @@ use extism::{
   UserData, Val, ValType, Wasm,
 };
 
-use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, RESUME, STARTED, TAKE};
+use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, OUT_OF_MEMORY, RESUME, STARTED, TAKE};
 use super::names::{self, HOST, RUN};
 use super::prepare::Prepared;
 use crate::host::{
@@ -428,6 +428,9 @@ fn loop_functions() -> Vec<Function> {
         set(results, 0, Val::I32((!spent && run.stays()).into()))
       },
     ),
+    function(OUT_OF_MEMORY.to_owned(), [], [], |_, _, _, _| {
+      Err(Ending::OutOfMemory)
+    }),
     function(EXIT.to_owned(), result, [], |run, plugin, values, _| {
       if run.export.take().is_some() {
         let finished = finished(run, plugin, values)?;

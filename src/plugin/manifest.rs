@@ -26,15 +26,17 @@ pub struct Manifest {
   /// How long a call, or the initialization of an instance, may run. Without it there is no limit
   /// for calls.
   pub timeout: Option<Duration>,
-  /// How many 64 KiB pages all memories of one instance may have together: those of its modules, and
-  /// what the kernel's grows by. [`DEFAULT_MAX_PAGES`] without it.
+  /// By how many 64 KiB pages all memories of one instance may grow together, those of its modules and
+  /// the kernel's; and how many the blocks in the kernel's may have together. Initial sizes may then be
+  /// as many pages, or [`DEFAULT_MAX_PAGES`] where that is more. Without it, memories may have
+  /// [`DEFAULT_MAX_PAGES`] together, initial sizes included.
   pub max_pages: Option<u32>,
   /// How many bytes an output may have; [`DEFAULT_MAX_OUTPUT`] without it.
   pub max_output: Option<u64>,
   /// How much fuel a call has, and the initialization of an instance: about one unit for each
   /// instruction. Unlimited without it. With it a call costs several microseconds more.
   pub fuel: Option<u64>,
-  /// How many bytes the plugin's variables may take; 1 MiB without it.
+  /// How many bytes the values of the plugin's variables may have; 1 MiB without it.
   pub max_vars: Option<usize>,
   /// Whether guests may import WASI (preview 1). They get no files, no environment, no output.
   pub use_wasi: bool,

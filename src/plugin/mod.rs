@@ -25,10 +25,10 @@ pub use workers::{Call, Queued, Results};
 
 pub use stats::Stats;
 
-use crate::host::{Environment, HostFunction, Vars};
+use crate::host::{Environment, HostFunction, Vars, vars};
 use crate::{Code, Error, Result, host};
 use instance::{CompileOptions, Compiled};
-use prepare::{PrepareError, Prepared};
+use prepare::{ExportDescription, ImportDescription, PrepareError, Prepared};
 use workers::Workers;
 
 /// How long an initialization may run where calls have no limit.
@@ -56,9 +56,17 @@ pub struct Limits {
 /// May be used from any thread. Dropping it forgets the calls that wait, and interrupts those that
 /// run.
 pub struct Plugin {
+  interface: Interface,
+  vars: Arc<Vars>,
+  workers: Workers,
+}
+
+/// What the main module exports and imports.
+struct Interface {
   /// The functions that can be called, by name, with the numbers that the driver has for them.
   functions: BTreeMap<String, u32>,
-  workers: Workers,
+  exports: Vec<ExportDescription>,
+  imports: Vec<ImportDescription>,
 }
 
 impl Plugin {
@@ -73,7 +81,8 @@ impl Plugin {
     results: Arc<dyn Results>,
   ) -> Result<Self> {
     let cache = manifest.compile_cache.configuration()?;
-    let (callable, compile) = compiler(manifest, environment, cache)?;
+    let vars = Arc::new(Vars::new(manifest.max_vars.unwrap_or(vars::DEFAULT_LIMIT)));
+    let (interface, compile) = compiler(manifest, environment, &vars, cache)?;
     let limits = workers::Limits {
       instances: limits.instances,
       is_eager: limits.is_eager,
@@ -85,7 +94,8 @@ impl Plugin {
       is_isolated: limits.is_isolated,
     };
     Ok(Self {
-      functions: callable,
+      interface,
+      vars,
       workers: Workers::start(limits, results, compile)?,
     })
   }
@@ -94,19 +104,35 @@ impl Plugin {
   /// of the plugin is run. Fails where there is no cache.
   pub fn precompile(manifest: &Manifest, environment: &Environment) -> Result<()> {
     let cache = manifest.compile_cache.configuration_to_fill()?;
-    let (_, compile) = compiler(manifest, environment, Some(cache))?;
+    // What the variables have makes no difference to what is compiled.
+    let (_, compile) = compiler(manifest, environment, &Arc::default(), Some(cache))?;
     compile().map(drop)
   }
 
   /// The functions of the main module that can be called, with the numbers of their exports.
   pub fn functions(&self) -> impl Iterator<Item = (&str, u32)> {
-    let functions = self.functions.iter();
+    let functions = self.interface.functions.iter();
     functions.map(|(name, export)| (name.as_str(), *export))
   }
 
   /// The number of the export of that name, where it is a function that can be called.
   pub fn function(&self, name: &str) -> Option<u32> {
-    self.functions.get(name).copied()
+    self.interface.functions.get(name).copied()
+  }
+
+  /// What the main module exports, as its author wrote it.
+  pub fn exports(&self) -> &[ExportDescription] {
+    &self.interface.exports
+  }
+
+  /// What the main module imports, as its author wrote it.
+  pub fn imports(&self) -> &[ImportDescription] {
+    &self.interface.imports
+  }
+
+  /// Forgets all variables. A call that runs meanwhile may set some again.
+  pub fn clear_vars(&self) {
+    self.vars.clear();
   }
 
   /// Queues a call. Its result is given to [`Results::done`] once, on whatever thread ends the call.
@@ -149,24 +175,26 @@ impl Plugin {
   }
 }
 
-/// Reads, checks and prepares the modules. Gives the functions that can be called, and what compiles the
-/// modules, for an engine of their own each time.
+/// Reads, checks and prepares the modules. Gives what the main one exports and imports, and what compiles
+/// the modules, for an engine of their own each time.
 fn compiler(
   manifest: &Manifest,
   environment: &Environment,
+  vars: &Arc<Vars>,
   cache: Option<PathBuf>,
 ) -> Result<(
-  BTreeMap<String, u32>,
+  Interface,
   impl Fn() -> Result<Compiled> + Send + Sync + use<>,
 )> {
   let modules = manifest.load()?;
-  let vars = Arc::new(Vars::new(
-    manifest.max_vars.unwrap_or(host::vars::DEFAULT_LIMIT),
-  ));
-  let functions = host::functions(manifest, environment, &vars);
-  let prepared = prepare(&modules, manifest, &functions, environment, &vars)?;
+  let functions = host::functions(manifest, environment, vars);
+  let prepared = prepare(&modules, manifest, &functions, environment, vars)?;
   drop(modules);
-  let callable = prepared.callable.clone();
+  let interface = Interface {
+    functions: prepared.callable.clone(),
+    exports: prepared.exports.clone(),
+    imports: prepared.imports.clone(),
+  };
   let options = CompileOptions {
     wasi: manifest.use_wasi,
     cache,
@@ -180,7 +208,7 @@ fn compiler(
       )
     })
   };
-  Ok((callable, compile))
+  Ok((interface, compile))
 }
 
 fn prepare(
@@ -190,12 +218,14 @@ fn prepare(
   environment: &Environment,
   vars: &Arc<Vars>,
 ) -> Result<Prepared> {
-  // The user's limit is for what the plugin takes; what each instance begins with comes on top.
-  let max_pages = u64::from(manifest.max_pages.unwrap_or(DEFAULT_MAX_PAGES));
+  // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
+  // compiler has chosen, and many begin with a megabyte. What is ours comes on top.
+  let max_pages = manifest.max_pages.unwrap_or(0).max(DEFAULT_MAX_PAGES);
   let options = prepare::Options {
     wasi: manifest.use_wasi,
     limits: prepare::Limits {
-      memory_pages: max_pages + prepare::OWN_PAGES,
+      memory_pages: u64::from(max_pages) + prepare::OWN_PAGES,
+      growth_pages: manifest.max_pages,
       ..prepare::Limits::default()
     },
     functions,

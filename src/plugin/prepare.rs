@@ -40,6 +40,9 @@ const GUARD_TEXT: &str = include_str!("guard.wat");
 /// The kernel's memory and the guard's, in pages, when they are instantiated.
 pub const OWN_PAGES: u64 = 16 + 1;
 
+/// The bytes of a page.
+const PAGE: u64 = 64 << 10;
+
 /// The largest number of pages that a memory may be limited to. One less than there can be, for the
 /// reason in [`maximum_pages`].
 const MOST_PAGES: u64 = 65_535;
@@ -51,8 +54,13 @@ const NAME_SECTION_LIMIT: usize = 4 << 20;
 /// What an instance may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-  /// Pages (64 KiB) of all memories together: those of the guests, the kernel's and the guard's.
+  /// Pages (64 KiB) of all memories together: those of the guests, the kernel's and the guard's. With
+  /// [`growth_pages`](Self::growth_pages), of their initial sizes.
   pub memory_pages: u64,
+  /// Pages by which all memories may grow together, and which the live blocks in the kernel's may have
+  /// together. Without it they may grow as far as [`memory_pages`](Self::memory_pages) lets them, and
+  /// the blocks with them.
+  pub growth_pages: Option<u32>,
   /// Elements of all tables together.
   pub table_elements: u64,
 }
@@ -62,6 +70,7 @@ impl Default for Limits {
     Self {
       // 256 MiB.
       memory_pages: 4096,
+      growth_pages: None,
       // 8 MiB of pointers.
       table_elements: 1 << 20,
     }
@@ -102,6 +111,19 @@ pub enum Kind {
   Memory,
   Global,
   Tag,
+}
+
+impl Kind {
+  /// Its name in JavaScript.
+  pub const fn as_str(self) -> &'static str {
+    match self {
+      Self::Function => "function",
+      Self::Table => "table",
+      Self::Memory => "memory",
+      Self::Global => "global",
+      Self::Tag => "tag",
+    }
+  }
 }
 
 /// An export of the main module as its author wrote it.
@@ -158,9 +180,14 @@ pub enum PrepareError {
   DuplicateModule { module: String },
   #[error("\"{name}\" is reserved: no module may be named so, import from it or export it")]
   ReservedName { name: String },
-  #[error("module \"{importer}\" imports `{module}.{name}`, which nothing provides{hint}")]
+  #[error(
+    "from module \"{}\": cannot resolve import \"{module}\" \"{name}\": not provided by host \
+     imports nor linked manifest items{hint}",
+    path.join("\"/\"")
+  )]
   MissingImport {
-    importer: String,
+    /// The importer at the end, and before it the modules that lead there from the main module.
+    path: Vec<String>,
     module: String,
     name: String,
     /// Empty, or what to do about it.
@@ -211,16 +238,7 @@ pub fn prepare(modules: &[LoadedModule], options: &Options<'_>) -> Result<Prepar
     .ok_or(PrepareError::NoMainModule)?;
 
   let resolver = Resolver::new(&modules, options);
-  let targets = modules
-    .iter()
-    .map(|module| {
-      module
-        .imports
-        .iter()
-        .map(|import| resolver.resolve(module, import))
-        .collect::<Result<Vec<_>, _>>()
-    })
-    .collect::<Result<Vec<_>, _>>()?;
+  let targets = resolver.resolve_all(main)?;
   let order = link_order(&modules, &targets, main)?;
   let ranks = Ranks::new(&order);
   let budget = Budget::new(&modules, options.limits)?;
@@ -262,7 +280,12 @@ pub fn prepare(modules: &[LoadedModule], options: &Options<'_>) -> Result<Prepar
   let (callable, callables) = module.callables();
   prepared.push(PreparedModule {
     name: MAIN.to_owned(),
-    bytes: driver::driver(&initializers, &ranks.name(main), &callables),
+    bytes: driver::driver(
+      &initializers,
+      &ranks.name(main),
+      &callables,
+      budget.live_bytes,
+    ),
   });
 
   Ok(Prepared {
@@ -722,10 +745,64 @@ impl<'m> Resolver<'m> {
     }
   }
 
-  /// The user's own modules come first, as they do in Extism.
-  fn resolve(&self, importer: &Module<'_>, import: &Import<'_>) -> Result<Target, PrepareError> {
+  /// The targets of all imports, module by module. What is wrong is found depth first from the main
+  /// module, in the order of the imports; then in the modules that it does not lead to.
+  ///
+  /// Walks with a stack of its own, as [`link_order`] does.
+  fn resolve_all(&self, main: usize) -> Result<Vec<Vec<Target>>, PrepareError> {
+    let mut targets = vec![Vec::new(); self.modules.len()];
+    let mut seen = BTreeSet::new();
+    let others = (0..self.modules.len()).filter(|number| *number != main);
+    for root in [main].into_iter().chain(others) {
+      let mut path = Vec::new();
+      if seen.insert(root) {
+        path.push(root);
+      }
+      while let Some(number) = path.last().copied() {
+        let (Some(importer), Some(found)) = (self.modules.get(number), targets.get_mut(number))
+        else {
+          break;
+        };
+        let Some(import) = importer.imports.get(found.len()) else {
+          path.pop();
+          continue;
+        };
+        let Some(target) = self.resolve(importer, import)? else {
+          return Err(self.missing(&path, import));
+        };
+        if let Target::Module(next) = target
+          && seen.insert(next)
+        {
+          path.push(next);
+        }
+        found.push(target);
+      }
+    }
+    Ok(targets)
+  }
+
+  fn missing(&self, path: &[usize], import: &Import<'_>) -> PrepareError {
+    let modules = path.iter().filter_map(|number| self.modules.get(*number));
+    PrepareError::MissingImport {
+      path: modules.map(|module| module.name.clone()).collect(),
+      module: import.module.to_owned(),
+      name: import.name.to_owned(),
+      hint: if import.module == WASI && !self.wasi {
+        ": pass `useWasi: true` to give the plugin WASI"
+      } else {
+        ""
+      },
+    }
+  }
+
+  /// `None` where nothing provides it. The user's own modules come first, as they do in Extism.
+  fn resolve(
+    &self,
+    importer: &Module<'_>,
+    import: &Import<'_>,
+  ) -> Result<Option<Target>, PrepareError> {
     if let Some(target) = self.exported(importer, import)? {
-      return Ok(target);
+      return Ok(Some(target));
     }
     let expected = match import.ty {
       TypeRef::Func(_) => importer
@@ -736,7 +813,7 @@ impl<'m> Resolver<'m> {
       _ => None,
     };
     if let Some(target) = self.untyped(import, expected.as_ref()) {
-      return Ok(target);
+      return Ok(Some(target));
     }
     let found = match import.module {
       KERNEL => self.of_kernel(import.name),
@@ -745,17 +822,7 @@ impl<'m> Resolver<'m> {
       module => self.host_function(module, import.name),
     };
     let Some((target, found)) = found else {
-      let hint = if import.module == WASI && !self.wasi {
-        ": pass `useWasi: true` to give the plugin WASI"
-      } else {
-        ""
-      };
-      return Err(PrepareError::MissingImport {
-        importer: importer.name.clone(),
-        module: import.module.to_owned(),
-        name: import.name.to_owned(),
-        hint,
-      });
+      return Ok(None);
     };
     if !matches!(import.ty, TypeRef::Func(_)) {
       return Err(wrong_type(
@@ -776,7 +843,7 @@ impl<'m> Resolver<'m> {
         format!("a function {found}"),
       ));
     }
-    Ok(target)
+    Ok(Some(target))
   }
 
   /// What another user module exports under this name.
@@ -1043,6 +1110,8 @@ struct Budget {
   memory_pages: u64,
   /// What all memories together may grow by.
   growth_pages: u32,
+  /// How many bytes the live blocks in the kernel's memory may have.
+  live_bytes: u64,
   /// What each table may grow by. Nothing counts what tables have together, so what is left of
   /// the limit is divided among them.
   table_share: u64,
@@ -1050,8 +1119,8 @@ struct Budget {
 
 impl Budget {
   fn new(modules: &[Module<'_>], limits: Limits) -> Result<Self, PrepareError> {
-    let memory_pages = limits.memory_pages.min(MOST_PAGES);
-    let mut pages = memory_pages
+    let all_pages = limits.memory_pages.min(MOST_PAGES);
+    let mut pages = all_pages
       .checked_sub(OWN_PAGES)
       .ok_or(PrepareError::LimitTooLow {
         pages: limits.memory_pages,
@@ -1080,9 +1149,16 @@ impl Budget {
         tables += 1;
       }
     }
+    // Without a limit of their own, blocks end with the memory that they are in.
+    let (growth_pages, live_bytes) = match limits.growth_pages {
+      Some(pages) => (pages, u64::from(pages) * PAGE),
+      None => (u32::try_from(pages).unwrap_or(u32::MAX), i64::MAX as u64),
+    };
+    let initial_pages = all_pages - pages;
     Ok(Self {
-      memory_pages,
-      growth_pages: u32::try_from(pages).unwrap_or(u32::MAX),
+      memory_pages: u64::min(initial_pages + u64::from(growth_pages), MOST_PAGES),
+      growth_pages,
+      live_bytes,
       table_share: elements / u64::max(tables, 1),
     })
   }

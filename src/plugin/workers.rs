@@ -202,7 +202,6 @@ struct InFlight {
   waiter: Option<Waiter>,
   is_initialization: bool,
   deadline: Option<Instant>,
-  limit: Duration,
   /// When its thread is to be abandoned; set when the instance is interrupted.
   abandon_at: Option<Instant>,
 }
@@ -695,7 +694,7 @@ impl Shared {
     };
     in_flight.abandon_at = None;
     // The replacement would meet the same: the next call is told of an initialization that failed.
-    let failure = in_flight.is_initialization.then(|| timed_out(in_flight));
+    let failure = in_flight.is_initialization.then(timed_out);
     let are_too_many = queue.abandoned >= MAX_ABANDONED;
     if are_too_many && !queue.is_closed {
       slot.is_stuck.store(true, Ordering::Relaxed);
@@ -773,7 +772,7 @@ impl Watched for Shared {
       let is_late = in_flight.deadline.is_some_and(|deadline| deadline <= now);
       let mut ended = None;
       if is_late && let Some(waiter) = in_flight.waiter.take() {
-        ended = Some((waiter, timed_out(in_flight)));
+        ended = Some((waiter, timed_out()));
         record.interrupt();
       }
       let due = record.in_flight.as_ref().and_then(|in_flight| {
@@ -859,7 +858,6 @@ impl Slot {
       waiter: Some(Waiter::Initialization(Box::new(initialized))),
       is_initialization: true,
       deadline,
-      limit,
       abandon_at: None,
     });
     if let Some(deadline) = deadline {
@@ -942,7 +940,6 @@ impl Jobs for Server {
         waiter: Some(Waiter::Call(call.number)),
         is_initialization: false,
         deadline,
-        limit: timeout.unwrap_or_default(),
         abandon_at: None,
       });
       drop(record);
@@ -998,18 +995,9 @@ fn all_are_stuck() -> Error {
   )
 }
 
-fn timed_out(in_flight: &InFlight) -> Error {
-  let what = match in_flight.is_initialization {
-    false => "it",
-    true => "the plugin's initialization",
-  };
-  Error::new(
-    Code::Timeout,
-    format!(
-      "EXTISM: call canceled due to timeout, {what} ran longer than {} ms",
-      in_flight.limit.as_millis()
-    ),
-  )
+/// The message is the one that programs know from Extism's SDKs.
+fn timed_out() -> Error {
+  Error::new(Code::Timeout, "EXTISM: call canceled due to timeout")
 }
 
 fn error_of_call(error: CallError) -> Error {
@@ -1042,7 +1030,7 @@ fn error_of(ending: Ending) -> Error {
     Ending::Trapped(what) => Error::new(Code::Trap, format!("the plugin trapped: {what}")),
     Ending::OutOfMemory => Error::new(
       Code::OutOfMemory,
-      "the plugin asked for more memory than its limit",
+      "the plugin asked for more memory than its limit, memory.maxPages",
     ),
     Ending::OutOfFuel => Error::new(
       Code::FuelExhausted,

@@ -1,0 +1,4 @@
+import { createPlugin } from './index.js'
+
+export * from './index.js'
+export default createPlugin
