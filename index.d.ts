@@ -27,6 +27,13 @@ export interface MemoryOptions {
    * @default 1048576 (1 MiB)
    */
   maxVarBytes?: number
+  /**
+   * How many bytes the body of a response to an HTTP request of the plugin may have, from 1 to
+   * 4,294,967,295. When there are more, nothing further is read, and the call is rejected with
+   * `HOST_FUNCTION_ERROR`. Beside `maxPages`, which the plugin needs to take the body in.
+   * @default 52428800 (50 MiB)
+   */
+  maxHttpResponseBytes?: number
 }
 
 /** What a manifest and the options have in common. The options win. */
@@ -40,6 +47,16 @@ export interface ManifestOptions {
    */
   timeoutMs?: number | null
   memory?: MemoryOptions
+  /**
+   * The hosts that the plugin may send HTTP requests to: names, IP addresses, or patterns with `*` (any
+   * number of characters, dots too), `?` (one character) and `[a-z]` or `[!a-z]` (one of a kind),
+   * without scheme, port and path. Letter case makes no difference. Redirects are followed to such
+   * hosts only. A request to any other ends the call with `HOST_FUNCTION_ERROR`.
+   *
+   * An entry that cannot match any host is refused with `INVALID_ARGUMENT`. See docs/http.md.
+   * @default [] (no hosts)
+   */
+  allowedHosts?: string[] | null
 }
 
 /** A plugin of one or more modules. The main module is the one named `main`, else the last one without a name, else the last one. */
@@ -47,6 +64,8 @@ export interface Manifest extends ManifestOptions {
   wasm: ManifestWasm[]
   /** The same as `timeoutMs`, as Extism's JSON manifests spell it. */
   timeout_ms?: number | null
+  /** The same as `allowedHosts`, as Extism's JSON manifests spell it. */
+  allowed_hosts?: string[] | null
 }
 
 /** What `createPlugin` takes: a path, a `file:` URL, the bytes of a module, or a manifest. */
@@ -124,6 +143,11 @@ export interface PluginOptions extends ManifestOptions {
    * @default 134217728 (128 MiB)
    */
   maxOutputBytes?: number
+  /**
+   * Whether the plugin may read the headers of the responses to its HTTP requests.
+   * @default false
+   */
+  allowHttpResponseHeaders?: boolean
   /**
    * Whether compiled modules are kept on disk, and where: `false` for nowhere, `true` for the default
    * directory where one can be had.

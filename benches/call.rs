@@ -94,7 +94,7 @@ fn on_one_thread(criterion: &mut Criterion) {
   let mut group = criterion.benchmark_group("on one thread");
   for guest in guests() {
     let modules = guest.manifest.load().expect("the guest loads");
-    let functions = host::functions(&guest.manifest, &store());
+    let functions = host::functions(&guest.manifest, &store()).expect("the manifest is valid");
     let options = Options {
       wasi: guest.manifest.use_wasi,
       limits: prepare::Limits::default(),

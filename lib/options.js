@@ -13,7 +13,14 @@ const DEFAULT_MAX_QUEUE = 10_000
 const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
 
-const MANIFEST_KEYS = { config: 'config', timeoutMs: 'timeoutMs', timeout_ms: 'timeoutMs', memory: 'memory' }
+const MANIFEST_KEYS = {
+  config: 'config',
+  timeoutMs: 'timeoutMs',
+  timeout_ms: 'timeoutMs',
+  memory: 'memory',
+  allowedHosts: 'allowedHosts',
+  allowed_hosts: 'allowedHosts'
+}
 const OPTION_KEYS = {
   ...MANIFEST_KEYS,
   useWasi: 'useWasi',
@@ -22,11 +29,19 @@ const OPTION_KEYS = {
   eager: 'eager',
   maxQueue: 'maxQueue',
   maxOutputBytes: 'maxOutputBytes',
+  allowHttpResponseHeaders: 'allowHttpResponseHeaders',
   isolation: 'isolation',
   fuel: 'fuel',
   compileCache: 'compileCache'
 }
-const MEMORY_KEYS = { maxPages: 'maxPages', max_pages: 'maxPages', maxVarBytes: 'maxVarBytes', max_var_bytes: 'maxVarBytes' }
+const MEMORY_KEYS = {
+  maxPages: 'maxPages',
+  max_pages: 'maxPages',
+  maxVarBytes: 'maxVarBytes',
+  max_var_bytes: 'maxVarBytes',
+  maxHttpResponseBytes: 'maxHttpResponseBytes',
+  max_http_response_bytes: 'maxHttpResponseBytes'
+}
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs' }
 const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs' }
@@ -123,6 +138,14 @@ function asConfig (config = {}) {
   return { ...config }
 }
 
+/** What hosts there may be is known in Rust. */
+function asAllowedHosts (hosts = []) {
+  if (!Array.isArray(hosts) || !hosts.every((host) => typeof host === 'string')) {
+    throw invalidArgument('allowedHosts must be an array of host names, such as ["api.example.com", "*.example.org"]')
+  }
+  return [...hosts]
+}
+
 function asIsolation (isolation = 'instance') {
   if (isolation !== 'instance' && isolation !== 'call') {
     throw invalidArgument('isolation must be "instance" or "call"')
@@ -171,6 +194,11 @@ function pluginOptions (source, options) {
     timeoutMs: asInteger(merged.timeoutMs, 'timeoutMs', undefined, MAX_U32),
     maxPages: asInteger(memory.maxPages, 'memory.maxPages', undefined, 65_536),
     maxVarBytes: asInteger(memory.maxVarBytes, 'memory.maxVarBytes', undefined, MAX_U32, 0),
+    allowedHosts: asAllowedHosts(merged.allowedHosts),
+    maxHttpResponseBytes: asInteger(memory.maxHttpResponseBytes, 'memory.maxHttpResponseBytes', undefined, MAX_U32),
+    allowHttpResponseHeaders: asBoolean(merged.allowHttpResponseHeaders, 'allowHttpResponseHeaders'),
+    // Read here for the same reason as the cache's variable.
+    extraCertificates: process.env.NODE_EXTRA_CA_CERTS || undefined,
     maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
     fuel: asInteger(merged.fuel, 'fuel', undefined, Number.MAX_SAFE_INTEGER),
     isIsolated: asIsolation(merged.isolation) === 'call',

@@ -12,6 +12,7 @@ pub mod interruption;
 pub mod log;
 pub mod vars;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -25,8 +26,8 @@ use crate::store::Store;
 pub use interruption::Interruption;
 
 /// All functions that the guests of a plugin may import. Each plugin has its own: variables and
-/// configuration are not shared between plugins.
-pub fn functions(manifest: &Manifest, store: &Arc<dyn Store>) -> Vec<HostFunction> {
+/// configuration are not shared between plugins. Fails where the manifest asks for what they do not do.
+pub fn functions(manifest: &Manifest, store: &Arc<dyn Store>) -> crate::Result<Vec<HostFunction>> {
   let vars = Arc::new(vars::Vars::new(
     manifest.max_vars.unwrap_or(vars::DEFAULT_LIMIT),
   ));
@@ -37,8 +38,8 @@ pub fn functions(manifest: &Manifest, store: &Arc<dyn Store>) -> Vec<HostFunctio
   ];
   functions.extend(vars::functions(&vars));
   functions.extend(log::functions(&logger));
-  functions.extend(http::functions());
-  functions
+  functions.extend(http::functions(&manifest.http, manifest.timeout)?);
+  Ok(functions)
 }
 
 /// Bytes that a host function answers with. They are shared and not copied: a store can hand out
@@ -120,6 +121,7 @@ impl HostFunction {
     values: &[Val],
     call: Option<u64>,
     interruption: &Arc<Interruption>,
+    last_response: &RefCell<http::LastResponse>,
   ) -> Result<Answer, HostFunctionError> {
     (self.body)(&mut Invocation {
       function: &self.function,
@@ -127,6 +129,7 @@ impl HostFunction {
       values,
       call,
       interruption,
+      last_response,
     })
   }
 }
@@ -150,6 +153,7 @@ pub struct Invocation<'a> {
   values: &'a [Val],
   call: Option<u64>,
   interruption: &'a Arc<Interruption>,
+  last_response: &'a RefCell<http::LastResponse>,
 }
 
 impl Invocation<'_> {

@@ -25,6 +25,7 @@ use extism::{
 use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, STARTED, TAKE};
 use super::names::{self, HOST, RUN};
 use super::prepare::Prepared;
+use crate::host::http::LastResponse;
 use crate::host::{Answer, Bytes, HostFunction, Interruption};
 
 /// How many bytes of a guest's error message are kept: 64 KiB. A message is for people.
@@ -214,6 +215,7 @@ impl Instance {
   pub fn run(mut self, jobs: Rc<dyn Jobs>, output_limit: u64) -> Ending {
     let run = Rc::new(Run {
       interruption: jobs.interruption(),
+      last_response: RefCell::default(),
       jobs,
       number: Cell::new(None),
       interrupt: self.plugin.cancel_handle(),
@@ -262,6 +264,8 @@ struct Run {
   /// Of the job that runs.
   number: Cell<Option<u64>>,
   interruption: Arc<Interruption>,
+  /// Of the HTTP requests of the job that runs.
+  last_response: RefCell<LastResponse>,
   /// For [`Jobs::started`].
   interrupt: CancelHandle,
   output_limit: u64,
@@ -369,6 +373,7 @@ fn loop_functions() -> Vec<Function> {
           let length = job.input.len() as i64;
           run.export.set(Some(job.export));
           run.number.set(Some(job.number));
+          run.last_response.take();
           match length {
             0 => run.keep(job.input),
             _ => drop(run.ready.replace(Some(Ready::Input(job.input)))),
@@ -502,7 +507,13 @@ fn host_function(number: usize, host: HostFunction) -> Function {
     ty.results.into_iter().map(ValType::from),
     move |run, plugin, values, results| {
       let answer = host
-        .call(plugin, values, run.number.get(), &run.interruption)
+        .call(
+          plugin,
+          values,
+          run.number.get(),
+          &run.interruption,
+          &run.last_response,
+        )
         .map_err(|error| Ending::HostFunction(error.to_string()))?;
       let value = match answer {
         Answer::Nothing if results.is_empty() => return Ok(()),

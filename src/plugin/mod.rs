@@ -163,7 +163,7 @@ fn compiler(
   impl Fn() -> Result<Compiled> + Send + Sync + use<>,
 )> {
   let modules = manifest.load()?;
-  let functions = host::functions(manifest, store);
+  let functions = host::functions(manifest, store)?;
   let prepared = prepare(&modules, manifest, &functions)?;
   drop(modules);
   let callable = prepared.callable.clone();
