@@ -172,6 +172,14 @@ export interface PluginOptions {
   maxPages?: number
   /** Bytes that the values of the plugin's variables may have. */
   maxVarBytes?: number
+  /** Hosts that guests may send HTTP requests to. */
+  allowedHosts: Array<string>
+  /** Bytes that the body of an HTTP response may have. */
+  maxHttpResponseBytes?: number
+  /** Whether guests may read the headers of HTTP responses. */
+  allowHttpResponseHeaders: boolean
+  /** A file with certificates that are trusted. */
+  extraCertificates?: string
   /** Bytes that an output may have. */
   maxOutputBytes?: number
   /** Units of fuel that a call has. */

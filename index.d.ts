@@ -66,6 +66,13 @@ interface MemoryLimits {
    * @default 1048576 (1 MiB)
    */
   maxVarBytes?: number
+  /**
+   * How many bytes the body of a response to an HTTP request of the plugin may have, from 1 to
+   * 4,294,967,295. When there are more, nothing further is read, and the call is rejected with
+   * `HOST_FUNCTION_ERROR`. Beside `maxPages`, which the plugin needs to take the body in.
+   * @default 52428800 (50 MiB)
+   */
+  maxHttpResponseBytes?: number
 }
 
 /** Limits of one instance's memory. */
@@ -86,6 +93,16 @@ interface CommonOptions {
   timeoutMs?: number | null
   /** Limits of memory. Each one of the options wins over the same one of the manifest. */
   memory?: MemoryOptions
+  /**
+   * The hosts that the plugin may send HTTP requests to: names, IP addresses, or patterns with `*` (any
+   * number of characters, dots too), `?` (one character) and `[a-z]` or `[!a-z]` (one of a kind),
+   * without scheme, port and path. Letter case makes no difference. Redirects are followed to such
+   * hosts only. A request to any other ends the call with `HOST_FUNCTION_ERROR`.
+   *
+   * An entry that cannot match any host is refused with `INVALID_ARGUMENT`. See docs/http.md.
+   * @default [] (no hosts)
+   */
+  allowedHosts?: string[] | null
 }
 
 /** What a manifest and the options have in common, in camelCase or snake_case. The options win. */
@@ -235,6 +252,11 @@ export interface PluginOptions extends ManifestOptions {
    * @default 134217728 (128 MiB)
    */
   maxOutputBytes?: number
+  /**
+   * Whether the plugin may read the headers of the responses to its HTTP requests.
+   * @default false
+   */
+  allowHttpResponseHeaders?: boolean
   /**
    * Whether compiled modules are kept on disk, and where: `false` for nowhere, `true` for the default
    * directory where one can be had.

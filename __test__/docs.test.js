@@ -2,8 +2,11 @@
 
 // The examples of the documentation are run as they are printed.
 
-const { readFileSync } = require('node:fs')
+const { mkdtempSync, readFileSync, rmSync, writeFileSync } = require('node:fs')
+const { createServer } = require('node:http')
+const { tmpdir } = require('node:os')
 const { join } = require('node:path')
+const { guest } = require('./support/guest.js')
 const { ROOT, runNode, startServer } = require('./support/processes.js')
 
 function examples (file, language) {
@@ -58,6 +61,25 @@ test('docs/migrating.md: its example prints what it says', async () => {
   const { code, output, errors } = await runNode(['-e', example])
   expect({ code, errors }).toEqual({ code: 0, errors: '' })
   expect(output).toBe(examples('docs/migrating.md', 'text')[0])
+})
+
+test('docs/http.md: its example prints what it promises', async () => {
+  const [example] = examples('docs/http.md', 'js')
+  const [promised] = examples('docs/http.md', 'text')
+  const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
+  const server = createServer((_, response) => response.end('hello'))
+  try {
+    const plugin = join(directory, 'plugin.wasm')
+    writeFileSync(plugin, await guest('http'))
+    await new Promise((resolve) => server.listen(0, 'localhost', resolve))
+    const { output, errors } = await runNode(['-e', example
+      .replace('\'plugin.wasm\'', JSON.stringify(plugin))
+      .replace('localhost:8080', `localhost:${server.address().port}`)])
+    expect({ output, errors }).toEqual({ output: promised, errors: '' })
+  } finally {
+    server.close()
+    rmSync(directory, { recursive: true })
+  }
 })
 
 describe('docs/from-the-article.md', () => {

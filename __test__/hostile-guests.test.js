@@ -101,15 +101,6 @@ test('an output over the limit is refused, and the plugin goes on', async () => 
   await plugin.close()
 })
 
-test('HTTP is not available, and a plugin that asks for it is told so', async () => {
-  const asking = await assemble(`(module
-    (import "extism:host/env" "http_request" (func $http (param i64 i64) (result i64)))
-    (func (export "ask") (drop (call $http (i64.const 0) (i64.const 0)))))`)
-  const plugin = await createPlugin(asking)
-  await expect(plugin.call('ask')).rejects.toMatchObject({ code: 'HOST_FUNCTION_ERROR', message: /HTTP/ })
-  await plugin.close()
-})
-
 test('while one instance breaks again and again, the other\'s calls end well', async () => {
   const plugin = await createPlugin(many, { instances: 2, timeoutMs: 1_000, memory: { maxPages: 256 } })
   const breaking = ['trap', 'recurse', 'grow_for_ever', 'divide_by_zero']

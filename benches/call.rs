@@ -95,7 +95,8 @@ fn on_one_thread(criterion: &mut Criterion) {
   for guest in guests() {
     let modules = guest.manifest.load().expect("the guest loads");
     let vars = Arc::new(Vars::default());
-    let functions = host::functions(&guest.manifest, &Environment::new(store()), &vars);
+    let functions = host::functions(&guest.manifest, &Environment::new(store()), &vars)
+      .expect("the manifest is valid");
     let options = Options {
       wasi: guest.manifest.use_wasi,
       limits: prepare::Limits::default(),

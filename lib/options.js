@@ -15,7 +15,7 @@ const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
 
 // What manifests and options may have.
-const MANIFEST_KEYS = inBothSpellings('config', 'timeoutMs', 'memory')
+const MANIFEST_KEYS = inBothSpellings('config', 'timeoutMs', 'memory', 'allowedHosts')
 const OPTION_KEYS = {
   ...MANIFEST_KEYS,
   useWasi: 'useWasi',
@@ -24,6 +24,7 @@ const OPTION_KEYS = {
   eager: 'eager',
   maxQueue: 'maxQueue',
   maxOutputBytes: 'maxOutputBytes',
+  allowHttpResponseHeaders: 'allowHttpResponseHeaders',
   isolation: 'isolation',
   fuel: 'fuel',
   functions: 'functions',
@@ -35,7 +36,7 @@ const OPTION_KEYS = {
   sharedArrayBufferSize: 'sharedArrayBufferSize',
   nodeWorkerArgs: 'nodeWorkerArgs'
 }
-const MEMORY_KEYS = inBothSpellings('maxPages', 'maxVarBytes')
+const MEMORY_KEYS = inBothSpellings('maxPages', 'maxVarBytes', 'maxHttpResponseBytes')
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
 const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs', logger: 'logger' }
@@ -69,6 +70,14 @@ function asConfig (config = {}) {
     }
   }
   return { ...config }
+}
+
+/** What hosts there may be is known in Rust. */
+function asAllowedHosts (hosts = []) {
+  if (!Array.isArray(hosts) || !hosts.every((host) => typeof host === 'string')) {
+    throw invalidArgument('allowedHosts must be an array of host names, such as ["api.example.com", "*.example.org"]')
+  }
+  return [...hosts]
 }
 
 function asIsolation (isolation = 'instance') {
@@ -157,6 +166,11 @@ function pluginOptions ({ wasm, ...rest }, options) {
     timeoutMs: asInteger(merged.timeoutMs, 'timeoutMs', undefined, MAX_U32),
     maxPages: asInteger(memory.maxPages, 'memory.maxPages', undefined, 65_536),
     maxVarBytes: asInteger(memory.maxVarBytes, 'memory.maxVarBytes', undefined, MAX_U32, 0),
+    allowedHosts: asAllowedHosts(merged.allowedHosts),
+    maxHttpResponseBytes: asInteger(memory.maxHttpResponseBytes, 'memory.maxHttpResponseBytes', undefined, MAX_U32),
+    allowHttpResponseHeaders: asBoolean(merged.allowHttpResponseHeaders, 'allowHttpResponseHeaders'),
+    // Read here for the same reason as the cache's variable.
+    extraCertificates: process.env.NODE_EXTRA_CA_CERTS || undefined,
     maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
     fuel: asInteger(merged.fuel, 'fuel', undefined, Number.MAX_SAFE_INTEGER),
     isIsolated: asIsolation(merged.isolation) === 'call',

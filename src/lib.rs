@@ -6,7 +6,7 @@
 //!   hands finished calls back to the event loop, many at a time.
 //! * [`plugin`]: what to load ([`plugin::Manifest`]), how modules are prepared, and the threads that
 //!   run instances behind one bounded queue ([`plugin::Plugin`]).
-//! * [`host`]: the host functions that guests can call, one file each.
+//! * [`host`]: the host functions that guests can call, one file or folder each.
 //! * [`store`]: where the host functions look things up.
 //!
 //! Calls go one way, down this list; what comes back is a [`Result`] with an [`Error`] whose

@@ -228,7 +228,11 @@ fn built_in_functions_answer() {
   );
   assert_eq!(
     report.ending,
-    Ending::HostFunction("http_request: HTTP is not available to plugins".to_owned())
+    Ending::HostFunction(
+      "http_request: the request is no JSON object {url, method?, headers?}: \
+       expected value at line 1 column 1"
+        .to_owned()
+    )
   );
   assert_eq!(
     *world.lines.0.lock().unwrap(),
@@ -404,7 +408,9 @@ fn initialization_may_fail() {
     (
       "(drop (call $http_request (i64.const 0) (i64.const 0)))",
       Some(Ending::HostFunction(
-        "http_request: HTTP is not available to plugins".to_owned(),
+        "http_request: the request is no JSON object {url, method?, headers?}: \
+         EOF while parsing a value at line 1 column 0"
+          .to_owned(),
       )),
     ),
   ] {

@@ -54,6 +54,14 @@ expectType<Promise<void>>(precompile('plugin.wasm', { useWasi: true, compileCach
 expectError(precompile())
 expectError(precompile('plugin.wasm', { unknown: true }))
 
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', {
+  allowedHosts: ['*.example.com'],
+  allowHttpResponseHeaders: true,
+  memory: { maxHttpResponseBytes: 1024 }
+}))
+expectType<Promise<Plugin>>(createPlugin({ wasm: [{ path: 'a.wasm' }], allowed_hosts: ['example.com'] }))
+expectError(createPlugin('plugin.wasm', { allowedHosts: 'example.com' }))
+
 const plugin = await createPlugin('plugin.wasm')
 const output = await plugin.call('name', 'input')
 expectType<PluginOutput | null>(output)

@@ -19,7 +19,7 @@ use super::boundary::{Boundary, Finished, Outcome};
 use super::host_call::Functions;
 use super::logger::ToJavaScript;
 use super::memory_store::MemoryStore;
-use crate::host::Environment;
+use crate::host::{Environment, http};
 use crate::plugin::spin::Habit;
 use crate::plugin::{self, CompileCache, Limits, Queued, Source};
 use crate::store::Store;
@@ -38,6 +38,14 @@ pub struct PluginOptions {
   pub max_pages: Option<u32>,
   /// Bytes that the values of the plugin's variables may have.
   pub max_var_bytes: Option<u32>,
+  /// Hosts that guests may send HTTP requests to.
+  pub allowed_hosts: Vec<String>,
+  /// Bytes that the body of an HTTP response may have.
+  pub max_http_response_bytes: Option<u32>,
+  /// Whether guests may read the headers of HTTP responses.
+  pub allow_http_response_headers: bool,
+  /// A file with certificates that are trusted.
+  pub extra_certificates: Option<String>,
   /// Bytes that an output may have.
   pub max_output_bytes: Option<u32>,
   /// Units of fuel that a call has.
@@ -168,6 +176,12 @@ impl From<PluginOptions> for plugin::Manifest {
       max_pages: options.max_pages,
       max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
       max_output: options.max_output_bytes.map(u64::from),
+      http: http::Options {
+        allowed_hosts: options.allowed_hosts,
+        max_response: options.max_http_response_bytes.map(u64::from),
+        allows_response_headers: options.allow_http_response_headers,
+        extra_certificates: options.extra_certificates.map(PathBuf::from),
+      },
       fuel: options.fuel.map(|fuel| fuel as u64),
       use_wasi: options.use_wasi,
       compile_cache: options.compile_cache.into(),

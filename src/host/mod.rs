@@ -13,6 +13,7 @@ pub mod interruption;
 pub mod log;
 pub mod vars;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -55,15 +56,15 @@ pub fn functions(
   manifest: &Manifest,
   environment: &Environment,
   vars: &Arc<Vars>,
-) -> Vec<HostFunction> {
+) -> crate::Result<Vec<HostFunction>> {
   let mut functions = vec![
     host_memory_get::host_memory_get(Arc::clone(&environment.store)),
     config::config_get(manifest.config.clone()),
   ];
   functions.extend(vars::functions(vars));
   functions.extend(log::functions(&environment.logger));
-  functions.extend(http::functions());
-  functions
+  functions.extend(http::functions(&manifest.http, manifest.timeout)?);
+  Ok(functions)
 }
 
 /// Bytes that a host function answers with. They are shared and not copied: a store can hand out
@@ -220,6 +221,7 @@ pub struct Invocation<'a> {
   pub(crate) values: &'a [Val],
   pub(crate) call: Option<u64>,
   pub(crate) interruption: &'a Arc<Interruption>,
+  pub(crate) last_response: &'a RefCell<http::LastResponse>,
 }
 
 impl Invocation<'_> {

@@ -25,6 +25,7 @@ use extism::{
 use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, OUT_OF_MEMORY, RESUME, STARTED, TAKE};
 use super::names::{self, HOST, RUN};
 use super::prepare::Prepared;
+use crate::host::http::LastResponse;
 use crate::host::{
   Answer, Block, Bytes, Called, Conversation, HostFunction, HostFunctionError, Interruption,
   Invocation, Step,
@@ -213,6 +214,7 @@ impl Instance {
   pub fn run(mut self, jobs: Rc<dyn Jobs>, output_limit: u64) -> Ending {
     let run = Rc::new(Run {
       interruption: jobs.interruption(),
+      last_response: RefCell::default(),
       jobs,
       number: Cell::new(None),
       interrupt: self.plugin.cancel_handle(),
@@ -262,6 +264,8 @@ struct Run {
   /// Of the job that runs.
   number: Cell<Option<u64>>,
   interruption: Arc<Interruption>,
+  /// Of the HTTP requests of the job that runs.
+  last_response: RefCell<LastResponse>,
   /// For [`Jobs::started`].
   interrupt: CancelHandle,
   output_limit: u64,
@@ -371,6 +375,7 @@ fn loop_functions() -> Vec<Function> {
           let length = job.input.len() as i64;
           run.export.set(Some(job.export));
           run.number.set(Some(job.number));
+          run.last_response.take();
           match length {
             0 => run.keep(job.input),
             _ => drop(run.ready.replace(Some(Ready::Input(job.input)))),
@@ -521,6 +526,7 @@ fn host_function(number: usize, host: HostFunction) -> Function {
         values,
         call: run.number.get(),
         interruption: &run.interruption,
+        last_response: &run.last_response,
       });
       let answer = match called.map_err(failed)? {
         Called::Answer(answer) => answer,

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::compile_cache::CompileCache;
 use super::names::MAIN;
+use crate::host::http;
 use crate::{Code, Error, Result};
 
 /// Memory that one instance may use unless the manifest says otherwise: 256 MiB.
@@ -38,6 +39,8 @@ pub struct Manifest {
   pub fuel: Option<u64>,
   /// How many bytes the values of the plugin's variables may have; 1 MiB without it.
   pub max_vars: Option<usize>,
+  /// Which HTTP requests guests may make; none unless it says otherwise.
+  pub http: http::Options,
   /// Whether guests may import WASI (preview 1). They get no files, no environment, no output.
   pub use_wasi: bool,
   /// Where compiled modules are kept; in the user's cache directory unless it says otherwise.

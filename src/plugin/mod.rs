@@ -187,7 +187,7 @@ fn compiler(
   impl Fn() -> Result<Compiled> + Send + Sync + use<>,
 )> {
   let modules = manifest.load()?;
-  let functions = host::functions(manifest, environment, vars);
+  let functions = host::functions(manifest, environment, vars)?;
   let prepared = prepare(&modules, manifest, &functions, environment, vars)?;
   drop(modules);
   let interface = Interface {

@@ -566,6 +566,11 @@ impl Shared {
       slot.is_stuck.store(false, Ordering::Relaxed);
       let is_abandoned = record.is_abandoned;
       drop(record);
+      let ending = match ending {
+        // It waited, and stopped for that.
+        Ending::HostFunction(_) if was_interrupted => Ending::Interrupted,
+        ending => ending,
+      };
       let has_failed_alone = in_flight.is_none() && ending == Ending::OutOfFuel;
       if let Some(reason) = jobs.must_be_replaced.get().or_else(|| replaced(&ending)) {
         self.counters.replaced(reason);

@@ -153,7 +153,7 @@ impl World {
       host_memory_get(Arc::new(store)),
       config::config_get(BTreeMap::from([("color".to_owned(), "blue".to_owned())])),
     ];
-    functions.extend(http::functions());
+    functions.extend(http::functions(&http::Options::default(), None).unwrap());
     functions.extend(vars::functions(&vars));
     let logger: Arc<dyn Logger> = lines.clone();
     functions.extend(log::functions(&logger));

@@ -1,0 +1,299 @@
+//! Sends requests and waits for responses.
+
+use std::error::Error;
+use std::io;
+use std::iter;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use reqwest::header::LOCATION;
+use reqwest::{Request, Response, redirect};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::Value;
+use tokio::runtime::{self, Runtime};
+use tokio::sync::Notify;
+use url::Url;
+
+use super::allowed_hosts::{AllowedHosts, without_query};
+use super::request::{headers_as_json, redirected};
+use super::{DEFAULT_MAX_RESPONSE, Options};
+use crate::host::{HostFunctionError, Interruption};
+
+/// How long it may take to find a host, connect to it and agree on encryption.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a server may be silent, where calls may not take longer anyway.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How many redirects are followed.
+const MAX_REDIRECTS: usize = 10;
+
+/// How many names may be looked up at once, in the whole process: each costs a thread, which no
+/// interruption reaches.
+const MAX_LOOKUPS: usize = 64;
+
+/// Sends the requests of one plugin.
+pub struct Client {
+  allowed: AllowedHosts,
+  max_body: u64,
+  silence: Duration,
+  extra_certificates: Option<PathBuf>,
+  /// Made for the first request. It keeps connections open for the next ones.
+  client: OnceLock<reqwest::Client>,
+}
+
+/// What has come back.
+pub struct Received {
+  pub status: u16,
+  pub headers: Value,
+  pub body: Vec<u8>,
+}
+
+impl Client {
+  /// `timeout` is what a call of the plugin may take.
+  pub fn new(allowed: AllowedHosts, options: &Options, timeout: Option<Duration>) -> Self {
+    Self {
+      allowed,
+      max_body: options.max_response.unwrap_or(DEFAULT_MAX_RESPONSE),
+      extra_certificates: options.extra_certificates.clone(),
+      silence: timeout.map_or(SILENCE, |timeout| timeout.max(SILENCE)),
+      client: OnceLock::new(),
+    }
+  }
+
+  /// Sends a request, follows redirects, and reads the response. Waits for all that, on this thread,
+  /// but not any more when `interruption` strikes: then the connection is closed.
+  pub fn exchange(
+    &self,
+    request: Request,
+    interruption: &Interruption,
+  ) -> Result<Received, HostFunctionError> {
+    self.allowed.check(request.url())?;
+    let runtime = runtime()?;
+    let client = made_once(&self.client, || self.make())?;
+    let struck = Arc::new(Notify::new());
+    let striking = Arc::clone(&struck);
+    let _watch = interruption.watch(move || striking.notify_one());
+    runtime.block_on(async {
+      let exchange = pin!(self.follow(client, request));
+      match select(pin!(struck.notified()), exchange).await {
+        Either::Left(_) => Err(HostFunctionError::new(
+          "http_request: the call was interrupted",
+        )),
+        Either::Right((result, _)) => result,
+      }
+    })
+  }
+
+  fn make(&self) -> Result<reqwest::Client, HostFunctionError> {
+    let cannot =
+      |what: String| HostFunctionError::new(format!("http_request: cannot be set up: {what}"));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore {
+      roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    };
+    if let Some(path) = &self.extra_certificates
+      && let Ok(certificates) = CertificateDer::pem_file_iter(path)
+    {
+      // Node has warned at its start of a file that it cannot read, and goes on.
+      roots.add_parsable_certificates(certificates.flatten());
+    }
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+      .with_safe_default_protocol_versions()
+      .map_err(|error| cannot(error.to_string()))?
+      .with_root_certificates(roots)
+      .with_no_client_auth();
+    reqwest::Client::builder()
+      .tls_backend_preconfigured(tls)
+      .no_proxy()
+      // Each target has to be on the list, and messages name it.
+      .redirect(redirect::Policy::none())
+      .connect_timeout(CONNECT_TIMEOUT)
+      .read_timeout(self.silence)
+      .user_agent("extism-host")
+      .build()
+      .map_err(|error| cannot(error.to_string()))
+  }
+
+  async fn follow(
+    &self,
+    client: &reqwest::Client,
+    mut request: Request,
+  ) -> Result<Received, HostFunctionError> {
+    let first = request.url().clone();
+    for _ in 0..=MAX_REDIRECTS {
+      self.allowed.check(request.url())?;
+      let url = request.url().clone();
+      let again = request.try_clone();
+      let response = client.execute(request).await;
+      let response = response.map_err(|error| failed(&url, &reason(&error, self.silence)))?;
+      let next = match again {
+        // The headers of the response are read before its body, which a redirect is not read for.
+        Some(again) => redirected(again, response.status(), response.headers().get(LOCATION)),
+        None => Ok(None),
+      };
+      match next.map_err(|why| failed(&url, why))? {
+        Some(next) => request = next,
+        None => return self.read(&url, response).await,
+      }
+    }
+    let why = format!("more than {MAX_REDIRECTS} redirects");
+    Err(failed(&first, &why))
+  }
+
+  async fn read(&self, url: &Url, mut response: Response) -> Result<Received, HostFunctionError> {
+    let too_large =
+      || HostFunctionError::new(format!("Response body exceeded {} bytes", self.max_body));
+    let fits = |length: usize| u64::try_from(length).is_ok_and(|length| length <= self.max_body);
+    if response
+      .content_length()
+      .is_some_and(|length| length > self.max_body)
+    {
+      return Err(too_large());
+    }
+    let mut body = Vec::new();
+    loop {
+      let chunk = response.chunk().await;
+      match chunk.map_err(|error| failed(url, &reason(&error, self.silence)))? {
+        None => break,
+        Some(chunk) if !fits(body.len().saturating_add(chunk.len())) => return Err(too_large()),
+        Some(chunk) => body.extend_from_slice(&chunk),
+      }
+    }
+    Ok(Received {
+      status: response.status().as_u16(),
+      headers: headers_as_json(response.headers()),
+      body,
+    })
+  }
+}
+
+/// Where connections are served: one for the process, since an idle one costs a thread. It is never
+/// ended.
+fn runtime() -> Result<&'static Runtime, HostFunctionError> {
+  static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+  made_once(&RUNTIME, || {
+    runtime::Builder::new_multi_thread()
+      .worker_threads(1)
+      .max_blocking_threads(MAX_LOOKUPS)
+      .thread_name("extism-http")
+      .enable_all()
+      .build()
+      .map_err(|error| {
+        HostFunctionError::new(format!("http_request: cannot start a thread: {error}"))
+      })
+  })
+}
+
+/// Two threads may both make one; the first one's stays.
+fn made_once<T>(
+  cell: &OnceLock<T>,
+  make: impl FnOnce() -> Result<T, HostFunctionError>,
+) -> Result<&T, HostFunctionError> {
+  if let Some(made) = cell.get() {
+    return Ok(made);
+  }
+  let made = make()?;
+  Ok(cell.get_or_init(|| made))
+}
+
+fn failed(url: &Url, why: &str) -> HostFunctionError {
+  let url = without_query(url);
+  HostFunctionError::new(format!("HTTP request to \"{url}\" failed: {why}"))
+}
+
+/// Why there was no response, in our own words: those of the libraries may tell what the host is
+/// connected to.
+fn reason(error: &reqwest::Error, silence: Duration) -> String {
+  if error.is_timeout() {
+    return match error.is_connect() {
+      true => format!("not connected within {} s", CONNECT_TIMEOUT.as_secs()),
+      false => format!("the server sent nothing for {} s", silence.as_secs_f64()),
+    };
+  }
+  let causes = || iter::successors(error.source(), |cause| inner(*cause));
+  let tls_error = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>());
+  let is_of_kind = |kinds: &[io::ErrorKind]| {
+    let mut errors = causes().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    errors.any(|error| kinds.contains(&error.kind()))
+  };
+  let what = match tls_error {
+    Some(rustls::Error::InvalidCertificate(_)) => "the server's certificate is not valid",
+    Some(_) => "no encrypted connection could be made",
+    None if is_of_kind(&[io::ErrorKind::ConnectionRefused]) => "the connection was refused",
+    None if is_of_kind(&[io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof]) => {
+      "the server broke off the connection"
+    }
+    // The text of the library, which has no other sign.
+    None if causes().any(|cause| cause.to_string() == "dns error") => "the host was not found",
+    None if error.is_connect() => "the host cannot be reached",
+    None if error.is_builder() => "it cannot be sent",
+    None => "the response broke off or is not valid HTTP",
+  };
+  what.to_owned()
+}
+
+/// What an error was made from. Of an I/O error, `source` would leave out the first.
+fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+  match error
+    .downcast_ref::<io::Error>()
+    .and_then(io::Error::get_ref)
+  {
+    Some(inner) => Some(inner),
+    None => error.source(),
+  }
+}
+
+#[cfg(test)]
+mod tests {
+  use std::net::TcpListener;
+
+  use reqwest::Method;
+
+  use super::*;
+
+  #[test]
+  fn a_server_that_is_silent_for_too_long_fails_the_request() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/path?secret", server.local_addr().unwrap());
+    let request = Request::new(Method::GET, Url::parse(&url).unwrap());
+    let allowed = AllowedHosts::new(&["127.0.0.1".to_owned()]).unwrap();
+    let client = Client {
+      silence: Duration::from_millis(200),
+      ..Client::new(allowed, &Options::default(), None)
+    };
+    let error = client.exchange(request, &Interruption::default()).err();
+    let message = error.unwrap().to_string();
+    assert!(
+      message.ends_with("/path\" failed: the server sent nothing for 0.2 s"),
+      "{message}"
+    );
+  }
+
+  #[test]
+  fn silence_may_last_as_long_as_a_call_but_no_less_than_30_s() {
+    let silence = |timeout| {
+      let allowed = AllowedHosts::new(&[]).unwrap();
+      Client::new(allowed, &Options::default(), timeout).silence
+    };
+    assert_eq!(silence(None), SILENCE);
+    assert_eq!(silence(Some(Duration::from_millis(1))), SILENCE);
+    assert_eq!(silence(Some(SILENCE * 4)), SILENCE * 4);
+  }
+
+  #[test]
+  fn a_request_that_is_interrupted_before_it_is_sent_fails() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", server.local_addr().unwrap());
+    let request = Request::new(Method::GET, Url::parse(&url).unwrap());
+    let allowed = AllowedHosts::new(&["127.0.0.1".to_owned()]).unwrap();
+    let interruption = Interruption::default();
+    interruption.strike();
+    let client = Client::new(allowed, &Options::default(), None);
+    assert!(client.exchange(request, &interruption).is_err());
+  }
+}
