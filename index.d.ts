@@ -267,8 +267,9 @@ export interface PluginOptions extends ManifestOptions {
    */
   compileCache?: boolean | CompileCacheOptions
   /**
-   * What fetches plugins that are given as URLs. Requests that plugins make do not go through it: with
-   * `allowedHosts` it is `INVALID_ARGUMENT`.
+   * What fetches plugins that are given as URLs; for a time limit, say, which there is none without:
+   * `(url, init) => fetch(url, { ...init, signal: AbortSignal.timeout(5_000) })`. Requests that plugins
+   * make do not go through it: with `allowedHosts` it is `INVALID_ARGUMENT`.
    * @default the global `fetch`
    */
   fetch?: typeof globalThis.fetch
@@ -492,7 +493,7 @@ export class Plugin {
    *
    * `hostContext` is what host functions in JavaScript get from `context.hostContext()`.
    */
-  call (name: string, input?: string | Bytes | null, hostContext?: unknown, options?: CallOptions | null): Promise<PluginOutput | null>
+  call<T = unknown> (name: string, input?: string | Bytes | null, hostContext?: T, options?: CallOptions | null): Promise<PluginOutput | null>
   /**
    * Runs a function of the plugin and waits for it: for scripts and tests. The event loop stands still
    * meanwhile; without `timeoutMs` for as long as the plugin likes. Returns and throws what `call`

@@ -213,6 +213,17 @@ describe('the option fetch', () => {
       .rejects.toMatchObject({ code: 'FETCH_FAILED', message: expect.stringContaining('no network here'), cause })
   })
 
+  test('may fail with anything, and must give a Response', async () => {
+    await expect(createPlugin(base, { fetch: () => Promise.reject() })) // eslint-disable-line prefer-promise-reject-errors
+      .rejects.toMatchObject({ code: 'FETCH_FAILED' })
+    await expect(createPlugin(base, { fetch: async () => wasm }))
+      .rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('must resolve to a Response') })
+    const impatient = (url, init) => fetch(url, { ...init, signal: AbortSignal.timeout(50) })
+    routes['/slow'] = () => {}
+    await expect(createPlugin(`${base}/slow`, { fetch: impatient }))
+      .rejects.toMatchObject({ code: 'FETCH_FAILED', cause: { name: 'TimeoutError' } })
+  })
+
   test('is not used where the options are wrong', async () => {
     await expect(createPlugin(`${base}/plugin.wasm`, { unknown: true })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     expect(paths).toEqual([])

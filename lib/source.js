@@ -52,7 +52,8 @@ function withoutSecrets (url) {
 }
 
 function fetchFailed (what, error) {
-  const reason = error.cause?.message || error.cause?.code || error.message
+  // Whatever it is: `fetch` may be the user's.
+  const reason = error?.cause?.message || error?.cause?.code || error?.message || describe(error)
   const failure = codedError('FETCH_FAILED', `cannot fetch ${what}: ${reason}`)
   failure.cause = error
   return failure
@@ -68,6 +69,9 @@ async function fetchResponse (url, fetch) {
 
 /** What a Response brings: `{ bytes }` of a module, or `{ json }` of a manifest. */
 async function readResponse (response, where) {
+  if (typeof response?.headers?.get !== 'function') {
+    throw invalidArgument(`fetch must resolve to a Response, not to ${describe(response)}`)
+  }
   const what = where ?? (URL.canParse(response.url) ? withoutSecrets(new URL(response.url)) : 'the Response')
   if (!response.ok) throw codedError('FETCH_FAILED', `cannot fetch ${what}: the status is ${response.status}`)
   if (response.bodyUsed) {
