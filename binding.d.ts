@@ -120,6 +120,16 @@ export declare class Plugin {
   close(call: number): void
 }
 
+/** A directory that guests may use. */
+export interface AllowedPath {
+  /** Where it is. */
+  host: string
+  /** What guests call it. */
+  guest: string
+  /** Whether they may only read there. */
+  readOnly: boolean
+}
+
 /** Where compiled modules are kept. */
 export interface CompileCacheOptions {
   /** The directory; without it, the default. */
@@ -188,6 +198,14 @@ export interface PluginOptions {
   isIsolated: boolean
   /** Whether guests may import WASI. */
   useWasi: boolean
+  /** Directories that they may use then. */
+  allowedPaths: Array<AllowedPath>
+  /** Their arguments. */
+  arguments: Array<string>
+  /** Their environment. */
+  environment: Record<string, string>
+  /** Where their output goes: `process`, `logger`, or nowhere. */
+  output?: string
   /** Where compiled modules are kept; nowhere without it. */
   compileCache?: CompileCacheOptions
   /** How many instances; at least 1. */

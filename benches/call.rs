@@ -15,6 +15,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use extism_host::host::{self, Environment, Vars};
 use extism_host::plugin::instance::{CompileOptions, Compiled, Ending, Finished, Job, Jobs};
 use extism_host::plugin::prepare::{self, Options};
+use extism_host::plugin::wasi::Program;
 use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
 use extism_host::store::{MemoryStore, Store, Value};
 
@@ -99,6 +100,7 @@ fn on_one_thread(criterion: &mut Criterion) {
       .expect("the manifest is valid");
     let options = Options {
       wasi: guest.manifest.use_wasi,
+      program: &Program::default(),
       limits: prepare::Limits::default(),
       functions: &functions,
       untyped: &[],
@@ -107,8 +109,7 @@ fn on_one_thread(criterion: &mut Criterion) {
     let prepared = prepare::prepare(&modules, &options).expect("the guest is prepared");
     let options = CompileOptions {
       wasi: guest.manifest.use_wasi,
-      cache: None,
-      fuel: None,
+      ..CompileOptions::default()
     };
     let compiled = Compiled::new(&prepared, &options).expect("the guest compiles");
     group.bench_function(guest.function, |bencher| {

@@ -15,10 +15,12 @@ const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
 
 // What manifests and options may have.
-const MANIFEST_KEYS = inBothSpellings('config', 'timeoutMs', 'memory', 'allowedHosts')
+const MANIFEST_KEYS = inBothSpellings('config', 'timeoutMs', 'memory', 'allowedHosts', 'allowedPaths')
 const OPTION_KEYS = {
   ...MANIFEST_KEYS,
   useWasi: 'useWasi',
+  wasi: 'wasi',
+  enableWasiOutput: 'enableWasiOutput',
   store: 'store',
   instances: 'instances',
   eager: 'eager',
@@ -37,6 +39,8 @@ const OPTION_KEYS = {
   nodeWorkerArgs: 'nodeWorkerArgs'
 }
 const MEMORY_KEYS = inBothSpellings('maxPages', 'maxVarBytes', 'maxHttpResponseBytes')
+const WASI_KEYS = { args: 'args', env: 'env' }
+const MAX_WASI_BYTES = 65_536
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
 const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs', logger: 'logger' }
@@ -78,6 +82,32 @@ function asAllowedHosts (hosts = []) {
     throw invalidArgument('allowedHosts must be an array of host names, such as ["api.example.com", "*.example.org"]')
   }
   return [...hosts]
+}
+
+function isWasiString (value) {
+  return typeof value === 'string' && !value.includes('\0') && value.isWellFormed()
+}
+
+/** The arguments and the environment that a guest of WASI has. */
+function asWasi (wasi = {}) {
+  const { args = [], env = {} } = pick(wasi, WASI_KEYS, 'wasi')
+  if (!Array.isArray(args) || !args.every(isWasiString)) {
+    throw invalidArgument('wasi.args must be an array of strings without NUL characters')
+  }
+  if (!isObject(env) || !Object.entries(env).every(([name, value]) =>
+    name !== '' && !name.includes('=') && isWasiString(name) && isWasiString(value))) {
+    throw invalidArgument('wasi.env must be an object of strings without NUL characters, whose names are not empty and have no "="')
+  }
+  const bytes = [...args, ...Object.entries(env).flat()].reduce((sum, text) => sum + Buffer.byteLength(text) + 1, 0)
+  if (bytes > MAX_WASI_BYTES) throw invalidArgument(`wasi.args and wasi.env have ${bytes} bytes; ${MAX_WASI_BYTES} are allowed`)
+  return { arguments: [...args], environment: { ...env } }
+}
+
+/** Where a guest's standard output goes; as in the JavaScript SDK, an environment variable is the default. */
+function asOutput (enableWasiOutput = Boolean(process.env.EXTISM_ENABLE_WASI_OUTPUT)) {
+  if (enableWasiOutput === 'logger') return 'logger'
+  if (typeof enableWasiOutput !== 'boolean') throw invalidArgument('enableWasiOutput must be a boolean or "logger"')
+  return enableWasiOutput ? 'process' : undefined
 }
 
 function asIsolation (isolation = 'instance') {
@@ -140,8 +170,8 @@ function pickOptions (options) {
 }
 
 /**
- * The native options of a plugin, its store, and what it has of JavaScript besides. The manifest's modules
- * are loaded, the options picked.
+ * The native options of a plugin, its store, its directories, which are still to be looked at, and what it
+ * has of JavaScript. The manifest's modules are loaded, the options picked.
  */
 function pluginOptions ({ wasm, ...rest }, options) {
   const manifest = pick(rest, MANIFEST_KEYS, 'the manifest')
@@ -175,6 +205,8 @@ function pluginOptions ({ wasm, ...rest }, options) {
     fuel: asInteger(merged.fuel, 'fuel', undefined, Number.MAX_SAFE_INTEGER),
     isIsolated: asIsolation(merged.isolation) === 'call',
     useWasi: asBoolean(merged.useWasi, 'useWasi'),
+    ...asWasi(merged.wasi),
+    output: asOutput(merged.enableWasiOutput),
     compileCache: asCompileCache(merged.compileCache),
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
     eager: asBoolean(merged.eager, 'eager'),
@@ -182,7 +214,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
     functions: names,
     logLevel: level
   }
-  return { native, store, inJavaScript: { bodies, logger, level, instances: native.instances } }
+  return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { bodies, logger, level, instances: native.instances } }
 }
 
 module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pickOptions, pluginOptions, checkSignal, asInteger }

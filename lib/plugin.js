@@ -2,6 +2,7 @@
 
 // `Plugin`, and how one is made.
 
+const { allowedPathsOf } = require('./allowed-paths.js')
 const { asBytes } = require('./bytes.js')
 const { caller, complete, completeSync, fillCache, isUnfinished, open } = require('./calls.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
@@ -172,10 +173,11 @@ async function load (source, options) {
 }
 
 async function createPlugin (source, options) {
-  const { native, store, inJavaScript } = await load(source, options)
+  const { native, store, inJavaScript, ...rest } = await load(source, options)
+  const allowedPaths = await allowedPathsOf(rest.allowedPaths, native.useWasi)
   const table = addTable(inJavaScript)
   try {
-    return new Plugin(SECRET, await open({ ...native, table: table.number }, store), table)
+    return new Plugin(SECRET, await open({ ...native, allowedPaths, table: table.number }, store), table)
   } catch (error) {
     removeTable(table)
     if (error.code === 'HOST_FUNCTION_ERROR' && table.thrown !== undefined) throw table.thrown.error
@@ -189,7 +191,7 @@ async function precompile (source, options) {
     if (options?.compileCache === false) throw invalidArgument('compileCache must not be false, or there is nothing to fill')
     throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off, and compileCache does not turn it on')
   }
-  await fillCache({ ...native, table: 0 })
+  await fillCache({ ...native, allowedPaths: [], table: 0 })
 }
 
 module.exports = { Plugin, createPlugin, precompile }

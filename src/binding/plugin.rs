@@ -54,6 +54,14 @@ pub struct PluginOptions {
   pub is_isolated: bool,
   /// Whether guests may import WASI.
   pub use_wasi: bool,
+  /// Directories that they may use then.
+  pub allowed_paths: Vec<AllowedPath>,
+  /// Their arguments.
+  pub arguments: Vec<String>,
+  /// Their environment.
+  pub environment: HashMap<String, String>,
+  /// Where their output goes: `process`, `logger`, or nowhere.
+  pub output: Option<String>,
   /// Where compiled modules are kept; nowhere without it.
   pub compile_cache: Option<CompileCacheOptions>,
   /// How many instances; at least 1.
@@ -68,6 +76,17 @@ pub struct PluginOptions {
   pub functions: Vec<FunctionName>,
   /// The least level of messages that are wanted, from 0 for trace to 4 for error; none without it.
   pub log_level: Option<u32>,
+}
+
+/// A directory that guests may use.
+#[napi(object)]
+pub struct AllowedPath {
+  /// Where it is.
+  pub host: String,
+  /// What guests call it.
+  pub guest: String,
+  /// Whether they may only read there.
+  pub read_only: bool,
 }
 
 /// A function in JavaScript.
@@ -184,6 +203,22 @@ impl From<PluginOptions> for plugin::Manifest {
       },
       fuel: options.fuel.map(|fuel| fuel as u64),
       use_wasi: options.use_wasi,
+      allowed_paths: options
+        .allowed_paths
+        .into_iter()
+        .map(|path| plugin::AllowedPath {
+          host: path.host.into(),
+          guest: path.guest.into(),
+          is_read_only: path.read_only,
+        })
+        .collect(),
+      arguments: options.arguments,
+      environment: options.environment.into_iter().collect(),
+      output: match options.output.as_deref() {
+        Some("process") => plugin::OutputTo::Process,
+        Some("logger") => plugin::OutputTo::Logger,
+        _ => plugin::OutputTo::Nowhere,
+      },
       compile_cache: options.compile_cache.into(),
     }
   }

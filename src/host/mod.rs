@@ -11,6 +11,7 @@ pub mod host_memory_get;
 pub mod http;
 pub mod interruption;
 pub mod log;
+pub mod output;
 pub mod vars;
 
 use std::cell::RefCell;

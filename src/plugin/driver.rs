@@ -8,13 +8,14 @@
 //! driver or the gate asks the guard for a block, and has the host fill it ([`TAKE`]).
 
 use wasm_encoder::{
-  BlockType, CodeSection, ConstExpr, ElementSection, Elements, EntityType, ExportKind,
-  ExportSection, Function, FunctionSection, ImportSection, Instruction, Module, RefType,
-  TableSection, TableType, TypeSection, ValType,
+  BlockType, CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, Elements,
+  EntityType, ExportKind, ExportSection, Function, FunctionSection, ImportSection, Instruction,
+  MemoryType, Module, RefType, TableSection, TableType, TypeSection, ValType,
 };
 
 use super::names::{self, GUARD, HOST, RUN};
 use super::types::{FunctionType, ValueType};
+use super::wasi::{self, StandIn};
 
 /// `() -> (initialize: i32)`: the driver runs, which has called nothing else yet. It says whether the
 /// modules are still to be initialized, and does not return where the run is not to go on.
@@ -34,6 +35,8 @@ pub const TAKE: &str = "take";
 pub const DONE: &str = "done";
 /// As [`DONE`], without a result: the guest has exited. It does not return.
 pub const EXIT: &str = "exit";
+/// `(descriptor: i32, offset: i64, length: i64)`: the guest has written this to standard output or error.
+pub const OUTPUT: &str = "output";
 /// `()`: the guard has no room for a block within the limit of live bytes. It does not return.
 pub const OUT_OF_MEMORY: &str = "out_of_memory";
 /// The gate's `proc_exit`. It is not WASI's, because a guest that exits with code 0 has ended well,
@@ -270,7 +273,9 @@ pub struct Gated {
 ///
 /// A conversing host function has other results: its first step. The gate makes the step, tells the
 /// host by [`RESUME`], which returns the next, and so on up to [`ANSWER`].
-pub fn gate(functions: &[Gated]) -> Vec<u8> {
+///
+/// It also has what stands between guests and WASI, see `wasi.rs`.
+pub fn gate(functions: &[Gated], stand_ins: &[StandIn]) -> Vec<u8> {
   use ValueType::I64;
 
   let mut builder = Builder::default();
@@ -412,9 +417,10 @@ pub fn gate(functions: &[Gated]) -> Vec<u8> {
     .instruction(&Instruction::Unreachable)
     .instruction(&Instruction::End);
   let function = builder.define(&proc_exit_type(), body);
-  builder
-    .exports
-    .export(PROC_EXIT, ExportKind::Func, function);
+  builder.export_function(PROC_EXIT, function);
+  if !stand_ins.is_empty() {
+    wasi::gate(&mut builder, stand_ins);
+  }
   builder.finish()
 }
 
@@ -446,6 +452,16 @@ pub fn host_type(function: &FunctionType, is_conversing: bool) -> FunctionType {
   host
 }
 
+fn table_type(minimum: u32) -> TableType {
+  TableType {
+    element_type: RefType::FUNCREF,
+    table64: false,
+    minimum: minimum.into(),
+    maximum: None,
+    shared: false,
+  }
+}
+
 fn zero(value: ValueType) -> Instruction<'static> {
   match value {
     ValueType::I32 => Instruction::I32Const(0),
@@ -458,7 +474,7 @@ fn zero(value: ValueType) -> Instruction<'static> {
 /// A module in the making. Imports come first, so they are all asked for before the first function
 /// is defined.
 #[derive(Default)]
-struct Builder {
+pub struct Builder {
   types: TypeSection,
   known: Vec<FunctionType>,
   imports: ImportSection,
@@ -467,10 +483,14 @@ struct Builder {
   exports: ExportSection,
   elements: ElementSection,
   code: CodeSection,
+  data: DataSection,
+  /// How many imports are no functions.
+  other_imports: u32,
 }
 
 impl Builder {
-  fn type_of(&mut self, function: &FunctionType) -> u32 {
+  /// The index of a type.
+  pub fn type_of(&mut self, function: &FunctionType) -> u32 {
     if let Some(index) = self.known.iter().position(|known| known == function) {
       return index as u32;
     }
@@ -482,8 +502,8 @@ impl Builder {
     (self.known.len() - 1) as u32
   }
 
-  /// Returns the index of the function.
-  fn import(&mut self, module: &str, name: &str, function: &FunctionType) -> u32 {
+  /// Returns the index of the function. Functions are imported before anything else is.
+  pub fn import(&mut self, module: &str, name: &str, function: &FunctionType) -> u32 {
     let function = self.type_of(function);
     self
       .imports
@@ -497,15 +517,71 @@ impl Builder {
     RESULT.map(|name| self.import(GUARD, name, &number))
   }
 
+  /// Imports a memory of any size, which has the index 0.
+  pub fn import_memory(&mut self, module: &str, name: &str) {
+    self.other_imports += 1;
+    let memory = MemoryType {
+      minimum: 0,
+      maximum: None,
+      memory64: false,
+      shared: false,
+      page_size_log2: None,
+    };
+    self.imports.import(module, name, memory);
+  }
+
+  /// Imports a table of functions of any size, which has the index 0.
+  pub fn import_table(&mut self, module: &str, name: &str) {
+    self.other_imports += 1;
+    self.imports.import(module, name, table_type(0));
+  }
+
+  /// Defines a table of so many functions, and returns its index.
+  pub fn table(&mut self, length: u32) -> u32 {
+    self.tables.table(table_type(length));
+    self.tables.len() - 1
+  }
+
+  /// Bytes to be copied into a memory; returns their index.
+  pub fn passive_data(&mut self, bytes: Vec<u8>) -> u32 {
+    self.data.passive(bytes);
+    self.data.len() - 1
+  }
+
+  /// Puts a function into the table with the index 0, when the module is linked.
+  pub fn put_into_table(&mut self, place: u32, function: u32) {
+    self.elements.active(
+      Some(0),
+      &ConstExpr::i32_const(place as i32),
+      Elements::Functions(vec![function].into()),
+    );
+  }
+
+  /// Exports the function with this index.
+  pub fn export_function(&mut self, name: &str, function: u32) {
+    self.exports.export(name, ExportKind::Func, function);
+  }
+
+  /// Exports the table with this index.
+  pub fn export_table(&mut self, name: &str, table: u32) {
+    self.exports.export(name, ExportKind::Table, table);
+  }
+
+  /// Exports the memory.
+  pub fn export_memory(&mut self, name: &str) {
+    self.exports.export(name, ExportKind::Memory, 0);
+  }
+
   /// Returns the index of the function.
-  fn define(&mut self, function: &FunctionType, body: Function) -> u32 {
+  pub fn define(&mut self, function: &FunctionType, body: Function) -> u32 {
     let function = self.type_of(function);
     self.functions.function(function);
     self.code.function(&body);
-    self.imports.len() + self.functions.len() - 1
+    self.imports.len() - self.other_imports + self.functions.len() - 1
   }
 
-  fn finish(self) -> Vec<u8> {
+  /// Writes the module.
+  pub fn finish(self) -> Vec<u8> {
     let mut module = Module::new();
     module
       .section(&self.types)
@@ -514,7 +590,11 @@ impl Builder {
       .section(&self.tables)
       .section(&self.exports)
       .section(&self.elements)
-      .section(&self.code);
+      .section(&DataCountSection {
+        count: self.data.len(),
+      })
+      .section(&self.code)
+      .section(&self.data);
     module.finish()
   }
 }

@@ -10,6 +10,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -22,10 +23,13 @@ use extism::{
   UserData, Val, ValType, Wasm,
 };
 
-use super::driver::{self, DONE, EXIT, INITIALIZED, NEXT, OUT_OF_MEMORY, RESUME, STARTED, TAKE};
+use super::driver::{
+  self, DONE, EXIT, INITIALIZED, NEXT, OUT_OF_MEMORY, OUTPUT, RESUME, STARTED, TAKE,
+};
 use super::names::{self, HOST, RUN};
 use super::prepare::Prepared;
 use crate::host::http::LastResponse;
+use crate::host::output::{Output, Streams};
 use crate::host::{
   Answer, Block, Bytes, Called, Conversation, HostFunction, HostFunctionError, Interruption,
   Invocation, Step,
@@ -134,10 +138,14 @@ pub enum Ending {
 }
 
 /// How a plugin is compiled.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct CompileOptions {
   /// Whether guests may import WASI.
   pub wasi: bool,
+  /// Directories that guests have then: each as Extism's manifest has it, and what the guest calls it.
+  pub allowed_paths: BTreeMap<String, PathBuf>,
+  /// Where their standard output and error go.
+  pub output: Output,
   /// A configuration file of Wasmtime's cache; without it, nothing is cached.
   pub cache: Option<PathBuf>,
   /// How many units of fuel each job has, and the initialization; roughly, one unit is one
@@ -152,6 +160,7 @@ pub struct CompileOptions {
 #[derive(Clone)]
 pub struct Compiled {
   plugin: CompiledPlugin,
+  output: Output,
   has_fuel: bool,
   start: Option<u32>,
 }
@@ -165,7 +174,8 @@ impl Compiled {
         .iter()
         .map(|module| Wasm::data(module.bytes.clone()).with_name(module.name.clone())),
     )
-    .with_memory_max(prepared.growth_pages);
+    .with_memory_max(prepared.growth_pages)
+    .with_allowed_paths(options.allowed_paths.clone().into_iter());
     let imported = prepared
       .functions
       .iter()
@@ -186,6 +196,7 @@ impl Compiled {
     };
     Ok(Self {
       has_fuel: options.fuel.is_some(),
+      output: options.output.clone(),
       plugin: builder.compile()?,
       start: prepared.callable.get("_start").copied(),
     })
@@ -195,6 +206,7 @@ impl Compiled {
   pub fn instantiate(&self) -> Result<Instance, Error> {
     Ok(Instance {
       has_fuel: self.has_fuel,
+      output: self.output.clone(),
       plugin: Plugin::new_from_compiled(&self.plugin)?,
       start: self.start,
     })
@@ -204,6 +216,7 @@ impl Compiled {
 /// A plugin that can be run, once.
 pub struct Instance {
   plugin: Plugin,
+  output: Output,
   has_fuel: bool,
   start: Option<u32>,
 }
@@ -217,6 +230,7 @@ impl Instance {
       last_response: RefCell::default(),
       jobs,
       number: Cell::new(None),
+      streams: RefCell::new(Streams::new(self.output.clone())),
       interrupt: self.plugin.cancel_handle(),
       output_limit,
       has_fuel: self.has_fuel,
@@ -230,7 +244,7 @@ impl Instance {
       ending: RefCell::new(None),
     });
     let _entered = Entered::new(Rc::clone(&run));
-    loop {
+    let ending = loop {
       let result = self.plugin.call::<&[u8], ()>(RUN, &[]);
       let ending = run.ending.take();
       break match (ending, result) {
@@ -239,7 +253,9 @@ impl Instance {
         (None, Ok(())) if run.goes_on.take() => continue,
         (None, Ok(())) => Ending::Stopped,
       };
-    }
+    };
+    run.end_streams();
+    ending
   }
 }
 
@@ -263,6 +279,8 @@ struct Run {
   jobs: Rc<dyn Jobs>,
   /// Of the job that runs.
   number: Cell<Option<u64>>,
+  /// Standard output and error.
+  streams: RefCell<Streams>,
   interruption: Arc<Interruption>,
   /// Of the HTTP requests of the job that runs.
   last_response: RefCell<LastResponse>,
@@ -298,6 +316,11 @@ impl Run {
   fn stays(&self) -> bool {
     self.goes_on.set(self.has_fuel);
     !self.has_fuel
+  }
+
+  /// Passes on what the guest has written of lines that have not ended.
+  fn end_streams(&self) {
+    self.streams.borrow_mut().end(self.number.get());
   }
 
   /// Keeps the memory of an input for the output. So a short call allocates and frees memory on the
@@ -410,6 +433,20 @@ fn loop_functions() -> Vec<Function> {
       Ok(())
     }),
     function(
+      OUTPUT.to_owned(),
+      [I32, I64, I64],
+      [],
+      |run, plugin, values, _| {
+        let descriptor = values.first().and_then(Val::i32).unwrap_or_default();
+        let block = Block::from_gate(plugin, number(values, 1)?, number(values, 2)?);
+        if let Some(bytes) = block.into_bytes() {
+          let mut streams = run.streams.borrow_mut();
+          streams.write(run.number.get(), descriptor, bytes);
+        }
+        Ok(())
+      },
+    ),
+    function(
       RESUME.to_owned(),
       [I64, I64],
       [I32, I64, I64],
@@ -425,6 +462,7 @@ fn loop_functions() -> Vec<Function> {
       |run, plugin, values, results| {
         let export = run.export.take();
         let finished = finished(run, plugin, values)?;
+        run.end_streams();
         run.jobs.done(finished);
         let spent = export.is_some() && export == run.start;
         if spent {

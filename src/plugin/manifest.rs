@@ -41,10 +41,41 @@ pub struct Manifest {
   pub max_vars: Option<usize>,
   /// Which HTTP requests guests may make; none unless it says otherwise.
   pub http: http::Options,
-  /// Whether guests may import WASI (preview 1). They get no files, no environment, no output.
+  /// Whether guests may import WASI (preview 1). What they get of it is below.
   pub use_wasi: bool,
+  /// Directories of this machine that guests may use.
+  pub allowed_paths: Vec<AllowedPath>,
+  /// Their arguments.
+  pub arguments: Vec<String>,
+  /// Their environment.
+  pub environment: BTreeMap<String, String>,
+  /// Where their standard output and error go.
+  pub output: OutputTo,
   /// Where compiled modules are kept; in the user's cache directory unless it says otherwise.
   pub compile_cache: CompileCache,
+}
+
+/// A directory that guests may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedPath {
+  /// Where it is.
+  pub host: PathBuf,
+  /// What guests call it.
+  pub guest: PathBuf,
+  /// Whether they may only read there.
+  pub is_read_only: bool,
+}
+
+/// Where the standard output and error of guests go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutputTo {
+  /// Nowhere.
+  #[default]
+  Nowhere,
+  /// To those of this process.
+  Process,
+  /// To the plugin's logger.
+  Logger,
 }
 
 /// One module of a [`Manifest`].

@@ -10,6 +10,7 @@ pub mod prepare;
 pub mod spin;
 pub mod stats;
 pub mod types;
+pub mod wasi;
 mod watchdog;
 mod workers;
 
@@ -20,15 +21,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use compile_cache::CompileCache;
-pub use manifest::{DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, Source, Wasm};
+pub use manifest::{
+  AllowedPath, DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, OutputTo, Source,
+  Wasm,
+};
 pub use workers::{Call, Queued, Results};
 
 pub use stats::Stats;
 
+use crate::host::output::Output;
 use crate::host::{Environment, HostFunction, Vars, vars};
 use crate::{Code, Error, Result, host};
 use instance::{CompileOptions, Compiled};
 use prepare::{ExportDescription, ImportDescription, PrepareError, Prepared};
+use wasi::Program;
 use workers::Workers;
 
 /// How long an initialization may run where calls have no limit.
@@ -197,6 +203,12 @@ fn compiler(
   };
   let options = CompileOptions {
     wasi: manifest.use_wasi,
+    allowed_paths: allowed_paths(&manifest.allowed_paths)?,
+    output: match manifest.output {
+      OutputTo::Nowhere => Output::Off,
+      OutputTo::Process => Output::Inherited,
+      OutputTo::Logger => Output::Logged(Arc::clone(&environment.logger)),
+    },
     cache,
     fuel: manifest.fuel,
   };
@@ -211,6 +223,37 @@ fn compiler(
   Ok((interface, compile))
 }
 
+/// Directories as Extism's manifest has them: by the path on this machine, with `ro:` before it where they
+/// may only be read. What is there twice has another name for the same directory.
+fn allowed_paths(paths: &[AllowedPath]) -> Result<BTreeMap<String, PathBuf>> {
+  let mut allowed = BTreeMap::new();
+  for AllowedPath {
+    host,
+    guest,
+    is_read_only,
+  } in paths
+  {
+    let text = host.to_str().ok_or_else(|| {
+      let message = format!("the path \"{}\" is not UTF-8", host.display());
+      Error::new(Code::InvalidArgument, message)
+    })?;
+    // Always absolute, or a directory that is named `ro:…` would be another.
+    let path = std::path::absolute(text).map_err(|error| {
+      Error::new(
+        Code::InvalidArgument,
+        format!("\"{text}\" is no path: {error}"),
+      )
+    })?;
+    let read_only = if *is_read_only { "ro:" } else { "" };
+    let mut key = format!("{read_only}{}", path.display());
+    while allowed.contains_key(&key) {
+      key.push_str("/.");
+    }
+    allowed.insert(key, guest.clone());
+  }
+  Ok(allowed)
+}
+
 fn prepare(
   modules: &[LoadedModule],
   manifest: &Manifest,
@@ -221,8 +264,14 @@ fn prepare(
   // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
   // compiler has chosen, and many begin with a megabyte. What is ours comes on top.
   let max_pages = manifest.max_pages.unwrap_or(0).max(DEFAULT_MAX_PAGES);
+  let program = Program {
+    arguments: manifest.arguments.clone(),
+    environment: manifest.environment.clone().into_iter().collect(),
+    has_output: manifest.output != OutputTo::Nowhere,
+  };
   let options = prepare::Options {
     wasi: manifest.use_wasi,
+    program: &program,
     limits: prepare::Limits {
       memory_pages: u64::from(max_pages) + prepare::OWN_PAGES,
       growth_pages: manifest.max_pages,

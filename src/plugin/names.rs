@@ -40,6 +40,20 @@ pub fn function(number: usize) -> String {
   format!("function/{number}")
 }
 
+/// The table by which the gate reaches what the fixups answer of WASI (`wasi.rs`).
+pub const WASI_TABLE: &str = "wasi";
+
+/// The name under which the gate exports what stands for a function of WASI for the user module with this
+/// number.
+pub fn wasi(module: usize, function: &str) -> String {
+  format!("wasi/{module}/{function}")
+}
+
+/// The name of the fixup of the user module with this number.
+pub fn fixup(module: usize) -> String {
+  format!("extism-host:wasi/{module:08}")
+}
+
 /// Exports that tell Wasmtime's linker or Extism to run something. They get another name, and the
 /// driver runs them instead.
 const HIDDEN: [(&str, &str); 4] = [

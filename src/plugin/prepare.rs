@@ -30,6 +30,7 @@ use super::driver::{self, Callable, Initializer};
 use super::manifest::LoadedModule;
 use super::names::{self, ENV, GATE, GUARD, KERNEL, MAIN, RESERVED, START, USER, WASI};
 use super::types::{self, FunctionType, ValueType};
+use super::wasi::{self, Program, StandIn};
 use crate::host::{HostFunction, UntypedFunction, Vars};
 
 /// The guard's text. It is assembled when the first plugin is loaded, and not by a build script:
@@ -82,6 +83,8 @@ impl Default for Limits {
 pub struct Options<'a> {
   /// Whether guests may import WASI.
   pub wasi: bool,
+  /// What guests see of the program that they would be, where they may import WASI.
+  pub program: &'a Program,
   /// What an instance may use.
   pub limits: Limits,
   /// The host functions that exist. Where two have the same namespace and name, the last one counts.
@@ -253,6 +256,15 @@ pub fn prepare(modules: &[LoadedModule], options: &Options<'_>) -> Result<Prepar
     })
     .collect::<Vec<_>>();
 
+  let stand_ins = targets
+    .iter()
+    .flatten()
+    .filter_map(|target| match target {
+      Target::StandIn(stand_in) => Some(stand_in.clone()),
+      _ => None,
+    })
+    .collect::<Vec<_>>();
+
   let mut prepared = vec![
     PreparedModule {
       name: GUARD.to_owned(),
@@ -260,7 +272,7 @@ pub fn prepare(modules: &[LoadedModule], options: &Options<'_>) -> Result<Prepar
     },
     PreparedModule {
       name: GATE.to_owned(),
-      bytes: driver::gate(&gate),
+      bytes: driver::gate(&gate, &stand_ins),
     },
   ];
   let mut initializers = Vec::new();
@@ -270,10 +282,19 @@ pub fn prepare(modules: &[LoadedModule], options: &Options<'_>) -> Result<Prepar
     };
     let name = ranks.name(number);
     initializers.extend(module.initializers(&name));
+    let places = stand_ins.iter().enumerate();
+    let places = places
+      .filter(|(_, stand_in)| stand_in.module == number)
+      .collect::<Vec<_>>();
+    let fixup = (!places.is_empty()).then(|| PreparedModule {
+      name: names::fixup(number),
+      bytes: wasi::fixup(&name, options.program, &places),
+    });
     prepared.push(PreparedModule {
       bytes: module.rewrite(targets, &ranks, &budget)?,
       name,
     });
+    prepared.extend(fixup);
   }
 
   let module = modules.get(main).ok_or(PrepareError::NoMainModule)?;
@@ -523,6 +544,14 @@ impl<'a> Module<'a> {
     )
   }
 
+  /// Whether it exports a memory with 32-bit addresses as `memory`: the one that WASI uses.
+  fn exports_memory(&self) -> bool {
+    let ty = self
+      .export("memory")
+      .and_then(|export| self.types.as_ref().entity_type_from_export(export));
+    matches!(ty, Some(EntityType::Memory(memory)) if !memory.memory64 && !memory.shared)
+  }
+
   /// What initializes this module, in the order that WASI and Extism imply.
   fn initializers(&self, prepared_name: &str) -> Vec<Initializer> {
     use ValueType::I32;
@@ -694,6 +723,8 @@ enum Target {
   Exit,
   /// WASI, as it is.
   Wasi,
+  /// A function of WASI that the module's fixup has.
+  StandIn(StandIn),
 }
 
 impl Target {
@@ -704,6 +735,7 @@ impl Target {
       Self::HostFunction(number) => (GATE.to_owned(), names::function(*number)),
       Self::Exit => (GATE.to_owned(), driver::PROC_EXIT.to_owned()),
       Self::Wasi => (WASI.to_owned(), import.name.to_owned()),
+      Self::StandIn(StandIn { module, name }) => (GATE.to_owned(), names::wasi(*module, name)),
     }
   }
 }
@@ -713,6 +745,7 @@ struct Resolver<'m> {
   modules: &'m [Module<'m>],
   by_name: HashMap<&'m str, usize>,
   wasi: bool,
+  program: &'m Program,
   functions: &'m [HostFunction],
   /// By namespace and name.
   function_places: HashMap<(&'m str, &'m str), usize>,
@@ -732,6 +765,7 @@ impl<'m> Resolver<'m> {
         .map(|(number, module)| (module.name.as_str(), number))
         .collect(),
       wasi: options.wasi,
+      program: options.program,
       functions: options.functions,
       function_places: options
         .functions
@@ -818,7 +852,7 @@ impl<'m> Resolver<'m> {
     let found = match import.module {
       KERNEL => self.of_kernel(import.name),
       ENV => self.of_env(import.name),
-      WASI if self.wasi => self.of_wasi(import.name),
+      WASI if self.wasi => self.of_wasi(importer, import.name),
       module => self.host_function(module, import.name),
     };
     let Some((target, found)) = found else {
@@ -906,11 +940,21 @@ impl<'m> Resolver<'m> {
       .or_else(|| self.host_function(USER, name))
   }
 
-  fn of_wasi(&self, name: &str) -> Option<(Target, FunctionType)> {
+  fn of_wasi(&self, importer: &Module<'_>, name: &str) -> Option<(Target, FunctionType)> {
     if name == driver::PROC_EXIT {
       return Some((Target::Exit, driver::proc_exit_type()));
     }
-    Some((Target::Wasi, types::wasi(name)?))
+    let function = types::wasi(name)?;
+    // Without a memory that it exports, WASI's own functions fail.
+    let module = self.by_name.get(importer.name.as_str());
+    let target = match module {
+      Some(module) if self.program.answers(name) && importer.exports_memory() => {
+        let (module, name) = (*module, name.to_owned());
+        Target::StandIn(StandIn { module, name })
+      }
+      _ => Target::Wasi,
+    };
+    Some((target, function))
   }
 
   /// A function that has whatever type the import has, provided that host functions can have it.

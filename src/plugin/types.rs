@@ -225,6 +225,7 @@ mod tests {
   use super::*;
   use crate::plugin::instance::{CompileOptions, Compiled};
   use crate::plugin::prepare::{Limits, Options, prepare};
+  use crate::plugin::wasi::Program;
   use crate::plugin::{LoadedModule, names};
 
   /// The tables are right when a module that imports all of them can be linked: the guard and
@@ -253,6 +254,7 @@ mod tests {
       }],
       &Options {
         wasi: true,
+        program: &Program::default(),
         limits: Limits::default(),
         functions: &[],
         untyped: &[],

@@ -19,6 +19,7 @@ use extism_host::plugin::instance::{
   CallError, CompileOptions, Compiled, Ending, Finished, Job, Jobs,
 };
 use extism_host::plugin::prepare::{Limits, Options, PrepareError, Prepared, prepare};
+use extism_host::plugin::wasi::Program;
 use extism_host::store::Store;
 
 /// The imports of the kernel, for guests.
@@ -203,6 +204,7 @@ impl World {
       &modules,
       &Options {
         wasi,
+        program: &Program::default(),
         limits,
         functions: &self.functions,
         untyped: &[],

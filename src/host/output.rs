@@ -1,0 +1,102 @@
+//! Where a guest's standard output and error go.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use super::log::{Level, Logger};
+
+/// How much of a line is kept for a logger; what is longer is cut into pieces.
+const MAX_LINE: usize = 64 << 10;
+
+/// Where a plugin's standard output and error go.
+#[derive(Clone, Default)]
+pub enum Output {
+  /// Nowhere.
+  #[default]
+  Off,
+  /// To those of this process.
+  Inherited,
+  /// To the plugin's logger, line by line: output at the level info, errors at the level error.
+  Logged(Arc<dyn Logger>),
+}
+
+impl Output {
+  /// Whether it goes anywhere.
+  pub fn is_on(&self) -> bool {
+    !matches!(self, Self::Off)
+  }
+}
+
+/// The streams of one instance.
+#[derive(Default)]
+pub struct Streams {
+  output: Output,
+  /// What has been written of the lines that have not ended.
+  lines: [Vec<u8>; 2],
+}
+
+const LEVELS: [Level; 2] = [Level::Info, Level::Error];
+
+impl Streams {
+  /// Streams that go there.
+  pub fn new(output: Output) -> Self {
+    Self {
+      output,
+      lines: Default::default(),
+    }
+  }
+
+  /// Writes to standard output (1) or error (2). What the process cannot write is lost.
+  pub fn write(&mut self, call: Option<u64>, descriptor: i32, bytes: &[u8]) {
+    let place = usize::from(descriptor == 2);
+    match &self.output {
+      Output::Off => {}
+      Output::Inherited if place == 0 => {
+        let mut output = std::io::stdout().lock();
+        let _ = output.write_all(bytes).and_then(|()| output.flush());
+      }
+      Output::Inherited => {
+        let _ = std::io::stderr().lock().write_all(bytes);
+      }
+      Output::Logged(logger) => {
+        let Some((line, level)) = self.lines.get_mut(place).zip(LEVELS.get(place)) else {
+          return;
+        };
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+          let (mut text, ends) = match part.strip_suffix(b"\n") {
+            Some(text) => (text, true),
+            None => (part, false),
+          };
+          while line.len() + text.len() > MAX_LINE {
+            let (fits, rest) = text.split_at(MAX_LINE - line.len());
+            line.extend_from_slice(fits);
+            end(logger, call, *level, line);
+            text = rest;
+          }
+          line.extend_from_slice(text);
+          if ends {
+            end(logger, call, *level, line);
+          }
+        }
+      }
+    }
+  }
+
+  /// Passes on what has been written of lines that have not ended: the call is over.
+  pub fn end(&mut self, call: Option<u64>) {
+    if let Output::Logged(logger) = &self.output {
+      for (line, level) in self.lines.iter_mut().zip(LEVELS) {
+        if !line.is_empty() {
+          end(logger, call, level, line);
+        }
+      }
+    }
+  }
+}
+
+fn end(logger: &Arc<dyn Logger>, call: Option<u64>, level: Level, line: &mut Vec<u8>) {
+  if logger.level().is_some_and(|wanted| level >= wanted) {
+    logger.log(call, level, &String::from_utf8_lossy(line));
+  }
+  line.clear();
+}
