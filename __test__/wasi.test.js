@@ -202,6 +202,23 @@ describe('standard output and error', () => {
     expect(await plugin.call('write_error', 'good')).toBeNull()
   })
 
+  test('are found by a module that imports the same function twice', async () => {
+    const messages = []
+    const twice = await assemble(`(module
+      (import "wasi_snapshot_preview1" "fd_write" (func $one (param i32 i32 i32 i32) (result i32)))
+      (import "wasi_snapshot_preview1" "fd_write" (func $two (param i32 i32 i32 i32) (result i32)))
+      (memory (export "memory") 1)
+      (data (i32.const 0) "\\10\\00\\00\\00\\03\\00\\00\\00")
+      (data (i32.const 16) "abc")
+      (func (export "run") (result i32)
+        (i32.or
+          (call $one (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32))
+          (call $two (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32)))))`)
+    const plugin = await open(twice, { useWasi: true, enableWasiOutput: 'logger', logLevel: 'info', logger: { info: (message) => messages.push(message), warn () {}, error () {} } })
+    await plugin.call('run')
+    expect(messages).toEqual(['abcabc'])
+  })
+
   test('of several modules are one', async () => {
     const messages = []
     const main = await assemble(`(module

@@ -263,6 +263,9 @@ pub fn prepare(modules: &[LoadedModule], options: &Options<'_>) -> Result<Prepar
       Target::StandIn(stand_in) => Some(stand_in.clone()),
       _ => None,
     })
+    // A module may import a function several times.
+    .collect::<BTreeSet<_>>()
+    .into_iter()
     .collect::<Vec<_>>();
 
   let mut prepared = vec![

@@ -45,7 +45,7 @@ impl Program {
 }
 
 /// A function of WASI that a user module gets from its fixup.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StandIn {
   /// The number of the module.
   pub module: usize,
