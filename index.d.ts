@@ -82,6 +82,14 @@ export type MemoryOptions = InBothSpellings<MemoryLimits>
 export type PluginConfig = Record<string, string>
 export interface PluginConfigLike { [key: string]: string }
 
+/** A directory of this machine that a plugin may use, and what it calls it. */
+export interface AllowedPath {
+  host: string
+  guest: string
+  /** @default false */
+  readOnly?: boolean
+}
+
 interface CommonOptions {
   /** What the plugin reads as its configuration. That of the options takes the place of the manifest's. */
   config?: PluginConfigLike
@@ -103,6 +111,13 @@ interface CommonOptions {
    * @default [] (no hosts)
    */
   allowedHosts?: string[] | null
+  /**
+   * Directories of this machine that the plugin may use with WASI, and what it calls them:
+   * `{'/srv/data': '/data'}`, with `ro:` before the first where it may only read, or as a list. The
+   * JavaScript SDK's order is the other; docs/wasi.md says when it is recognized.
+   * @default {} (none)
+   */
+  allowedPaths?: Record<string, string> | AllowedPath[] | null
 }
 
 /** What a manifest and the options have in common, in camelCase or snake_case. The options win. */
@@ -184,10 +199,19 @@ export type HostFunctions = Record<string, Record<string, HostFunction>>
 
 export interface PluginOptions extends ManifestOptions {
   /**
-   * Whether the plugin may import WASI (preview 1). It gets no files, no environment and no output.
+   * Whether the plugin may import WASI (preview 1). It gets no files, no
+   * environment and no output, unless the options below and `allowedPaths` say otherwise.
    * @default false
    */
   useWasi?: boolean
+  /**
+   * Where standard output and error of the plugin go: to those of this process, nowhere, or to the
+   * plugin's logger, line by line, at the levels info and error. See docs/wasi.md.
+   * @default false, or true where the environment variable `EXTISM_ENABLE_WASI_OUTPUT` has a value
+   */
+  enableWasiOutput?: boolean | 'logger'
+  /** What the plugin has as its arguments and its environment, 64 KiB together. Both are empty without it. */
+  wasi?: { args?: string[], env?: Record<string, string> }
   /**
    * Host functions in JavaScript. They come before those of this library with the same name; the
    * kernel's (`extism:host/env`) cannot be replaced.

@@ -19,7 +19,7 @@ beforeAll(async () => {
   writeFileSync(path, wasm)
 })
 
-afterAll(() => rmSync(directory, { recursive: true }))
+afterAll(() => rmSync(directory, { recursive: true, maxRetries: 10 }))
 
 function sha256 (bytes) {
   return createHash('sha256').update(bytes).digest('hex')

@@ -78,7 +78,24 @@ test('docs/http.md: its example prints what it promises', async () => {
     expect({ output, errors }).toEqual({ output: promised, errors: '' })
   } finally {
     server.close()
-    rmSync(directory, { recursive: true })
+    rmSync(directory, { recursive: true, maxRetries: 10 })
+  }
+})
+
+test('docs/wasi.md: its example prints what it promises', async () => {
+  const [example] = examples('docs/wasi.md', 'js')
+  const [promised] = examples('docs/wasi.md', 'text')
+  const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
+  try {
+    const plugin = join(directory, 'plugin.wasm')
+    writeFileSync(plugin, await guest('wasi'))
+    writeFileSync(join(directory, 'hello.txt'), 'hello world!')
+    const { output, errors } = await runNode(['-e', example
+      .replace('\'plugin.wasm\'', JSON.stringify(plugin))
+      .replace('/srv/data', directory)])
+    expect({ output, errors }).toEqual({ output: promised, errors: '' })
+  } finally {
+    rmSync(directory, { recursive: true, maxRetries: 10 })
   }
 })
 

@@ -160,7 +160,7 @@ describe('node server.js', () => {
     expect(await response.text()).toBe('echoed')
     child.kill()
     expect((await ended).code).toBe(0)
-    rmSync(directory, { recursive: true })
+    rmSync(directory, { recursive: true, maxRetries: 10 })
   })
 
   const wrong = {

@@ -39,7 +39,7 @@ beforeAll(async () => {
 })
 
 afterAll(() => {
-  rmSync(directory, { recursive: true })
+  rmSync(directory, { recursive: true, maxRetries: 10 })
   server.closeAllConnections()
   return new Promise((resolve) => server.close(resolve))
 })

@@ -39,7 +39,7 @@ test('AssemblyScript: a start function, and a PDK that copies eight bytes at a t
     expect(await call('greet', 'hello')).toBe('👋, after nothing')
     expect(await call('greet', 'hello')).toBe('👋, after hello')
   } finally {
-    rmSync(directory, { recursive: true })
+    rmSync(directory, { recursive: true, maxRetries: 10 })
   }
 })
 

@@ -23,7 +23,7 @@ beforeAll(() => {
   symlinkSync(join(directory, 'secret.txt'), join(directory, 'data', 'link.txt'))
   symlinkSync('../secret.txt', join(directory, 'data', 'relative-link.txt'))
 })
-afterAll(() => rmSync(directory, { recursive: true }))
+afterAll(() => rmSync(directory, { recursive: true, maxRetries: 10 }))
 
 const data = () => join(directory, 'data')
 const withPaths = (allowedPaths, options) => open(wasm, { useWasi: true, allowedPaths, ...options })

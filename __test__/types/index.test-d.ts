@@ -149,3 +149,14 @@ expectType<Promise<ModuleImportDescriptor[]>>(plugin.getImports())
 expectType<Promise<never>>(plugin.getInstance())
 expectType<boolean>(plugin.isActive())
 expectType<Promise<boolean>>(plugin.reset())
+
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', {
+  useWasi: true,
+  allowedPaths: { 'ro:/srv': '/data' },
+  enableWasiOutput: 'logger',
+  wasi: { args: ['plugin'], env: { A: 'b' } }
+}))
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { allowedPaths: [{ host: '/srv', guest: '/data', readOnly: true }] }))
+expectType<Promise<Plugin>>(createPlugin({ wasm: [{ path: 'plugin.wasm' }], allowed_paths: { '/srv': '/data' } }))
+expectError(createPlugin('plugin.wasm', { enableWasiOutput: 'file' }))
+expectError(createPlugin('plugin.wasm', { allowedPaths: [{ host: '/srv' }] }))
