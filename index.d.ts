@@ -266,12 +266,22 @@ export type ErrorCode =
   | 'UNAVAILABLE'
   /** There is no directory in which `precompile` could keep what it compiles. */
   | 'CACHE_UNAVAILABLE'
-  /** The plugin is closed. */
+  /** The plugin is closed, or the store. */
   | 'CLOSED'
   /** A context is used after its host function has returned, or its call is over. */
   | 'CONTEXT_ENDED'
   /** The plugin's variables have no room for another value. */
   | 'VARIABLES_FULL'
+  /** No store has the scheme of the URL; the message names those that there are. */
+  | 'NO_SUCH_STORE'
+  /** The store does not let in whoever asks. */
+  | 'ACCESS_DENIED'
+  /** The store cannot be reached, or not in time. It may have done what was asked. */
+  | 'STORE_UNAVAILABLE'
+  /** The value is larger than the store takes. */
+  | 'VALUE_TOO_LARGE'
+  /** The store has no room left. */
+  | 'STORE_FULL'
   /** A call would have waited for ever: for what only this thread can do, or for itself. */
   | 'WOULD_DEADLOCK'
   /** A defect in this library. */

@@ -228,7 +228,9 @@ fn built_in_functions_answer() {
   );
   assert_eq!(
     report.ending,
-    Ending::HostFunction("http_request: HTTP is not available to plugins".to_owned())
+    Ending::HostFunction(HostFunctionError::new(
+      "http_request: HTTP is not available to plugins"
+    ))
   );
   assert_eq!(
     *world.lines.0.lock().unwrap(),
@@ -403,9 +405,9 @@ fn initialization_may_fail() {
     ("(unreachable)", None),
     (
       "(drop (call $http_request (i64.const 0) (i64.const 0)))",
-      Some(Ending::HostFunction(
-        "http_request: HTTP is not available to plugins".to_owned(),
-      )),
+      Some(Ending::HostFunction(HostFunctionError::new(
+        "http_request: HTTP is not available to plugins",
+      ))),
     ),
   ] {
     let guest = guest(&format!(
@@ -612,7 +614,7 @@ fn host_functions_may_fail_and_panic() {
   };
   assert_eq!(
     run(r#""env" "fail" (func)"#, "(call 0)"),
-    Ending::HostFunction("timeout".to_owned())
+    Ending::HostFunction(HostFunctionError::new("timeout"))
   );
   assert_eq!(
     run(r#""custom" "panic" (func)"#, "(call 0)"),
@@ -623,7 +625,9 @@ fn host_functions_may_fail_and_panic() {
       r#""custom" "wrong" (func (param f64) (result i32))"#,
       "(drop (call 0 (f64.const 1)))"
     ),
-    Ending::HostFunction("wrong answered with something that its type does not allow".to_owned())
+    Ending::HostFunction(HostFunctionError::new(
+      "wrong answered with something that its type does not allow"
+    ))
   );
 }
 
@@ -726,7 +730,9 @@ fn vars_are_shared_and_limited() {
   assert_eq!(report.outputs()[0].len(), 4000);
   assert_eq!(
     report.ending,
-    Ending::HostFunction("var_set: the variable store is full".to_owned())
+    Ending::HostFunction(HostFunctionError::new(
+      "var_set: the variable store is full"
+    ))
   );
 }
 

@@ -47,7 +47,8 @@ impl MemoryStore {
       Either::A(text) => Value::text(text),
       Either::B(bytes) => Value::bytes(bytes),
     };
-    self.store.set(&key, value);
+    // What has no bound takes everything.
+    drop(self.store.set_value(&key, value, None));
   }
 
   /// What was set: a string, or a copy of the bytes.
@@ -75,7 +76,7 @@ impl MemoryStore {
   /// Removes the key; whether it was there.
   #[napi(catch_unwind)]
   pub fn delete(&self, key: String) -> bool {
-    self.store.delete(&key)
+    self.store.remove(&key)
   }
 
   /// Removes all keys.
@@ -93,6 +94,7 @@ impl MemoryStore {
   /// All keys as of now, in the order in which they were first set.
   #[napi(catch_unwind)]
   pub fn keys(&self) -> Vec<String> {
-    self.store.keys().into_iter().map(String::from).collect()
+    let keys = self.store.keys();
+    keys.iter().map(|key| String::from(&**key)).collect()
   }
 }

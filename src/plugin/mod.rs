@@ -10,7 +10,6 @@ pub mod prepare;
 pub mod spin;
 pub mod stats;
 pub mod types;
-mod watchdog;
 mod workers;
 
 use std::collections::BTreeMap;

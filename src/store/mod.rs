@@ -1,13 +1,18 @@
 //! Where guests and JavaScript keep what is to outlive a call: behind one trait, in memory, in a file or
 //! on other machines. The vocabulary is that of wasi:keyvalue, with lifetimes and batches.
 
+mod checks;
+mod handle;
 mod memory;
+mod open;
 mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use handle::Handle;
 pub use memory::{MemoryStore, Value};
+pub use open::{OpenOptions, open};
 pub use watch::{Change, Watch, Watcher};
 
 use crate::Result;
@@ -79,8 +84,9 @@ pub trait Store: Send + Sync {
   /// whoever makes them, in the order of each key's changes. After [`Change::Lost`] some are missing.
   fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch>;
 
-  /// Ends what the store does in the background, when nobody uses it any more. What has been acknowledged
-  /// is kept. Afterwards everything is refused.
+  /// Ends what the store does in the background and lets go of files and connections. What has been
+  /// acknowledged is kept. Others may be in the middle of something; that ends, or is refused with
+  /// [`Closed`](crate::Code::Closed). A [`Handle`] calls this once, and refuses everything afterwards.
   fn close(&self) -> Result<()>;
 }
 

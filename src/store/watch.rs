@@ -49,10 +49,15 @@ impl Drop for Watch {
   }
 }
 
-/// The watchers of a store, by prefix.
+struct Watched {
+  prefix: String,
+  watcher: Arc<dyn Watcher>,
+}
+
+/// The watchers of a store.
 #[derive(Default)]
 pub struct Watchers {
-  watchers: RwLock<HashMap<u64, (String, Arc<dyn Watcher>)>>,
+  watchers: RwLock<HashMap<u64, Watched>>,
   /// How many there are, so that a store that nobody watches pays nothing.
   count: AtomicUsize,
   next: AtomicU64,
@@ -66,7 +71,8 @@ impl Watchers {
       .watchers
       .write()
       .unwrap_or_else(PoisonError::into_inner);
-    watchers.insert(number, (prefix.to_owned(), watcher));
+    let prefix = prefix.to_owned();
+    watchers.insert(number, Watched { prefix, watcher });
     self.count.store(watchers.len(), Ordering::Relaxed);
     drop(watchers);
     let this = Arc::downgrade(self);
@@ -93,7 +99,7 @@ impl Watchers {
       return;
     }
     let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner);
-    for (prefix, watcher) in watchers.values() {
+    for Watched { prefix, watcher } in watchers.values() {
       let concerns = match change {
         Change::Set { key, .. } | Change::Deleted { key } => key.starts_with(prefix),
         Change::Lost => true,
