@@ -4,5 +4,6 @@ const { CallContext } = require('./lib/call-context.js')
 const { MemoryStore } = require('./lib/memory-store.js')
 const { Plugin, createPlugin, precompile } = require('./lib/plugin.js')
 const { PluginOutput } = require('./lib/plugin-output.js')
+const { Store, openStore } = require('./lib/store.js')
 
-module.exports = { createPlugin, precompile, CallContext, MemoryStore, Plugin, PluginOutput }
+module.exports = { createPlugin, openStore, precompile, CallContext, MemoryStore, Plugin, PluginOutput, Store }

@@ -28,7 +28,7 @@ const USED = 6
 const COUNT = 7
 const HAS_MORE = 8
 // And for each call its number, its code (0 where it succeeded), the offset of its bytes in `shared`
-// and their length.
+// and their length (`AS_IT_IS` where what is in `apart` is no bytes).
 const ITEMS = 9
 const ITEM = 4
 const MAX_ITEMS = 64
@@ -39,6 +39,8 @@ const TAKEN = 2
 const TAKE = 3
 /** In place of an offset: the next value of `apart`. */
 const APART = 0xFFFF_FFFF
+/** In place of a length. */
+const AS_IT_IS = 1
 // In place of a code: a host function is called, or a plugin has a message for its logger. The bytes
 // are what it is about, the number the call that it is part of, or `NO_CALL`.
 const HOST_CALL = 0xFFFF_FFFF
@@ -193,7 +195,7 @@ function settleOne (number, code, offset, length) {
   let buffer = shared.buffer
   if (offset === APART) {
     buffer = apart.shift()
-    if (call !== undefined && buffer instanceof binding.Plugin) return call.resolve(buffer)
+    if (length === AS_IT_IS) return call.resolve(buffer)
     offset = 0
     length = buffer.byteLength
   } else {
@@ -330,4 +332,14 @@ function fillCache (options) {
   return complete(undefined, (number) => binding.precompile(number, options, boundary))
 }
 
-module.exports = { complete, completeSync, caller, fillCache, open }
+/** Opens the store of a URL and resolves to its native part. */
+function openStore (url, options) {
+  return complete(undefined, (number) => binding.openStore(number, url, options, boundary))
+}
+
+/** A native store with the same operations, over a native MemoryStore. */
+function storeOfMemory (native) {
+  return binding.Store.ofMemory(native, boundary)
+}
+
+module.exports = { complete, completeSync, caller, fillCache, open, openStore, storeOfMemory }

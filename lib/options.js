@@ -6,10 +6,12 @@ const { resolve } = require('node:path')
 const { fileURLToPath } = require('node:url')
 const binding = require('../binding.js')
 const { asBytes } = require('./bytes.js')
+const { asInteger } = require('./checks.js')
 const { describe, invalidArgument } = require('./errors.js')
 const { asFunctions } = require('./host-functions.js')
 const { asLevel, asLogger } = require('./logging.js')
-const { nativeStore } = require('./memory-store.js')
+const { isObject, pick } = require('./objects.js')
+const { nativeStore } = require('./store.js')
 
 const DEFAULT_MAX_QUEUE = 10_000
 const MAX_INSTANCES = 1_024
@@ -36,30 +38,6 @@ const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
 const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs', logger: 'logger' }
 const WASM_KEYS = { path: 'path', data: 'data', name: 'name', hash: 'hash' }
-
-function isObject (value) {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) && !asBytes(value)
-}
-
-/** The known properties of an object under their camelCase names; anything else is an error. */
-function pick (object, keys, what) {
-  if (!isObject(object)) throw invalidArgument(`${what} must be an object, not ${describe(object)}`)
-  const picked = {}
-  for (const [key, value] of Object.entries(object)) {
-    if (!Object.hasOwn(keys, key)) {
-      throw invalidArgument(`${what} has no "${key}"; it takes ${Object.keys(keys).join(', ')}`)
-    }
-    if (value !== undefined && value !== null) picked[keys[key]] = value
-  }
-  return picked
-}
-
-function checkSignal (signal) {
-  if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function' ||
-    typeof signal.removeEventListener !== 'function') {
-    throw invalidArgument(`signal must be an AbortSignal, not ${describe(signal)}`)
-  }
-}
 
 function asPath (url) {
   try {
@@ -102,14 +80,6 @@ function asWasm (item, index) {
     throw invalidArgument(`"data" of ${what} must be bytes, not ${describe(data)}`)
   }
   return { path, data: bytes, name, hash }
-}
-
-function asInteger (value, name, fallback, most, least = 1) {
-  if (value === undefined) return fallback
-  if (!Number.isInteger(value) || value < least || value > most) {
-    throw invalidArgument(`${name} must be a whole number from ${least} to ${most}`)
-  }
-  return value
 }
 
 function asBoolean (value, name) {
@@ -166,7 +136,7 @@ function pluginOptions (source, options) {
 
   const store = merged.store === undefined ? new binding.MemoryStore() : nativeStore(merged.store)
   if (store === undefined) {
-    throw invalidArgument(`store must be a MemoryStore, not ${describe(merged.store)}`)
+    throw invalidArgument(`store must be a MemoryStore or a Store, not ${describe(merged.store)}`)
   }
   const { names, bodies } = asFunctions(merged.functions)
   const level = asLevel(merged.logLevel)
@@ -193,4 +163,4 @@ function pluginOptions (source, options) {
   return { native, store, inJavaScript: { bodies, logger, level, instances: native.instances } }
 }
 
-module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pluginOptions, pick, checkSignal, asInteger }
+module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pluginOptions }

@@ -4,10 +4,12 @@
 
 const { asBytes } = require('./bytes.js')
 const { caller, complete, completeSync, fillCache, open } = require('./calls.js')
+const { asInteger, checkSignal } = require('./checks.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { AsyncLocalStorage, addTable, forgotten, removeTable, waitForOwn } = require('./host-functions.js')
 const { asLogger } = require('./logging.js')
-const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, asInteger, checkSignal, pick, pluginOptions } = require('./options.js')
+const { pick } = require('./objects.js')
+const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, pluginOptions } = require('./options.js')
 
 // Lets `createPlugin` make what only it may make.
 const SECRET = Symbol('extism-host')

@@ -1,0 +1,25 @@
+'use strict'
+
+// Objects that users write: manifests, options, and what is in them.
+
+const { asBytes } = require('./bytes.js')
+const { describe, invalidArgument } = require('./errors.js')
+
+function isObject (value) {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) && !asBytes(value)
+}
+
+/** The known properties of an object under their camelCase names; anything else is an error. */
+function pick (object, keys, what) {
+  if (!isObject(object)) throw invalidArgument(`${what} must be an object, not ${describe(object)}`)
+  const picked = {}
+  for (const [key, value] of Object.entries(object)) {
+    if (!Object.hasOwn(keys, key)) {
+      throw invalidArgument(`${what} has no "${key}"; it takes ${Object.keys(keys).join(', ')}`)
+    }
+    if (value !== undefined && value !== null) picked[keys[key]] = value
+  }
+  return picked
+}
+
+module.exports = { isObject, pick }
