@@ -5,7 +5,7 @@
 const { complete, openStore: open, storeOfMemory } = require('./calls.js')
 const { checkSignal } = require('./checks.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
-const { MemoryStore, asMaxBytes, nativeMemoryStore } = require('./memory-store.js')
+const { asMaxBytes, nativeMemoryStore } = require('./memory-store.js')
 const { pick } = require('./objects.js')
 const { asLifetime, asValue, checkKey, checkNewKey } = require('./store-entries.js')
 const { StoreChanges } = require('./store-changes.js')
@@ -178,10 +178,9 @@ function asKeys (keys) {
 
 async function openStore (source, options) {
   const maxBytes = asMaxBytes(options)
-  const memory = nativeMemoryStore(source)
-  if (memory !== undefined) {
+  if (nativeMemoryStore(source) !== undefined) {
     if (maxBytes !== undefined) throw invalidArgument('maxBytes is set where a MemoryStore is made: new MemoryStore(entries, { maxBytes })')
-    return new Store(SECRET, storeOfMemory(memory))
+    return asStore(source)
   }
   const url = source instanceof URL ? source.href : source
   if (typeof url !== 'string') {
@@ -195,4 +194,11 @@ function nativeStore (store) {
   return nativeMemoryStore(store) ?? Store[SECRET](store)
 }
 
-module.exports = { MemoryStore, Store, nativeStore, openStore }
+/** A Store, or one over a MemoryStore; `undefined` for anything else. */
+function asStore (store) {
+  if (Store[SECRET](store) !== undefined) return store
+  const memory = nativeMemoryStore(store)
+  return memory === undefined ? undefined : new Store(SECRET, storeOfMemory(memory))
+}
+
+module.exports = { Store, asStore, nativeStore, openStore }
