@@ -162,8 +162,6 @@ export declare class StoreWatch {
   next(call: number): void
   /** Ends it: who asks is answered, and nothing is kept. */
   stop(): void
-  /** As [`stop`](Self::stop), for who does not want the answer any more. */
-  cancel(call: number): void
 }
 
 /** Where compiled modules are kept. */

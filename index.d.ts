@@ -430,7 +430,7 @@ export class MemoryStore implements Iterable<[string, string | Buffer]> {
 /** How much a store in memory may have. */
 export interface MemoryStoreOptions {
   /**
-   * How many bytes the store may take, from 1 to 2⁵³ − 1: keys, values, and 192 bytes for each entry.
+   * How many bytes the store may take, from 1 to 2⁵³ − 1: keys, values, and 200 bytes for each entry.
    * Where there is no room for another entry, those are removed that have not been read or set for
    * longest, about. There is no limit without it.
    */

@@ -11,11 +11,18 @@ use super::{Entry, NEVER, Shared, Value};
 use crate::store::{Change, Page};
 use crate::watchdog::{self, Watched};
 
-/// Keys whose time is over that are removed before others get their turn.
-const SWEEP: usize = 256;
+/// Keys whose time is over that the watchdog removes before others get their turn.
+const SWEEP: usize = 512;
 
-/// How long at least the watchdog does something else between two sweeps of a store.
+/// How long others have their turn where there are more.
+const SHORT_PAUSE: Duration = Duration::from_millis(1);
+
+/// How long the watchdog leaves the store alone otherwise.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Keys whose time is over that each writer removes: more than it can add, so that there never are ever
+/// more of them.
+const SHARE: usize = 2;
 
 /// How many keys that have been used eviction passes by before it takes the next one, used or not: so
 /// that no writer waits for it to go through all keys.
@@ -24,9 +31,9 @@ const MAX_PASSED: usize = 64;
 /// What writers keep beside the map.
 #[derive(Default)]
 pub(super) struct Ledger {
-  /// All keys in their order, for lists. It takes about 30 bytes for each key and doubles the time of
-  /// adding one (not of setting it again). Without it each page of a list would have to look at all keys
-  /// of the store: a million keys, listed by the thousand, are a thousand times a million.
+  /// All keys in their order, for lists. It takes about 40 bytes for each key, and time where a key is
+  /// added or removed, not where it is set again. Without it each page of a list would have to look at
+  /// all keys of the store: a million keys, listed by the thousand, are a thousand times a million.
   keys: BTreeSet<Arc<str>>,
   /// The keys that have a lifetime, by when it is over.
   deadlines: BTreeSet<(u64, Arc<str>)>,
@@ -50,14 +57,17 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
+  /// Waits until it is one's turn.
   pub fn new(shared: &'a Shared) -> Self {
     let ledger = shared.lock();
     let now = shared.now();
-    Self {
+    let mut writer = Self {
       shared,
       ledger,
       now,
-    }
+    };
+    writer.sweep(SHARE);
+    writer
   }
 
   /// When something that is set now is over.
@@ -303,7 +313,7 @@ impl Watched for Shared {
     match next {
       NEVER => None,
       // More than it may do at once.
-      next if next <= writer.now => Some(now),
+      next if next <= writer.now => Some(now + SHORT_PAUSE),
       next => Some(self.instant(next).max(now + PAUSE)),
     }
   }
