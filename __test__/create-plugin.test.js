@@ -178,6 +178,8 @@ test('a Plugin cannot be made without createPlugin', () => {
 })
 
 test('the module has its exports by name', () => {
-  expect(Object.keys(require('..')).sort()).toEqual(['MemoryStore', 'Plugin', 'PluginOutput', 'createPlugin', 'precompile'])
+  expect(Object.keys(require('..')).sort()).toEqual([
+    'CallContext', 'MemoryStore', 'Plugin', 'PluginOutput', 'Store', 'createPlugin', 'keyvAdapter', 'openStore', 'precompile'
+  ])
   expect([MemoryStore, PluginOutput].every((value) => typeof value === 'function')).toBe(true)
 })
