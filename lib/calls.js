@@ -141,6 +141,21 @@ function completeSync (native, start, about, table) {
   return outcome.value
 }
 
+/** How many of what is unfinished are not calls of plugins. */
+let inBackground = 0
+
+/**
+ * As `complete`, for operations of stores. One can take for ever, to wait for a change, and calls are
+ * made one after the other all the same.
+ */
+function completeInBackground (native, start) {
+  inBackground++
+  const promise = complete(native, start)
+  const over = () => { inBackground-- }
+  promise.then(over, over)
+  return promise
+}
+
 function forget (number) {
   const call = calls[number]
   calls[number] = undefined
@@ -252,7 +267,7 @@ const toBeWoken = []
  * once it is awake it finds all of them.
  */
 function wake (native) {
-  if (unfinished === 1) return native.wake()
+  if (unfinished - inBackground === 1) return native.wake()
   if (toBeWoken.length === 0) setImmediate(wakeAll)
   if (!toBeWoken.includes(native)) toBeWoken.push(native)
 }
@@ -296,7 +311,7 @@ function caller (native) {
     header[EXPORT] = exportNumber
     header[LENGTH] = length
     header[TIMEOUT] = timeoutMs
-    header[IS_ALONE] = isAlone && unfinished === 1 ? 1 : 0
+    header[IS_ALONE] = isAlone && unfinished - inBackground === 1 ? 1 : 0
     header[MAY_TAKE] = isSettling || settledAtOnce >= MAX_SETTLED_AT_ONCE ? 0 : 1
     const outcome = call(shared, apart)
     if (outcome === WAKE) {
@@ -342,4 +357,4 @@ function storeOfMemory (native) {
   return binding.Store.ofMemory(native, boundary)
 }
 
-module.exports = { complete, completeSync, caller, fillCache, open, openStore, storeOfMemory }
+module.exports = { complete, completeInBackground, completeSync, caller, fillCache, open, openStore, storeOfMemory }

@@ -2,7 +2,7 @@
 
 // The changes of a store, as they are iterated.
 
-const { complete } = require('./calls.js')
+const { completeInBackground: complete } = require('./calls.js')
 
 /** What the native part says of a change: its kind, its key, its value. */
 const CHANGE = 3

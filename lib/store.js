@@ -2,7 +2,7 @@
 
 // The one asynchronous face of all stores. Their operations run on threads of the native part.
 
-const { complete, openStore: open, storeOfMemory } = require('./calls.js')
+const { completeInBackground: complete, openStore: open, storeOfMemory } = require('./calls.js')
 const { checkSignal } = require('./checks.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { asMaxBytes, nativeMemoryStore } = require('./memory-store.js')

@@ -62,8 +62,8 @@ pub fn run(
   }
 }
 
-/// As [`run`], for what nobody waits for. It must not panic. Where there is no thread for it, and none
-/// can be started, it is not done.
+/// As [`run`], for what nobody waits for. Where there is no thread for it, and none can be started, it is
+/// not done.
 pub fn spawn(job: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
   let mut state = POOL.lock();
   if state.idle <= state.jobs.len() && state.threads < MAX_THREADS {
@@ -93,7 +93,8 @@ impl Pool {
     loop {
       if let Some(job) = state.jobs.pop_front() {
         drop(state);
-        job();
+        // What panics here nobody waits for; the thread must be there for the others.
+        drop(catch_unwind(AssertUnwindSafe(job)));
         state = self.lock();
         continue;
       }

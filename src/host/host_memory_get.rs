@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Answer, HostFunction};
 use crate::plugin::names::USER;
 use crate::plugin::types::ValueType;
-use crate::store::Store;
+use crate::store::{MAX_KEY, Store};
 
 /// `hostMemoryGet(key: i64) -> i64`, in `extism:host/user`. The offset of the value; 0 when the key
 /// has none, when the value is empty, and when what was passed is not the offset of UTF-8 text. Where
@@ -22,6 +22,8 @@ pub fn host_memory_get(store: Arc<dyn Store>) -> HostFunction {
       };
       let value = match store.get_now(key) {
         Some(value) => value,
+        // No store has such a key, and to ask for it is an error.
+        None if key.len() > MAX_KEY => None,
         None => store.get(key)?,
       };
       Ok(value.map_or(Answer::ZERO, Answer::Bytes))
