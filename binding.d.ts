@@ -65,12 +65,15 @@ export declare class Boundary {
 
 /** A store that this JavaScript thread fills and that plugins read. */
 export declare class MemoryStore {
-  /** An empty store. */
-  constructor()
+  /** An empty store, which may take that many bytes. */
+  constructor(maxBytes?: number | undefined | null)
   /** The store of that name, which all threads of the process share. */
   static named(name: string): MemoryStore
-  /** Sets a key to a string or to a copy of the bytes. */
-  set(key: string, value: string | Uint8Array): void
+  /**
+   * Sets a key to a string or to a copy of the bytes, for that many milliseconds; returns why not, where
+   * there is a reason.
+   */
+  set(key: string, value: string | Uint8Array, ttlMs?: number | undefined | null): Refusal | null
   /** What was set: a string, or a copy of the bytes. */
   get(key: string): string | Buffer | null
   /** Whether the key is there. */
@@ -128,6 +131,51 @@ export interface AllowedPath {
   guest: string
   /** Whether they may only read there. */
   readOnly: boolean
+/** A store. What its operations come to arrives under the number `call`. Lifetimes are milliseconds. */
+export declare class Store {
+  /** The same face for a MemoryStore, which others go on with when this one is closed. */
+  static ofMemory(store: MemoryStore, boundary: Boundary): Store
+  /**
+   * The value of a key where that is known at once: a copy, or `null` for no such key; `undefined` where
+   * [`get`](Self::get) has to be asked.
+   */
+  getNow(key: string): Buffer | null | undefined
+  /** The value of a key: a copy, or `null`. */
+  get(call: number, key: string): void
+  /** Sets a key. */
+  set(call: number, key: string, value: Input, ttlMs?: number | undefined | null): void
+  /** Removes a key; whether it was there. */
+  delete(call: number, key: string): void
+  /** Whether a key is there. */
+  has(call: number, key: string): void
+  /** Some keys, as an array of the next page's cursor, or `null`, and the keys. */
+  list(call: number, prefix: string, cursor: string | undefined | null, limit: number): void
+  /** Adds to a number, which must have 64 bits. */
+  increment(call: number, key: string, delta: bigint): void
+  /** Sets or removes a key if it has the expected value; whether it had. */
+  compareAndSwap(call: number, key: string, expected?: Input | undefined | null, value?: Input | undefined | null, ttlMs?: number | undefined | null): void
+  /** The values of keys: copies, or `null`s. */
+  getMany(call: number, keys: Array<string>): void
+  /** Sets keys; each has the value of its place. */
+  setMany(call: number, keys: Array<string>, values: Array<Input>, ttlMs?: number | undefined | null): void
+  /** Removes keys; how many were there. */
+  deleteMany(call: number, keys: Array<string>): void
+  /** Watches the keys that begin with `prefix`. */
+  watch(call: number, prefix: string): void
+  /** Closes the store. */
+  close(call: number): void
+}
+
+/** A watch. */
+export declare class StoreWatch {
+  /**
+   * All changes since the last time arrive under the number `call`, as soon as there are any: an array
+   * of their kinds, keys and values. It is empty when the watch has been stopped. One may be asked for
+   * at a time.
+   */
+  next(call: number): void
+  /** Ends it: who asks is answered, and nothing is kept. */
+  stop(): void
 }
 
 /** Where compiled modules are kept. */
@@ -168,7 +216,10 @@ export interface ImportDescriptor {
 }
 
 /** Loads and starts a plugin, which arrives under the number `call`. */
-export declare function openPlugin(call: number, options: PluginOptions, store: MemoryStore, boundary: Boundary): void
+export declare function openPlugin(call: number, options: PluginOptions, store: MemoryStore | AnyStore, boundary: Boundary): void
+
+/** Opens the store of a URL, which arrives under the number `call`. */
+export declare function openStore(call: number, url: string, options: StoreOptions, boundary: Boundary): void
 
 /** A manifest and options, as `index.js` has merged them. */
 export interface PluginOptions {
@@ -245,6 +296,20 @@ export interface PluginStats {
  * `call`.
  */
 export declare function precompile(call: number, options: PluginOptions, boundary: Boundary): void
+
+/** Why something is refused. */
+export interface Refusal {
+  /** The error's code. */
+  code: string
+  /** Its message. */
+  message: string
+}
+
+/** What goes with a URL. */
+export interface StoreOptions {
+  /** How many bytes a store in memory may take. */
+  maxBytes?: number
+}
 
 /** One module: a path or bytes. */
 export interface WasmOptions {

@@ -229,8 +229,11 @@ export interface PluginOptions extends ManifestOptions {
    * @default 'silent'
    */
   logLevel?: LogLevel
-  /** Where `hostMemoryGet` looks up its keys, shared by reference. An empty one without it. */
-  store?: MemoryStore
+  /**
+   * Where `hostMemoryGet` looks up its keys, shared by reference. An empty one without it. Where the store
+   * fails, or has been closed, the plugin's call is rejected with the store's code.
+   */
+  store?: MemoryStore | Store
   /**
    * How many instances there may be, each with a thread of its own, from 1 to 1,024. With one, a
    * plugin's state is seen by each call as the call before left it; with more, each instance has
@@ -430,12 +433,22 @@ export type ErrorCode =
   | 'UNAVAILABLE'
   /** There is no directory in which `precompile` could keep what it compiles. */
   | 'CACHE_UNAVAILABLE'
-  /** The plugin is closed. */
+  /** The plugin is closed, or the store. */
   | 'CLOSED'
   /** A context is used after its host function has returned, or its call is over. */
   | 'CONTEXT_ENDED'
   /** The plugin's variables have no room for another value. */
   | 'VARIABLES_FULL'
+  /** No store has the scheme of the URL; the message names those that there are. */
+  | 'NO_SUCH_STORE'
+  /** The store does not let in whoever asks. */
+  | 'ACCESS_DENIED'
+  /** The store cannot be reached, or not in time. It may have done what was asked. */
+  | 'STORE_UNAVAILABLE'
+  /** The value is larger than the store takes. */
+  | 'VALUE_TOO_LARGE'
+  /** The store has no room left. */
+  | 'STORE_FULL'
   /** A call would have waited for ever: for what only this thread can do, or for itself. */
   | 'WOULD_DEADLOCK'
   /** What the JavaScript SDK has and this library cannot have; the message says what to use. */
@@ -559,12 +572,13 @@ export class Plugin {
  * A map in Rust that JavaScript fills and plugins read with `hostMemoryGet`.
  *
  * It works as a `Map` does, insertion order included, with strings as keys and strings or bytes as
- * values. What is set is seen by the next host call of each plugin that has the store.
+ * values. What is set is seen by the next host call of each plugin that has the store. Reading waits for
+ * nobody. `openStore(store)` gives it the face that all stores have, with more operations.
  */
 export class MemoryStore implements Iterable<[string, string | Buffer]> {
   // Not a Map: only a store made by this class can be given to a plugin.
   #private
-  constructor (entries?: Iterable<readonly [string, string | Bytes]> | null)
+  constructor (entries?: Iterable<readonly [string, string | Bytes]> | null, options?: MemoryStoreOptions | null)
   /**
    * The store of that name: the same for all threads of this process, so that plugins of several
    * worker threads read what any of them sets. It lasts for as long as any thread has it, or a plugin
@@ -573,9 +587,15 @@ export class MemoryStore implements Iterable<[string, string | Buffer]> {
   static named (name: string): MemoryStore
   /** How many keys there are. */
   readonly size: number
-  /** Sets a key. Bytes are copied. Strings must be well-formed Unicode. */
-  set (key: string, value: string | Bytes): this
-  /** What was set: a string where a string was set, a Buffer with a copy where bytes were. */
+  /**
+   * Sets a key, for ever or for `ttlMs`. Bytes are copied. Strings must be well-formed Unicode. Throws
+   * `VALUE_TOO_LARGE` where the entry exceeds `maxBytes` alone.
+   */
+  set (key: string, value: string | Bytes, options?: EntryOptions | null): this
+  /**
+   * What was set: a string where a string was set, a Buffer with a copy where bytes were, or where it was
+   * set through a `Store`.
+   */
   get (key: string): string | Buffer | undefined
   has (key: string): boolean
   /** Removes a key, and says whether it was there. */
@@ -589,6 +609,137 @@ export class MemoryStore implements Iterable<[string, string | Buffer]> {
   [Symbol.iterator] (): IterableIterator<[string, string | Buffer]>
   readonly [Symbol.toStringTag]: string
 }
+
+/** How much a store in memory may have. */
+export interface MemoryStoreOptions {
+  /**
+   * How many bytes the store may take, from 1 to 2⁵³ − 1: keys, values, and 200 bytes for each entry.
+   * Where there is no room for another entry, those are removed that have not been read or set for
+   * longest, about. There is no limit without it.
+   */
+  maxBytes?: number
+}
+
+/** How an entry of a store is set. */
+export interface EntryOptions {
+  /**
+   * After how many milliseconds the entry is gone, from 1 to 2⁵³ − 1. It stays until it is deleted without
+   * it, also where the key had a lifetime before.
+   */
+  ttlMs?: number
+}
+
+/** What has happened to a key. */
+export type StoreChange =
+  /** It has been set; `value` is there where the store can tell. */
+  | { type: 'set', key: string, value?: Buffer }
+  /** It has been removed: by somebody, as its time was over, or to make room. */
+  | { type: 'delete', key: string, value?: undefined }
+  /** Changes may have been missed, as they were read too slowly or the connection was lost. */
+  | { type: 'lost', key?: undefined, value?: undefined }
+
+/**
+ * A store, opened by `openStore`: one face for all kinds.
+ *
+ * Keys are strings of well-formed Unicode of up to 64 KiB in UTF-8, an empty one included. Values are
+ * bytes; a string is stored as UTF-8. What goes in and out is copied. Operations run on threads of this
+ * library (up to 16 of the process), and those that are not awaited run in any order. One that is on its
+ * way keeps the process alive; an open store does not.
+ *
+ * All methods reject with a `PluginError`: `INVALID_ARGUMENT`, also for a key that is too long; `CLOSED`;
+ * `VALUE_TOO_LARGE` and `STORE_FULL`; `STORE_UNAVAILABLE` where the store cannot be reached, or not in
+ * time, and may or may not have done what was asked; `ACCESS_DENIED`. One that fails has changed nothing
+ * otherwise.
+ */
+export class Store implements AsyncDisposable {
+  private constructor ()
+  /** The value of a key. */
+  get (key: string): Promise<Buffer | undefined>
+  /** Sets a key, for ever or for `ttlMs`. */
+  set (key: string, value: string | Bytes, options?: EntryOptions | null): Promise<void>
+  /** Removes a key, and resolves to whether it was there. */
+  delete (key: string): Promise<boolean>
+  has (key: string): Promise<boolean>
+  /**
+   * The keys that begin with `prefix` (all without it), fetched as they are needed, a thousand at a time.
+   * A key that is there all the time comes once; one that is set or removed meanwhile may come or not. In
+   * memory they come in the order of their UTF-8.
+   */
+  keys (options?: { prefix?: string } | null): AsyncGenerator<string, void, undefined>
+  /**
+   * Adds to a number that is stored as decimal digits, in one step, and resolves to the sum: a bigint where
+   * a number would not be exact. A key that is not there counts as 0; one that is keeps its lifetime.
+   * Rejects with `INVALID_ARGUMENT` where the value is no whole number of 64 bits, or the sum would not be.
+   * @default delta 1
+   */
+  increment (key: string, delta?: number | bigint): Promise<number | bigint>
+  /**
+   * Sets a key, or removes it where `value` is `undefined`, if it has the expected value; `undefined` stands
+   * for no such key. In one step: nobody changes the key in between. Resolves to whether it had that value.
+   */
+  compareAndSwap (key: string, expected: string | Bytes | undefined, value: string | Bytes | undefined, options?: EntryOptions | null): Promise<boolean>
+  /** The values of keys, in their order. */
+  getMany (keys: Iterable<string>): Promise<Array<Buffer | undefined>>
+  /** Sets keys. In a store that is spread over machines, some may have been set where it fails. */
+  setMany (entries: Iterable<readonly [string, string | Bytes]>, options?: EntryOptions | null): Promise<void>
+  /** Removes keys, and resolves to how many were there. As `setMany` otherwise. */
+  deleteMany (keys: Iterable<string>): Promise<number>
+  /**
+   * The changes of the keys that begin with `prefix`, whoever makes them, those of each key in their order.
+   * What this Store is asked for after the call of `watch` is among them. It ends when the store is closed
+   * or with `return()` (as `break` does), and rejects with the reason of `signal` when that is aborted.
+   *
+   * Up to 1,024 changes, or 4 MiB of them, wait to be read; those that come after that are missing, and a
+   * change `lost` tells of it. To wait for a change keeps the process alive.
+   */
+  watch (prefix?: string, options?: { signal?: AbortSignal } | null): AsyncIterableIterator<StoreChange> & AsyncDisposable
+  /**
+   * Closes the store: what is asked of it afterwards is refused with `CLOSED`, also where plugins do. A
+   * MemoryStore or a named store stays what it is for all others that have it. Can be called again.
+   */
+  close (): Promise<void>
+  /** The same as `close()`, for `await using`. */
+  [Symbol.asyncDispose] (): Promise<void>
+  readonly [Symbol.toStringTag]: string
+}
+
+/**
+ * Opens a store by its URL: `memory:` is a new one in memory, `memory:name` the one of that name that
+ * `MemoryStore.named(name)` is too. With a MemoryStore, that store has the same face.
+ *
+ * `maxBytes` is for `memory:`. Rejects with `NO_SUCH_STORE` where no store has the URL's scheme, and with
+ * `INVALID_ARGUMENT`.
+ */
+export function openStore (source: string | URL | MemoryStore, options?: MemoryStoreOptions | null): Promise<Store>
+
+/** What `keyvAdapter` returns. */
+export interface KeyvStoreAdapter {
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- as Keyv has it
+  opts: any
+  namespace?: string | undefined
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- as Keyv has it
+  get (key: string): Promise<any>
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- as Keyv has it
+  getMany (keys: string[]): Promise<any[]>
+  set (key: string, value: unknown, ttl?: number): Promise<boolean>
+  setMany (entries: Array<{ key: string, value: unknown, ttl?: number }>): Promise<boolean[]>
+  delete (key: string): Promise<boolean>
+  deleteMany (keys: string[]): Promise<boolean>
+  has (key: string): Promise<boolean>
+  hasMany (keys: string[]): Promise<boolean[]>
+  clear (): Promise<void>
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- as Keyv has it
+  iterator (namespace?: string): AsyncGenerator<any, void, undefined>
+}
+
+/**
+ * A store for Keyv 5 and 6: `new Keyv({ store: keyvAdapter(store), namespace: 'sessions' })`. Keyv puts its
+ * namespace before its keys, so several can have one store; lifetimes are the store's. Keyv must make
+ * strings of values, as it does by default. To close the store is left to who has opened it.
+ *
+ * One adapter is for one Keyv, which tells it its namespace. Throws `INVALID_ARGUMENT` for what is no store.
+ */
+export function keyvAdapter (store: Store | MemoryStore): KeyvStoreAdapter
 
 /**
  * Loads a plugin and starts its first instance, or all with `eager`, off the event loop. `source` may

@@ -2,19 +2,24 @@
 
 const { CallContext } = require('./lib/call-context.js')
 const { CAPABILITIES } = require('./lib/capabilities.js')
+const { keyvAdapter } = require('./lib/keyv-adapter.js')
 const { MemoryStore } = require('./lib/memory-store.js')
 const { Plugin, createPlugin, precompile } = require('./lib/plugin.js')
 const { PluginOutput } = require('./lib/plugin-output.js')
+const { Store, openStore } = require('./lib/store.js')
 
 module.exports = {
   createPlugin,
   newPlugin: createPlugin,
   precompile,
+  openStore,
+  keyvAdapter,
   CAPABILITIES,
   CallContext,
   MemoryStore,
   Plugin,
   PluginOutput,
+  Store,
   default: createPlugin
 }
 

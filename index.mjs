@@ -1,7 +1,7 @@
 import extismHost from './index.js'
 
 export const {
-  createPlugin, newPlugin, precompile, CAPABILITIES, CallContext, MemoryStore, Plugin, PluginOutput
+  createPlugin, newPlugin, precompile, openStore, keyvAdapter, CAPABILITIES, CallContext, MemoryStore, Plugin, PluginOutput, Store
 } = extismHost
 
 export default createPlugin

@@ -183,7 +183,7 @@ test('a Plugin cannot be made without createPlugin', () => {
 
 test('the module has its exports by name', () => {
   expect(Object.keys(require('..')).sort()).toEqual([
-    'CAPABILITIES', 'CallContext', 'MemoryStore', 'Plugin', 'PluginOutput', 'createPlugin', 'default', 'newPlugin', 'precompile'
+    'CAPABILITIES', 'CallContext', 'MemoryStore', 'Plugin', 'PluginOutput', 'Store', 'createPlugin', 'default', 'keyvAdapter', 'newPlugin', 'openStore', 'precompile'
   ])
   expect([MemoryStore, PluginOutput].every((value) => typeof value === 'function')).toBe(true)
 })

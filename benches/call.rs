@@ -60,8 +60,13 @@ fn guests() -> [Guest; 2] {
 
 fn store() -> Arc<dyn Store> {
   let store = MemoryStore::new();
-  store.set("hello", Value::text("👋 Hello World 🌍"));
-  store.set("message", Value::text("I 💜 Extism 😍"));
+  for (key, value) in [
+    ("hello", "👋 Hello World 🌍"),
+    ("message", "I 💜 Extism 😍"),
+  ] {
+    let set = store.set_value(key, Value::text(value), None);
+    set.expect("it has no bound");
+  }
   Arc::new(store)
 }
 

@@ -28,7 +28,7 @@ const USED = 6
 const COUNT = 7
 const HAS_MORE = 8
 // And for each call its number, its code (0 where it succeeded), the offset of its bytes in `shared`
-// and their length.
+// and their length (`AS_IT_IS` where what is in `apart` is no bytes).
 const ITEMS = 9
 const ITEM = 4
 const MAX_ITEMS = 64
@@ -39,6 +39,8 @@ const TAKEN = 2
 const TAKE = 3
 /** In place of an offset: the next value of `apart`. */
 const APART = 0xFFFF_FFFF
+/** In place of a length. */
+const AS_IT_IS = 1
 // In place of a code: a host function is called, or a plugin has a message for its logger. The bytes
 // are what it is about, the number the call that it is part of, or `NO_CALL`.
 const HOST_CALL = 0xFFFF_FFFF
@@ -145,6 +147,21 @@ function isUnfinished (native) {
   return calls.some((call) => call !== undefined && call.native === native)
 }
 
+/** How many of what is unfinished are not calls of plugins. */
+let inBackground = 0
+
+/**
+ * As `complete`, for operations of stores. One can take for ever, to wait for a change, and calls are
+ * made one after the other all the same.
+ */
+function completeInBackground (native, start) {
+  inBackground++
+  const promise = complete(native, start)
+  const over = () => { inBackground-- }
+  promise.then(over, over)
+  return promise
+}
+
 function forget (number) {
   const call = calls[number]
   calls[number] = undefined
@@ -200,7 +217,7 @@ function settleOne (number, code, offset, length) {
   let buffer = shared.buffer
   if (offset === APART) {
     buffer = apart.shift()
-    if (call !== undefined && buffer instanceof binding.Plugin) return call.resolve(buffer)
+    if (length === AS_IT_IS) return call.resolve(buffer)
     offset = 0
     length = buffer.byteLength
   } else {
@@ -257,7 +274,7 @@ const toBeWoken = []
  * once it is awake it finds all of them.
  */
 function wake (native) {
-  if (unfinished === 1) return native.wake()
+  if (unfinished - inBackground === 1) return native.wake()
   if (toBeWoken.length === 0) setImmediate(wakeAll)
   if (!toBeWoken.includes(native)) toBeWoken.push(native)
 }
@@ -301,7 +318,7 @@ function caller (native) {
     header[EXPORT] = exportNumber
     header[LENGTH] = length
     header[TIMEOUT] = timeoutMs
-    header[IS_ALONE] = isAlone && unfinished === 1 ? 1 : 0
+    header[IS_ALONE] = isAlone && unfinished - inBackground === 1 ? 1 : 0
     header[MAY_TAKE] = isSettling || settledAtOnce >= MAX_SETTLED_AT_ONCE ? 0 : 1
     const outcome = call(shared, apart)
     if (outcome === WAKE) {
@@ -337,4 +354,14 @@ function fillCache (options) {
   return complete(undefined, (number) => binding.precompile(number, options, boundary))
 }
 
-module.exports = { complete, completeSync, isUnfinished, caller, fillCache, open }
+/** Opens the store of a URL and resolves to its native part. */
+function openStore (url, options) {
+  return complete(undefined, (number) => binding.openStore(number, url, options, boundary))
+}
+
+/** A native store with the same operations, over a native MemoryStore. */
+function storeOfMemory (native) {
+  return binding.Store.ofMemory(native, boundary)
+}
+
+module.exports = { complete, completeInBackground, completeSync, isUnfinished, caller, fillCache, open, openStore, storeOfMemory }

@@ -3,18 +3,22 @@
 // The Map-like face of the store that lives in Rust.
 
 const binding = require('../binding.js')
-const { asBytes } = require('./bytes.js')
-const { describe, invalidArgument } = require('./errors.js')
+const { asInteger } = require('./checks.js')
+const { codedError, describe, invalidArgument } = require('./errors.js')
+const { pick } = require('./objects.js')
+const { asLifetime, asValue, checkKey, checkNewKey } = require('./store-entries.js')
 
-// Lets `nativeStore` reach what only this file may.
+const STORE_KEYS = { maxBytes: 'maxBytes' }
+
+// Lets `nativeMemoryStore` reach what only this file may.
 const SECRET = Symbol('extism-host')
 
 class MemoryStore {
   #native
 
-  // The others are for `named` alone.
-  constructor (entries, secret, native) {
-    this.#native = secret === SECRET ? native : new binding.MemoryStore()
+  // With the secret for `named` alone.
+  constructor (entries, options, native) {
+    this.#native = options === SECRET ? native : new binding.MemoryStore(asMaxBytes(options))
     if (entries === undefined || entries === null) return
     if (typeof entries[Symbol.iterator] !== 'function' || typeof entries === 'string') {
       throw invalidArgument(`a MemoryStore takes an iterable of [key, value], not ${describe(entries)}`)
@@ -43,24 +47,10 @@ class MemoryStore {
     return this.#native.size
   }
 
-  set (key, value) {
-    checkKey(key)
-    // UTF-8 has no lone surrogates: two such keys would become one, and a value would change.
-    if (!key.isWellFormed()) {
-      throw invalidArgument('a key must be well-formed Unicode, without lone surrogates')
-    }
-    if (typeof value === 'string') {
-      if (!value.isWellFormed()) {
-        throw invalidArgument('a string must be well-formed Unicode, without lone surrogates; store bytes instead')
-      }
-      this.#native.set(key, value)
-    } else {
-      const bytes = asBytes(value)
-      if (bytes === undefined) {
-        throw invalidArgument(`a value must be a string or bytes, not ${describe(value)}`)
-      }
-      this.#native.set(key, bytes)
-    }
+  set (key, value, options) {
+    checkNewKey(key)
+    const refusal = this.#native.set(key, asValue(value), asLifetime(options))
+    if (refusal !== null) throw codedError(refusal.code, refusal.message)
     return this
   }
 
@@ -112,15 +102,16 @@ class MemoryStore {
   }
 }
 
-function checkKey (key) {
-  if (typeof key !== 'string') {
-    throw invalidArgument(`a key must be a string, not ${describe(key)}`)
-  }
+/** How many bytes a store may have, from the options of one that is made; `undefined` without a bound. */
+function asMaxBytes (options) {
+  if (options === undefined || options === null) return undefined
+  const { maxBytes } = pick(options, STORE_KEYS, 'the options of a store')
+  return asInteger(maxBytes, 'maxBytes', undefined, Number.MAX_SAFE_INTEGER)
 }
 
 /** The native store of a MemoryStore; `undefined` for anything else. */
-function nativeStore (store) {
+function nativeMemoryStore (store) {
   return MemoryStore[SECRET](store)
 }
 
-module.exports = { MemoryStore, nativeStore }
+module.exports = { MemoryStore, asMaxBytes, nativeMemoryStore }

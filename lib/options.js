@@ -4,11 +4,12 @@
 
 const { resolve } = require('node:path')
 const binding = require('../binding.js')
+const { asInteger } = require('./checks.js')
 const { describe, invalidArgument } = require('./errors.js')
 const { asFunctions } = require('./host-functions.js')
 const { asLevel, asLogger } = require('./logging.js')
-const { nativeStore } = require('./memory-store.js')
 const { inBothSpellings, isObject, pick } = require('./objects.js')
+const { nativeStore } = require('./store.js')
 
 const DEFAULT_MAX_QUEUE = 10_000
 const MAX_INSTANCES = 1_024
@@ -44,21 +45,6 @@ const MAX_WASI_BYTES = 65_536
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
 const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs', logger: 'logger' }
-
-function checkSignal (signal) {
-  if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function' ||
-    typeof signal.removeEventListener !== 'function') {
-    throw invalidArgument(`signal must be an AbortSignal, not ${describe(signal)}`)
-  }
-}
-
-function asInteger (value, name, fallback, most, least = 1) {
-  if (value === undefined) return fallback
-  if (!Number.isInteger(value) || value < least || value > most) {
-    throw invalidArgument(`${name} must be a whole number from ${least} to ${most}`)
-  }
-  return value
-}
 
 function asBoolean (value, name) {
   if (value === undefined) return false
@@ -180,7 +166,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
 
   const store = merged.store === undefined ? new binding.MemoryStore() : nativeStore(merged.store)
   if (store === undefined) {
-    throw invalidArgument(`store must be a MemoryStore, not ${describe(merged.store)}`)
+    throw invalidArgument(`store must be a MemoryStore or a Store, not ${describe(merged.store)}`)
   }
   const { names, bodies } = asFunctions(merged.functions)
   const level = asLevel(merged.logLevel)
@@ -217,4 +203,4 @@ function pluginOptions ({ wasm, ...rest }, options) {
   return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { bodies, logger, level, instances: native.instances } }
 }
 
-module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pickOptions, pluginOptions, checkSignal, asInteger }
+module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pickOptions, pluginOptions }

@@ -5,11 +5,12 @@
 const { allowedPathsOf } = require('./allowed-paths.js')
 const { asBytes } = require('./bytes.js')
 const { caller, complete, completeSync, fillCache, isUnfinished, open } = require('./calls.js')
+const { asInteger, checkSignal } = require('./checks.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { AsyncLocalStorage, addTable, forgotten, removeTable, waitForOwn } = require('./host-functions.js')
 const { asLogger } = require('./logging.js')
 const { pick } = require('./objects.js')
-const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, asInteger, checkSignal, pickOptions, pluginOptions } = require('./options.js')
+const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, pickOptions, pluginOptions } = require('./options.js')
 const { loadManifest } = require('./source.js')
 
 // Lets `createPlugin` make what only it may make.

@@ -45,17 +45,27 @@ pub enum Code {
   Unavailable,
   /// There is no place where compiled modules could be kept.
   CacheUnavailable,
-  /// The plugin has been closed.
+  /// The plugin, or the store, has been closed.
   Closed,
   /// A synchronous call would wait for ever.
   WouldDeadlock,
+  /// No store has the scheme of the URL.
+  NoSuchStore,
+  /// The store does not let in whoever asks.
+  AccessDenied,
+  /// The store cannot be reached, or not in time.
+  StoreUnavailable,
+  /// The value is larger than the store takes.
+  ValueTooLarge,
+  /// The store has no room left.
+  StoreFull,
   /// A defect in this library.
   Internal,
 }
 
 impl Code {
   /// All codes, each at the place of its [`number`](Self::number) less one.
-  pub const ALL: [Self; 22] = [
+  pub const ALL: [Self; 27] = [
     Code::InvalidArgument,
     Code::FileNotFound,
     Code::InvalidWasm,
@@ -77,6 +87,11 @@ impl Code {
     Code::CacheUnavailable,
     Code::Closed,
     Code::WouldDeadlock,
+    Code::NoSuchStore,
+    Code::AccessDenied,
+    Code::StoreUnavailable,
+    Code::ValueTooLarge,
+    Code::StoreFull,
     Code::Internal,
   ];
 
@@ -109,6 +124,11 @@ impl Code {
       Code::CacheUnavailable => "CACHE_UNAVAILABLE",
       Code::Closed => "CLOSED",
       Code::WouldDeadlock => "WOULD_DEADLOCK",
+      Code::NoSuchStore => "NO_SUCH_STORE",
+      Code::AccessDenied => "ACCESS_DENIED",
+      Code::StoreUnavailable => "STORE_UNAVAILABLE",
+      Code::ValueTooLarge => "VALUE_TOO_LARGE",
+      Code::StoreFull => "STORE_FULL",
       Code::Internal => "INTERNAL",
     }
   }

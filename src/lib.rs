@@ -25,5 +25,6 @@ mod error;
 pub mod host;
 pub mod plugin;
 pub mod store;
+mod watchdog;
 
 pub use error::{Code, Error, Result};

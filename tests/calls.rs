@@ -228,11 +228,10 @@ fn built_in_functions_answer() {
   );
   assert_eq!(
     report.ending,
-    Ending::HostFunction(
+    Ending::HostFunction(HostFunctionError::new(
       "http_request: the request is no JSON object {url, method?, headers?}: \
        expected value at line 1 column 1"
-        .to_owned()
-    )
+    ))
   );
   assert_eq!(
     *world.lines.0.lock().unwrap(),
@@ -407,11 +406,10 @@ fn initialization_may_fail() {
     ("(unreachable)", None),
     (
       "(drop (call $http_request (i64.const 0) (i64.const 0)))",
-      Some(Ending::HostFunction(
+      Some(Ending::HostFunction(HostFunctionError::new(
         "http_request: the request is no JSON object {url, method?, headers?}: \
-         EOF while parsing a value at line 1 column 0"
-          .to_owned(),
-      )),
+         EOF while parsing a value at line 1 column 0",
+      ))),
     ),
   ] {
     let guest = guest(&format!(
@@ -618,7 +616,7 @@ fn host_functions_may_fail_and_panic() {
   };
   assert_eq!(
     run(r#""env" "fail" (func)"#, "(call 0)"),
-    Ending::HostFunction("timeout".to_owned())
+    Ending::HostFunction(HostFunctionError::new("timeout"))
   );
   assert_eq!(
     run(r#""custom" "panic" (func)"#, "(call 0)"),
@@ -629,7 +627,9 @@ fn host_functions_may_fail_and_panic() {
       r#""custom" "wrong" (func (param f64) (result i32))"#,
       "(drop (call 0 (f64.const 1)))"
     ),
-    Ending::HostFunction("wrong answered with something that its type does not allow".to_owned())
+    Ending::HostFunction(HostFunctionError::new(
+      "wrong answered with something that its type does not allow"
+    ))
   );
 }
 
@@ -733,9 +733,9 @@ fn vars_are_shared_and_limited() {
   assert_eq!(report.outputs()[0].len(), 4000);
   assert_eq!(
     report.ending,
-    Ending::HostFunction(
-      "var memory limit exceeded: 4097 bytes requested, 4096 allowed".to_owned()
-    )
+    Ending::HostFunction(HostFunctionError::new(
+      "var memory limit exceeded: 4097 bytes requested, 4096 allowed"
+    ))
   );
 }
 

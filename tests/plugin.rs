@@ -149,7 +149,7 @@ fn a_host_function_reads_the_store_as_it_is_now() {
   let plugin =
     try_open(&manifest(GUEST), limits(2, 8), Arc::clone(&store) as _).expect("the plugin opens");
   for (name, value) in [("read_store", "first"), ("read_store_by_env", "second")] {
-    store.set("key", Value::text(value));
+    assert_eq!(store.set_value("key", Value::text(value), None), Ok(()));
     assert_eq!(call(&plugin, name, b"key"), Ok(value.into()));
   }
   assert_eq!(call(&plugin, "read_store", b"missing"), Ok(Vec::new()));

@@ -1,12 +1,13 @@
 import { expectAssignable, expectError, expectType } from 'tsd'
 import pino from 'pino'
+import Keyv from 'keyv'
 import createPluginByDefault, {
-  CallContext, createPlugin, newPlugin, precompile, CAPABILITIES, MemoryStore, Plugin, PluginError, PluginOutput
+  CallContext, createPlugin, keyvAdapter, newPlugin, openStore, precompile, CAPABILITIES, MemoryStore, Plugin, PluginError, PluginOutput, Store
 } from '../..'
 import type {
   Capabilities, CurrentPlugin, ExtismPluginOptions, LogLevel, Manifest, ManifestLike, ManifestWasm, ManifestWasmData, ManifestWasmModule,
   ManifestWasmPath, ManifestWasmResponse, ManifestWasmUrl, MemoryOptions, ModuleExportDescriptor, ModuleImportDescriptor,
-  PluginConfig, PluginConfigLike
+  PluginConfig, PluginConfigLike, StoreChange
 } from '../..'
 
 const store = new MemoryStore([['text', 'value'], ['bytes', new Uint8Array(1)]])
@@ -160,3 +161,30 @@ expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { allowedPaths: [{ host:
 expectType<Promise<Plugin>>(createPlugin({ wasm: [{ path: 'plugin.wasm' }], allowed_paths: { '/srv': '/data' } }))
 expectError(createPlugin('plugin.wasm', { enableWasiOutput: 'file' }))
 expectError(createPlugin('plugin.wasm', { allowedPaths: [{ host: '/srv' }] }))
+
+expectType<MemoryStore>(new MemoryStore(null, { maxBytes: 1024 }).set('key', 'value', { ttlMs: 1000 }))
+expectError(new MemoryStore(null, { maxKeys: 1024 }))
+expectError(store.set('key', 'value', { ttl: 1000 }))
+
+expectType<Promise<Store>>(openStore('memory:', { maxBytes: 1024 }))
+expectType<Promise<Store>>(openStore(new URL('memory:name')))
+expectError(openStore())
+const opened = await openStore(store)
+expectType<Promise<Buffer | undefined>>(opened.get('key'))
+expectType<Promise<void>>(opened.set('key', new Uint8Array(1), { ttlMs: 1000 }))
+expectType<Promise<boolean>>(opened.delete('key'))
+expectType<Promise<boolean>>(opened.has('key'))
+expectType<Promise<number | bigint>>(opened.increment('key', 2n))
+expectType<Promise<boolean>>(opened.compareAndSwap('key', undefined, 'value', { ttlMs: 1000 }))
+expectType<Promise<Array<Buffer | undefined>>>(opened.getMany(new Set(['key'])))
+expectType<Promise<void>>(opened.setMany(new Map([['key', 'value']]), { ttlMs: 1000 }))
+expectType<Promise<number>>(opened.deleteMany(['key']))
+expectType<AsyncGenerator<string, void, undefined>>(opened.keys({ prefix: 'user:' }))
+const changes = opened.watch('user:', { signal: AbortSignal.timeout(5) })
+const change: StoreChange = (await changes.next()).value
+if (change.type === 'set') expectType<Buffer | undefined>(change.value)
+expectType<Promise<void>>(opened.close())
+expectError(opened.set('key', 1))
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { store: opened }))
+expectType<Keyv>(new Keyv({ store: keyvAdapter(opened), namespace: 'users' }))
+expectError(keyvAdapter(new Map()))

@@ -24,6 +24,7 @@ use super::host_call::{Channel, Done, HostCall, HostCalls};
 use super::logger::Message;
 use super::plugin::Plugin;
 use super::silence_panics;
+use super::store::{Place, Reply};
 use crate::host::{Answer, Bytes, HostFunctionError, Step};
 use crate::plugin::{self, spin};
 use crate::{Code, Result};
@@ -44,11 +45,15 @@ pub type Arguments = [u32; 7];
 const SUMMARY: usize = 2;
 
 /// What a call has in the header: its number, its code (0 where it succeeded), the offset of its
-/// bytes in the shared buffer ([`APART`] where they are not there), and their length.
+/// bytes in the shared buffer ([`APART`] where they are not there), and their length ([`AS_IT_IS`] where
+/// what is apart is no bytes).
 const ITEM: usize = 4;
 
 /// In place of an offset: the next of the values that are handed over apart.
 const APART: u32 = u32::MAX;
+
+/// In place of a length: what is handed over apart is what JavaScript gets.
+const AS_IT_IS: u32 = 1;
 
 /// How long JavaScript's thread looks for the result of its only call before it goes on.
 const LOOK: Duration = Duration::from_micros(20);
@@ -80,6 +85,8 @@ pub enum Outcome {
   Output(Vec<u8>),
   /// A plugin has been opened.
   Opened(plugin::Plugin),
+  /// A store has done something.
+  Store(Reply),
 }
 
 /// Calls a JavaScript function without arguments; weak, so that it alone keeps no process alive.
@@ -515,7 +522,11 @@ impl Writer<'_> {
     match outcome {
       Outcome::Opened(plugin) => {
         let plugin = Plugin::new(plugin, Arc::clone(self.finished));
-        self.place_apart(plugin)
+        self.place_as_it_is(plugin)
+      }
+      Outcome::Store(reply) => {
+        let (context, finished) = (self.context, self.finished);
+        reply.place(context.env, finished, self)
       }
       Outcome::Output(bytes) => self.place_bytes(bytes),
     }
@@ -540,5 +551,16 @@ impl Writer<'_> {
   fn place_apart(&mut self, value: impl ToNapiValue) -> napi::Result<(u32, u32)> {
     self.context.get::<Array<'_>>(1)?.insert(value)?;
     Ok((APART, 0))
+  }
+
+  fn place_as_it_is(&mut self, value: impl ToNapiValue) -> napi::Result<(u32, u32)> {
+    self.place_apart(value)?;
+    Ok((APART, AS_IT_IS))
+  }
+}
+
+impl Place<(u32, u32)> for &mut Writer<'_> {
+  fn value(self, value: impl ToNapiValue) -> napi::Result<(u32, u32)> {
+    self.place_as_it_is(value)
   }
 }

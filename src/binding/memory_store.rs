@@ -1,6 +1,7 @@
 //! `MemoryStore` for JavaScript.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use napi::Env;
 use napi::bindgen_prelude::{BufferSlice, Either, Uint8ArraySlice};
@@ -14,6 +15,15 @@ pub struct MemoryStore {
   store: Arc<store::MemoryStore>,
 }
 
+/// Why something is refused.
+#[napi(object, object_from_js = false)]
+pub struct Refusal {
+  /// The error's code.
+  pub code: &'static str,
+  /// Its message.
+  pub message: String,
+}
+
 impl MemoryStore {
   /// The store itself, to be shared with plugins.
   pub fn shared(&self) -> Arc<store::MemoryStore> {
@@ -23,12 +33,15 @@ impl MemoryStore {
 
 #[napi]
 impl MemoryStore {
-  /// An empty store.
+  /// An empty store, which may take that many bytes.
   #[napi(constructor, catch_unwind)]
-  #[allow(clippy::new_without_default, reason = "Node-API calls it")]
-  pub fn new() -> Self {
+  pub fn new(max_bytes: Option<f64>) -> Self {
+    let store = match max_bytes {
+      None => store::MemoryStore::new(),
+      Some(max_bytes) => store::MemoryStore::bounded(max_bytes as usize),
+    };
     Self {
-      store: Arc::default(),
+      store: Arc::new(store),
     }
   }
 
@@ -40,14 +53,25 @@ impl MemoryStore {
     }
   }
 
-  /// Sets a key to a string or to a copy of the bytes.
+  /// Sets a key to a string or to a copy of the bytes, for that many milliseconds; returns why not, where
+  /// there is a reason.
   #[napi(catch_unwind)]
-  pub fn set(&self, key: String, value: Either<String, Uint8ArraySlice<'_>>) {
+  pub fn set(
+    &self,
+    key: String,
+    value: Either<String, Uint8ArraySlice<'_>>,
+    ttl_ms: Option<f64>,
+  ) -> Option<Refusal> {
     let value = match &value {
       Either::A(text) => Value::text(text),
       Either::B(bytes) => Value::bytes(bytes),
     };
-    self.store.set(&key, value);
+    let lifetime = ttl_ms.map(|milliseconds| Duration::from_millis(milliseconds as u64));
+    let refused = self.store.set_value(&key, value, lifetime).err()?;
+    Some(Refusal {
+      code: refused.code.as_str(),
+      message: refused.message,
+    })
   }
 
   /// What was set: a string, or a copy of the bytes.
@@ -75,7 +99,7 @@ impl MemoryStore {
   /// Removes the key; whether it was there.
   #[napi(catch_unwind)]
   pub fn delete(&self, key: String) -> bool {
-    self.store.delete(&key)
+    self.store.remove(&key)
   }
 
   /// Removes all keys.
@@ -93,6 +117,7 @@ impl MemoryStore {
   /// All keys as of now, in the order in which they were first set.
   #[napi(catch_unwind)]
   pub fn keys(&self) -> Vec<String> {
-    self.store.keys().into_iter().map(String::from).collect()
+    let keys = self.store.keys();
+    keys.iter().map(|key| String::from(&**key)).collect()
   }
 }

@@ -6,6 +6,9 @@ mod host_call;
 mod logger;
 mod memory_store;
 mod plugin;
+mod pool;
+mod store;
+mod store_watch;
 
 use napi_derive::napi;
 

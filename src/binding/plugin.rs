@@ -19,6 +19,7 @@ use super::boundary::{Boundary, Finished, Outcome};
 use super::host_call::Functions;
 use super::logger::ToJavaScript;
 use super::memory_store::MemoryStore;
+use super::store::Store as AnyStore;
 use crate::host::{Environment, http};
 use crate::plugin::spin::Habit;
 use crate::plugin::{self, CompileCache, Limits, Queued, Source};
@@ -226,7 +227,16 @@ impl From<PluginOptions> for plugin::Manifest {
 
 /// Loads and starts a plugin, which arrives under the number `call`.
 #[napi(catch_unwind)]
-pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, boundary: &Boundary) {
+pub fn open_plugin(
+  call: u32,
+  options: PluginOptions,
+  store: Either<&MemoryStore, &AnyStore>,
+  boundary: &Boundary,
+) {
+  let store: Arc<dyn Store> = match store {
+    Either::A(store) => store.shared(),
+    Either::B(store) => store.shared(),
+  };
   let at_least_one = |number: u32| NonZeroUsize::new(number as usize).unwrap_or(NonZeroUsize::MIN);
   let limits = Limits {
     instances: at_least_one(options.instances),
@@ -234,7 +244,7 @@ pub fn open_plugin(call: u32, options: PluginOptions, store: &MemoryStore, bound
     max_queue: at_least_one(options.max_queue),
     is_isolated: options.is_isolated,
   };
-  let environment = environment(&options, store.shared(), boundary);
+  let environment = environment(&options, store, boundary);
   let manifest = plugin::Manifest::from(options);
   let results = Arc::clone(&boundary.near().finished) as _;
   load(call, boundary, move || {

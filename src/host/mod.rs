@@ -23,6 +23,7 @@ use extism::{CurrentPlugin, Val};
 use crate::plugin::Manifest;
 use crate::plugin::types::{FunctionType, ValueType};
 use crate::store::Store;
+use crate::{Code, Error};
 
 pub use conversation::{Block, Conversation, Step};
 pub use interruption::Interruption;
@@ -98,13 +99,31 @@ impl Answer {
 /// Why a host function failed, for whoever called the plugin. It ends the call, and the instance
 /// with it: a guest is not prepared to go on after a function that has not returned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct HostFunctionError(String);
+#[error("{message}")]
+pub struct HostFunctionError {
+  /// What the plugin's call fails with; [`Code::HostFunctionError`] without it.
+  pub code: Option<Code>,
+  /// What went wrong, for people.
+  pub message: String,
+}
 
 impl HostFunctionError {
   /// An error with this message.
   pub fn new(message: impl Into<String>) -> Self {
-    Self(message.into())
+    Self {
+      code: None,
+      message: message.into(),
+    }
+  }
+}
+
+impl From<Error> for HostFunctionError {
+  /// With the same code, whose name begins the message too: for logs, which see only that.
+  fn from(error: Error) -> Self {
+    Self {
+      code: Some(error.code),
+      message: format!("{}: {}", error.code.as_str(), error.message),
+    }
   }
 }
 

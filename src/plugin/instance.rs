@@ -131,8 +131,8 @@ pub enum Ending {
   OutOfFuel,
   /// It was interrupted by its cancel handle, or [`Jobs::started`] broke it off.
   Interrupted,
-  /// A host function failed, with this message.
-  HostFunction(String),
+  /// A host function failed.
+  HostFunction(HostFunctionError),
   /// A host function, or an implementation of [`Jobs`], panicked.
   Panicked(String),
 }
@@ -566,7 +566,7 @@ fn host_function(number: usize, host: HostFunction) -> Function {
         interruption: &run.interruption,
         last_response: &run.last_response,
       });
-      let answer = match called.map_err(failed)? {
+      let answer = match called.map_err(Ending::HostFunction)? {
         Called::Answer(answer) => answer,
         Called::Conversation(conversation) => {
           run.conversation.replace(Some(conversation));
@@ -603,16 +603,12 @@ fn host_function(number: usize, host: HostFunction) -> Function {
   )
 }
 
-fn failed(error: HostFunctionError) -> Ending {
-  Ending::HostFunction(error.to_string())
-}
-
 /// The next step of the conversation with a host function, as the gate knows it.
 fn converse(run: &Run, block: Option<Block<'_>>, results: &mut [Val]) -> Result<(), Ending> {
   let Some(mut conversation) = run.conversation.take() else {
     return Err(internal("there is no conversation"));
   };
-  let (step, value, length) = match conversation.next(block).map_err(failed)? {
+  let (step, value, length) = match conversation.next(block).map_err(Ending::HostFunction)? {
     Step::Answer(answer) => {
       let (value, length) = match answer {
         Answer::Nothing => (0, -1),
@@ -648,10 +644,10 @@ fn set_step(results: &mut [Val], step: i32, value: i64, length: i64) -> Result<(
 }
 
 fn wrong_answer(host: &HostFunction) -> Ending {
-  Ending::HostFunction(format!(
+  Ending::HostFunction(HostFunctionError::new(format!(
     "{} answered with something that its type does not allow",
     host.name
-  ))
+  )))
 }
 
 /// A function of [`HOST`]. What it fails with, and a panic in it, become the ending of the run.

@@ -11,7 +11,6 @@ pub mod spin;
 pub mod stats;
 pub mod types;
 pub mod wasi;
-mod watchdog;
 mod workers;
 
 use std::collections::BTreeMap;

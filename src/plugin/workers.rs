@@ -31,8 +31,8 @@ use super::instance::{self, CallError, Compiled, Ending, Finished, Jobs};
 use super::interrupt;
 use super::spin::{Flag, Habit, Spinner};
 use super::stats::{Counters, Replaced, Stats};
-use super::watchdog::{self, Watched};
 use crate::host::Interruption;
+use crate::watchdog::{self, Watched};
 use crate::{Code, Error, Result};
 
 /// Where the results of a plugin's calls go.
@@ -1041,7 +1041,9 @@ fn error_of(ending: Ending) -> Error {
       Code::FuelExhausted,
       "the plugin has used up the fuel that a call may use",
     ),
-    Ending::HostFunction(message) => Error::new(Code::HostFunctionError, message),
+    Ending::HostFunction(error) => {
+      Error::new(error.code.unwrap_or(Code::HostFunctionError), error.message)
+    }
     Ending::Exited(code) => Error::new(
       Code::PluginError,
       format!("Plugin-originated error: the plugin exited with the code {code}"),

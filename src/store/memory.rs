@@ -1,16 +1,23 @@
 //! A store in this process's memory.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+mod writer;
 
-use super::Store;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::checks::{check_key, sum};
+use super::watch::Watchers;
+use super::{Bytes, Page, Store, Watch, Watcher};
+use crate::{Code, Error, Result};
+use writer::{Ledger, Writer};
 
 /// What a [`MemoryStore`] holds under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value {
   /// The bytes that a guest gets; those of the UTF-8 encoding where a string was set.
-  pub bytes: Arc<[u8]>,
+  pub bytes: Bytes,
   /// Whether JavaScript set a string, and so gets one back.
   pub is_text: bool,
 }
@@ -33,18 +40,75 @@ impl Value {
   }
 }
 
+/// The deadline of what has no lifetime.
+const NEVER: u64 = u64::MAX;
+
+/// What an entry costs beside its key and its value: in the map, the ordered set, the clock, and what the
+/// allocator adds. Measured, with a million keys.
+const ENTRY: usize = 200;
+
+/// What there is under a key.
 struct Entry {
-  value: Value,
+  bytes: Bytes,
   /// When the key was first set, so that iteration follows insertion as a JavaScript `Map`'s does.
   position: u64,
+  /// From when on it is gone, in nanoseconds since the store was made.
+  deadline: u64,
+  is_text: bool,
+  /// Whether it has been read or set again since eviction last looked at it.
+  is_used: AtomicBool,
 }
 
-/// A map that JavaScript fills and guests read. Readers never wait: neither for each other nor for
-/// a writer. All methods may be called from any thread.
-#[derive(Default)]
+impl Entry {
+  fn new(value: Value, position: u64, deadline: u64, is_used: bool) -> Self {
+    Self {
+      bytes: value.bytes,
+      position,
+      deadline,
+      is_text: value.is_text,
+      is_used: AtomicBool::new(is_used),
+    }
+  }
+
+  fn value(&self) -> Value {
+    Value {
+      bytes: Arc::clone(&self.bytes),
+      is_text: self.is_text,
+    }
+  }
+
+  /// How much it counts for the bound of its store.
+  fn cost(&self, key: &str) -> usize {
+    cost(key, &self.bytes)
+  }
+}
+
+fn cost(key: &str, value: &[u8]) -> usize {
+  key.len() + value.len() + ENTRY
+}
+
+/// A map in memory, for guests and JavaScript. All methods may be called from any thread. Readers never
+/// wait: neither for each other nor for a writer. Writers wait for one another, for microseconds.
 pub struct MemoryStore {
-  entries: papaya::HashMap<Box<str>, Entry>,
-  next_position: AtomicU64,
+  shared: Arc<Shared>,
+}
+
+struct Shared {
+  entries: papaya::HashMap<Arc<str>, Entry>,
+  /// The moment from which deadlines count.
+  epoch: Instant,
+  /// The first of the deadlines.
+  next_deadline: AtomicU64,
+  max_bytes: Option<usize>,
+  ledger: Mutex<Ledger>,
+  watchers: Arc<Watchers>,
+  this: Weak<Self>,
+}
+
+impl Default for MemoryStore {
+  fn default() -> Self {
+    Self::with_bound(None)
+  }
 }
 
 /// The stores of the process that have a name.
@@ -54,6 +118,26 @@ impl MemoryStore {
   /// An empty store.
   pub fn new() -> Self {
     Self::default()
+  }
+
+  /// An empty store that takes up to that many bytes: keys, values, and 200 bytes for each entry. What
+  /// has not been read or set for long is removed when room is needed, about in that order.
+  pub fn bounded(max_bytes: usize) -> Self {
+    Self::with_bound(Some(max_bytes))
+  }
+
+  fn with_bound(max_bytes: Option<usize>) -> Self {
+    Self {
+      shared: Arc::new_cyclic(|this| Shared {
+        entries: papaya::HashMap::new(),
+        epoch: Instant::now(),
+        next_deadline: AtomicU64::new(NEVER),
+        max_bytes,
+        ledger: Mutex::default(),
+        watchers: Arc::default(),
+        this: Weak::clone(this),
+      }),
+    }
   }
 
   /// The store of that name: the same for all threads of the process, for as long as any of them has
@@ -69,93 +153,242 @@ impl MemoryStore {
     store
   }
 
-  /// Sets `key`. A key that was there keeps its place in the order of [`keys`](Self::keys).
-  pub fn set(&self, key: &str, value: Value) {
-    let position = self.next_position.fetch_add(1, Ordering::Relaxed);
-    self.entries.pin().update_or_insert_with(
-      key.into(),
-      |old| Entry {
-        value: value.clone(),
-        position: old.position,
-      },
-      || Entry {
-        value: value.clone(),
-        position,
-      },
-    );
+  /// Sets `key`, for ever or for that long. A key that was there keeps its place in the order of
+  /// [`keys`](Self::keys). [`Code::ValueTooLarge`] where it exceeds the store's bound alone.
+  pub fn set_value(&self, key: &str, value: Value, lifetime: Option<Duration>) -> Result<()> {
+    self.shared.check_fits(key, &value.bytes)?;
+    let mut writer = self.writer();
+    let deadline = writer.deadline(lifetime);
+    writer.set(key, value, deadline);
+    Ok(())
   }
 
   /// The value under `key`.
   pub fn value(&self, key: &str) -> Option<Value> {
-    self.entries.pin().get(key).map(|entry| entry.value.clone())
+    self.shared.read(key, Entry::value)
   }
 
   /// Whether `key` is there.
   pub fn has(&self, key: &str) -> bool {
-    self.entries.pin().contains_key(key)
+    self.shared.read(key, |_| ()).is_some()
   }
 
   /// Removes `key`, and says whether it was there.
-  pub fn delete(&self, key: &str) -> bool {
-    self.entries.pin().remove(key).is_some()
+  pub fn remove(&self, key: &str) -> bool {
+    self.writer().remove(key)
   }
 
   /// Removes all keys.
   pub fn clear(&self) {
-    self.entries.pin().clear();
+    self.writer().clear();
   }
 
   /// How many keys there are.
   pub fn len(&self) -> usize {
-    self.entries.len()
+    if self
+      .shared
+      .is_over(self.shared.next_deadline.load(Ordering::Acquire))
+    {
+      self.writer().sweep(usize::MAX);
+    }
+    self.shared.entries.len()
   }
 
   /// Whether there is no key.
   pub fn is_empty(&self) -> bool {
-    self.entries.is_empty()
+    self.len() == 0
   }
 
   /// All keys as of now, in the order in which they were first set.
-  pub fn keys(&self) -> Vec<Box<str>> {
-    let pinned = self.entries.pin();
+  pub fn keys(&self) -> Vec<Arc<str>> {
+    let pinned = self.shared.entries.pin();
     let mut keys: Vec<_> = pinned
       .iter()
-      .map(|(key, entry)| (entry.position, key.clone()))
+      .filter(|(_, entry)| !self.shared.is_over(entry.deadline))
+      .map(|(key, entry)| (entry.position, Arc::clone(key)))
       .collect();
     keys.sort_unstable_by_key(|(position, _)| *position);
     keys.into_iter().map(|(_, key)| key).collect()
   }
+
+  /// Waits until it is one's turn to change the store.
+  fn writer(&self) -> Writer<'_> {
+    Writer::new(&self.shared)
+  }
+}
+
+impl Shared {
+  /// Reads what there is under a key. What runs most often: no lock, and a clock only where there is a
+  /// lifetime.
+  fn read<T>(&self, key: &str, read: impl FnOnce(&Entry) -> T) -> Option<T> {
+    let entries = self.entries.pin();
+    let entry = entries.get(key)?;
+    if self.is_over(entry.deadline) {
+      return None;
+    }
+    // Looked at first: a write would take the cache line away from other readers.
+    if self.max_bytes.is_some() && !entry.is_used.load(Ordering::Relaxed) {
+      entry.is_used.store(true, Ordering::Relaxed);
+    }
+    Some(read(entry))
+  }
+
+  fn is_over(&self, deadline: u64) -> bool {
+    deadline != NEVER && deadline <= self.now()
+  }
+
+  /// Refuses what exceeds the bound alone.
+  fn check_fits(&self, key: &str, value: &[u8]) -> Result<()> {
+    let cost = cost(key, value);
+    match self.max_bytes {
+      Some(max_bytes) if cost > max_bytes => Err(Error::new(
+        Code::ValueTooLarge,
+        format!(
+          "the entry takes {cost} bytes, and the whole store may have {max_bytes} (maxBytes)"
+        ),
+      )),
+      _ => Ok(()),
+    }
+  }
+
+  /// Refuses what the store does not take.
+  fn check(&self, key: &str, value: &[u8]) -> Result<()> {
+    check_key(key)?;
+    self.check_fits(key, value)
+  }
 }
 
 impl Store for MemoryStore {
-  fn get(&self, key: &str) -> Option<Arc<[u8]>> {
-    self
-      .entries
-      .pin()
-      .get(key)
-      .map(|entry| Arc::clone(&entry.value.bytes))
+  fn get_now(&self, key: &str) -> Option<Option<Bytes>> {
+    Some(self.shared.read(key, |entry| Arc::clone(&entry.bytes)))
+  }
+
+  fn get(&self, key: &str) -> Result<Option<Bytes>> {
+    check_key(key)?;
+    Ok(self.get_now(key).flatten())
+  }
+
+  fn set(&self, key: &str, value: &[u8], lifetime: Option<Duration>) -> Result<()> {
+    check_key(key)?;
+    self.set_value(key, Value::bytes(value), lifetime)
+  }
+
+  fn delete(&self, key: &str) -> Result<bool> {
+    check_key(key)?;
+    Ok(self.remove(key))
+  }
+
+  fn exists(&self, key: &str) -> Result<bool> {
+    check_key(key)?;
+    Ok(self.has(key))
+  }
+
+  /// In the order of the keys' bytes; a cursor is the last key of its page.
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+    Ok(self.writer().list(prefix, cursor, limit))
+  }
+
+  fn increment(&self, key: &str, delta: i64) -> Result<i64> {
+    check_key(key)?;
+    let mut writer = self.writer();
+    let (old, deadline) = writer.get(key).unzip();
+    let sum = sum(old.as_ref().map(|old| &*old.bytes), delta)?;
+    let value = Value {
+      bytes: sum.to_string().into_bytes().into(),
+      // Digits are text; what was set as bytes stays bytes.
+      is_text: old.is_none_or(|old| old.is_text),
+    };
+    self.shared.check_fits(key, &value.bytes)?;
+    writer.set(key, value, deadline.unwrap_or(NEVER));
+    Ok(sum)
+  }
+
+  fn compare_and_swap(
+    &self,
+    key: &str,
+    expected: Option<&[u8]>,
+    value: Option<&[u8]>,
+    lifetime: Option<Duration>,
+  ) -> Result<bool> {
+    self.shared.check(key, value.unwrap_or_default())?;
+    let value = value.map(Value::bytes);
+    let mut writer = self.writer();
+    let old = writer.get(key);
+    if old.as_ref().map(|(old, _)| &*old.bytes) != expected {
+      return Ok(false);
+    }
+    match value {
+      Some(value) => {
+        let deadline = writer.deadline(lifetime);
+        writer.set(key, value, deadline);
+      }
+      None => {
+        writer.remove(key);
+      }
+    }
+    Ok(true)
+  }
+
+  fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>> {
+    keys.iter().map(|key| self.get(key)).collect()
+  }
+
+  /// All at once for other writers; readers may see some of them.
+  fn set_many(&self, entries: &[(&str, &[u8])], lifetime: Option<Duration>) -> Result<()> {
+    for (key, value) in entries {
+      self.shared.check(key, value)?;
+    }
+    let mut writer = self.writer();
+    let deadline = writer.deadline(lifetime);
+    for (key, value) in entries {
+      writer.set(key, Value::bytes(value), deadline);
+    }
+    Ok(())
+  }
+
+  fn delete_many(&self, keys: &[&str]) -> Result<u64> {
+    keys.iter().try_for_each(|key| check_key(key))?;
+    let mut writer = self.writer();
+    Ok(keys.iter().map(|key| u64::from(writer.remove(key))).sum())
+  }
+
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+    Ok(self.shared.watchers.add(prefix, watcher))
+  }
+
+  /// There is nothing to end: what is over is removed for as long as the store lives.
+  fn close(&self) -> Result<()> {
+    Ok(())
   }
 }
 
 #[cfg(test)]
 mod tests {
   use super::*;
+  use crate::store::Change;
+
+  fn fill(store: &MemoryStore, key: &str, value: Value) {
+    assert_eq!(store.set_value(key, value, None), Ok(()));
+  }
 
   #[test]
   fn a_value_that_was_set_is_read_back_with_its_kind() {
     let store = MemoryStore::new();
-    store.set("text", Value::text("👋"));
-    store.set("bytes", Value::bytes(&[0xFF, 0x00]));
+    fill(&store, "text", Value::text("👋"));
+    fill(&store, "bytes", Value::bytes(&[0xFF, 0x00]));
     assert_eq!(store.value("text"), Some(Value::text("👋")));
     assert_eq!(store.value("bytes"), Some(Value::bytes(&[0xFF, 0x00])));
-    assert_eq!(store.get("text").as_deref(), Some("👋".as_bytes()));
-    assert_eq!(store.get("neither"), None);
+    assert_eq!(
+      store.get_now("text").flatten().as_deref(),
+      Some("👋".as_bytes())
+    );
+    assert_eq!(store.get("neither"), Ok(None));
   }
 
   #[test]
   fn a_named_store_is_one_for_as_long_as_somebody_has_it() {
     let store = MemoryStore::named("one");
-    store.set("key", Value::text("value"));
+    fill(&store, "key", Value::text("value"));
     let elsewhere = std::thread::spawn(|| MemoryStore::named("one").value("key"));
     assert_eq!(elsewhere.join().ok().flatten(), Some(Value::text("value")));
     assert_eq!(MemoryStore::named("another").value("key"), None);
@@ -167,11 +400,11 @@ mod tests {
   fn keys_come_in_the_order_of_insertion_and_an_overwritten_key_keeps_its_place() {
     let store = MemoryStore::new();
     for key in ["c", "a", "b"] {
-      store.set(key, Value::text(key));
+      fill(&store, key, Value::text(key));
     }
-    store.set("c", Value::text("again"));
-    store.delete("a");
-    store.set("a", Value::text("last now"));
+    fill(&store, "c", Value::text("again"));
+    store.remove("a");
+    fill(&store, "a", Value::text("last now"));
     let keys = store.keys();
     assert_eq!(
       keys.iter().map(|key| &**key).collect::<Vec<_>>(),
@@ -183,25 +416,210 @@ mod tests {
   #[test]
   fn writers_and_readers_of_one_key_on_many_threads_never_see_a_torn_value() {
     let store = Arc::new(MemoryStore::new());
-    store.set("key", Value::bytes(&[0; 64]));
+    fill(&store, "key", Value::bytes(&[0; 64]));
     std::thread::scope(|scope| {
       for writer in 1..=2_u8 {
         let store = &store;
         scope.spawn(move || {
           for _ in 0..2_000 {
-            store.set("key", Value::bytes(&[writer; 64]));
+            fill(store, "key", Value::bytes(&[writer; 64]));
           }
         });
       }
       for _ in 0..2 {
         scope.spawn(|| {
           for _ in 0..2_000 {
-            let bytes = store.get("key").unwrap_or_default();
+            let bytes = store.get_now("key").flatten().unwrap_or_default();
             assert!(bytes.len() == 64 && bytes.iter().all(|byte| *byte == bytes[0]));
           }
         });
       }
     });
     assert_eq!(store.len(), 1);
+  }
+
+  /// Remembers what it is told.
+  #[derive(Default)]
+  struct Heard(Mutex<Vec<Change>>);
+
+  impl Watcher for Heard {
+    fn changed(&self, change: &Change) {
+      self.0.lock().unwrap().push(change.clone());
+    }
+  }
+
+  impl Heard {
+    /// What it has been told since this was asked last: `+key` and `-key`.
+    fn take(&self) -> Vec<String> {
+      let changes = std::mem::take(&mut *self.0.lock().unwrap());
+      let said = |change| match change {
+        Change::Set { key, .. } => format!("+{key}"),
+        Change::Deleted { key } => format!("-{key}"),
+        Change::Lost => "lost".to_owned(),
+      };
+      changes.into_iter().map(said).collect()
+    }
+  }
+
+  const SHORT: Option<Duration> = Some(Duration::from_millis(20));
+
+  fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+      assert!(started.elapsed() < Duration::from_secs(10));
+      std::thread::sleep(Duration::from_millis(1));
+    }
+  }
+
+  #[test]
+  fn what_has_lived_its_time_is_gone_for_every_reader_and_is_removed_and_told() -> Result<()> {
+    let store = MemoryStore::new();
+    let heard = Arc::new(Heard::default());
+    let _watch = store.watch("", Arc::clone(&heard) as _)?;
+    store.set("for ever", b"1", None)?;
+    store.set("short", b"2", SHORT)?;
+    store.set("overwritten", b"3", SHORT)?;
+    store.set("overwritten", b"4", None)?;
+    assert_eq!(store.len(), 3);
+    assert_eq!(heard.take().len(), 4);
+    wait_until(|| store.get_now("short") == Some(None));
+    assert!(!store.exists("short")? && !store.delete("short")?);
+    assert_eq!(store.list("", None, 10)?.keys, ["for ever", "overwritten"]);
+    assert_eq!(store.keys().len(), 2);
+    assert_eq!(store.len(), 2);
+    assert!(store.compare_and_swap("short", None, Some(b"again"), None)?);
+    assert_eq!(heard.take(), ["-short", "+short"]);
+    Ok(())
+  }
+
+  #[test]
+  fn what_nobody_asks_for_is_removed_when_its_time_is_over() -> Result<()> {
+    let store = MemoryStore::new();
+    let heard = Arc::new(Heard::default());
+    let _watch = store.watch("", Arc::clone(&heard) as _)?;
+    for number in 0..1_000 {
+      store.set(&number.to_string(), b"", SHORT)?;
+    }
+    wait_until(|| store.shared.entries.is_empty());
+    wait_until(|| heard.0.lock().unwrap().len() == 2_000);
+    Ok(())
+  }
+
+  #[test]
+  fn an_incremented_number_keeps_its_lifetime_and_a_new_one_has_none() -> Result<()> {
+    let store = MemoryStore::new();
+    assert_eq!(store.increment("new", 5)?, 5);
+    assert_eq!(store.value("new"), Some(Value::text("5")));
+    store.set("short", b"10", SHORT)?;
+    assert_eq!(store.increment("short", -1)?, 9);
+    assert_eq!(store.value("short"), Some(Value::bytes(b"9")));
+    wait_until(|| store.get_now("short") == Some(None));
+    assert_eq!(store.increment("short", 1)?, 1);
+    Ok(())
+  }
+
+  #[test]
+  fn increments_and_swaps_of_many_threads_lose_nothing() -> Result<()> {
+    let store = MemoryStore::new();
+    store.set("swapped", b"0", None)?;
+    std::thread::scope(|scope| {
+      for _ in 0..4 {
+        scope.spawn(|| {
+          for _ in 0..500 {
+            store.increment("counted", 1).unwrap();
+            loop {
+              let old = store.get("swapped").unwrap().unwrap();
+              let new = sum(Some(&old), 1).unwrap().to_string();
+              let new = Some(new.as_bytes());
+              if store.compare_and_swap("swapped", Some(&old), new, None) == Ok(true) {
+                break;
+              }
+            }
+          }
+        });
+      }
+    });
+    assert_eq!(store.get("counted")?.as_deref(), Some(&b"2000"[..]));
+    assert_eq!(store.get("swapped")?.as_deref(), Some(&b"2000"[..]));
+    Ok(())
+  }
+
+  #[test]
+  fn keys_are_listed_in_order_page_by_page() -> Result<()> {
+    let store = MemoryStore::new();
+    for key in ["b/2", "a", "b/1", "b", "c", "b/3", ""] {
+      store.set(key, b"", None)?;
+    }
+    let first = store.list("b", None, 2)?;
+    assert_eq!(first.keys, ["b", "b/1"]);
+    let second = store.list("b", first.cursor.as_deref(), 2)?;
+    assert_eq!(
+      (second.keys, second.cursor),
+      (vec!["b/2".to_owned(), "b/3".to_owned()], None)
+    );
+    assert_eq!(store.list("b/", Some("a"), 9)?.keys.len(), 3);
+    assert_eq!(store.list("", None, 1)?.cursor.as_deref(), Some(""));
+    assert_eq!(store.list("x", None, 1)?, Page::default());
+    Ok(())
+  }
+
+  #[test]
+  fn a_bounded_store_removes_what_was_not_used_for_longest() -> Result<()> {
+    let value = [0; 100];
+    let store = MemoryStore::bounded(3 * cost("a", &value));
+    let heard = Arc::new(Heard::default());
+    let _watch = store.watch("", Arc::clone(&heard) as _)?;
+    for key in ["a", "b", "c"] {
+      store.set(key, &value, None)?;
+    }
+    store.get("a")?;
+    store.set("b", &value, None)?;
+    store.set("d", &value, None)?;
+    assert_eq!(heard.take(), ["+a", "+b", "+c", "+b", "-c", "+d"]);
+    assert_eq!(store.list("", None, 9)?.keys, ["a", "b", "d"]);
+    // A larger value of a key makes room for itself, and does not remove that key.
+    store.set("d", &[0; 300], None)?;
+    assert!(store.has("d") && store.len() == 2);
+    let refused = store.set("a", &[0; 3_000], None);
+    assert_eq!(
+      refused.map_err(|error| error.code),
+      Err(Code::ValueTooLarge)
+    );
+    Ok(())
+  }
+
+  #[test]
+  fn a_bounded_store_stays_within_its_bound_whatever_is_done_with_it() -> Result<()> {
+    const MAX: usize = 64 << 10;
+    let store = MemoryStore::bounded(MAX);
+    for number in 0..20_000_usize {
+      let key = (number * 7 % 1_000).to_string();
+      match number % 5 {
+        0 => drop(store.delete(&key)?),
+        1 => drop(store.get(&key)?),
+        _ => store.set(&key, &vec![0; number % 500], None)?,
+      }
+    }
+    let pinned = store.shared.entries.pin();
+    let bytes: usize = pinned.iter().map(|(key, entry)| entry.cost(key)).sum();
+    assert!(bytes <= MAX && bytes > MAX / 2, "{bytes}");
+    assert_eq!(store.list("", None, 9_999)?.keys.len(), store.len());
+    Ok(())
+  }
+
+  #[test]
+  fn watchers_are_told_of_their_prefix_until_they_are_dropped() -> Result<()> {
+    let store = MemoryStore::new();
+    let heard = Arc::new(Heard::default());
+    let watch = store.watch("a", Arc::clone(&heard) as _)?;
+    store.set_many(&[("a1", b"x"), ("b1", b"x"), ("a2", b"")], None)?;
+    store.increment("a3", 1)?;
+    assert_eq!(store.delete_many(&["a1", "b1", "none"])?, 2);
+    store.clear();
+    assert_eq!(heard.take(), ["+a1", "+a2", "+a3", "-a1", "-a2", "-a3"]);
+    drop(watch);
+    store.set("a", b"", None)?;
+    assert_eq!(heard.take(), [""; 0]);
+    Ok(())
   }
 }

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use extism_host::host::host_memory_get::host_memory_get;
 use extism_host::host::log::{Level, Logger};
 use extism_host::host::vars::Vars;
-use extism_host::host::{Bytes, HostFunction, config, http, log, vars};
+use extism_host::host::{HostFunction, config, http, log, vars};
 use extism_host::plugin::LoadedModule;
 use extism_host::plugin::instance::{
   CallError, CompileOptions, Compiled, Ending, Finished, Job, Jobs,
 };
 use extism_host::plugin::prepare::{Limits, Options, PrepareError, Prepared, prepare};
 use extism_host::plugin::wasi::Program;
-use extism_host::store::Store;
+use extism_host::store::{MemoryStore, Store};
 
 /// The imports of the kernel, for guests.
 pub const KERNEL: &str = r#"
@@ -96,14 +96,6 @@ pub fn wat(text: &str) -> Vec<u8> {
   wat::parse_str(text).unwrap_or_else(|error| panic!("{error}"))
 }
 
-pub struct Map(pub BTreeMap<String, Bytes>);
-
-impl Store for Map {
-  fn get(&self, key: &str) -> Option<Bytes> {
-    self.0.get(key).cloned()
-  }
-}
-
 #[derive(Default)]
 pub struct Lines(pub Mutex<Vec<(Level, String)>>);
 
@@ -138,18 +130,15 @@ impl World {
     let counts = Arc::new(Mutex::new(Vec::new()));
     let lines = Arc::new(Lines::default());
     let vars = Arc::new(Vars::new(limit));
-    let store = Map(BTreeMap::from([
-      (
-        "hello".to_owned(),
-        Bytes::from("👋 Hello World 🌍".as_bytes()),
-      ),
-      (
-        "message".to_owned(),
-        Bytes::from("I 💜 Extism 😍".as_bytes()),
-      ),
-      ("empty".to_owned(), Bytes::from(&[][..])),
-      ("large".to_owned(), Bytes::from(vec![7; 300_000])),
-    ]));
+    let store = MemoryStore::new();
+    for (key, value) in [
+      ("hello", "👋 Hello World 🌍".as_bytes()),
+      ("message", "I 💜 Extism 😍".as_bytes()),
+      ("empty", &[]),
+      ("large", &[7; 300_000]),
+    ] {
+      store.set(key, value, None).expect("it has no bound");
+    }
     let mut functions = vec![
       host_memory_get(Arc::new(store)),
       config::config_get(BTreeMap::from([("color".to_owned(), "blue".to_owned())])),

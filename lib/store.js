@@ -1,0 +1,204 @@
+'use strict'
+
+// The one asynchronous face of all stores. Their operations run on threads of the native part.
+
+const { completeInBackground: complete, openStore: open, storeOfMemory } = require('./calls.js')
+const { checkSignal } = require('./checks.js')
+const { codedError, describe, invalidArgument } = require('./errors.js')
+const { asMaxBytes, nativeMemoryStore } = require('./memory-store.js')
+const { pick } = require('./objects.js')
+const { asLifetime, asValue, checkKey, checkNewKey } = require('./store-entries.js')
+const { StoreChanges } = require('./store-changes.js')
+
+/** Keys that are fetched at a time. */
+const PAGE = 1_000
+
+const LIST_KEYS = { prefix: 'prefix' }
+const WATCH_KEYS = { signal: 'signal' }
+
+const MAX_I64 = 2n ** 63n - 1n
+
+// Lets `openStore` make what only it may make.
+const SECRET = Symbol('extism-host')
+
+class Store {
+  #native
+  /** Watches that run. */
+  #watches = new Set()
+  /** Settles when all watches that have been asked for have begun; nothing where they have. */
+  #beginning
+  #closed
+
+  constructor (secret, native) {
+    if (secret !== SECRET) {
+      throw invalidArgument('a Store is made by openStore()')
+    }
+    this.#native = native
+  }
+
+  /** The native store of a Store; `undefined` for anything else. */
+  static [SECRET] (store) {
+    return typeof store === 'object' && store !== null && #native in store ? store.#native : undefined
+  }
+
+  async get (key) {
+    checkKey(key)
+    const known = this.#native.getNow(key)
+    if (known !== undefined) return known ?? undefined
+    return await this.#run((number) => this.#native.get(number, key)) ?? undefined
+  }
+
+  async set (key, value, options) {
+    checkNewKey(key)
+    const input = asValue(value)
+    const lifetime = asLifetime(options)
+    await this.#run((number) => this.#native.set(number, key, input, lifetime))
+  }
+
+  async delete (key) {
+    checkKey(key)
+    return this.#run((number) => this.#native.delete(number, key))
+  }
+
+  async has (key) {
+    checkKey(key)
+    return this.#run((number) => this.#native.has(number, key))
+  }
+
+  async * keys (options) {
+    const { prefix = '' } = pick(options ?? {}, LIST_KEYS, 'the options of keys()')
+    checkKey(prefix)
+    let cursor
+    do {
+      const from = cursor
+      const [next, ...keys] = await this.#run((number) => this.#native.list(number, prefix, from, PAGE))
+      yield * keys
+      cursor = next
+    } while (cursor !== null)
+  }
+
+  async increment (key, delta = 1) {
+    checkNewKey(key)
+    if (typeof delta !== 'bigint' && !Number.isSafeInteger(delta)) {
+      throw invalidArgument(`the delta must be a safe integer or a bigint, not ${describe(delta)}`)
+    }
+    const big = BigInt(delta)
+    if (big > MAX_I64 || big < -MAX_I64 - 1n) throw invalidArgument('the delta must fit into 64 bits')
+    return this.#run((number) => this.#native.increment(number, key, big))
+  }
+
+  async compareAndSwap (key, expected, value, options) {
+    checkNewKey(key)
+    const [before, after] = [expected, value].map((value) => value === undefined || value === null ? undefined : asValue(value))
+    const lifetime = asLifetime(options)
+    return this.#run((number) => this.#native.compareAndSwap(number, key, before, after, lifetime))
+  }
+
+  async getMany (keys) {
+    const list = asKeys(keys)
+    const values = await this.#run((number) => this.#native.getMany(number, list))
+    return values.map((value) => value ?? undefined)
+  }
+
+  async setMany (entries, options) {
+    const keys = []
+    const values = []
+    for (const entry of asIterable(entries, 'entries must be an iterable of [key, value]')) {
+      if (entry === null || typeof entry !== 'object') {
+        throw invalidArgument(`each entry must be [key, value], not ${describe(entry)}`)
+      }
+      checkNewKey(entry[0])
+      keys.push(entry[0])
+      values.push(asValue(entry[1]))
+    }
+    const lifetime = asLifetime(options)
+    await this.#run((number) => this.#native.setMany(number, keys, values, lifetime))
+  }
+
+  async deleteMany (keys) {
+    const list = asKeys(keys)
+    return this.#run((number) => this.#native.deleteMany(number, list))
+  }
+
+  watch (prefix = '', options) {
+    checkKey(prefix)
+    const { signal } = pick(options ?? {}, WATCH_KEYS, 'the options of watch()')
+    if (signal !== undefined) checkSignal(signal)
+    const begun = signal?.aborted
+      ? Promise.reject(signal.reason)
+      : complete(this.#native, (number) => this.#native.watch(number, prefix))
+    const watch = new StoreChanges(begun, signal, () => this.#watches.delete(watch))
+    this.#watches.add(watch)
+    const all = Promise.allSettled([this.#beginning, begun]).then(() => {
+      if (this.#beginning === all) this.#beginning = undefined
+    })
+    this.#beginning = all
+    return watch
+  }
+
+  close () {
+    this.#closed ??= this.#close()
+    return this.#closed
+  }
+
+  async #close () {
+    await this.#beginning
+    await complete(this.#native, (number) => this.#native.close(number))
+    for (const watch of this.#watches) watch.return()
+  }
+
+  async [Symbol.asyncDispose] () {
+    await this.close()
+  }
+
+  get [Symbol.toStringTag] () {
+    return 'Store'
+  }
+
+  /** Has the native part do something, and not before watches that have been asked for see it. */
+  async #run (start) {
+    while (this.#beginning !== undefined) await this.#beginning
+    if (this.#closed !== undefined) throw codedError('CLOSED', 'the store is closed')
+    return complete(this.#native, start)
+  }
+}
+
+function asIterable (value, what) {
+  if (typeof value?.[Symbol.iterator] !== 'function' || typeof value === 'string') {
+    throw invalidArgument(`${what}, not ${describe(value)}`)
+  }
+  return value
+}
+
+function asKeys (keys) {
+  const list = [...asIterable(keys, 'keys must be an iterable of strings')]
+  list.forEach(checkKey)
+  return list
+}
+
+async function openStore (source, options) {
+  const maxBytes = asMaxBytes(options)
+  if (nativeMemoryStore(source) !== undefined) {
+    if (maxBytes !== undefined) throw invalidArgument('maxBytes is set where a MemoryStore is made: new MemoryStore(entries, { maxBytes })')
+    return asStore(source)
+  }
+  const url = source instanceof URL ? source.href : source
+  if (typeof url !== 'string') {
+    throw invalidArgument(`a store is opened by its URL or from a MemoryStore, not ${describe(source)}`)
+  }
+  return new Store(SECRET, await open(url, { maxBytes }))
+}
+
+/** The native store of a MemoryStore or a Store; `undefined` for anything else. */
+function nativeStore (store) {
+  return nativeMemoryStore(store) ?? Store[SECRET](store)
+}
+
+/** A Store, or one over a MemoryStore; `undefined` for anything else. */
+function asStore (store) {
+  if (Store[SECRET](store) !== undefined) return store
+  const memory = nativeMemoryStore(store)
+  return memory === undefined ? undefined : new Store(SECRET, storeOfMemory(memory))
+}
+
+module.exports = { Store, asStore, nativeStore, openStore }
