@@ -123,14 +123,6 @@ export declare class Plugin {
   close(call: number): void
 }
 
-/** A directory that guests may use. */
-export interface AllowedPath {
-  /** Where it is. */
-  host: string
-  /** What guests call it. */
-  guest: string
-  /** Whether they may only read there. */
-  readOnly: boolean
 /** A store. What its operations come to arrives under the number `call`. Lifetimes are milliseconds. */
 export declare class Store {
   /** The same face for a MemoryStore, which others go on with when this one is closed. */
@@ -176,6 +168,16 @@ export declare class StoreWatch {
   next(call: number): void
   /** Ends it: who asks is answered, and nothing is kept. */
   stop(): void
+}
+
+/** A directory that guests may use. */
+export interface AllowedPath {
+  /** Where it is. */
+  host: string
+  /** What guests call it. */
+  guest: string
+  /** Whether they may only read there. */
+  readOnly: boolean
 }
 
 /** Where compiled modules are kept. */
