@@ -264,7 +264,7 @@ describe('a plugin is active', () => {
 })
 
 describe('the package is imported', () => {
-  const NAMES = ['CAPABILITIES', 'CallContext', 'MemoryStore', 'Plugin', 'PluginOutput', 'createPlugin', 'default', 'newPlugin', 'precompile']
+  const NAMES = ['CAPABILITIES', 'CallContext', 'MemoryStore', 'Plugin', 'PluginOutput', 'Store', 'createPlugin', 'default', 'keyvAdapter', 'newPlugin', 'openStore', 'precompile']
 
   async function printed (args) {
     const { code, output, errors } = await runNode(args)
