@@ -168,7 +168,7 @@ export type LogLevel = 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'silent'
 
 /**
  * Where the messages of a plugin go: the console, one of pino's loggers, or anything with methods of
- * these names. Only those of levels that are wanted are needed.
+ * these names. Messages of a level that it has no method for are not passed on.
  */
 export interface Logger {
   trace? (message: string): void

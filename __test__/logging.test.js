@@ -70,6 +70,13 @@ test('each plugin has its own logger, and each call may have one', async () => {
   expect(ofCall.messages).toEqual(['error: third', 'error: fourth'])
 })
 
+test('a logger gets no messages of levels that it has no method for', async () => {
+  const messages = []
+  const plugin = await open(wasm, { logger: { warn: (message) => messages.push(message) }, logLevel: 'trace' })
+  await plugin.call('log', 'a warning')
+  expect(messages).toEqual(['a warning'])
+})
+
 test('a logger may be one of pino\'s', async () => {
   const lines = []
   const stream = new Writable({ write (line, _, done) { lines.push(JSON.parse(line)); done() } })
@@ -99,7 +106,7 @@ test.each([
   [{ logLevel: 'loud' }, 'logLevel must be one of trace'],
   [{ logLevel: 3 }, 'logLevel must be one of'],
   [{ logger: 'console' }, 'logger must be an object'],
-  [{ logger: { error () {} }, logLevel: 'warn' }, 'logger must have a method warn']
+  [{ logger: { info () {} }, logLevel: 'warn' }, 'logger must have methods']
 ])('%p is refused', async (options, message) => {
   await expect(open(wasm, options)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) })
 })

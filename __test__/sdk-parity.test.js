@@ -176,7 +176,7 @@ describe('a call', () => {
 test('an initialization that takes too long is canceled', async () => {
   const endless = await assemble('(module (func $loop (loop $again (br $again))) (start $loop))')
   await expect(createPlugin(endless, { timeoutMs: 100 }))
-    .rejects.toMatchObject({ code: 'TIMEOUT', message: 'EXTISM: call canceled due to timeout' })
+    .rejects.toMatchObject({ code: 'TIMEOUT', message: 'EXTISM: timed out while waiting for plugin to instantiate' })
 })
 
 describe('memory.maxPages', () => {

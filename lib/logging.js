@@ -18,14 +18,17 @@ function asLevel (level = SILENT) {
   return number
 }
 
-/** A logger like the console, or one of pino's. It needs only the methods of levels that are wanted. */
+/**
+ * A logger like the console, or one of pino's. Messages of levels for which it has no method are not passed
+ * on; it must have one for some level that is wanted.
+ */
 function asLogger (logger = console, level = undefined) {
-  if (typeof logger !== 'object' && typeof logger !== 'function') {
+  if ((typeof logger !== 'object' && typeof logger !== 'function') || logger === null) {
     throw invalidArgument(`logger must be an object with methods ${LEVELS.join(', ')}, not ${describe(logger)}`)
   }
-  const missing = level === undefined ? undefined : LEVELS.slice(level).find((name) => typeof logger?.[name] !== 'function')
-  if (logger === null || missing !== undefined) {
-    throw invalidArgument(`logger must have a method ${missing ?? LEVELS[0]}`)
+  const wanted = level === undefined ? undefined : LEVELS.slice(level)
+  if (wanted !== undefined && !wanted.some((name) => typeof logger[name] === 'function')) {
+    throw invalidArgument(`logger must have methods for messages, such as ${wanted.at(-1)}`)
   }
   return logger
 }
@@ -33,7 +36,7 @@ function asLogger (logger = console, level = undefined) {
 /** Passes on a message. What a logger throws is the business of nobody who could handle it here. */
 function log (logger, level, message) {
   try {
-    logger[LEVELS[level]](message)
+    logger[LEVELS[level]]?.(message)
   } catch (error) {
     queueMicrotask(() => { throw error })
   }

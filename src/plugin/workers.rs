@@ -699,7 +699,7 @@ impl Shared {
     };
     in_flight.abandon_at = None;
     // The replacement would meet the same: the next call is told of an initialization that failed.
-    let failure = in_flight.is_initialization.then(timed_out);
+    let failure = in_flight.is_initialization.then(|| timed_out(true));
     let are_too_many = queue.abandoned >= MAX_ABANDONED;
     if are_too_many && !queue.is_closed {
       slot.is_stuck.store(true, Ordering::Relaxed);
@@ -777,7 +777,7 @@ impl Watched for Shared {
       let is_late = in_flight.deadline.is_some_and(|deadline| deadline <= now);
       let mut ended = None;
       if is_late && let Some(waiter) = in_flight.waiter.take() {
-        ended = Some((waiter, timed_out()));
+        ended = Some((waiter, timed_out(in_flight.is_initialization)));
         record.interrupt();
       }
       let due = record.in_flight.as_ref().and_then(|in_flight| {
@@ -1000,9 +1000,13 @@ fn all_are_stuck() -> Error {
   )
 }
 
-/// The message is the one that programs know from Extism's SDKs.
-fn timed_out() -> Error {
-  Error::new(Code::Timeout, "EXTISM: call canceled due to timeout")
+/// The messages are those that programs know from Extism's JavaScript SDK.
+fn timed_out(is_initialization: bool) -> Error {
+  let message = match is_initialization {
+    false => "EXTISM: call canceled due to timeout",
+    true => "EXTISM: timed out while waiting for plugin to instantiate",
+  };
+  Error::new(Code::Timeout, message)
 }
 
 fn error_of_call(error: CallError) -> Error {
