@@ -271,6 +271,8 @@ export interface PluginOptions {
   table: number
   /** Functions in JavaScript; each is known by its place. */
   functions: Array<FunctionName>
+  /** What guests may do with the store. */
+  storePermissions: StorePermissions
   /** The least level of messages that are wanted, from 0 for trace to 4 for error; none without it. */
   logLevel?: number
 }
@@ -291,6 +293,8 @@ export interface PluginStats {
   replaced: Record<string, number>
   /** Threads that hang in calls of the host and have been replaced. */
   abandonedThreads: number
+  /** What guests have asked of the store. */
+  store: StoreStats
 }
 
 /**
@@ -311,6 +315,30 @@ export interface Refusal {
 export interface StoreOptions {
   /** How many bytes a store in memory may take. */
   maxBytes?: number
+}
+
+/** What guests may do with the store. */
+export interface StorePermissions {
+  /** What is put before each key. */
+  prefix: string
+  /** Whether they may change it. */
+  canWrite: boolean
+  /** Bytes that a value may have which they set. */
+  maxValueBytes?: number
+  /** Keys that there may be when they add one. */
+  maxKeys?: number
+}
+
+/** What guests have asked of a plugin's store. */
+export interface StoreStats {
+  /** Keys that were looked up. */
+  reads: number
+  /** Those of them that had a value. */
+  hits: number
+  /** Changes that were made. */
+  writes: number
+  /** What was refused or failed, by code. */
+  failed: Record<string, number>
 }
 
 /** One module: a path or bytes. */

@@ -230,10 +230,12 @@ export interface PluginOptions extends ManifestOptions {
    */
   logLevel?: LogLevel
   /**
-   * Where `hostMemoryGet` looks up its keys, shared by reference. An empty one without it. Where the store
-   * fails, or has been closed, the plugin's call is rejected with the store's code.
+   * Where `hostMemoryGet` and the `hostStore…` functions look up the guest's keys, shared by reference; the
+   * guest may read it. With an object it may do more, or less. An empty one of its own without it. Where
+   * the store fails, or has been closed, `hostMemoryGet` rejects the plugin's call with the store's code;
+   * the other functions tell the guest.
    */
-  store?: MemoryStore | Store
+  store?: MemoryStore | Store | StoreAccess
   /**
    * How many instances there may be, each with a thread of its own, from 1 to 1,024. With one, a
    * plugin's state is seen by each call as the call before left it; with more, each instance has
@@ -372,6 +374,34 @@ export interface CallSyncOptions {
   logger?: Logger
 }
 
+/** What the guests of a plugin may do with its store. */
+export interface StoreAccess {
+  /** The store; an empty one of the plugin's own without it. */
+  store?: MemoryStore | Store
+  /**
+   * Put before each key that a guest names, and taken off those that it is told: it sees and reaches no
+   * other keys. Up to 1,024 bytes of UTF-8.
+   * @default ''
+   */
+  prefix?: string
+  /**
+   * With `'write'` they may change the store too.
+   * @default 'read'
+   */
+  access?: 'read' | 'write'
+  /**
+   * Bytes that a value may have which a guest sets, from 1 to 2³² − 1.
+   * @default 1048576
+   */
+  maxValueBytes?: number
+  /**
+   * How many keys there may be under the prefix when a guest adds one, whoever set them. Keys are counted
+   * when the first is added, and again when there seems to be no room, at most once a second; others that
+   * add keys under the same prefix meanwhile may make them more. No limit without it.
+   */
+  maxKeys?: number
+}
+
 /** What a plugin has done since it was opened, and what it does at this moment. */
 export interface PluginStats {
   /** Calls that have ended. */
@@ -391,6 +421,17 @@ export interface PluginStats {
   replaced: Record<'trap' | 'outOfMemory' | 'fuelExhausted' | 'interrupted' | 'hostFunctionError' | 'exited' | 'memory' | 'isolation' | 'internal', number>
   /** Threads that hang in host calls which no interruption reaches. */
   abandonedThreads: number
+  /** What its guests have asked of its store. */
+  store: {
+    /** Keys that were looked up. */
+    reads: number
+    /** Those of them that had a value. */
+    hits: number
+    /** Changes that were made. */
+    writes: number
+    /** What was refused or failed, by code. */
+    failed: Partial<Record<ErrorCode, number>>
+  }
 }
 
 /** The stable names of what can go wrong. */

@@ -40,7 +40,11 @@ const OPTION_KEYS = {
   nodeWorkerArgs: 'nodeWorkerArgs'
 }
 const MEMORY_KEYS = inBothSpellings('maxPages', 'maxVarBytes', 'maxHttpResponseBytes')
+const STORE_KEYS = {
+  store: 'store', prefix: 'prefix', access: 'access', maxValueBytes: 'maxValueBytes', maxKeys: 'maxKeys'
+}
 const WASI_KEYS = { args: 'args', env: 'env' }
+const MAX_PREFIX_BYTES = 1_024
 const MAX_WASI_BYTES = 65_536
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
@@ -87,6 +91,39 @@ function asWasi (wasi = {}) {
   const bytes = [...args, ...Object.entries(env).flat()].reduce((sum, text) => sum + Buffer.byteLength(text) + 1, 0)
   if (bytes > MAX_WASI_BYTES) throw invalidArgument(`wasi.args and wasi.env have ${bytes} bytes; ${MAX_WASI_BYTES} are allowed`)
   return { arguments: [...args], environment: { ...env } }
+}
+
+/** The store of a plugin, and what its guests may do there. */
+function asStoreOption (option = {}) {
+  const isStore = nativeStore(option) !== undefined
+  if (!isStore && !isObject(option)) {
+    throw invalidArgument(`store must be a MemoryStore, a Store, or { store, prefix, access, … }, not ${describe(option)}`)
+  }
+  const {
+    store = new binding.MemoryStore(), prefix = '', access = 'read', maxValueBytes, maxKeys
+  } = isStore ? { store: nativeStore(option) } : pickStore(option)
+  if (typeof prefix !== 'string' || !prefix.isWellFormed() || Buffer.byteLength(prefix) > MAX_PREFIX_BYTES) {
+    throw invalidArgument(`store.prefix must be a string of up to ${MAX_PREFIX_BYTES} bytes of UTF-8`)
+  }
+  if (access !== 'read' && access !== 'write') throw invalidArgument('store.access must be "read" or "write"')
+  return {
+    store,
+    permissions: {
+      prefix,
+      canWrite: access === 'write',
+      maxValueBytes: asInteger(maxValueBytes, 'store.maxValueBytes', undefined, MAX_U32),
+      maxKeys: asInteger(maxKeys, 'store.maxKeys', undefined, Number.MAX_SAFE_INTEGER)
+    }
+  }
+}
+
+/** The parts of the option, with the native store; without a store it is one for the plugin alone. */
+function pickStore (option) {
+  const { store, ...rest } = pick(option, STORE_KEYS, 'store')
+  if (store === undefined) return rest
+  const native = nativeStore(store)
+  if (native === undefined) throw invalidArgument(`store.store must be a MemoryStore or a Store, not ${describe(store)}`)
+  return { store: native, ...rest }
 }
 
 /** Where a guest's standard output goes; as in the JavaScript SDK, an environment variable is the default. */
@@ -164,10 +201,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
   const merged = { ...manifest, ...options }
   checkFetch(merged.fetch, merged.allowedHosts)
 
-  const store = merged.store === undefined ? new binding.MemoryStore() : nativeStore(merged.store)
-  if (store === undefined) {
-    throw invalidArgument(`store must be a MemoryStore or a Store, not ${describe(merged.store)}`)
-  }
+  const { store, permissions } = asStoreOption(merged.store)
   const { names, bodies } = asFunctions(merged.functions)
   const level = asLevel(merged.logLevel)
   const logger = asLogger(merged.logger, level)
@@ -198,6 +232,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
     eager: asBoolean(merged.eager, 'eager'),
     maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32),
     functions: names,
+    storePermissions: permissions,
     logLevel: level
   }
   return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { bodies, logger, level, instances: native.instances } }

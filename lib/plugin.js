@@ -112,8 +112,8 @@ class Plugin {
   }
 
   stats () {
-    const { succeeded, failed, queued, busy, instances, replaced, abandonedThreads } = this.#native.stats()
-    return { calls: { succeeded, failed }, queued, busy, instances, replaced, abandonedThreads }
+    const { succeeded, failed, queued, busy, instances, replaced, abandonedThreads, store } = this.#native.stats()
+    return { calls: { succeeded, failed }, queued, busy, instances, replaced, abandonedThreads, store }
   }
 
   isActive () {

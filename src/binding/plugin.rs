@@ -20,7 +20,8 @@ use super::host_call::Functions;
 use super::logger::ToJavaScript;
 use super::memory_store::MemoryStore;
 use super::store::Store as AnyStore;
-use crate::host::{Environment, http};
+use crate::host::store::DEFAULT_MAX_VALUE;
+use crate::host::{Access, Environment, Permissions, http};
 use crate::plugin::spin::Habit;
 use crate::plugin::{self, CompileCache, Limits, Queued, Source};
 use crate::store::Store;
@@ -75,6 +76,8 @@ pub struct PluginOptions {
   pub table: u32,
   /// Functions in JavaScript; each is known by its place.
   pub functions: Vec<FunctionName>,
+  /// What guests may do with the store.
+  pub store_permissions: StorePermissions,
   /// The least level of messages that are wanted, from 0 for trace to 4 for error; none without it.
   pub log_level: Option<u32>,
 }
@@ -88,6 +91,32 @@ pub struct AllowedPath {
   pub guest: String,
   /// Whether they may only read there.
   pub read_only: bool,
+}
+
+/// What guests may do with the store.
+#[napi(object)]
+pub struct StorePermissions {
+  /// What is put before each key.
+  pub prefix: String,
+  /// Whether they may change it.
+  pub can_write: bool,
+  /// Bytes that a value may have which they set.
+  pub max_value_bytes: Option<f64>,
+  /// Keys that there may be when they add one.
+  pub max_keys: Option<f64>,
+}
+
+impl From<&StorePermissions> for Permissions {
+  fn from(permissions: &StorePermissions) -> Self {
+    Self {
+      prefix: permissions.prefix.clone(),
+      can_write: permissions.can_write,
+      max_value: permissions
+        .max_value_bytes
+        .map_or(DEFAULT_MAX_VALUE, |bytes| bytes as usize),
+      max_keys: permissions.max_keys.map(|keys| keys as u64),
+    }
+  }
 }
 
 /// A function in JavaScript.
@@ -165,6 +194,21 @@ pub struct PluginStats {
   pub replaced: HashMap<String, f64>,
   /// Threads that hang in calls of the host and have been replaced.
   pub abandoned_threads: f64,
+  /// What guests have asked of the store.
+  pub store: StoreStats,
+}
+
+/// What guests have asked of a plugin's store.
+#[napi(object)]
+pub struct StoreStats {
+  /// Keys that were looked up.
+  pub reads: f64,
+  /// Those of them that had a value.
+  pub hits: f64,
+  /// Changes that were made.
+  pub writes: f64,
+  /// What was refused or failed, by code.
+  pub failed: HashMap<String, f64>,
 }
 
 /// Something that the main module exports, as `WebAssembly.Module.exports` describes it.
@@ -260,7 +304,7 @@ fn environment(options: &PluginOptions, store: Arc<dyn Store>, boundary: &Bounda
   };
   let names = (0..).zip(&options.functions);
   Environment {
-    store,
+    store: Arc::new(Access::new(store, (&options.store_permissions).into())),
     logger: Arc::new(ToJavaScript::new(
       options.table,
       options.log_level,
@@ -417,14 +461,16 @@ impl Plugin {
   #[napi(catch_unwind)]
   pub fn stats(&self) -> PluginStats {
     // More than 2⁵³ of anything is out of reach.
-    let stats = self.plugin.stats();
+    let by_code = |failed: Vec<(Code, u64)>| {
+      let failed = failed.into_iter();
+      failed
+        .map(|(code, count)| (code.as_str().to_owned(), count as f64))
+        .collect()
+    };
+    let (stats, store) = (self.plugin.stats(), self.plugin.store_stats());
     PluginStats {
       succeeded: stats.succeeded as f64,
-      failed: stats
-        .failed
-        .into_iter()
-        .map(|(code, count)| (code.as_str().to_owned(), count as f64))
-        .collect(),
+      failed: by_code(stats.failed),
       queued: stats.queued as f64,
       busy: stats.busy as f64,
       instances: stats.instances as f64,
@@ -434,6 +480,12 @@ impl Plugin {
         .map(|(reason, count)| (reason.as_str().to_owned(), count as f64))
         .collect(),
       abandoned_threads: stats.abandoned_threads as f64,
+      store: StoreStats {
+        reads: store.reads as f64,
+        hits: store.hits as f64,
+        writes: store.writes as f64,
+        failed: by_code(store.failed),
+      },
     }
   }
 

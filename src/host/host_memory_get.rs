@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{Answer, HostFunction};
+use super::{Access, Answer, HostFunction};
+use crate::Code;
 use crate::plugin::names::USER;
 use crate::plugin::types::ValueType;
-use crate::store::{MAX_KEY, Store};
 
 /// `hostMemoryGet(key: i64) -> i64`, in `extism:host/user`. The offset of the value; 0 when the key
 /// has none, when the value is empty, and when what was passed is not the offset of UTF-8 text. Where
 /// the store fails, the call ends with the store's code.
-pub fn host_memory_get(store: Arc<dyn Store>) -> HostFunction {
+pub fn host_memory_get(access: Arc<Access>) -> HostFunction {
   HostFunction::new(
     USER,
     "hostMemoryGet",
@@ -20,13 +20,13 @@ pub fn host_memory_get(store: Arc<dyn Store>) -> HostFunction {
       let Some(key) = call.text(0) else {
         return Ok(Answer::ZERO);
       };
-      let value = match store.get_now(key) {
-        Some(value) => value,
-        // No store has such a key, and to ask for it is an error.
-        None if key.len() > MAX_KEY => None,
-        None => store.get(key)?,
-      };
-      Ok(value.map_or(Answer::ZERO, Answer::Bytes))
+      match access.get(key) {
+        Ok(Some(value)) => Ok(Answer::Bytes(value)),
+        Ok(None) => Ok(Answer::ZERO),
+        // No store has a key that it does not take.
+        Err(error) if error.code == Code::InvalidArgument => Ok(Answer::ZERO),
+        Err(error) => Err(error.into()),
+      }
     },
   )
 }

@@ -12,6 +12,7 @@ pub mod http;
 pub mod interruption;
 pub mod log;
 pub mod output;
+pub mod store;
 pub mod vars;
 
 use std::cell::RefCell;
@@ -28,13 +29,14 @@ use crate::{Code, Error};
 pub use conversation::{Block, Conversation, Step};
 pub use interruption::Interruption;
 pub use log::Logger;
+pub use store::{Access, Permissions};
 pub use vars::Vars;
 
 /// What a plugin has of the program that runs it.
 #[derive(Clone)]
 pub struct Environment {
-  /// Where `hostMemoryGet` looks.
-  pub store: Arc<dyn Store>,
+  /// Where `hostMemoryGet` looks, and what guests may do there otherwise.
+  pub store: Arc<Access>,
   /// Functions of the program's own. They come before ours of the same name.
   pub functions: Vec<UntypedFunction>,
   /// Where the plugin's messages go.
@@ -42,10 +44,10 @@ pub struct Environment {
 }
 
 impl Environment {
-  /// With a store, and silent.
+  /// With a store that guests may read, and silent.
   pub fn new(store: Arc<dyn Store>) -> Self {
     Self {
-      store,
+      store: Arc::new(Access::new(store, Permissions::default())),
       functions: Vec::new(),
       logger: Arc::new(log::Silent),
     }
@@ -63,6 +65,7 @@ pub fn functions(
     host_memory_get::host_memory_get(Arc::clone(&environment.store)),
     config::config_get(manifest.config.clone()),
   ];
+  functions.extend(store::functions(&environment.store));
   functions.extend(vars::functions(vars));
   functions.extend(log::functions(&environment.logger));
   functions.extend(http::functions(&manifest.http, manifest.timeout)?);

@@ -29,7 +29,8 @@ pub use workers::{Call, Queued, Results};
 pub use stats::Stats;
 
 use crate::host::output::Output;
-use crate::host::{Environment, HostFunction, Vars, vars};
+use crate::host::store::StoreStats;
+use crate::host::{Access, Environment, HostFunction, Vars, vars};
 use crate::{Code, Error, Result, host};
 use instance::{CompileOptions, Compiled};
 use prepare::{ExportDescription, ImportDescription, PrepareError, Prepared};
@@ -63,6 +64,7 @@ pub struct Limits {
 pub struct Plugin {
   interface: Interface,
   vars: Arc<Vars>,
+  store: Arc<Access>,
   workers: Workers,
 }
 
@@ -101,6 +103,7 @@ impl Plugin {
     Ok(Self {
       interface,
       vars,
+      store: Arc::clone(&environment.store),
       workers: Workers::start(limits, results, compile)?,
     })
   }
@@ -171,6 +174,11 @@ impl Plugin {
   /// What the plugin has done, and does at this moment. It costs a few locks.
   pub fn stats(&self) -> Stats {
     self.workers.stats()
+  }
+
+  /// What its guests have asked of its store.
+  pub fn store_stats(&self) -> StoreStats {
+    self.store.stats()
   }
 
   /// How many threads hang in calls of the host that no interruption reaches, and have been
