@@ -1,19 +1,19 @@
 'use strict'
 
 // The article's service: POST / runs a plugin's function on the request's body and answers with
-// its output. The plugin reads its messages from a store that lives here.
+// its output. The plugin reads its messages from a store that lives here, or at STORE_URL.
 
 const { availableParallelism } = require('node:os')
 const { join } = require('node:path')
 const { STATUS_CODES } = require('node:http')
 const Fastify = require('fastify')
 const closeWithGrace = require('close-with-grace')
-const { createPlugin, MemoryStore } = require('./index.js')
+const { createPlugin, MemoryStore, openStore } = require('./index.js')
 
 const SAY_HELLO = join(__dirname, 'plugins/say-hello/say-hello.wasm')
 
 // What an HTTP client learns of a call that failed; all else is 500. The details go to the log.
-const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503 }
+const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503, STORE_UNAVAILABLE: 503 }
 
 /**
  * Builds the server without starting to listen. Closing it closes the plugin.
@@ -61,16 +61,19 @@ async function buildServer ({
   return app
 }
 
-async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, INSTANCES, LOG_LEVEL } = process.env) {
+async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, STORE_URL, INSTANCES, LOG_LEVEL } = process.env) {
+  const store = STORE_URL ? await openStore(STORE_URL) : undefined
   const app = await buildServer({
     wasm: PLUGIN_WASM || undefined,
     functionName: PLUGIN_FUNCTION || undefined,
+    store,
     plugin: { instances: Number(INSTANCES || availableParallelism()) },
     logger: { level: LOG_LEVEL || 'info' }
   })
   closeWithGrace({ delay: 15_000, logger: app.log }, async ({ err }) => {
     if (err) app.log.error(err)
     await app.close()
+    await store?.close()
   })
   await app.listen({ port: Number(PORT || 7070), host: HOST || '0.0.0.0' })
 }

@@ -99,6 +99,14 @@ test('docs/wasi.md: its example prints what it promises', async () => {
   }
 })
 
+test.each([
+  ['go', 'plugins/visits-go/main.go'],
+  ['rust', 'plugins/visits-rust/src/lib.rs'],
+  ['ts', 'plugins/visits-assemblyscript/visits.ts']
+])('docs/guest-stores.md: the plugin in %s is %s', (language, file) => {
+  expect(examples('docs/guest-stores.md', language)).toEqual([readFileSync(join(ROOT, file), 'utf8')])
+})
+
 describe('docs/from-the-article.md', () => {
   test('its program serves the article\'s request', async () => {
     const [program] = examples('docs/from-the-article.md', 'js')
@@ -135,7 +143,7 @@ function shell (command) {
   })
 }
 
-test.each(['docs/host-functions.md', 'docs/stores.md'])('each program of %s prints what is said', async (file) => {
+test.each(['docs/host-functions.md', 'docs/stores.md', 'docs/guest-stores.md'])('each program of %s prints what is said', async (file) => {
   const programs = examples(file, 'js')
   const outputs = examples(file, 'text')
   expect(programs.length).toBeGreaterThan(0)

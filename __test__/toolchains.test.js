@@ -1,7 +1,7 @@
 'use strict'
 
-// Plugins as the toolchains build them. Go's is plugins/say-hello, C's is guests/greeting.c; both are
-// committed as plugins/build.sh builds them. AssemblyScript's is compiled here.
+// Plugins as the toolchains build them. Those in Go and Rust are in plugins, C's is guests/greeting.c; they are
+// committed as plugins/build.sh builds them. AssemblyScript's are compiled here.
 // Those of toolchains that cannot be had from a package registry are WebAssembly text of the same
 // shape: the same imports and exports, and the same order of initialization.
 
@@ -17,8 +17,8 @@ let plugin
 
 afterEach(() => plugin.close())
 
-async function load (wasm) {
-  plugin = await createPlugin(wasm, { useWasi: true, store: new MemoryStore([['hello', '👋']]) })
+async function load (wasm, store = new MemoryStore([['hello', '👋']])) {
+  plugin = await createPlugin(wasm, { useWasi: true, store })
   return async (name, input) => (await plugin.call(name, input)).text()
 }
 
@@ -27,20 +27,53 @@ test('mainline Go: a reactor with _initialize', async () => {
   expect(await call('say_hello', 'Jane Doe')).toBe('👋 Hello Jane Doe\nkey: hello, value: 👋\nkey: message, value: ')
 })
 
-test('AssemblyScript: a start function, and a PDK that copies eight bytes at a time', async () => {
+/** Compiles a source in AssemblyScript, whose `abort_` takes the place of an import, and passes the file on. */
+async function compiled (source, use) {
   const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
   try {
-    const wasm = join(directory, 'greeting.wasm')
+    const wasm = join(directory, 'plugin.wasm')
     execFileSync(process.execPath, [
-      'node_modules/assemblyscript/bin/asc.js', '__test__/guests/greeting.ts',
-      '--use', 'abort=__test__/guests/greeting/abort_', '-o', wasm
+      'node_modules/assemblyscript/bin/asc.js', source,
+      '--use', `abort=${source.replace('.ts', '')}/abort_`, '-o', wasm
     ], { cwd: ROOT, stdio: 'pipe' })
-    const call = await load(wasm)
-    expect(await call('greet', 'hello')).toBe('👋, after nothing')
-    expect(await call('greet', 'hello')).toBe('👋, after hello')
+    return await use(wasm)
   } finally {
     rmSync(directory, { recursive: true, maxRetries: 10 })
   }
+}
+
+test('AssemblyScript: a start function, and a PDK that copies eight bytes at a time', async () => {
+  const call = await compiled('__test__/guests/greeting.ts', load)
+  expect(await call('greet', 'hello')).toBe('👋, after nothing')
+  expect(await call('greet', 'hello')).toBe('👋, after hello')
+})
+
+describe('a plugin that counts visits in its store', () => {
+  const writing = () => ({ store: new MemoryStore(), access: 'write' })
+
+  async function check (call) {
+    expect(await call('visit', 'Jane')).toBe('visit 1 of Jane, after nobody')
+    expect(await call('visit', 'Joé')).toBe('visit 1 of Joé, after Jane')
+    expect(await call('visit', 'Jane')).toBe('visit 2 of Jane, after Joé')
+  }
+
+  test.each(['go', 'rust'])('built from plugins/visits-%s', async (language) => {
+    const wasm = join(ROOT, `plugins/visits-${language}/visits.wasm`)
+    await check(await load(wasm, writing()))
+    await plugin.close()
+    const call = await load(wasm)
+    await expect(call('visit', 'Jane')).rejects.toMatchObject({
+      code: 'PLUGIN_ERROR', message: expect.stringContaining('the store says -2')
+    })
+  })
+
+  test('compiled from plugins/visits-assemblyscript', () =>
+    compiled('plugins/visits-assemblyscript/visits.ts', async (wasm) => {
+      await check(await load(wasm, writing()))
+      await plugin.close()
+      const call = await load(wasm)
+      await expect(call('visit', 'Jane')).rejects.toMatchObject({ code: 'TRAP' })
+    }))
 })
 
 // Answers with the letters that its initialization has left in memory.

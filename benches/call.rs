@@ -1,9 +1,11 @@
-//! What a call costs in Rust: on one thread, and handed from one thread to another and back.
+//! What a call costs in Rust: on one thread, and handed from one thread to another and back; and what the
+//! store adds to a host function.
 //!
 //! `cargo bench --ignore-rust-version --bench call` compares with the run before. With
 //! `-- --profile-time 5` it does nothing but calls, for a profiler.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::hint::spin_loop;
 use std::num::NonZeroUsize;
 use std::rc::Rc;
@@ -11,10 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, criterion_group, criterion_main};
-use extism_host::host::{self, Environment, Vars};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use extism_host::host::{self, Answer, Environment, HostFunction, Vars};
 use extism_host::plugin::instance::{CompileOptions, Compiled, Ending, Finished, Job, Jobs};
 use extism_host::plugin::prepare::{self, Options};
+use extism_host::plugin::types::ValueType;
 use extism_host::plugin::wasi::Program;
 use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
 use extism_host::store::{MemoryStore, Store, Value};
@@ -96,48 +99,143 @@ impl Jobs for Measured {
   }
 }
 
+/// The guest calls its host as often as this in one call.
+const HOST_CALLS: u64 = 1_000;
+
+/// What `hostMemoryGet` costs a guest beside a function that is handed the same key and answers with the same
+/// value, and looks nothing up. Everything else of the call is in both, and so is the call of the guest.
+fn looking_up(criterion: &mut Criterion) {
+  let mut group = criterion.benchmark_group("host function, 1,000 calls");
+  let wasm = wat::parse_str(
+    r#"(module
+      (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+      (import "extism:host/env" "free" (func $free (param i64)))
+      (import "extism:host/env" "store_u64" (func $store (param i64 i64)))
+      (import "extism:host/user" "hostMemoryGet" (func $get (param i64) (result i64)))
+      (import "extism:host/user" "copy" (func $copy (param i64) (result i64)))
+      (func $key (result i64) (local $key i64)
+        (local.set $key (call $alloc (i64.const 8)))
+        (call $store (local.get $key) (i64.const 0x6567617373656d)) ;; "message" and a zero
+        (local.get $key))
+      (func (export "hostMemoryGet") (result i32) (local $key i64) (local $left i32)
+        (local.set $key (call $key))
+        (local.set $left (i32.const 1000))
+        (loop $next
+          (call $free (call $get (local.get $key)))
+          (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+          (br_if $next (local.get $left)))
+        (i32.const 0))
+      (func (export "copy") (result i32) (local $key i64) (local $left i32)
+        (local.set $key (call $key))
+        (local.set $left (i32.const 1000))
+        (loop $next
+          (call $free (call $copy (local.get $key)))
+          (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+          (br_if $next (local.get $left)))
+        (i32.const 0)))"#,
+  );
+  let value: Arc<[u8]> = "I 💜 Extism 😍".as_bytes().into();
+  let store = MemoryStore::new();
+  store
+    .set("message\0", &value, None)
+    .expect("it has no bound");
+  let manifest = Manifest {
+    wasm: vec![Wasm {
+      source: Source::Bytes(wasm.expect("the guest is valid")),
+      name: None,
+      hash: None,
+    }],
+    ..Manifest::default()
+  };
+  let vars = Arc::new(Vars::default());
+  let mut functions = host::functions(&manifest, &Environment::new(Arc::new(store)), &vars)
+    .expect("the manifest is valid");
+  functions.push(HostFunction::new(
+    "extism:host/user",
+    "copy",
+    [ValueType::I64],
+    Some(ValueType::I64),
+    move |call| {
+      assert!(call.text(0).is_some());
+      Ok(Answer::Bytes(Arc::clone(&value)))
+    },
+  ));
+  for function in ["copy", "hostMemoryGet"] {
+    let compiled = compile(&manifest, &functions, &vars);
+    group.throughput(Throughput::Elements(HOST_CALLS));
+    group.bench_function(function, |bencher| {
+      bencher.iter_custom(|iterations| measure(&compiled, function, b"", "", iterations));
+    });
+  }
+}
+
 fn on_one_thread(criterion: &mut Criterion) {
   let mut group = criterion.benchmark_group("on one thread");
   for guest in guests() {
-    let modules = guest.manifest.load().expect("the guest loads");
     let vars = Arc::new(Vars::default());
     let functions = host::functions(&guest.manifest, &Environment::new(store()), &vars)
       .expect("the manifest is valid");
-    let options = Options {
-      wasi: guest.manifest.use_wasi,
-      program: &Program::default(),
-      limits: prepare::Limits::default(),
-      functions: &functions,
-      untyped: &[],
-      vars: &vars,
-    };
-    let prepared = prepare::prepare(&modules, &options).expect("the guest is prepared");
-    let options = CompileOptions {
-      wasi: guest.manifest.use_wasi,
-      ..CompileOptions::default()
-    };
-    let compiled = Compiled::new(&prepared, &options).expect("the guest compiles");
+    let compiled = compile(&guest.manifest, &functions, &vars);
     group.bench_function(guest.function, |bencher| {
       bencher.iter_custom(|iterations| {
-        let jobs = Rc::new(Measured {
-          job: Job {
-            number: 0,
-            export: prepared.callable[guest.function],
-            input: guest.input.to_vec(),
-          },
-          output: guest.output,
-          left: Cell::new(iterations),
-          start: Cell::default(),
-          took: Cell::default(),
-          is_checked: RefCell::default(),
-        });
-        let instance = compiled.instantiate().expect("the guest is instantiated");
-        let ending = instance.run(Rc::clone(&jobs) as Rc<dyn Jobs>, u64::MAX);
-        assert_eq!(ending, Ending::Stopped);
-        jobs.took.get()
+        measure(
+          &compiled,
+          guest.function,
+          guest.input,
+          guest.output,
+          iterations,
+        )
       });
     });
   }
+}
+
+/// A plugin that can be called, and the numbers of its functions.
+type CompiledGuest = (Compiled, BTreeMap<String, u32>);
+
+fn compile(manifest: &Manifest, functions: &[HostFunction], vars: &Arc<Vars>) -> CompiledGuest {
+  let modules = manifest.load().expect("the guest loads");
+  let options = Options {
+    wasi: manifest.use_wasi,
+    program: &Program::default(),
+    limits: prepare::Limits::default(),
+    functions,
+    untyped: &[],
+    vars,
+  };
+  let prepared = prepare::prepare(&modules, &options).expect("the guest is prepared");
+  let options = CompileOptions {
+    wasi: manifest.use_wasi,
+    ..CompileOptions::default()
+  };
+  let compiled = Compiled::new(&prepared, &options).expect("the guest compiles");
+  (compiled, prepared.callable)
+}
+
+/// How long that many calls take.
+fn measure(
+  (compiled, callable): &CompiledGuest,
+  function: &str,
+  input: &[u8],
+  output: &'static str,
+  calls: u64,
+) -> Duration {
+  let jobs = Rc::new(Measured {
+    job: Job {
+      number: 0,
+      export: callable[function],
+      input: input.to_vec(),
+    },
+    output,
+    left: Cell::new(calls),
+    start: Cell::default(),
+    took: Cell::default(),
+    is_checked: RefCell::default(),
+  });
+  let instance = compiled.instantiate().expect("the guest is instantiated");
+  let ending = instance.run(Rc::clone(&jobs) as Rc<dyn Jobs>, u64::MAX);
+  assert_eq!(ending, Ending::Stopped);
+  jobs.took.get()
 }
 
 /// Who waits for the one call.
@@ -192,5 +290,5 @@ fn between_threads(criterion: &mut Criterion) {
   }
 }
 
-criterion_group!(benches, on_one_thread, between_threads);
+criterion_group!(benches, on_one_thread, looking_up, between_threads);
 criterion_main!(benches);

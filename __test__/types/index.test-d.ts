@@ -92,6 +92,12 @@ expectError(plugin.callSync('f', 'input', undefined, { signal: new AbortControll
 expectType<number>(plugin.stats().calls.succeeded)
 expectType<number | undefined>(plugin.stats().calls.failed.TRAP)
 expectType<number>(plugin.stats().replaced.isolation)
+expectType<number>(plugin.stats().store.hits)
+expectType<number | undefined>(plugin.stats().store.failed.ACCESS_DENIED)
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', {
+  store: { store, prefix: 'visits/', access: 'write', maxValueBytes: 4096, maxKeys: 1000 }
+}))
+expectError(createPlugin('plugin.wasm', { store: { store, access: 'execute' } }))
 expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { isolation: 'call', fuel: 1_000_000 }))
 expectError(createPlugin('plugin.wasm', { isolation: 'process' }))
 
