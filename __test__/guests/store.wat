@@ -5,6 +5,7 @@
 ;; offset of a block, the bytes of the block.
 (module
   (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+  (import "extism:host/env" "free" (func $free (param i64)))
   (import "extism:host/env" "length" (func $length (param i64) (result i64)))
   (import "extism:host/env" "load_u8" (func $load_u8 (param i64) (result i32)))
   (import "extism:host/env" "store_u8" (func $store_u8 (param i64 i32)))
@@ -87,4 +88,17 @@
   (func (export "compareAndSwap") (result i32)
     (call $number (call $swap (call $argument) (call $argument) (call $argument) (call $argument))))
   (func (export "getMany") (result i32)
-    (call $block (call $get_many (call $argument)))))
+    (call $block (call $get_many (call $argument))))
+
+  ;; Adds 1 to a number, that many times.
+  (func (export "incrementOften") (result i32)
+    (local $key i64) (local $left i64) (local $result i64)
+    (local.set $key (call $argument))
+    (local.set $left (call $argument))
+    (loop $next
+      (local.set $result (call $increment (local.get $key) (i64.const 1)))
+      (if (i64.lt_s (local.get $result) (i64.const 0)) (then (return (call $number (local.get $result)))))
+      (call $free (local.get $result))
+      (local.set $left (i64.sub (local.get $left) (i64.const 1)))
+      (br_if $next (i64.ne (local.get $left) (i64.const 0))))
+    (call $number (i64.const 0))))
