@@ -49,7 +49,7 @@ async function start (server) {
   const port = await freePort()
   const child = children.start(server.arguments, {
     // Silent rather than off: Fastify makes a logger per request all the same, and does it for all.
-    env: { PORT: port, HOST, INSTANCES: server.instances, LOG_LEVEL: 'silent' },
+    env: { PORT: port, HOST, INSTANCES: server.instances, LOG_LEVEL: 'silent', ...server.env },
     stdio: ['ignore', 'ignore', 'inherit', ...(server.isCluster ? ['ipc'] : [])]
   })
   child.on('exit', (code, signal) => fail(`the server "${server.name}" ended: ${signal ?? `exit code ${code}`}`))
