@@ -449,6 +449,8 @@ export type ErrorCode =
   | 'VALUE_TOO_LARGE'
   /** The store has no room left. */
   | 'STORE_FULL'
+  /** The file of a store is damaged, or no store. */
+  | 'STORE_DAMAGED'
   /** A call would have waited for ever: for what only this thread can do, or for itself. */
   | 'WOULD_DEADLOCK'
   /** What the JavaScript SDK has and this library cannot have; the message says what to use. */

@@ -5,6 +5,7 @@ mod checks;
 mod handle;
 mod memory;
 mod open;
+mod redb;
 mod watch;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 pub use handle::Handle;
 pub use memory::{MemoryStore, Value};
 pub use open::{OpenOptions, open};
+pub use redb::RedbStore;
 pub use watch::{Change, Watch, Watcher};
 
 use crate::Result;
