@@ -245,3 +245,132 @@ impl Store for RedbStore {
     Ok(())
   }
 }
+
+#[cfg(test)]
+mod tests {
+  use std::fs;
+  use std::path::PathBuf;
+  use std::sync::atomic::AtomicU32;
+  use std::time::Instant;
+
+  use redb::{Database, TableDefinition};
+
+  use super::*;
+
+  /// A directory of one test.
+  struct Directory(PathBuf);
+
+  impl Directory {
+    fn new() -> Self {
+      static NEXT: AtomicU32 = AtomicU32::new(0);
+      let number = NEXT.fetch_add(1, Ordering::Relaxed);
+      let name = format!("extism-host-redb-{}-{number}", std::process::id());
+      let path = std::env::temp_dir().join(name);
+      fs::create_dir(&path).unwrap();
+      Self(path)
+    }
+
+    fn file(&self) -> PathBuf {
+      self.0.join("data.redb")
+    }
+  }
+
+  impl Drop for Directory {
+    fn drop(&mut self) {
+      drop(fs::remove_dir_all(&self.0));
+    }
+  }
+
+  fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+      assert!(started.elapsed() < Duration::from_secs(10));
+      std::thread::sleep(Duration::from_millis(1));
+    }
+  }
+
+  #[test]
+  fn a_file_is_free_when_all_have_closed_it_or_dropped_it() -> Result<()> {
+    let directory = Directory::new();
+    let path = directory.file();
+    let (first, second) = (RedbStore::open(&path, None)?, RedbStore::open(&path, None)?);
+    first.set("key", b"value", None)?;
+    assert_eq!(second.get("key")?.as_deref(), Some(&b"value"[..]));
+    first.close()?;
+    assert!(Database::open(&path).is_err());
+    drop(second);
+    wait_until(|| Database::open(&path).is_ok());
+    // Who has closed it and goes on has nothing.
+    assert_eq!(
+      first.get("key").map_err(|error| error.code),
+      Err(Code::Closed)
+    );
+    let set = first.set("key", b"other", None);
+    assert_eq!(set.map_err(|error| error.code), Err(Code::Closed));
+    assert_eq!(
+      RedbStore::open(&path, None)?.get("key")?.as_deref(),
+      Some(&b"value"[..])
+    );
+    Ok(())
+  }
+
+  #[test]
+  fn another_programs_database_is_refused_and_left_as_it_is() -> Result<(), redb::Error> {
+    const THEIRS: TableDefinition<'static, &'static str, u64> = TableDefinition::new("theirs");
+    let directory = Directory::new();
+    let path = directory.file();
+    let database = Database::create(&path)?;
+    let transaction = database.begin_write()?;
+    transaction.open_table(THEIRS)?.insert("key", 7)?;
+    transaction.commit()?;
+    drop(database);
+    let refused = RedbStore::open(&path, None).err();
+    assert_eq!(refused.map(|error| error.code), Some(Code::StoreDamaged));
+    let database = Database::open(&path)?;
+    let transaction = redb::ReadableDatabase::begin_read(&database)?;
+    assert_eq!(transaction.list_tables()?.count(), 1);
+    Ok(())
+  }
+
+  #[test]
+  fn a_value_that_is_too_large_is_refused_before_anything_is_done_with_it() -> Result<()> {
+    let directory = Directory::new();
+    let store = RedbStore::open(&directory.file(), None)?;
+    // Nobody writes to it, so it takes no memory.
+    let value = vec![0; MAX_VALUE + 1];
+    let refused = [
+      store.set_many(&[("key", b"value"), ("large", &value)], None),
+      store
+        .compare_and_swap("large", None, Some(&value), None)
+        .map(|_| ()),
+    ];
+    for refused in refused {
+      assert_eq!(
+        refused.map_err(|error| error.code),
+        Err(Code::ValueTooLarge)
+      );
+    }
+    assert_eq!(store.list("", None, 9)?, Page::default());
+    Ok(())
+  }
+
+  #[test]
+  fn readers_see_what_was_written_before_they_asked_while_others_write() -> Result<()> {
+    let directory = Directory::new();
+    let store = RedbStore::open(&directory.file(), Some(1 << 20))?;
+    std::thread::scope(|scope| {
+      for writer in 0..4 {
+        let store = &store;
+        scope.spawn(move || {
+          for number in 0..100 {
+            let (key, value) = (format!("{writer}:{}", number % 7), vec![number; 700]);
+            store.set(&key, &value, None).unwrap();
+            assert_eq!(store.get(&key).unwrap().as_deref(), Some(&*value));
+          }
+        });
+      }
+    });
+    assert_eq!(store.list("", None, 99)?.keys.len(), 28);
+    Ok(())
+  }
+}

@@ -108,3 +108,67 @@ impl Queue {
     self.taken.notify_all();
   }
 }
+
+#[cfg(test)]
+mod tests {
+  use super::*;
+
+  const SHORT: Duration = Duration::from_millis(1);
+
+  fn set(bytes: usize) -> Operation {
+    Operation::Set {
+      entries: vec![(String::new(), vec![0; bytes].into())],
+      lifetime: None,
+    }
+  }
+
+  fn take(queue: &Queue) -> usize {
+    match queue.take(SHORT) {
+      Next::Group(group) => group.len(),
+      Next::Due | Next::End => 0,
+    }
+  }
+
+  #[test]
+  fn what_waits_is_taken_together_in_groups_of_bounded_size() -> Result<()> {
+    let queue = Queue::default();
+    for _ in 0..MAX_GROUP + 5 {
+      queue.add(set(1))?;
+    }
+    assert_eq!(
+      [take(&queue), take(&queue), take(&queue)],
+      [MAX_GROUP, 5, 0]
+    );
+    for _ in 0..3 {
+      queue.add(set(MAX_GROUP_BYTES / 2))?;
+    }
+    assert_eq!([take(&queue), take(&queue)], [2, 1]);
+    Ok(())
+  }
+
+  #[test]
+  fn who_would_exceed_the_bound_waits_for_room_unless_he_is_alone() -> Result<()> {
+    let queue = Queue::default();
+    queue.add(set(MAX_WAITING + 1))?;
+    std::thread::scope(|scope| {
+      let second = scope.spawn(|| queue.add(set(1)).map(drop));
+      std::thread::sleep(Duration::from_millis(20));
+      assert_eq!(take(&queue), 1);
+      assert_eq!(second.join().unwrap(), Ok(()));
+    });
+    assert_eq!(take(&queue), 1);
+    Ok(())
+  }
+
+  #[test]
+  fn a_closed_queue_ends_after_what_waits_and_takes_no_more() -> Result<()> {
+    let queue = Queue::default();
+    queue.add(set(1))?;
+    queue.close();
+    let refused = queue.add(set(1)).map(drop).map_err(|error| error.code);
+    assert_eq!(refused, Err(Code::Closed));
+    assert_eq!(take(&queue), 1);
+    assert!(matches!(queue.take(SHORT), Next::End));
+    Ok(())
+  }
+}

@@ -13,8 +13,8 @@ use super::queue::Queue;
 use crate::store::watch::Watchers;
 use crate::{Code, Error, Result};
 
-/// What the last transaction has left. To read is to look into a tree: a transaction for each read would
-/// cost as much again.
+/// What the last transaction has left. To read is to look into a tree: half a microsecond, and two to three times
+/// that with a transaction of its own for each read.
 pub struct Snapshot {
   /// Which opening of the file it is of.
   pub opening: u64,

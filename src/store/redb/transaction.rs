@@ -186,3 +186,184 @@ impl<'a> Transaction<'a> {
     Ok(Ok(sum))
   }
 }
+
+#[cfg(test)]
+mod tests {
+  use std::collections::BTreeMap;
+
+  use redb::{Database, backends::InMemoryBackend};
+
+  use super::*;
+  use crate::Code;
+
+  fn database() -> Database {
+    let backend = InMemoryBackend::new();
+    Database::builder().create_with_backend(backend).unwrap()
+  }
+
+  /// Makes one transaction of operations, at a time of its own.
+  fn transact(
+    database: &Database,
+    now: u64,
+    operations: &[Operation],
+  ) -> (Vec<Result<i64>>, Outcome) {
+    let transaction = database.begin_write().unwrap();
+    let mut tables = Transaction::new(&transaction, true).unwrap();
+    tables.now = now;
+    tables.sweep().unwrap();
+    let apply = |operation| tables.apply(operation).unwrap();
+    let answers = operations.iter().map(apply).collect();
+    let outcome = tables.end().unwrap();
+    transaction.commit().unwrap();
+    (answers, outcome)
+  }
+
+  fn set(key: &str, value: &str, lifetime: Option<u64>) -> Operation {
+    Operation::Set {
+      entries: vec![(key.into(), value.as_bytes().into())],
+      lifetime,
+    }
+  }
+
+  fn increment(key: &str) -> Operation {
+    let key = key.into();
+    Operation::Increment { key, delta: 1 }
+  }
+
+  fn told(changes: &[Change]) -> Vec<String> {
+    let said = |change: &Change| match change {
+      Change::Set { key, .. } => format!("+{key}"),
+      Change::Deleted { key } => format!("-{key}"),
+      Change::Lost => "lost".to_owned(),
+    };
+    changes.iter().map(said).collect()
+  }
+
+  #[test]
+  fn each_operation_sees_those_before_it_and_one_that_fails_changes_nothing() {
+    let operations = [
+      increment("count"),
+      set("text", "x", None),
+      increment("text"),
+      increment("count"),
+      Operation::Swap {
+        key: "count".into(),
+        expected: Some(b"2"[..].into()),
+        value: Some(b"10"[..].into()),
+        lifetime: None,
+      },
+      increment("count"),
+      Operation::Delete {
+        keys: vec!["text".into(), "text".into(), "none".into()],
+      },
+    ];
+    let (answers, outcome) = transact(&database(), 1, &operations);
+    let answers: Vec<_> = answers
+      .into_iter()
+      .map(|answer| answer.map_err(|error| error.code))
+      .collect();
+    let refused = Err(Code::InvalidArgument);
+    assert_eq!(
+      answers,
+      [Ok(1), Ok(0), refused, Ok(2), Ok(1), Ok(11), Ok(1)]
+    );
+    let changes = ["+count", "+text", "+count", "+count", "+count", "-text"];
+    assert_eq!(told(&outcome.changes), changes);
+    assert!(outcome.has_changed && outcome.next_deadline == NEVER);
+  }
+
+  #[test]
+  fn what_changes_nothing_needs_no_commit() {
+    let operations = [
+      Operation::Delete {
+        keys: vec!["none".into()],
+      },
+      Operation::Swap {
+        key: "none".into(),
+        expected: Some(b"x"[..].into()),
+        value: None,
+        lifetime: None,
+      },
+    ];
+    let (answers, outcome) = transact(&database(), 1, &operations);
+    assert_eq!(answers, [Ok(0), Ok(0)]);
+    assert!(!outcome.has_changed && outcome.changes.is_empty());
+  }
+
+  #[test]
+  fn what_has_lived_its_time_is_removed_told_and_counted_as_gone() {
+    let database = database();
+    let lifetimes = [
+      set("a", "1", Some(10)),
+      set("b", "1", Some(20)),
+      set("c", "1", None),
+    ];
+    assert_eq!(transact(&database, 100, &lifetimes).1.next_deadline, 110);
+    let again = [increment("b"), set("a", "2", Some(50))];
+    let (answers, outcome) = transact(&database, 115, &again);
+    assert_eq!(answers, [Ok(2), Ok(0)]);
+    // An increment keeps the lifetime.
+    assert_eq!(
+      (told(&outcome.changes), outcome.next_deadline),
+      (vec!["-a".into(), "+b".into(), "+a".into()], 120)
+    );
+    let (answers, outcome) = transact(&database, 120, &[increment("b")]);
+    assert_eq!((answers, outcome.next_deadline), (vec![Ok(1)], 165));
+    assert_eq!(told(&outcome.changes), ["-b", "+b"]);
+  }
+
+  #[test]
+  fn the_deadlines_are_those_of_the_entries_whatever_is_done() {
+    let database = database();
+    let mut random = 7_u64;
+    let mut next = |most: u64| {
+      random = random
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1);
+      (random >> 33) % most
+    };
+    for now in 0..300 {
+      let mut operations = Vec::new();
+      for _ in 0..8 {
+        let key = next(20).to_string();
+        let lifetime = (next(2) == 0).then(|| next(30));
+        operations.push(match next(4) {
+          0 => Operation::Delete { keys: vec![key] },
+          1 => increment(&key),
+          _ => set(&key, "1", lifetime),
+        });
+      }
+      transact(&database, now, &operations);
+    }
+    let transaction = database.begin_write().unwrap();
+    let tables = Transaction::new(&transaction, false).unwrap();
+    let entries = tables.entries.iter().unwrap().map(|entry| {
+      let (key, stored) = entry.unwrap();
+      (key.value().to_vec(), stored.value().0)
+    });
+    let entries: BTreeMap<_, _> = entries.filter(|(_, deadline)| *deadline != NEVER).collect();
+    let deadlines = tables.deadlines.iter().unwrap().map(|entry| {
+      let (key, _) = entry.unwrap();
+      let (deadline, key) = key.value();
+      (key.to_vec(), deadline)
+    });
+    let deadlines: Vec<_> = deadlines.collect();
+    assert!(!entries.is_empty() && deadlines.len() == entries.len());
+    assert_eq!(deadlines.into_iter().collect::<BTreeMap<_, _>>(), entries);
+  }
+
+  #[test]
+  fn more_than_one_transaction_removes_are_left_for_the_next() {
+    let database = database();
+    let keys = (0..SWEEP + 10).map(|number| (number.to_string(), b"x"[..].into()));
+    let operation = Operation::Set {
+      entries: keys.collect(),
+      lifetime: Some(5),
+    };
+    transact(&database, 0, &[operation]);
+    let (_, outcome) = transact(&database, 5, &[]);
+    assert_eq!((outcome.changes.len(), outcome.next_deadline), (SWEEP, 5));
+    let (_, outcome) = transact(&database, 5, &[]);
+    assert_eq!((outcome.changes.len(), outcome.next_deadline), (10, NEVER));
+  }
+}
