@@ -315,6 +315,8 @@ export interface Refusal {
 export interface StoreOptions {
   /** How many bytes a store in memory may take. */
   maxBytes?: number
+  /** How many bytes of a store in a file are kept in memory. */
+  cacheBytes?: number
 }
 
 /** What guests may do with the store. */

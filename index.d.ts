@@ -490,6 +490,8 @@ export type ErrorCode =
   | 'VALUE_TOO_LARGE'
   /** The store has no room left. */
   | 'STORE_FULL'
+  /** The file of a store is damaged, or no store. */
+  | 'STORE_DAMAGED'
   /** A call would have waited for ever: for what only this thread can do, or for itself. */
   | 'WOULD_DEADLOCK'
   /** What the JavaScript SDK has and this library cannot have; the message says what to use. */
@@ -661,6 +663,16 @@ export interface MemoryStoreOptions {
   maxBytes?: number
 }
 
+/** How a store is opened. One that has no use for an option refuses it. */
+export interface StoreOptions extends MemoryStoreOptions {
+  /**
+   * For `redb:`: how many bytes of the file are kept in memory, from 1 to 2⁵³ − 1. Who opens a file that is
+   * open in this process already must leave it out or say the same.
+   * @default 64 MiB
+   */
+  cacheBytes?: number
+}
+
 /** How an entry of a store is set. */
 export interface EntryOptions {
   /**
@@ -689,8 +701,8 @@ export type StoreChange =
  *
  * All methods reject with a `PluginError`: `INVALID_ARGUMENT`, also for a key that is too long; `CLOSED`;
  * `VALUE_TOO_LARGE` and `STORE_FULL`; `STORE_UNAVAILABLE` where the store cannot be reached, or not in
- * time, and may or may not have done what was asked; `ACCESS_DENIED`. One that fails has changed nothing
- * otherwise.
+ * time, and may or may not have done what was asked; `STORE_DAMAGED`; `ACCESS_DENIED`. One that fails has
+ * changed nothing otherwise.
  */
 export class Store implements AsyncDisposable {
   private constructor ()
@@ -704,7 +716,7 @@ export class Store implements AsyncDisposable {
   /**
    * The keys that begin with `prefix` (all without it), fetched as they are needed, a thousand at a time.
    * A key that is there all the time comes once; one that is set or removed meanwhile may come or not. In
-   * memory they come in the order of their UTF-8.
+   * memory and in a file they come in the order of their UTF-8.
    */
   keys (options?: { prefix?: string } | null): AsyncGenerator<string, void, undefined>
   /**
@@ -748,10 +760,16 @@ export class Store implements AsyncDisposable {
  * Opens a store by its URL: `memory:` is a new one in memory, `memory:name` the one of that name that
  * `MemoryStore.named(name)` is too. With a MemoryStore, that store has the same face.
  *
- * `maxBytes` is for `memory:`. Rejects with `NO_SUCH_STORE` where no store has the URL's scheme, and with
- * `INVALID_ARGUMENT`.
+ * `redb:./data.redb`, or `redb:/path/of/data.redb`, is a durable store in a file, which is made where there is
+ * none, for its owner only. All in this process that open the file have the same store; other processes are
+ * refused until all have closed it. In the path, `%`, `?` and `#` are written `%25`, `%3F` and `%23`.
+ *
+ * `maxBytes` is for `memory:`, `cacheBytes` for `redb:`. Rejects with `NO_SUCH_STORE` where no store has the
+ * URL's scheme, and with `INVALID_ARGUMENT`. For a file also with `FILE_NOT_FOUND` where its directory is
+ * missing, `ACCESS_DENIED`, `STORE_FULL`, `STORE_DAMAGED` where it is damaged or no store, and
+ * `STORE_UNAVAILABLE` where another process has it.
  */
-export function openStore (source: string | URL | MemoryStore, options?: MemoryStoreOptions | null): Promise<Store>
+export function openStore (source: string | URL | MemoryStore, options?: StoreOptions | null): Promise<Store>
 
 /** What `keyvAdapter` returns. */
 export interface KeyvStoreAdapter {

@@ -3,9 +3,9 @@
 // The one asynchronous face of all stores. Their operations run on threads of the native part.
 
 const { completeInBackground: complete, openStore: open, storeOfMemory } = require('./calls.js')
-const { checkSignal } = require('./checks.js')
+const { asInteger, checkSignal } = require('./checks.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
-const { asMaxBytes, nativeMemoryStore } = require('./memory-store.js')
+const { nativeMemoryStore } = require('./memory-store.js')
 const { pick } = require('./objects.js')
 const { asLifetime, asValue, checkKey, checkNewKey } = require('./store-entries.js')
 const { StoreChanges } = require('./store-changes.js')
@@ -13,6 +13,7 @@ const { StoreChanges } = require('./store-changes.js')
 /** Keys that are fetched at a time. */
 const PAGE = 1_000
 
+const OPEN_KEYS = { maxBytes: 'maxBytes', cacheBytes: 'cacheBytes' }
 const LIST_KEYS = { prefix: 'prefix' }
 const WATCH_KEYS = { signal: 'signal' }
 
@@ -176,17 +177,24 @@ function asKeys (keys) {
   return list
 }
 
+function asOpenOptions (options) {
+  const given = pick(options ?? {}, OPEN_KEYS, 'the options of a store')
+  return Object.fromEntries(Object.keys(OPEN_KEYS).map((key) => [key, asInteger(given[key], key, undefined, Number.MAX_SAFE_INTEGER)]))
+}
+
 async function openStore (source, options) {
-  const maxBytes = asMaxBytes(options)
+  const native = asOpenOptions(options)
   if (nativeMemoryStore(source) !== undefined) {
-    if (maxBytes !== undefined) throw invalidArgument('maxBytes is set where a MemoryStore is made: new MemoryStore(entries, { maxBytes })')
+    if (Object.values(native).some((value) => value !== undefined)) {
+      throw invalidArgument('a MemoryStore is opened as it is; maxBytes is set where it is made: new MemoryStore(entries, { maxBytes })')
+    }
     return asStore(source)
   }
   const url = source instanceof URL ? source.href : source
   if (typeof url !== 'string') {
     throw invalidArgument(`a store is opened by its URL or from a MemoryStore, not ${describe(source)}`)
   }
-  return new Store(SECRET, await open(url, { maxBytes }))
+  return new Store(SECRET, await open(url, native))
 }
 
 /** The native store of a MemoryStore or a Store; `undefined` for anything else. */

@@ -59,13 +59,15 @@ pub enum Code {
   ValueTooLarge,
   /// The store has no room left.
   StoreFull,
+  /// What the store is kept in is damaged, or no store.
+  StoreDamaged,
   /// A defect in this library.
   Internal,
 }
 
 impl Code {
   /// All codes, each at the place of its [`number`](Self::number) less one.
-  pub const ALL: [Self; 27] = [
+  pub const ALL: [Self; 28] = [
     Code::InvalidArgument,
     Code::FileNotFound,
     Code::InvalidWasm,
@@ -92,6 +94,7 @@ impl Code {
     Code::StoreUnavailable,
     Code::ValueTooLarge,
     Code::StoreFull,
+    Code::StoreDamaged,
     Code::Internal,
   ];
 
@@ -129,6 +132,7 @@ impl Code {
       Code::StoreUnavailable => "STORE_UNAVAILABLE",
       Code::ValueTooLarge => "VALUE_TOO_LARGE",
       Code::StoreFull => "STORE_FULL",
+      Code::StoreDamaged => "STORE_DAMAGED",
       Code::Internal => "INTERNAL",
     }
   }

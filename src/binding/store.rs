@@ -117,6 +117,8 @@ fn changes_of<'env>(env: &'env Env, changes: Vec<Change>) -> napi::Result<Array<
 pub struct StoreOptions {
   /// How many bytes a store in memory may take.
   pub max_bytes: Option<f64>,
+  /// How many bytes of a store in a file are kept in memory.
+  pub cache_bytes: Option<f64>,
 }
 
 /// Opens the store of a URL, which arrives under the number `call`.
@@ -126,6 +128,7 @@ pub fn open_store(call: u32, url: String, options: StoreOptions, boundary: &Boun
   pool::run(call, finished, move || {
     let options = OpenOptions {
       max_bytes: options.max_bytes.map(|bytes| bytes as usize),
+      cache_bytes: options.cache_bytes.map(|bytes| bytes as usize),
     };
     let store = store::open(&url, &options)?;
     Ok(Outcome::Store(Reply::Opened(store)))

@@ -5,6 +5,7 @@ mod checks;
 mod handle;
 mod memory;
 mod open;
+mod redb;
 mod watch;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 pub use handle::Handle;
 pub use memory::{MemoryStore, Value};
 pub use open::{OpenOptions, open};
+pub use redb::RedbStore;
 pub use watch::{Change, Watch, Watcher};
 
 use crate::Result;
@@ -30,7 +32,8 @@ pub const MAX_KEY: usize = 64 << 10;
 /// it has changed nothing, unless it says otherwise. The codes are
 /// [`StoreUnavailable`](crate::Code::StoreUnavailable) where the store cannot be reached, or not in time
 /// (it may have done what was asked then); [`StoreFull`](crate::Code::StoreFull) and
-/// [`ValueTooLarge`](crate::Code::ValueTooLarge); [`AccessDenied`](crate::Code::AccessDenied); and
+/// [`ValueTooLarge`](crate::Code::ValueTooLarge); [`StoreDamaged`](crate::Code::StoreDamaged);
+/// [`AccessDenied`](crate::Code::AccessDenied); and
 /// [`InvalidArgument`](crate::Code::InvalidArgument) for a key that is too long, or a value that is no number.
 pub trait Store: Send + Sync {
   /// The value of a key, provided that it is known without waiting for anybody. `None` where it is not;

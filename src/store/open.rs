@@ -1,8 +1,9 @@
 //! Which store a URL means.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Handle, MemoryStore, Store};
+use super::{Handle, MemoryStore, RedbStore, Store};
 use crate::{Code, Error, Result};
 
 /// What goes with a URL. A store refuses what it has no use for.
@@ -10,10 +11,13 @@ use crate::{Code, Error, Result};
 pub struct OpenOptions {
   /// How many bytes a new store in memory may take.
   pub max_bytes: Option<usize>,
+  /// How many bytes of a store in a file are kept in memory.
+  pub cache_bytes: Option<usize>,
 }
 
 /// The schemes that there are, each with what follows it, for messages.
-const SCHEMES: &str = "memory: (a new one) and memory:name (shared by the process)";
+const SCHEMES: &str =
+  "memory: (a new one), memory:name (shared by the process) and redb:path (in a file)";
 
 /// Opens the store that `url` names, which may take as long as the store is far away.
 ///
@@ -22,6 +26,7 @@ const SCHEMES: &str = "memory: (a new one) and memory:name (shared by the proces
 pub fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
   match url.split_once(':') {
     Some(("memory", name)) => memory(name, options),
+    Some(("redb", path)) => redb(path, options),
     _ => Err(Error::new(
       Code::NoSuchStore,
       // Without the rest of the URL, which may have a password.
@@ -33,7 +38,18 @@ pub fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
   }
 }
 
+fn refuse(is_set: bool, option: &str, is_for: &str) -> Result<()> {
+  match is_set {
+    false => Ok(()),
+    true => Err(Error::new(
+      Code::InvalidArgument,
+      format!("{option} is for {is_for} only"),
+    )),
+  }
+}
+
 fn memory(name: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
+  refuse(options.cache_bytes.is_some(), "cacheBytes", "redb: stores")?;
   let handle = match (name, options.max_bytes) {
     ("", None) => Handle::new(Arc::new(MemoryStore::new())),
     ("", Some(max_bytes)) => Handle::new(Arc::new(MemoryStore::bounded(max_bytes))),
@@ -48,12 +64,82 @@ fn memory(name: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
   Ok(Arc::new(handle))
 }
 
+fn redb(path: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
+  refuse(options.max_bytes.is_some(), "maxBytes", "memory: stores")?;
+  let store = RedbStore::open(&file_path(path)?, options.cache_bytes)?;
+  Ok(Arc::new(Handle::new(Arc::new(store))))
+}
+
+/// The path that the rest of a URL means, which is absolute, or relative to the working directory.
+fn file_path(path: &str) -> Result<PathBuf> {
+  let invalid = |message: &str| Err(Error::new(Code::InvalidArgument, message));
+  if path.is_empty() {
+    return invalid("a redb: URL names a file: redb:./data.redb or redb:/path/of/data.redb");
+  }
+  if path.starts_with("//") {
+    return invalid(
+      "a redb: URL names no host: write redb:./data.redb or redb:/path/of/data.redb, without //",
+    );
+  }
+  if path.contains(['?', '#']) {
+    return invalid(
+      "a redb: URL has no query and no fragment; write %3F for a ? in the name of a file, and %23 for a #",
+    );
+  }
+  let is_escape = |rest: &str| {
+    let digits = rest.as_bytes().get(..2);
+    digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+  };
+  let decoded = percent_encoding::percent_decode_str(path).decode_utf8();
+  match decoded {
+    Ok(decoded) if path.split('%').skip(1).all(is_escape) && !decoded.contains('\0') => {
+      Ok(PathBuf::from(&*decoded))
+    }
+    _ => invalid(
+      "in a redb: URL a % begins an escape such as %20 of UTF-8 without NUL; write %25 for a % in the name of a file",
+    ),
+  }
+}
+
 #[cfg(test)]
 mod tests {
   use super::*;
 
   fn try_open(url: &str, max_bytes: Option<usize>) -> Result<Arc<dyn Store>> {
-    open(url, &OpenOptions { max_bytes })
+    let options = OpenOptions {
+      max_bytes,
+      ..OpenOptions::default()
+    };
+    open(url, &options)
+  }
+
+  #[test]
+  fn the_path_of_a_file_is_decoded_once_and_what_could_mean_something_else_is_refused() {
+    for (path, meant) in [
+      ("./data.redb", "./data.redb"),
+      ("data.redb", "data.redb"),
+      ("/var/lib/a b.redb", "/var/lib/a b.redb"),
+      ("a%20b%2541%C3%A4", "a b%41\u{E4}"),
+      ("\u{E4}%3F%23", "\u{E4}?#"),
+    ] {
+      assert_eq!(file_path(path), Ok(PathBuf::from(meant)));
+    }
+    for path in [
+      "",
+      "//host/data",
+      "//data",
+      "data?x=1",
+      "data#x",
+      "100%",
+      "%4",
+      "%zz",
+      "%00",
+      "%FF",
+      "%+1",
+    ] {
+      let refused = file_path(path).map_err(|error| error.code);
+      assert_eq!(refused, Err(Code::InvalidArgument), "{path}");
+    }
   }
 
   #[test]

@@ -1,0 +1,376 @@
+//! A store in a file, by redb: durable, for one process at a time.
+//!
+//! A file is opened once in a process ([`files`]). All changes go through one thread ([`writer`]), which
+//! makes one transaction of all that wait ([`transaction`]). Readers read on their own threads what the
+//! last of these transactions has left.
+
+mod database;
+mod files;
+mod operation;
+mod queue;
+mod shared;
+mod transaction;
+mod writer;
+
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use redb::{AccessGuard, ReadableTable, StorageError};
+
+use super::checks::check_key;
+use super::{Bytes, Page, Store, Watch, Watcher};
+use crate::{Code, Error, Result};
+use files::Slot;
+use operation::Operation;
+use shared::{Shared, Snapshot};
+
+/// How many bytes of a file are kept in memory where nothing else is said: 64 MiB.
+pub const CACHE_BYTES: usize = 64 << 20;
+
+/// The longest value, in bytes: 256 MiB. The database needs several times that for a moment.
+const MAX_VALUE: usize = 256 << 20;
+
+/// The deadline of what has no lifetime.
+const NEVER: u64 = u64::MAX;
+
+/// What is stored under a key: from when on it is gone, in milliseconds since 1970, and the value.
+type Stored = (u64, &'static [u8]);
+
+/// A store in a file, as somebody has opened it. Others in the process may have opened the same file, and
+/// so have the same store; when all have closed it, or dropped it, the file is closed.
+pub struct RedbStore {
+  shared: Arc<Shared>,
+  slot: Arc<Slot>,
+  is_released: AtomicBool,
+}
+
+impl RedbStore {
+  /// Opens a file, which is made where there is none, with that many bytes of it kept in memory.
+  ///
+  /// [`Code::FileNotFound`] where its directory is missing; [`Code::AccessDenied`];
+  /// [`Code::StoreUnavailable`] where another process has it; [`Code::StoreDamaged`] where it is damaged
+  /// or was made by something else; [`Code::InvalidArgument`] where it is no file, or is open with another
+  /// size of cache.
+  pub fn open(path: &Path, cache_bytes: Option<usize>) -> Result<Self> {
+    let (shared, slot) = files::open(path, cache_bytes)?;
+    Ok(Self {
+      shared,
+      slot,
+      is_released: AtomicBool::new(false),
+    })
+  }
+
+  /// Whether this has been the first to let go of the file.
+  fn release(&self) -> bool {
+    let is_first = !self.is_released.swap(true, Ordering::AcqRel);
+    if is_first {
+      self.slot.release();
+    }
+    is_first
+  }
+}
+
+impl Drop for RedbStore {
+  /// The file is closed in the background: this may be JavaScript's thread.
+  fn drop(&mut self) {
+    self.release();
+  }
+}
+
+fn check_value(value: &[u8]) -> Result<()> {
+  if value.len() <= MAX_VALUE {
+    return Ok(());
+  }
+  Err(Error::new(
+    Code::ValueTooLarge,
+    format!(
+      "a value in a file may have {MAX_VALUE} bytes, and this one has {}; store it in parts",
+      value.len()
+    ),
+  ))
+}
+
+fn milliseconds(lifetime: Option<Duration>) -> Option<u64> {
+  lifetime.map(|lifetime| u64::try_from(lifetime.as_millis()).unwrap_or(NEVER))
+}
+
+/// What somebody gets of what is stored, unless its time is over.
+fn living<T>(stored: &AccessGuard<'_, Stored>, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+  let (deadline, value) = stored.value();
+  // A clock is asked only where there is a lifetime.
+  let is_there = deadline == NEVER || deadline > transaction::now();
+  is_there.then(|| read(value))
+}
+
+fn get(snapshot: &Snapshot, key: &str) -> Result<Option<Bytes>, StorageError> {
+  let stored = snapshot.entries.get(key.as_bytes())?;
+  Ok(stored.and_then(|stored| living(&stored, |value| value.into())))
+}
+
+/// The keys in the order of their bytes; a cursor is the last key of its page.
+fn list(
+  snapshot: &Snapshot,
+  prefix: &str,
+  cursor: Option<&str>,
+  limit: usize,
+) -> Result<Page, StorageError> {
+  let start = match cursor {
+    Some(cursor) if cursor >= prefix => Bound::Excluded(cursor.as_bytes()),
+    _ => Bound::Included(prefix.as_bytes()),
+  };
+  let mut page = Page::default();
+  let range = ReadableTable::range::<&[u8]>(&snapshot.entries, (start, Bound::Unbounded))?;
+  for entry in range {
+    let (key, stored) = entry?;
+    if !key.value().starts_with(prefix.as_bytes()) {
+      break;
+    }
+    if living(&stored, |_| ()).is_none() {
+      continue;
+    }
+    if page.keys.len() >= limit.max(1) {
+      page.cursor = page.keys.last().cloned();
+      break;
+    }
+    page
+      .keys
+      .push(String::from_utf8_lossy(key.value()).into_owned());
+  }
+  Ok(page)
+}
+
+/// `get_now` is not there: a read may have to wait for the disk, which JavaScript's thread must not.
+impl Store for RedbStore {
+  fn get(&self, key: &str) -> Result<Option<Bytes>> {
+    check_key(key)?;
+    self.shared.read(|snapshot| get(snapshot, key))
+  }
+
+  fn set(&self, key: &str, value: &[u8], lifetime: Option<Duration>) -> Result<()> {
+    self.set_many(&[(key, value)], lifetime)
+  }
+
+  fn delete(&self, key: &str) -> Result<bool> {
+    Ok(self.delete_many(&[key])? > 0)
+  }
+
+  fn exists(&self, key: &str) -> Result<bool> {
+    check_key(key)?;
+    let is_there = |snapshot: &Snapshot| {
+      let stored = snapshot.entries.get(key.as_bytes())?;
+      Ok(stored.is_some_and(|stored| living(&stored, |_| ()).is_some()))
+    };
+    self.shared.read(is_there)
+  }
+
+  /// In the order of the keys' bytes; a cursor is the last key of its page.
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+    self
+      .shared
+      .read(|snapshot| list(snapshot, prefix, cursor, limit))
+  }
+
+  fn increment(&self, key: &str, delta: i64) -> Result<i64> {
+    check_key(key)?;
+    self.shared.change(Operation::Increment {
+      key: key.into(),
+      delta,
+    })
+  }
+
+  fn compare_and_swap(
+    &self,
+    key: &str,
+    expected: Option<&[u8]>,
+    value: Option<&[u8]>,
+    lifetime: Option<Duration>,
+  ) -> Result<bool> {
+    check_key(key)?;
+    check_value(value.unwrap_or_default())?;
+    let swapped = self.shared.change(Operation::Swap {
+      key: key.into(),
+      expected: expected.map(Bytes::from),
+      value: value.map(Bytes::from),
+      lifetime: milliseconds(lifetime),
+    })?;
+    Ok(swapped > 0)
+  }
+
+  /// All as they were at one moment.
+  fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>> {
+    keys.iter().try_for_each(|key| check_key(key))?;
+    self
+      .shared
+      .read(|snapshot| keys.iter().map(|key| get(snapshot, key)).collect())
+  }
+
+  /// All or none.
+  fn set_many(&self, entries: &[(&str, &[u8])], lifetime: Option<Duration>) -> Result<()> {
+    for (key, value) in entries {
+      check_key(key)?;
+      check_value(value)?;
+    }
+    let entries = entries
+      .iter()
+      .map(|(key, value)| (String::from(*key), Bytes::from(*value)))
+      .collect();
+    self.shared.change(Operation::Set {
+      entries,
+      lifetime: milliseconds(lifetime),
+    })?;
+    Ok(())
+  }
+
+  /// All or none.
+  fn delete_many(&self, keys: &[&str]) -> Result<u64> {
+    keys.iter().try_for_each(|key| check_key(key))?;
+    let keys = keys.iter().copied().map(String::from).collect();
+    let deleted = self.shared.change(Operation::Delete { keys })?;
+    Ok(deleted.unsigned_abs())
+  }
+
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+    Ok(self.shared.watchers.add(prefix, watcher))
+  }
+
+  /// Waits, where nobody else has the file, until all that has been asked for is done and the file is free
+  /// for other processes.
+  fn close(&self) -> Result<()> {
+    if self.release() {
+      self.slot.wait_until_closed(&self.shared);
+    }
+    Ok(())
+  }
+}
+
+#[cfg(test)]
+mod tests {
+  use std::fs;
+  use std::path::PathBuf;
+  use std::sync::atomic::AtomicU32;
+  use std::time::Instant;
+
+  use redb::{Database, TableDefinition};
+
+  use super::*;
+
+  /// A directory of one test.
+  struct Directory(PathBuf);
+
+  impl Directory {
+    fn new() -> Self {
+      static NEXT: AtomicU32 = AtomicU32::new(0);
+      let number = NEXT.fetch_add(1, Ordering::Relaxed);
+      let name = format!("extism-host-redb-{}-{number}", std::process::id());
+      let path = std::env::temp_dir().join(name);
+      fs::create_dir(&path).unwrap();
+      Self(path)
+    }
+
+    fn file(&self) -> PathBuf {
+      self.0.join("data.redb")
+    }
+  }
+
+  impl Drop for Directory {
+    fn drop(&mut self) {
+      drop(fs::remove_dir_all(&self.0));
+    }
+  }
+
+  fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+      assert!(started.elapsed() < Duration::from_secs(10));
+      std::thread::sleep(Duration::from_millis(1));
+    }
+  }
+
+  #[test]
+  fn a_file_is_free_when_all_have_closed_it_or_dropped_it() -> Result<()> {
+    let directory = Directory::new();
+    let path = directory.file();
+    let (first, second) = (RedbStore::open(&path, None)?, RedbStore::open(&path, None)?);
+    first.set("key", b"value", None)?;
+    assert_eq!(second.get("key")?.as_deref(), Some(&b"value"[..]));
+    first.close()?;
+    assert!(Database::open(&path).is_err());
+    drop(second);
+    wait_until(|| Database::open(&path).is_ok());
+    // Who has closed it and goes on has nothing.
+    assert_eq!(
+      first.get("key").map_err(|error| error.code),
+      Err(Code::Closed)
+    );
+    let set = first.set("key", b"other", None);
+    assert_eq!(set.map_err(|error| error.code), Err(Code::Closed));
+    assert_eq!(
+      RedbStore::open(&path, None)?.get("key")?.as_deref(),
+      Some(&b"value"[..])
+    );
+    Ok(())
+  }
+
+  #[test]
+  fn another_programs_database_is_refused_and_left_as_it_is() -> Result<(), redb::Error> {
+    const THEIRS: TableDefinition<'static, &'static str, u64> = TableDefinition::new("theirs");
+    let directory = Directory::new();
+    let path = directory.file();
+    let database = Database::create(&path)?;
+    let transaction = database.begin_write()?;
+    transaction.open_table(THEIRS)?.insert("key", 7)?;
+    transaction.commit()?;
+    drop(database);
+    let refused = RedbStore::open(&path, None).err();
+    assert_eq!(refused.map(|error| error.code), Some(Code::StoreDamaged));
+    let database = Database::open(&path)?;
+    let transaction = redb::ReadableDatabase::begin_read(&database)?;
+    assert_eq!(transaction.list_tables()?.count(), 1);
+    Ok(())
+  }
+
+  #[test]
+  fn a_value_that_is_too_large_is_refused_before_anything_is_done_with_it() -> Result<()> {
+    let directory = Directory::new();
+    let store = RedbStore::open(&directory.file(), None)?;
+    // Nobody writes to it, so it takes no memory.
+    let value = vec![0; MAX_VALUE + 1];
+    let refused = [
+      store.set_many(&[("key", b"value"), ("large", &value)], None),
+      store
+        .compare_and_swap("large", None, Some(&value), None)
+        .map(|_| ()),
+    ];
+    for refused in refused {
+      assert_eq!(
+        refused.map_err(|error| error.code),
+        Err(Code::ValueTooLarge)
+      );
+    }
+    assert_eq!(store.list("", None, 9)?, Page::default());
+    Ok(())
+  }
+
+  #[test]
+  fn readers_see_what_was_written_before_they_asked_while_others_write() -> Result<()> {
+    let directory = Directory::new();
+    let store = RedbStore::open(&directory.file(), Some(1 << 20))?;
+    std::thread::scope(|scope| {
+      for writer in 0..4 {
+        let store = &store;
+        scope.spawn(move || {
+          for number in 0..100 {
+            let (key, value) = (format!("{writer}:{}", number % 7), vec![number; 700]);
+            store.set(&key, &value, None).unwrap();
+            assert_eq!(store.get(&key).unwrap().as_deref(), Some(&*value));
+          }
+        });
+      }
+    });
+    assert_eq!(store.list("", None, 99)?.keys.len(), 28);
+    Ok(())
+  }
+}

@@ -1,0 +1,217 @@
+//! The file itself: finding it, opening it, and what its failures mean.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use redb::{
+  Builder, Database, ReadableDatabase, TableDefinition, TableHandle, backends::FileBackend,
+};
+
+use super::Stored;
+use crate::{Code, Error, Result};
+
+/// The entries by their keys.
+pub const ENTRIES: TableDefinition<'static, &'static [u8], Stored> =
+  TableDefinition::new("extism-host entries");
+
+/// The keys of entries that have a lifetime, by when it is over.
+pub const DEADLINES: TableDefinition<'static, (u64, &'static [u8]), ()> =
+  TableDefinition::new("extism-host deadlines");
+
+/// How many bytes at the beginning are the magic number. It is the last that is written of a new database.
+const MAGIC: usize = 9;
+
+/// How many bytes at the beginning say what is in the file.
+const HEADER: usize = 4096;
+
+/// The most that a new database has.
+const MAX_NEW: u64 = 16 << 20;
+
+/// Where a file is, by the one path that has no links. It is made, empty and for its owner only, where it
+/// is not there.
+pub fn locate(path: &Path) -> Result<PathBuf> {
+  let found = match fs::canonicalize(path) {
+    Err(error) if error.kind() == ErrorKind::NotFound => {
+      create(path).and_then(|()| fs::canonicalize(path))
+    }
+    found => found,
+  };
+  let found = found.map_err(|error| cannot_open(&error, path))?;
+  let metadata = fs::metadata(&found).map_err(|error| cannot_open(&error, path))?;
+  if !metadata.is_file() {
+    let what = match metadata.is_dir() {
+      true => "a directory; name a file in it",
+      false => "no regular file; name another",
+    };
+    let message = format!("{} is {what}", found.display());
+    return Err(Error::new(Code::InvalidArgument, message));
+  }
+  Ok(found)
+}
+
+fn create(path: &Path) -> io::Result<()> {
+  let mut options = OpenOptions::new();
+  options.write(true).create(true).truncate(false);
+  #[cfg(unix)]
+  std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+  options.open(path)?;
+  // The directory's entry must be as durable as what will be in the file.
+  #[cfg(unix)]
+  if let Some(directory) = fs::canonicalize(path)?.parent() {
+    File::open(directory)?.sync_all()?;
+  }
+  Ok(())
+}
+
+/// Opens a file. One that was not closed is repaired, which takes longer the larger it is. May panic where
+/// the file is damaged.
+pub fn open(path: &Path, cache_bytes: usize) -> Result<Database> {
+  let mut file = OpenOptions::new()
+    .read(true)
+    .write(true)
+    .open(path)
+    .map_err(|error| cannot_open(&error, path))?;
+  empty_unfinished(&mut file).map_err(|error| cannot_open(&error, path))?;
+  let opened = Builder::new()
+    .set_cache_size(cache_bytes)
+    .create_with_backend(FileBackend::new(file).map_err(|error| error_of(error.into(), path))?);
+  let database = opened.map_err(|error| error_of(error.into(), path))?;
+  create_tables(&database, path)?;
+  Ok(database)
+}
+
+/// A process that ends while it makes a new database leaves a file that is none and has nothing in it. That
+/// file is emptied, and no other.
+fn empty_unfinished(file: &mut File) -> io::Result<()> {
+  if is_unfinished(file)? && file.try_lock().is_ok() {
+    // Somebody may have been at it until now.
+    if is_unfinished(file)? {
+      file.set_len(0)?;
+    }
+    file.unlock()?;
+  }
+  Ok(())
+}
+
+/// Whether there is no magic number and nothing but zeros behind the header.
+fn is_unfinished(file: &mut File) -> io::Result<bool> {
+  let length = file.metadata()?.len();
+  if length <= HEADER as u64 || length > MAX_NEW {
+    return Ok(false);
+  }
+  io::Seek::rewind(file)?;
+  let mut bytes = Vec::new();
+  file.read_to_end(&mut bytes)?;
+  let is_zero =
+    |bytes: Option<&[u8]>| bytes.is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0));
+  Ok(is_zero(bytes.get(..MAGIC)) && is_zero(bytes.get(HEADER..)))
+}
+
+/// Makes the tables of a new database. One with others is somebody else's.
+fn create_tables(database: &Database, path: &Path) -> Result<()> {
+  let names = || -> Result<Vec<String>, redb::Error> {
+    let transaction = database.begin_read()?;
+    let tables = transaction.list_tables()?;
+    Ok(tables.map(|table| table.name().to_owned()).collect())
+  };
+  let names = names().map_err(|error| error_of(error, path))?;
+  if names.iter().any(|name| name == ENTRIES.name()) {
+    return Ok(());
+  }
+  if !names.is_empty() {
+    return Err(damaged(path, "it is another program's database"));
+  }
+  let create = || -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    transaction.open_table(ENTRIES)?;
+    transaction.open_table(DEADLINES)?;
+    Ok(transaction.commit()?)
+  };
+  create().map_err(|error| error_of(error, path))
+}
+
+/// The error for a file that cannot be read as a store.
+pub fn damaged(path: &Path, what: &str) -> Error {
+  Error::new(
+    Code::StoreDamaged,
+    format!(
+      "{} is damaged, or no store of this library ({what}); restore it from a copy, or name another file",
+      path.display()
+    ),
+  )
+}
+
+fn cannot_open(error: &io::Error, path: &Path) -> Error {
+  match error.kind() {
+    ErrorKind::NotFound => Error::new(
+      Code::FileNotFound,
+      format!(
+        "the directory of {} does not exist; make it first",
+        path.display()
+      ),
+    ),
+    _ => io_error(error, path),
+  }
+}
+
+fn io_error(error: &io::Error, path: &Path) -> Error {
+  let path = path.display();
+  match error.kind() {
+    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Error::new(
+      Code::AccessDenied,
+      format!(
+        "{path} cannot be read and written by this process ({error}); change its permissions, or those of its directory"
+      ),
+    ),
+    ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Error::new(
+      Code::StoreFull,
+      format!(
+        "there is no room for more in {path} ({error}); what is in it is kept; make room and try again"
+      ),
+    ),
+    ErrorKind::NotADirectory => Error::new(
+      Code::FileNotFound,
+      format!("a part of the path {path} is no directory"),
+    ),
+    _ => Error::new(
+      Code::StoreUnavailable,
+      format!("{path} cannot be read or written: {error}"),
+    ),
+  }
+}
+
+/// What a failure of the database means.
+pub fn error_of(error: redb::Error, path: &Path) -> Error {
+  match error {
+    // Not the file's magic number, or shorter than it says.
+    redb::Error::Io(error)
+      if matches!(
+        error.kind(),
+        ErrorKind::InvalidData | ErrorKind::UnexpectedEof
+      ) =>
+    {
+      damaged(path, &error.to_string())
+    }
+    redb::Error::Io(error) => io_error(&error, path),
+    redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Error::new(
+      Code::StoreUnavailable,
+      format!(
+        "{} is open in another process, and one at a time can have it; close it there, or use a store that processes share",
+        path.display()
+      ),
+    ),
+    redb::Error::Corrupted(what) => damaged(path, &what),
+    redb::Error::UpgradeRequired(version) => damaged(
+      path,
+      &format!("its format is version {version}, of an older redb"),
+    ),
+    error @ (redb::Error::TableTypeMismatch { .. } | redb::Error::TypeDefinitionChanged { .. }) => {
+      damaged(path, &error.to_string())
+    }
+    error => Error::new(
+      Code::StoreUnavailable,
+      format!("{} cannot be read or written: {error}", path.display()),
+    ),
+  }
+}
