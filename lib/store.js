@@ -3,9 +3,10 @@
 // The one asynchronous face of all stores. Their operations run on threads of the native part.
 
 const { completeInBackground: complete, openStore: open, storeOfMemory } = require('./calls.js')
-const { checkSignal } = require('./checks.js')
+const { asBytes } = require('./bytes.js')
+const { asInteger, checkSignal } = require('./checks.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
-const { asMaxBytes, nativeMemoryStore } = require('./memory-store.js')
+const { nativeMemoryStore } = require('./memory-store.js')
 const { pick } = require('./objects.js')
 const { asLifetime, asValue, checkKey, checkNewKey } = require('./store-entries.js')
 const { StoreChanges } = require('./store-changes.js')
@@ -13,8 +14,12 @@ const { StoreChanges } = require('./store-changes.js')
 /** Keys that are fetched at a time. */
 const PAGE = 1_000
 
+const OPEN_KEYS = { maxBytes: 'maxBytes', timeoutMs: 'timeoutMs', cacheBytes: 'cacheBytes', ca: 'ca' }
 const LIST_KEYS = { prefix: 'prefix' }
 const WATCH_KEYS = { signal: 'signal' }
+
+/** The longest time limit, in milliseconds. */
+const MAX_TIMEOUT_MS = 2 ** 31 - 1
 
 const MAX_I64 = 2n ** 63n - 1n
 
@@ -176,17 +181,37 @@ function asKeys (keys) {
   return list
 }
 
+/** The options of `openStore`, as the native part takes them. */
+function asOpenOptions (options) {
+  const { maxBytes, timeoutMs, cacheBytes, ca } = pick(options ?? {}, OPEN_KEYS, 'the options of a store')
+  return {
+    maxBytes: asInteger(maxBytes, 'maxBytes', undefined, Number.MAX_SAFE_INTEGER),
+    timeoutMs: asInteger(timeoutMs, 'timeoutMs', undefined, MAX_TIMEOUT_MS),
+    cacheBytes: cacheBytes === 0 ? 0 : asInteger(cacheBytes, 'cacheBytes', undefined, Number.MAX_SAFE_INTEGER),
+    ca: asPem(ca)
+  }
+}
+
+function asPem (ca) {
+  if (ca === undefined || typeof ca === 'string') return ca
+  const bytes = asBytes(ca)
+  if (bytes === undefined) throw invalidArgument(`ca must be PEM as a string or bytes, not ${describe(ca)}`)
+  return Buffer.from(bytes).toString()
+}
+
 async function openStore (source, options) {
-  const maxBytes = asMaxBytes(options)
+  const asked = asOpenOptions(options)
   if (nativeMemoryStore(source) !== undefined) {
-    if (maxBytes !== undefined) throw invalidArgument('maxBytes is set where a MemoryStore is made: new MemoryStore(entries, { maxBytes })')
+    if (Object.values(asked).some((option) => option !== undefined)) {
+      throw invalidArgument('a MemoryStore takes its options where it is made: new MemoryStore(entries, { maxBytes })')
+    }
     return asStore(source)
   }
   const url = source instanceof URL ? source.href : source
   if (typeof url !== 'string') {
     throw invalidArgument(`a store is opened by its URL or from a MemoryStore, not ${describe(source)}`)
   }
-  return new Store(SECRET, await open(url, { maxBytes }))
+  return new Store(SECRET, await open(url, asked))
 }
 
 /** The native store of a MemoryStore or a Store; `undefined` for anything else. */

@@ -5,6 +5,7 @@ mod checks;
 mod handle;
 mod memory;
 mod open;
+mod redis;
 mod watch;
 
 use std::sync::Arc;

@@ -1,7 +1,9 @@
 //! Which store a URL means.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::redis::RedisStore;
 use super::{Handle, MemoryStore, Store};
 use crate::{Code, Error, Result};
 
@@ -10,10 +12,23 @@ use crate::{Code, Error, Result};
 pub struct OpenOptions {
   /// How many bytes a new store in memory may take.
   pub max_bytes: Option<usize>,
+  /// How long a Redis server may take to let in and to answer.
+  pub timeout: Option<Duration>,
+  /// How many bytes the cache of a Redis store may take; with 0 there is none.
+  pub cache_bytes: Option<usize>,
+  /// The authorities that may have issued a Redis server's certificate, as PEM.
+  pub ca: Option<Vec<u8>>,
+}
+
+impl OpenOptions {
+  fn are_for_redis(&self) -> bool {
+    self.timeout.is_some() || self.cache_bytes.is_some() || self.ca.is_some()
+  }
 }
 
 /// The schemes that there are, each with what follows it, for messages.
-const SCHEMES: &str = "memory: (a new one) and memory:name (shared by the process)";
+const SCHEMES: &str = "memory: (a new one), memory:name (shared by the process), redis://host:port, \
+   rediss://host:port (with TLS), redis+cluster://host:port,host:port and rediss+cluster://";
 
 /// Opens the store that `url` names, which may take as long as the store is far away.
 ///
@@ -21,7 +36,21 @@ const SCHEMES: &str = "memory: (a new one) and memory:name (shared by the proces
 /// the store does not take; and what the store fails with.
 pub fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
   match url.split_once(':') {
+    Some(("memory", _)) if options.are_for_redis() => Err(Error::new(
+      Code::InvalidArgument,
+      "timeoutMs, cacheBytes and ca are for stores on Redis",
+    )),
     Some(("memory", name)) => memory(name, options),
+    Some((scheme @ ("redis" | "rediss" | "redis+cluster" | "rediss+cluster"), rest)) => {
+      if options.max_bytes.is_some() {
+        return Err(Error::new(
+          Code::InvalidArgument,
+          "maxBytes is for stores in memory; that of a Redis server is its maxmemory",
+        ));
+      }
+      let store = RedisStore::open(scheme, rest, options)?;
+      Ok(Arc::new(Handle::new(Arc::new(store))))
+    }
     _ => Err(Error::new(
       Code::NoSuchStore,
       // Without the rest of the URL, which may have a password.
@@ -53,7 +82,11 @@ mod tests {
   use super::*;
 
   fn try_open(url: &str, max_bytes: Option<usize>) -> Result<Arc<dyn Store>> {
-    open(url, &OpenOptions { max_bytes })
+    let options = OpenOptions {
+      max_bytes,
+      ..OpenOptions::default()
+    };
+    open(url, &options)
   }
 
   #[test]
