@@ -114,4 +114,4 @@ function nativeMemoryStore (store) {
   return MemoryStore[SECRET](store)
 }
 
-module.exports = { MemoryStore, asMaxBytes, nativeMemoryStore }
+module.exports = { MemoryStore, nativeMemoryStore }

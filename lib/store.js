@@ -187,7 +187,7 @@ function asOpenOptions (options) {
   return {
     maxBytes: asInteger(maxBytes, 'maxBytes', undefined, Number.MAX_SAFE_INTEGER),
     timeoutMs: asInteger(timeoutMs, 'timeoutMs', undefined, MAX_TIMEOUT_MS),
-    cacheBytes: cacheBytes === 0 ? 0 : asInteger(cacheBytes, 'cacheBytes', undefined, Number.MAX_SAFE_INTEGER),
+    cacheBytes: asInteger(cacheBytes, 'cacheBytes', undefined, Number.MAX_SAFE_INTEGER, 0),
     ca: asPem(ca)
   }
 }
