@@ -315,8 +315,12 @@ export interface Refusal {
 export interface StoreOptions {
   /** How many bytes a store in memory may take. */
   maxBytes?: number
-  /** How many bytes of a store in a file are kept in memory. */
+  /** How many milliseconds a Redis server may take to let in and to answer. */
+  timeoutMs?: number
+  /** How many bytes the cache of a Redis store may take. */
   cacheBytes?: number
+  /** The authorities that may have issued a Redis server's certificate, as PEM. */
+  ca?: string
 }
 
 /** What guests may do with the store. */

@@ -3,6 +3,7 @@
 // The one asynchronous face of all stores. Their operations run on threads of the native part.
 
 const { completeInBackground: complete, openStore: open, storeOfMemory } = require('./calls.js')
+const { asBytes } = require('./bytes.js')
 const { asInteger, checkSignal } = require('./checks.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { nativeMemoryStore } = require('./memory-store.js')
@@ -13,9 +14,12 @@ const { StoreChanges } = require('./store-changes.js')
 /** Keys that are fetched at a time. */
 const PAGE = 1_000
 
-const OPEN_KEYS = { maxBytes: 'maxBytes', cacheBytes: 'cacheBytes' }
+const OPEN_KEYS = { maxBytes: 'maxBytes', timeoutMs: 'timeoutMs', cacheBytes: 'cacheBytes', ca: 'ca' }
 const LIST_KEYS = { prefix: 'prefix' }
 const WATCH_KEYS = { signal: 'signal' }
+
+/** The longest time limit, in milliseconds. */
+const MAX_TIMEOUT_MS = 2 ** 31 - 1
 
 const MAX_I64 = 2n ** 63n - 1n
 
@@ -177,16 +181,29 @@ function asKeys (keys) {
   return list
 }
 
+/** The options of `openStore`, as the native part takes them. */
 function asOpenOptions (options) {
-  const given = pick(options ?? {}, OPEN_KEYS, 'the options of a store')
-  return Object.fromEntries(Object.keys(OPEN_KEYS).map((key) => [key, asInteger(given[key], key, undefined, Number.MAX_SAFE_INTEGER)]))
+  const { maxBytes, timeoutMs, cacheBytes, ca } = pick(options ?? {}, OPEN_KEYS, 'the options of a store')
+  return {
+    maxBytes: asInteger(maxBytes, 'maxBytes', undefined, Number.MAX_SAFE_INTEGER),
+    timeoutMs: asInteger(timeoutMs, 'timeoutMs', undefined, MAX_TIMEOUT_MS),
+    cacheBytes: asInteger(cacheBytes, 'cacheBytes', undefined, Number.MAX_SAFE_INTEGER, 0),
+    ca: asPem(ca)
+  }
+}
+
+function asPem (ca) {
+  if (ca === undefined || typeof ca === 'string') return ca
+  const bytes = asBytes(ca)
+  if (bytes === undefined) throw invalidArgument(`ca must be PEM as a string or bytes, not ${describe(ca)}`)
+  return Buffer.from(bytes).toString()
 }
 
 async function openStore (source, options) {
-  const native = asOpenOptions(options)
+  const asked = asOpenOptions(options)
   if (nativeMemoryStore(source) !== undefined) {
-    if (Object.values(native).some((value) => value !== undefined)) {
-      throw invalidArgument('a MemoryStore is opened as it is; maxBytes is set where it is made: new MemoryStore(entries, { maxBytes })')
+    if (Object.values(asked).some((option) => option !== undefined)) {
+      throw invalidArgument('a MemoryStore takes its options where it is made: new MemoryStore(entries, { maxBytes })')
     }
     return asStore(source)
   }
@@ -194,7 +211,7 @@ async function openStore (source, options) {
   if (typeof url !== 'string') {
     throw invalidArgument(`a store is opened by its URL or from a MemoryStore, not ${describe(source)}`)
   }
-  return new Store(SECRET, await open(url, native))
+  return new Store(SECRET, await open(url, asked))
 }
 
 /** The native store of a MemoryStore or a Store; `undefined` for anything else. */

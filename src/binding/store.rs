@@ -117,8 +117,12 @@ fn changes_of<'env>(env: &'env Env, changes: Vec<Change>) -> napi::Result<Array<
 pub struct StoreOptions {
   /// How many bytes a store in memory may take.
   pub max_bytes: Option<f64>,
-  /// How many bytes of a store in a file are kept in memory.
+  /// How many milliseconds a Redis server may take to let in and to answer.
+  pub timeout_ms: Option<f64>,
+  /// How many bytes the cache of a Redis store may take.
   pub cache_bytes: Option<f64>,
+  /// The authorities that may have issued a Redis server's certificate, as PEM.
+  pub ca: Option<String>,
 }
 
 /// Opens the store of a URL, which arrives under the number `call`.
@@ -128,7 +132,9 @@ pub fn open_store(call: u32, url: String, options: StoreOptions, boundary: &Boun
   pool::run(call, finished, move || {
     let options = OpenOptions {
       max_bytes: options.max_bytes.map(|bytes| bytes as usize),
+      timeout: lifetime(options.timeout_ms),
       cache_bytes: options.cache_bytes.map(|bytes| bytes as usize),
+      ca: options.ca.map(String::into_bytes),
     };
     let store = store::open(&url, &options)?;
     Ok(Outcome::Store(Reply::Opened(store)))

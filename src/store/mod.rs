@@ -6,6 +6,7 @@ mod handle;
 mod memory;
 mod open;
 mod redb;
+mod redis;
 mod watch;
 
 use std::sync::Arc;

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::redis::RedisStore;
 use super::{Handle, MemoryStore, RedbStore, Store};
 use crate::{Code, Error, Result};
 
@@ -11,13 +13,38 @@ use crate::{Code, Error, Result};
 pub struct OpenOptions {
   /// How many bytes a new store in memory may take.
   pub max_bytes: Option<usize>,
-  /// How many bytes of a store in a file are kept in memory.
+  /// How many bytes of a store in a file, or of what a Redis server has told, are kept in memory. With 0 a
+  /// store on Redis has no cache.
   pub cache_bytes: Option<usize>,
+  /// How long a Redis server may take to let in and to answer.
+  pub timeout: Option<Duration>,
+  /// The authorities that may have issued a Redis server's certificate, as PEM.
+  pub ca: Option<Vec<u8>>,
+}
+
+impl OpenOptions {
+  /// Refuses all others than those.
+  fn only(&self, allowed: &[&str], store: &str) -> Result<()> {
+    let given = [
+      ("maxBytes", self.max_bytes.is_some()),
+      ("cacheBytes", self.cache_bytes.is_some()),
+      ("timeoutMs", self.timeout.is_some()),
+      ("ca", self.ca.is_some()),
+    ];
+    let mut refused = given.iter().filter(|(name, _)| !allowed.contains(name));
+    match refused.find(|(_, is_given)| *is_given) {
+      None => Ok(()),
+      Some((name, _)) => Err(Error::new(
+        Code::InvalidArgument,
+        format!("{name} is no option of {store}"),
+      )),
+    }
+  }
 }
 
 /// The schemes that there are, each with what follows it, for messages.
-const SCHEMES: &str =
-  "memory: (a new one), memory:name (shared by the process) and redb:path (in a file)";
+const SCHEMES: &str = "memory: (a new one), memory:name (shared by the process), redb:path (in a file), \
+   redis://host:port, rediss://host:port (with TLS), redis+cluster://host:port,host:port and rediss+cluster://";
 
 /// Opens the store that `url` names, which may take as long as the store is far away.
 ///
@@ -27,6 +54,9 @@ pub fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
   match url.split_once(':') {
     Some(("memory", name)) => memory(name, options),
     Some(("redb", path)) => redb(path, options),
+    Some((scheme @ ("redis" | "rediss" | "redis+cluster" | "rediss+cluster"), rest)) => {
+      redis(scheme, rest, options)
+    }
     _ => Err(Error::new(
       Code::NoSuchStore,
       // Without the rest of the URL, which may have a password.
@@ -38,18 +68,8 @@ pub fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
   }
 }
 
-fn refuse(is_set: bool, option: &str, is_for: &str) -> Result<()> {
-  match is_set {
-    false => Ok(()),
-    true => Err(Error::new(
-      Code::InvalidArgument,
-      format!("{option} is for {is_for} only"),
-    )),
-  }
-}
-
 fn memory(name: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
-  refuse(options.cache_bytes.is_some(), "cacheBytes", "redb: stores")?;
+  options.only(&["maxBytes"], "stores in memory")?;
   let handle = match (name, options.max_bytes) {
     ("", None) => Handle::new(Arc::new(MemoryStore::new())),
     ("", Some(max_bytes)) => Handle::new(Arc::new(MemoryStore::bounded(max_bytes))),
@@ -65,8 +85,23 @@ fn memory(name: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
 }
 
 fn redb(path: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
-  refuse(options.max_bytes.is_some(), "maxBytes", "memory: stores")?;
+  options.only(&["cacheBytes"], "stores in files")?;
+  if options.cache_bytes == Some(0) {
+    return Err(Error::new(
+      Code::InvalidArgument,
+      "cacheBytes of a store in a file must be at least 1",
+    ));
+  }
   let store = RedbStore::open(&file_path(path)?, options.cache_bytes)?;
+  Ok(Arc::new(Handle::new(Arc::new(store))))
+}
+
+fn redis(scheme: &str, rest: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
+  options.only(
+    &["cacheBytes", "timeoutMs", "ca"],
+    "stores on Redis, whose bound is the server's maxmemory",
+  )?;
+  let store = RedisStore::open(scheme, rest, options)?;
   Ok(Arc::new(Handle::new(Arc::new(store))))
 }
 

@@ -1,0 +1,481 @@
+//! A store on a Redis server, or on those of a Redis cluster.
+//!
+//! * `settings`: what the URL and the options say.
+//! * `connection`: a connection to one server, and what that says unasked.
+//! * `cache`: what a server has told and has not taken back.
+//! * `node`: a server, its connection that is kept up, and the cache of that connection.
+//! * `servers`: all servers of a store, and which of them has which key.
+//! * `watching`: tells of changes.
+//! * `errors`: what the server's errors mean here.
+
+mod cache;
+mod connection;
+mod errors;
+mod node;
+mod servers;
+mod settings;
+mod watching;
+
+use std::collections::HashSet;
+use std::sync::{Arc, LazyLock, OnceLock};
+use std::time::Duration;
+
+use redis::{Cmd, Script, Value, cmd};
+use tokio::runtime::{self, Runtime};
+use tokio::time::timeout;
+
+use self::connection::text;
+use self::node::{Answer, Effect, Request};
+use self::servers::Servers;
+use self::settings::Settings;
+use super::checks::check_key;
+use super::{Bytes, OpenOptions, Page, Store, Watch, Watcher};
+use crate::{Code, Error, Result};
+
+/// The longest value that Redis takes, in bytes.
+const MAX_VALUE: usize = 512 << 20;
+
+/// How many commands are sent at once. Each such batch has the time limit for itself.
+const BATCH: usize = 1_000;
+
+/// How many bytes of values are.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// How many names of hosts may be looked up at once, in the whole process: each costs a thread.
+const MAX_LOOKUPS: usize = 16;
+
+/// Sets a key, or removes it, if it has the expected value. An argument that is not empty stands before the
+/// expected value and before the new one, if there is such a one.
+const COMPARE_AND_SWAP: &str = r"
+local value = redis.call('GET', KEYS[1])
+if ARGV[1] == '' then
+  if value then return 0 end
+elseif value ~= ARGV[2] then
+  return 0
+end
+if ARGV[3] == '' then
+  redis.call('DEL', KEYS[1])
+elseif ARGV[5] == '' then
+  redis.call('SET', KEYS[1], ARGV[4])
+else
+  redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
+end
+return 1";
+
+static SWAP: LazyLock<Script> = LazyLock::new(|| Script::new(COMPARE_AND_SWAP));
+
+/// Where connections are served: one for the process, since an idle one costs a thread. It is never ended.
+fn runtime() -> Result<&'static Runtime> {
+  static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+  if let Some(runtime) = RUNTIME.get() {
+    return Ok(runtime);
+  }
+  let made = runtime::Builder::new_multi_thread()
+    .worker_threads(1)
+    .max_blocking_threads(MAX_LOOKUPS)
+    .thread_name("extism-redis")
+    .enable_all()
+    .build();
+  let made = made.map_err(|error| {
+    Error::new(
+      Code::Internal,
+      format!("cannot start a thread for Redis: {error}"),
+    )
+  })?;
+  // Two threads may both make one; the first one's stays.
+  Ok(RUNTIME.get_or_init(|| made))
+}
+
+/// A Redis server, or a cluster of them. What is read often is answered from a cache that the servers keep
+/// right.
+pub struct RedisStore {
+  servers: Arc<Servers>,
+  runtime: &'static Runtime,
+}
+
+impl RedisStore {
+  /// Connects to what a URL names. `scheme` is redis, rediss, redis+cluster or rediss+cluster, and `rest`
+  /// what follows the colon. [`Code::StoreUnavailable`] where nobody answers; [`Code::AccessDenied`];
+  /// [`Code::InvalidArgument`] for what makes no sense.
+  pub fn open(scheme: &str, rest: &str, options: &OpenOptions) -> Result<Self> {
+    let settings = Settings::new(scheme, rest, options)?;
+    let runtime = runtime()?;
+    let servers = runtime.block_on(Servers::open(settings))?;
+    Ok(Self { servers, runtime })
+  }
+
+  fn run(&self, requests: &[Request<'_>]) -> Result<Vec<Answer>> {
+    self.runtime.block_on(self.servers.run(requests))
+  }
+
+  /// The answer to one command, which is no refusal.
+  fn ask(&self, key: &str, effect: Effect, command: Cmd) -> Result<Value> {
+    check_key(key)?;
+    let answers = self.run(&[Request {
+      key,
+      effect,
+      command,
+    }])?;
+    match answers.into_iter().next() {
+      Some(Answer::Other(value)) => self.accepted(key, value),
+      _ => Err(self.strange()),
+    }
+  }
+
+  /// The answers to many.
+  fn ask_all(&self, requests: &[Request<'_>]) -> Result<Vec<Value>> {
+    let answers = self.run(requests)?.into_iter().zip(requests);
+    let values = answers.map(|(answer, request)| match answer {
+      Answer::Other(value) => self.accepted(request.key, value),
+      Answer::Value(_) => Err(self.strange()),
+    });
+    values.collect()
+  }
+
+  fn accepted(&self, key: &str, value: Value) -> Result<Value> {
+    match value {
+      Value::ServerError(error) => Err(errors::of_server(&error, &self.servers.server_of(key))),
+      value => Ok(value),
+    }
+  }
+
+  /// An answer that no Redis gives.
+  fn strange(&self) -> Error {
+    Error::new(
+      Code::StoreUnavailable,
+      "Redis has given an answer of the wrong type",
+    )
+  }
+
+  fn number(&self, value: &Value) -> Result<i64> {
+    match value {
+      Value::Int(number) => Ok(*number),
+      _ => Err(self.strange()),
+    }
+  }
+
+  fn values(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>> {
+    let requests: Vec<_> = keys
+      .iter()
+      .map(|key| Request {
+        key,
+        effect: Effect::Get,
+        command: cmd("GET").arg(key).take(),
+      })
+      .collect();
+    let answers = self.run(&requests)?.into_iter().zip(keys);
+    let values = answers.map(|(answer, key)| match answer {
+      Answer::Value(value) => Ok(value),
+      Answer::Other(value) => self.accepted(key, value).and(Err(self.strange())),
+    });
+    values.collect()
+  }
+}
+
+fn check_value(value: &[u8]) -> Result<()> {
+  if value.len() <= MAX_VALUE {
+    return Ok(());
+  }
+  Err(Error::new(
+    Code::ValueTooLarge,
+    format!(
+      "Redis takes values of up to {MAX_VALUE} bytes, and this one has {}",
+      value.len()
+    ),
+  ))
+}
+
+/// As `PX` takes it.
+fn milliseconds(lifetime: Duration) -> i64 {
+  // Redis adds the time of day, and refuses what it cannot hold then.
+  const MAX: i64 = i64::MAX / 2;
+  i64::try_from(lifetime.as_millis())
+    .unwrap_or(MAX)
+    .clamp(1, MAX)
+}
+
+fn set(key: &str, value: &[u8], lifetime: Option<Duration>) -> Cmd {
+  let mut command = cmd("SET");
+  command.arg(key).arg(value);
+  if let Some(lifetime) = lifetime {
+    command.arg("PX").arg(milliseconds(lifetime));
+  }
+  command
+}
+
+/// A pattern for `MATCH` that means the prefix as it is.
+fn pattern(prefix: &str) -> String {
+  let mut pattern = String::with_capacity(prefix.len() + 1);
+  for character in prefix.chars() {
+    if matches!(character, '*' | '?' | '[' | ']' | '\\') {
+      pattern.push('\\');
+    }
+    pattern.push(character);
+  }
+  pattern.push('*');
+  pattern
+}
+
+/// The batches of entries, in their order.
+fn batches<'a, T>(
+  mut entries: &'a [T],
+  bytes: impl Fn(&T) -> usize,
+) -> impl Iterator<Item = &'a [T]> {
+  std::iter::from_fn(move || {
+    let mut sum = 0_usize;
+    let fits = entries.iter().take(BATCH).take_while(|entry| {
+      let is_first = sum == 0;
+      sum = sum.saturating_add(bytes(entry).max(1));
+      is_first || sum <= BATCH_BYTES
+    });
+    let (batch, rest) = entries.split_at(fits.count());
+    entries = rest;
+    (!batch.is_empty()).then_some(batch)
+  })
+}
+
+impl Store for RedisStore {
+  fn get_now(&self, key: &str) -> Option<Option<Bytes>> {
+    self.servers.get_now(key)
+  }
+
+  fn get(&self, key: &str) -> Result<Option<Bytes>> {
+    check_key(key)?;
+    let values = self.values(&[key])?;
+    values.into_iter().next().ok_or_else(|| self.strange())
+  }
+
+  fn set(&self, key: &str, value: &[u8], lifetime: Option<Duration>) -> Result<()> {
+    check_value(value)?;
+    self
+      .ask(key, Effect::Write, set(key, value, lifetime))
+      .map(drop)
+  }
+
+  fn delete(&self, key: &str) -> Result<bool> {
+    let command = cmd("UNLINK").arg(key).take();
+    let removed = self.ask(key, Effect::Write, command)?;
+    Ok(self.number(&removed)? > 0)
+  }
+
+  fn exists(&self, key: &str) -> Result<bool> {
+    if let Some(known) = self.get_now(key) {
+      return Ok(known.is_some());
+    }
+    let command = cmd("EXISTS").arg(key).take();
+    let found = self.ask(key, Effect::Look, command)?;
+    Ok(self.number(&found)? > 0)
+  }
+
+  /// In the order of `SCAN`, server by server. A cursor is a server and a position there.
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+    // How often the server is asked for a page: with a prefix that few keys have, most answers are empty.
+    const MAX_SCANS: usize = 16;
+    let nodes = self.servers.nodes();
+    let (mut place, mut position) = match cursor {
+      None => (0, 0),
+      Some(cursor) => {
+        let bad = || Error::new(Code::InvalidArgument, "this is no cursor of this store");
+        let (position, server) = cursor.split_once('@').ok_or_else(bad)?;
+        let position = position.parse::<u64>().map_err(|_| bad())?;
+        let place = nodes
+          .iter()
+          .position(|node| node.server.to_string() == server);
+        let place = place.ok_or_else(|| {
+          Error::new(
+            Code::StoreUnavailable,
+            "the servers of the Redis cluster have changed while keys were listed; list them from the \
+             beginning",
+          )
+        })?;
+        (place, position)
+      }
+    };
+    let pattern = pattern(prefix);
+    let mut seen = HashSet::new();
+    let mut keys = Vec::new();
+    for _ in 0..MAX_SCANS {
+      let Some(node) = nodes.get(place) else {
+        return Ok(Page { keys, cursor: None });
+      };
+      let connection = &node.session()?.connection;
+      let mut scan = cmd("SCAN");
+      scan.arg(position);
+      if !prefix.is_empty() {
+        scan.arg("MATCH").arg(&pattern);
+      }
+      scan.arg("COUNT").arg(limit.clamp(10, BATCH));
+      let limit_of_time = self.servers.settings.timeout;
+      let scanned = self
+        .runtime
+        .block_on(async { timeout(limit_of_time, connection.order(&scan)).await });
+      let late = |_| errors::unreachable_for(&node.server, "it has not answered in time");
+      let Value::Array(parts) = scanned.map_err(late)?? else {
+        return Err(self.strange());
+      };
+      let Ok([next, found]) = <[Value; 2]>::try_from(parts) else {
+        return Err(self.strange());
+      };
+      let next = text(next).and_then(|next| next.parse::<u64>().ok());
+      position = next.ok_or_else(|| self.strange())?;
+      let Value::Array(found) = found else {
+        return Err(self.strange());
+      };
+      for key in found.into_iter().filter_map(text) {
+        if key.starts_with(prefix) && seen.insert(key.clone()) {
+          keys.push(key);
+        }
+      }
+      if position == 0 {
+        place += 1;
+      }
+      if keys.len() >= limit {
+        break;
+      }
+    }
+    let cursor = nodes
+      .get(place)
+      .map(|node| format!("{position}@{}", node.server));
+    Ok(Page { keys, cursor })
+  }
+
+  fn increment(&self, key: &str, delta: i64) -> Result<i64> {
+    let command = cmd("INCRBY").arg(key).arg(delta).take();
+    let sum = self.ask(key, Effect::Write, command)?;
+    self.number(&sum)
+  }
+
+  fn compare_and_swap(
+    &self,
+    key: &str,
+    expected: Option<&[u8]>,
+    value: Option<&[u8]>,
+    lifetime: Option<Duration>,
+  ) -> Result<bool> {
+    check_value(value.unwrap_or_default())?;
+    let evaluate = |name: &str, script: &str| {
+      let mut command = cmd(name);
+      command.arg(script).arg(1).arg(key);
+      for part in [expected, value] {
+        let is_there: &[u8] = if part.is_some() { b"1" } else { b"" };
+        command.arg(is_there).arg(part.unwrap_or_default());
+      }
+      match lifetime {
+        Some(lifetime) => command.arg(milliseconds(lifetime)),
+        None => command.arg(""),
+      };
+      command
+    };
+    check_key(key)?;
+    let answers = self.run(&[Request {
+      key,
+      effect: Effect::Write,
+      command: evaluate("EVALSHA", SWAP.get_hash()),
+    }])?;
+    let swapped = match answers.into_iter().next() {
+      // The server has not seen it yet, or has been restarted.
+      Some(Answer::Other(Value::ServerError(error))) if error.code() == "NOSCRIPT" => {
+        self.ask(key, Effect::Write, evaluate("EVAL", COMPARE_AND_SWAP))?
+      }
+      Some(Answer::Other(value)) => self.accepted(key, value)?,
+      _ => return Err(self.strange()),
+    };
+    Ok(self.number(&swapped)? > 0)
+  }
+
+  fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>> {
+    keys.iter().try_for_each(|key| check_key(key))?;
+    let mut values: Vec<_> = keys.iter().map(|key| self.get_now(key)).collect();
+    let missing: Vec<_> = (0..keys.len())
+      .filter(|place| values[*place].is_none())
+      .collect();
+    for places in missing.chunks(BATCH) {
+      let missing: Vec<_> = places.iter().map(|place| keys[*place]).collect();
+      for (place, value) in places.iter().zip(self.values(&missing)?) {
+        values[*place] = Some(value);
+      }
+    }
+    Ok(values.into_iter().map(Option::flatten).collect())
+  }
+
+  /// Each entry is one step.
+  fn set_many(&self, entries: &[(&str, &[u8])], lifetime: Option<Duration>) -> Result<()> {
+    for (key, value) in entries {
+      check_key(key)?;
+      check_value(value)?;
+    }
+    for batch in batches(entries, |(key, value)| key.len() + value.len()) {
+      let requests: Vec<_> = batch
+        .iter()
+        .map(|(key, value)| Request {
+          key,
+          effect: Effect::Write,
+          command: set(key, value, lifetime),
+        })
+        .collect();
+      self.ask_all(&requests)?;
+    }
+    Ok(())
+  }
+
+  /// Each key is one step.
+  fn delete_many(&self, keys: &[&str]) -> Result<u64> {
+    keys.iter().try_for_each(|key| check_key(key))?;
+    let mut removed = 0;
+    for keys in keys.chunks(BATCH) {
+      let requests: Vec<_> = keys
+        .iter()
+        .map(|key| Request {
+          key,
+          effect: Effect::Write,
+          command: cmd("UNLINK").arg(key).take(),
+        })
+        .collect();
+      for count in self.ask_all(&requests)? {
+        removed += self.number(&count)?.unsigned_abs();
+      }
+    }
+    Ok(removed)
+  }
+
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+    let watching = watching::watch(&self.servers, prefix, watcher);
+    self.runtime.block_on(watching)
+  }
+
+  fn close(&self) -> Result<()> {
+    self.servers.stop();
+    Ok(())
+  }
+}
+
+impl Drop for RedisStore {
+  fn drop(&mut self) {
+    self.servers.stop();
+  }
+}
+
+#[cfg(test)]
+mod tests {
+  use super::*;
+
+  #[test]
+  fn a_prefix_is_matched_as_it_is() {
+    assert_eq!(pattern("user:"), "user:*");
+    assert_eq!(pattern(r"a*b?[c]\"), r"a\*b\?\[c\]\\*");
+  }
+
+  #[test]
+  fn a_batch_is_bounded_in_entries_and_in_bytes_and_never_empty() {
+    let lengths = |sizes: &[usize]| {
+      let batches = batches(sizes, |size| *size);
+      batches.map(<[usize]>::len).collect::<Vec<_>>()
+    };
+    assert_eq!(lengths(&[]), [0; 0]);
+    assert_eq!(lengths(&[0; 2_500]), [1_000, 1_000, 500]);
+    assert_eq!(
+      lengths(&[BATCH_BYTES * 2, 1, BATCH_BYTES - 1, 1]),
+      [1, 2, 1]
+    );
+  }
+}

@@ -1,0 +1,220 @@
+//! What a URL and its options say.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use redis::{ProtocolVersion, RedisConnectionInfo};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use url::Url;
+
+use super::cache::Budget;
+use crate::store::OpenOptions;
+use crate::{Code, Error, Result};
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+const DEFAULT_CACHE_BYTES: usize = 64 << 20;
+const DEFAULT_PORT: u16 = 6379;
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+  /// A name or an IP address, that of IPv6 without brackets.
+  pub host: String,
+  pub port: u16,
+}
+
+impl fmt::Display for Address {
+  fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match self.host.contains(':') {
+      true => write!(f, "[{}]:{}", self.host, self.port),
+      false => write!(f, "{}:{}", self.host, self.port),
+    }
+  }
+}
+
+/// How the servers of a store are connected to.
+pub struct Settings {
+  /// One, or some of a cluster.
+  pub servers: Vec<Address>,
+  pub is_cluster: bool,
+  pub login: RedisConnectionInfo,
+  pub tls: Option<Arc<rustls::ClientConfig>>,
+  /// How long it may take to connect, and to answer.
+  pub timeout: Duration,
+  pub budget: Arc<Budget>,
+}
+
+impl Settings {
+  /// From the scheme of a URL and what follows its colon. Errors quote nothing of it.
+  pub fn new(scheme: &str, rest: &str, options: &OpenOptions) -> Result<Self> {
+    let (has_tls, is_cluster) = match scheme {
+      "redis" => (false, false),
+      "rediss" => (true, false),
+      "redis+cluster" => (false, true),
+      _ => (true, true),
+    };
+    let rest = rest.strip_prefix("//").ok_or_else(bad_url)?;
+    if rest.contains(['?', '#']) {
+      return Err(invalid(
+        "the URL of a Redis server has no query and no fragment; pass options to openStore, and write \
+         special characters of a password as %3F and the like",
+      ));
+    }
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let servers = match is_cluster {
+      true => hosts.split(',').map(address).collect::<Result<_>>()?,
+      false => vec![address(hosts)?],
+    };
+    if is_cluster && !matches!(path, "" | "0") {
+      return Err(invalid("a Redis cluster has database 0 only"));
+    }
+    Ok(Self {
+      servers,
+      is_cluster,
+      login: login(user, path)?,
+      tls: tls(has_tls, options.ca.as_deref())?,
+      timeout: options.timeout.unwrap_or(DEFAULT_TIMEOUT),
+      budget: Arc::new(Budget::new(
+        options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES),
+      )),
+    })
+  }
+}
+
+fn invalid(message: &str) -> Error {
+  Error::new(Code::InvalidArgument, message)
+}
+
+fn bad_url() -> Error {
+  invalid(
+    "the URL of a Redis server is redis://user:password@host:port/database, of which only the host has to \
+     be there, and that of a cluster redis+cluster://user:password@host:port,host:port; write special \
+     characters of a password as %40 and the like",
+  )
+}
+
+fn address(text: &str) -> Result<Address> {
+  let url = Url::parse(&format!("redis://{text}")).map_err(|_| bad_url())?;
+  let host = match url.host().ok_or_else(bad_url)? {
+    url::Host::Ipv6(address) => address.to_string(),
+    host => host.to_string(),
+  };
+  Ok(Address {
+    host,
+    port: url.port().unwrap_or(DEFAULT_PORT),
+  })
+}
+
+fn login(user: &str, database: &str) -> Result<RedisConnectionInfo> {
+  let decoded = |text| {
+    let text = percent_decode_str(text).decode_utf8();
+    text.map_err(|_| bad_url())
+  };
+  let (name, password) = user.split_once(':').unwrap_or((user, ""));
+  let mut login = RedisConnectionInfo::default()
+    .set_protocol(ProtocolVersion::RESP3)
+    .set_lib_name("extism-host", env!("CARGO_PKG_VERSION"));
+  if !name.is_empty() {
+    login = login.set_username(decoded(name)?);
+  }
+  if !password.is_empty() {
+    login = login.set_password(decoded(password)?);
+  }
+  if !database.is_empty() {
+    let number = database.parse::<u32>().map_err(|_| bad_url())?;
+    login = login.set_db(number.into());
+  }
+  Ok(login)
+}
+
+fn tls(has_tls: bool, ca: Option<&[u8]>) -> Result<Option<Arc<rustls::ClientConfig>>> {
+  let bad_ca =
+    || invalid("ca must be certificates as PEM text: -----BEGIN CERTIFICATE----- and so on");
+  let roots = match (has_tls, ca) {
+    (false, None) => return Ok(None),
+    (false, Some(_)) => {
+      return Err(invalid("ca is for rediss:// and rediss+cluster://"));
+    }
+    (true, None) => rustls::RootCertStore {
+      roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    },
+    (true, Some(pem)) => {
+      let mut roots = rustls::RootCertStore::empty();
+      for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|_| bad_ca())?;
+        roots.add(certificate).map_err(|_| bad_ca())?;
+      }
+      if roots.is_empty() {
+        return Err(bad_ca());
+      }
+      roots
+    }
+  };
+  let provider = Arc::new(rustls::crypto::ring::default_provider());
+  let tls = rustls::ClientConfig::builder_with_provider(provider)
+    .with_safe_default_protocol_versions()
+    .map_err(|error| Error::new(Code::Internal, format!("TLS cannot be set up: {error}")))?
+    .with_root_certificates(roots)
+    .with_no_client_auth();
+  Ok(Some(Arc::new(tls)))
+}
+
+#[cfg(test)]
+mod tests {
+  use super::*;
+
+  fn settings(url: &str) -> Result<Settings> {
+    let (scheme, rest) = url.split_once(':').unwrap_or((url, ""));
+    Settings::new(scheme, rest, &OpenOptions::default())
+  }
+
+  fn addresses(url: &str) -> Vec<String> {
+    let settings = settings(url).unwrap();
+    settings.servers.iter().map(Address::to_string).collect()
+  }
+
+  #[test]
+  fn a_url_says_where_and_as_whom() {
+    assert_eq!(addresses("redis://localhost"), ["localhost:6379"]);
+    assert_eq!(addresses("rediss://[::1]:7000/"), ["[::1]:7000"]);
+    assert_eq!(
+      addresses("redis+cluster://u:p@10.0.0.1:7000,b,c:7002/0"),
+      ["10.0.0.1:7000", "b:6379", "c:7002"]
+    );
+    let with = settings("rediss://jane:p%40ss%3A@host:7/3").unwrap();
+    assert_eq!(with.login.username(), Some("jane"));
+    assert_eq!(with.login.password(), Some("p@ss:"));
+    assert_eq!(with.login.db(), 3);
+    assert!(with.tls.is_some());
+    let without = settings("redis://:secret@host").unwrap();
+    assert_eq!(without.login.username(), None);
+    assert_eq!(without.login.password(), Some("secret"));
+    assert!(without.tls.is_none());
+  }
+
+  #[test]
+  fn a_url_that_means_nothing_is_refused_without_quoting_it() {
+    for url in [
+      "redis:",
+      "redis:host:6379",
+      "redis://",
+      "redis://u:secret@",
+      "redis://u:secret@host:port",
+      "redis://u:secret@host/zero",
+      "redis://u:secret@host/-1",
+      "redis://u:secret@host?db=1",
+      "redis://u:secret@a,b:1",
+      "redis://u:secret%FF@a",
+      "redis+cluster://u:secret@a,,b",
+      "redis+cluster://u:secret@a/1",
+    ] {
+      let error = settings(url).map(drop).unwrap_err();
+      assert_eq!(error.code, Code::InvalidArgument, "{url}");
+      assert!(!error.message.contains("secret"), "{error}");
+    }
+  }
+}
