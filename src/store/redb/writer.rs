@@ -33,6 +33,10 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// it. So nothing is tried for that many times as long: a tenth of the time at most is spent with it.
 const REST: u32 = 10;
 
+/// How long nothing is tried where the file could not be opened again, and keys whose time is over are left
+/// alone after any failure.
+const LONG_REST: Duration = Duration::from_secs(1);
+
 struct Writer {
   shared: Arc<Shared>,
   slot: Arc<Slot>,
@@ -260,10 +264,15 @@ impl Writer {
         Err(error)
       }
     };
-    let rest = (begun.elapsed() * REST).max(SHORT_PAUSE);
+    drop(state);
+    let least = match opened {
+      Ok(()) => SHORT_PAUSE,
+      Err(_) => LONG_REST,
+    };
+    let rest = (begun.elapsed() * REST).max(least);
     let error = opened.clone().err().or(error);
     self.failure = error.map(|error| (begun + rest, error));
-    self.next_sweep = begun + rest;
+    self.next_sweep = begun + rest.max(LONG_REST);
     opened
   }
 
