@@ -663,7 +663,8 @@ export class Store implements AsyncDisposable {
   /**
    * The keys that begin with `prefix` (all without it), fetched as they are needed, a thousand at a time.
    * A key that is there all the time comes once; one that is set or removed meanwhile may come or not. In
-   * memory they come in the order of their UTF-8.
+   * memory they come in the order of their UTF-8. On Redis a key may come again where many others are removed
+   * meanwhile, and `keys` rejects with `STORE_UNAVAILABLE` where the servers of a cluster change.
    */
   keys (options?: { prefix?: string } | null): AsyncGenerator<string, void, undefined>
   /**
@@ -680,7 +681,7 @@ export class Store implements AsyncDisposable {
   compareAndSwap (key: string, expected: string | Bytes | undefined, value: string | Bytes | undefined, options?: EntryOptions | null): Promise<boolean>
   /** The values of keys, in their order. */
   getMany (keys: Iterable<string>): Promise<Array<Buffer | undefined>>
-  /** Sets keys. In a store that is spread over machines, some may have been set where it fails. */
+  /** Sets keys. In a store on other machines, some may have been set where it fails. */
   setMany (entries: Iterable<readonly [string, string | Bytes]>, options?: EntryOptions | null): Promise<void>
   /** Removes keys, and resolves to how many were there. As `setMany` otherwise. */
   deleteMany (keys: Iterable<string>): Promise<number>
@@ -688,6 +689,9 @@ export class Store implements AsyncDisposable {
    * The changes of the keys that begin with `prefix`, whoever makes them, those of each key in their order.
    * What this Store is asked for after the call of `watch` is among them. It ends when the store is closed
    * or with `return()` (as `break` does), and rejects with the reason of `signal` when that is aborted.
+   *
+   * On Redis, changes of a key that follow closely may be told as one, the last; and it does not tell what a
+   * key was set to.
    *
    * Up to 1,024 changes, or 4 MiB of them, wait to be read; those that come after that are missing, and a
    * change `lost` tells of it. To wait for a change keeps the process alive.
@@ -703,14 +707,36 @@ export class Store implements AsyncDisposable {
   readonly [Symbol.toStringTag]: string
 }
 
+/** How a store is opened. Each kind refuses options that mean nothing to it. */
+export interface OpenStoreOptions extends MemoryStoreOptions {
+  /**
+   * On Redis: how many milliseconds a server may take to let this store in, and to answer, from 1 to
+   * 2³¹ − 1; 1,000 without it. Large values need the time in which they are sent.
+   */
+  timeoutMs?: number
+  /**
+   * On Redis: how many bytes the cache of this store may take: keys, values, and 200 bytes for each entry.
+   * 64 MiB without it; with 0 there is no cache.
+   */
+  cacheBytes?: number
+  /**
+   * With `rediss:` and `rediss+cluster:`: the authorities that may have issued a server's certificate, as PEM.
+   * Without it those that Mozilla trusts.
+   */
+  ca?: string | Bytes
+}
+
 /**
  * Opens a store by its URL: `memory:` is a new one in memory, `memory:name` the one of that name that
- * `MemoryStore.named(name)` is too. With a MemoryStore, that store has the same face.
+ * `MemoryStore.named(name)` is too; `redis://user:password@host:port/database` is on a Redis server, `rediss://`
+ * with TLS; `redis+cluster://user:password@host:port,host:port` and `rediss+cluster://` on a Redis cluster, some of
+ * whose servers are named. With a MemoryStore, that store has the same face.
  *
- * `maxBytes` is for `memory:`. Rejects with `NO_SUCH_STORE` where no store has the URL's scheme, and with
- * `INVALID_ARGUMENT`.
+ * Rejects with `NO_SUCH_STORE` where no store has the URL's scheme, and with `INVALID_ARGUMENT`. On Redis, also with
+ * `STORE_UNAVAILABLE` where a server does not answer, or has a certificate that is not valid, and with
+ * `ACCESS_DENIED` where it does not let in. Messages never have the password.
  */
-export function openStore (source: string | URL | MemoryStore, options?: MemoryStoreOptions | null): Promise<Store>
+export function openStore (source: string | URL | MemoryStore, options?: OpenStoreOptions | null): Promise<Store>
 
 /** What `keyvAdapter` returns. */
 export interface KeyvStoreAdapter {

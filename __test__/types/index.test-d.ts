@@ -168,6 +168,8 @@ expectError(store.set('key', 'value', { ttl: 1000 }))
 
 expectType<Promise<Store>>(openStore('memory:', { maxBytes: 1024 }))
 expectType<Promise<Store>>(openStore(new URL('memory:name')))
+expectType<Promise<Store>>(openStore('rediss://localhost', { timeoutMs: 1000, cacheBytes: 0, ca: new Uint8Array(1) }))
+expectError(openStore('redis://localhost', { timeout: 1000 }))
 expectError(openStore())
 const opened = await openStore(store)
 expectType<Promise<Buffer | undefined>>(opened.get('key'))
