@@ -122,6 +122,11 @@ impl Node {
     self.session.load().is_some()
   }
 
+  /// Whether it was tried to connect, and there is no connection.
+  pub fn is_in_vain(&self) -> bool {
+    *self.is_tried.borrow() && !self.is_connected()
+  }
+
   /// The value of a key, if it is known.
   pub fn get_now(&self, key: &str) -> Option<Option<Bytes>> {
     self.session.load().as_ref()?.cache.as_ref()?.get_now(key)

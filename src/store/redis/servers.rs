@@ -161,9 +161,17 @@ impl Servers {
     if others.is_stopped {
       return;
     }
-    others
-      .nodes
-      .retain(|server, _| !nodes.iter().any(|node| node.server == *server));
+    others.nodes.retain(|server, other| {
+      let is_in_map = nodes.iter().any(|node| node.server == *server);
+      if !is_in_map && other.is_in_vain() {
+        other.stop(errors::unreachable_for(
+          server,
+          "it is no server of the cluster any more",
+        ));
+        return false;
+      }
+      !is_in_map
+    });
     self.publish_locked(nodes, slots);
   }
 
@@ -368,14 +376,16 @@ impl Servers {
       }
     }
     let nodes: Vec<_> = nodes.into_values().collect();
-    if map.slots != slots {
-      set_probes(&nodes, &slots);
-    }
-    let gone = map
+    let has = |nodes: &[Arc<Node>], node| nodes.iter().any(|other| Arc::ptr_eq(other, node));
+    let gone: Vec<_> = map
       .nodes
       .iter()
-      .filter(|node| !nodes.iter().any(|new| Arc::ptr_eq(new, node)));
-    let gone: Vec<_> = gone.cloned().collect();
+      .filter(|node| !has(&nodes, node))
+      .cloned()
+      .collect();
+    if map.slots != slots || !nodes.iter().all(|node| has(&map.nodes, node)) {
+      set_probes(&nodes, &slots);
+    }
     self.publish(nodes, slots);
     for node in gone {
       let why = "it is no primary of the cluster any more";
