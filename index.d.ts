@@ -668,9 +668,23 @@ export interface StoreOptions extends MemoryStoreOptions {
   /**
    * For `redb:`: how many bytes of the file are kept in memory, from 1 to 2⁵³ − 1. Who opens a file that is
    * open in this process already must leave it out or say the same.
+   *
+   * On Redis: how many bytes the cache of this store may take: keys, values, and 200 bytes for each entry.
+   * With 0 there is no cache.
    * @default 64 MiB
    */
   cacheBytes?: number
+  /**
+   * On Redis: how many milliseconds a server may take to let this store in, and to answer, from 1 to
+   * 2³¹ − 1. Large values need the time in which they are sent.
+   * @default 1000
+   */
+  timeoutMs?: number
+  /**
+   * With `rediss:` and `rediss+cluster:`: the authorities that may have issued a server's certificate, as PEM.
+   * Without it those that Mozilla trusts.
+   */
+  ca?: string | Bytes
 }
 
 /** How an entry of a store is set. */
@@ -716,7 +730,8 @@ export class Store implements AsyncDisposable {
   /**
    * The keys that begin with `prefix` (all without it), fetched as they are needed, a thousand at a time.
    * A key that is there all the time comes once; one that is set or removed meanwhile may come or not. In
-   * memory and in a file they come in the order of their UTF-8.
+   * memory and in a file they come in the order of their UTF-8. On Redis a key may come again where many others are
+   * removed meanwhile, and `keys` rejects with `STORE_UNAVAILABLE` where the servers of a cluster change.
    */
   keys (options?: { prefix?: string } | null): AsyncGenerator<string, void, undefined>
   /**
@@ -733,7 +748,7 @@ export class Store implements AsyncDisposable {
   compareAndSwap (key: string, expected: string | Bytes | undefined, value: string | Bytes | undefined, options?: EntryOptions | null): Promise<boolean>
   /** The values of keys, in their order. */
   getMany (keys: Iterable<string>): Promise<Array<Buffer | undefined>>
-  /** Sets keys. In a store that is spread over machines, some may have been set where it fails. */
+  /** Sets keys. In a store on other machines, some may have been set where it fails. */
   setMany (entries: Iterable<readonly [string, string | Bytes]>, options?: EntryOptions | null): Promise<void>
   /** Removes keys, and resolves to how many were there. As `setMany` otherwise. */
   deleteMany (keys: Iterable<string>): Promise<number>
@@ -741,6 +756,9 @@ export class Store implements AsyncDisposable {
    * The changes of the keys that begin with `prefix`, whoever makes them, those of each key in their order.
    * What this Store is asked for after the call of `watch` is among them. It ends when the store is closed
    * or with `return()` (as `break` does), and rejects with the reason of `signal` when that is aborted.
+   *
+   * On Redis, changes of a key that follow closely may be told as one, the last; and it does not tell what a
+   * key was set to.
    *
    * Up to 1,024 changes, or 4 MiB of them, wait to be read; those that come after that are missing, and a
    * change `lost` tells of it. To wait for a change keeps the process alive.
@@ -758,16 +776,19 @@ export class Store implements AsyncDisposable {
 
 /**
  * Opens a store by its URL: `memory:` is a new one in memory, `memory:name` the one of that name that
- * `MemoryStore.named(name)` is too. With a MemoryStore, that store has the same face.
+ * `MemoryStore.named(name)` is too; `redis://user:password@host:port/database` is on a Redis server, `rediss://`
+ * with TLS; `redis+cluster://user:password@host:port,host:port` and `rediss+cluster://` on a Redis cluster, some of
+ * whose servers are named. With a MemoryStore, that store has the same face.
  *
  * `redb:./data.redb`, or `redb:/path/of/data.redb`, is a durable store in a file, which is made where there is
  * none, for its owner only. All in this process that open the file have the same store; other processes are
  * refused until all have closed it. In the path, `%`, `?` and `#` are written `%25`, `%3F` and `%23`.
  *
- * `maxBytes` is for `memory:`, `cacheBytes` for `redb:`. Rejects with `NO_SUCH_STORE` where no store has the
- * URL's scheme, and with `INVALID_ARGUMENT`. For a file also with `FILE_NOT_FOUND` where its directory is
- * missing, `ACCESS_DENIED`, `STORE_FULL`, `STORE_DAMAGED` where it is damaged or no store, and
- * `STORE_UNAVAILABLE` where another process has it.
+ * Rejects with `NO_SUCH_STORE` where no store has the URL's scheme, and with `INVALID_ARGUMENT`. For a file also
+ * with `FILE_NOT_FOUND` where its directory is missing, `ACCESS_DENIED`, `STORE_FULL`, `STORE_DAMAGED` where it is
+ * damaged or no store, and `STORE_UNAVAILABLE` where another process has it. On Redis also with `STORE_UNAVAILABLE`
+ * where a server does not answer, or has a certificate that is not valid, and with `ACCESS_DENIED` where it does not
+ * let in. Messages never have the password.
  */
 export function openStore (source: string | URL | MemoryStore, options?: StoreOptions | null): Promise<Store>
 

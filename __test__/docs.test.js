@@ -8,6 +8,7 @@ const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { guest } = require('./support/guest.js')
 const { ROOT, runNode, startServer } = require('./support/processes.js')
+const { hasRedis, startRedis } = require('./support/redis.js')
 
 function examples (file, language) {
   const text = readFileSync(join(ROOT, file), 'utf8')
@@ -143,13 +144,35 @@ function shell (command) {
   })
 }
 
+/** A program that needs a Redis server. */
+const needsRedis = (program) => program.includes('redis://localhost:6379')
+
+async function expectPrints (program, output) {
+  const { code, output: printed, errors } = await runNode(['-e', program])
+  expect({ code, output: printed, errors }).toEqual({ code: 0, output, errors: '' })
+}
+
 test.each(['docs/host-functions.md', 'docs/stores.md', 'docs/guest-stores.md'])('each program of %s prints what is said', async (file) => {
   const programs = examples(file, 'js')
   const outputs = examples(file, 'text')
   expect(programs.length).toBeGreaterThan(0)
   expect(outputs.length).toBe(programs.length)
   for (const [place, program] of programs.entries()) {
-    const { code, output, errors } = await runNode(['-e', program])
-    expect({ code, output, errors }).toEqual({ code: 0, output: outputs[place], errors: '' })
+    if (!needsRedis(program)) await expectPrints(program, outputs[place])
   }
 })
+
+if (hasRedis()) {
+  test('docs/stores.md: so do those that need a Redis server', async () => {
+    const server = await startRedis()
+    try {
+      const programs = [...examples('docs/stores.md', 'js').entries()].filter(([, program]) => needsRedis(program))
+      expect(programs.length).toBeGreaterThan(0)
+      for (const [place, program] of programs) {
+        await expectPrints(program.replaceAll('redis://localhost:6379', server.url), examples('docs/stores.md', 'text')[place])
+      }
+    } finally {
+      await server.stop()
+    }
+  })
+}

@@ -1,8 +1,11 @@
 'use strict'
 
+const { mkdtempSync, readFileSync, rmSync } = require('node:fs')
+const { tmpdir } = require('node:os')
+const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { openStore } = require('..')
-const { clusterUrl, startCluster } = require('./support/redis.js')
+const { clusterUrl, makeCertificates, startCluster } = require('./support/redis.js')
 const { describeStore, until } = require('./support/store-suite.js')
 
 jest.setTimeout(120_000)
@@ -59,13 +62,12 @@ describe('of three servers', () => {
 
   test('slots move to another server while keys are read and written, and nothing is lost', async () => {
     const store = await openStore(...await open())
-    const [from, to] = servers
-    const [fromId, toId] = [await from.command('cluster', 'myid'), await to.command('cluster', 'myid')]
     const keys = Array.from({ length: 20 }, (_, number) => `{moving}${number}`)
-    const slot = await from.command('cluster', 'keyslot', '{moving}')
-    const owner = (await Promise.all(servers.map(async (server) => [server, await server.command('set', '{moving}', 'x')]))).find(([, answer]) => answer === 'OK')[0]
-    const [source, sourceId] = [owner, await owner.command('cluster', 'myid')]
-    const [target, targetId] = owner === to ? [from, fromId] : [to, toId]
+    const slot = await servers[0].command('cluster', 'keyslot', '{moving}')
+    const answers = await Promise.all(servers.map((server) => server.command('set', '{moving}', 'x')))
+    const source = servers[answers.indexOf('OK')]
+    const target = servers.find((server) => server !== source)
+    const [sourceId, targetId] = await Promise.all([source, target].map((server) => server.command('cluster', 'myid')))
     const over = new AbortController()
     let count = 0
     const writer = (async () => {
@@ -90,6 +92,23 @@ describe('of three servers', () => {
     await writer
     await store.close()
   })
+})
+
+test('with TLS it is the same', async () => {
+  const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
+  let servers = []
+  try {
+    const certificates = makeCertificates(directory)
+    servers = await startCluster(0, certificates)
+    const store = await openStore(clusterUrl(servers, 'rediss+cluster'), { ...PATIENT, ca: readFileSync(certificates.ca) })
+    await store.setMany(KEYS.map((key) => [key, key]))
+    expect((await store.getMany(KEYS)).map(String)).toEqual(KEYS)
+    for (const server of servers) expect(Number(await server.command('dbsize'))).toBeGreaterThan(0)
+    await store.close()
+  } finally {
+    await Promise.all(servers.map((server) => server.stop()))
+    rmSync(directory, { recursive: true, maxRetries: 10 })
+  }
 })
 
 describe('with replicas', () => {
@@ -148,6 +167,21 @@ describe('with replicas', () => {
     do change = (await changes.next()).value.type
     while (change !== 'lost')
     await changes.return()
+    await Promise.all([store.close(), other.close()])
+  })
+
+  test('when a server hands over to its replica, what it has told is not believed any more', async () => {
+    const [store, other] = [await openStore(clusterUrl(servers)), await openStore(clusterUrl(servers))]
+    const replicas = await Promise.all(servers.slice(3).map(async (server) => [server, await server.command('info', 'replication')]))
+    const [replica] = replicas.find(([, info]) => info.includes(`master_port:${servers[1].port}`))
+    await other.setMany(KEYS.map((key) => [key, 'before']))
+    for (let round = 0; round < 3; round++) expect((await store.getMany(KEYS)).map(String)).toEqual(KEYS.map(() => 'before'))
+    await replica.command('cluster', 'failover')
+    await until(async () => /role:slave/.test(await servers[1].command('info', 'replication')), 20_000)
+    await until(() => other.setMany(KEYS.map((key) => [key, 'after'])).then(() => true, () => false), 20_000)
+    // Of what its old server would tell it hears late, or never.
+    await until(() => store.getMany(KEYS).then((values) => values.every((value) => String(value) === 'after'), () => false), 20_000)
+    for (let round = 0; round < 50; round++) expect((await store.getMany(KEYS)).map(String)).toEqual(KEYS.map(() => 'after'))
     await Promise.all([store.close(), other.close()])
   })
 })

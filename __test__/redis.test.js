@@ -52,29 +52,23 @@ describe('with TLS', () => {
 
   beforeAll(async () => {
     ca = readFileSync(certificates.ca, 'utf8')
-    const port = await freePort()
-    encrypted = await startRedis([
-      'port 0', `tls-port ${port}`, `tls-cert-file ${certificates.certificate}`, `tls-key-file ${certificates.key}`,
-      `tls-ca-cert-file ${certificates.ca}`, 'tls-auth-clients no'
-    ], port)
+    encrypted = await startRedis([], certificates)
   })
 
   afterAll(() => encrypted?.stop())
 
-  const url = () => `rediss://${HOST}:${encrypted.port}`
-
   describeStore('rediss://', async () => {
-    await encrypted.command('--tls', '--cacert', certificates.ca, 'flushall')
-    return [url(), { ...PATIENT, ca }]
+    await encrypted.command('flushall')
+    return [encrypted.url, { ...PATIENT, ca }]
   }, SUITE)
 
   test('the certificate must be from an authority that is known, or passed as ca', async () => {
-    await expect(openStore(url())).rejects.toMatchObject({ code: 'STORE_UNAVAILABLE', message: expect.stringMatching(/certificate/) })
+    await expect(openStore(encrypted.url)).rejects.toMatchObject({ code: 'STORE_UNAVAILABLE', message: expect.stringMatching(/certificate/) })
     const others = mkdtempSync(join(tmpdir(), 'extism-host-'))
     try {
       const stranger = readFileSync(makeCertificates(others).ca)
-      await expect(openStore(url(), { ca: stranger })).rejects.toEqual(withCode('STORE_UNAVAILABLE'))
-      const store = await openStore(url(), { ca: Buffer.concat([stranger, Buffer.from(`\n${ca}`)]) })
+      await expect(openStore(encrypted.url, { ca: stranger })).rejects.toEqual(withCode('STORE_UNAVAILABLE'))
+      const store = await openStore(encrypted.url, { ca: Buffer.concat([stranger, Buffer.from(`\n${ca}`)]) })
       expect(await store.has('x')).toBe(false)
       await store.close()
     } finally {

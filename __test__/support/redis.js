@@ -59,21 +59,35 @@ class RedisServer {
   #process
   #directory = mkdtempSync(join(tmpdir(), 'extism-host-redis-'))
 
-  constructor (port, options) {
+  #certificates
+
+  constructor (port, options, certificates) {
     this.port = port
     this.options = options
+    this.#certificates = certificates
   }
 
   get url () {
-    return `redis://${HOST}:${this.port}`
+    return `${this.#certificates === undefined ? 'redis' : 'rediss'}://${HOST}:${this.port}`
+  }
+
+  /** What redis-cli needs to talk to it. */
+  get #tls () {
+    return this.#certificates === undefined ? [] : ['--tls', '--cacert', this.#certificates.ca]
   }
 
   /** Starts it, also again after it was killed; what it had is gone then. */
   async start () {
     const config = join(this.#directory, 'redis.conf')
+    const certificates = this.#certificates
+    const listen = certificates === undefined
+      ? [`port ${this.port}`]
+      : [
+          'port 0', `tls-port ${this.port}`, `tls-cert-file ${certificates.certificate}`, `tls-key-file ${certificates.key}`,
+          `tls-ca-cert-file ${certificates.ca}`, 'tls-auth-clients no', 'tls-cluster yes', 'tls-replication yes'
+        ]
     writeFileSync(config, [
-      `bind ${HOST}`, ...(this.options.some((line) => line.startsWith('port ')) ? [] : [`port ${this.port}`]), `dir ${this.#directory}`,
-      'save ""', 'appendonly no', 'daemonize no', ...this.options, ''
+      `bind ${HOST}`, ...listen, `dir ${this.#directory}`, 'save ""', 'appendonly no', 'daemonize no', ...this.options, ''
     ].join('\n'))
     this.#process = spawn('redis-server', [config], { stdio: 'ignore' })
     for (let tries = 0; !await isListening(this.port); tries++) {
@@ -108,24 +122,25 @@ class RedisServer {
 
   /** Runs a command with redis-cli. */
   async command (...args) {
-    const { stdout } = await run('redis-cli', ['-h', HOST, '-p', String(this.port), ...args])
+    const { stdout } = await run('redis-cli', ['-h', HOST, '-p', String(this.port), ...this.#tls, ...args])
     return stdout.trim()
   }
 }
 
-/** Starts a server. */
-async function startRedis (options = [], port) {
-  return new RedisServer(port ?? await freePort(), options).start()
+/** Starts a server, with TLS where there are certificates. */
+async function startRedis (options = [], certificates) {
+  return new RedisServer(await freePort(), options, certificates).start()
 }
 
 /** Starts a cluster of three primaries with as many replicas each as said; the servers, primaries first. */
-async function startCluster (replicas = 0, options = []) {
+async function startCluster (replicas = 0, certificates) {
   const servers = await Promise.all(Array.from({ length: 3 * (replicas + 1) }, () => startRedis([
-    'cluster-enabled yes', 'cluster-node-timeout 1000', 'cluster-replica-validity-factor 0', 'repl-diskless-sync-delay 0', ...options
-  ])))
+    'cluster-enabled yes', 'cluster-node-timeout 1000', 'cluster-replica-validity-factor 0', 'repl-diskless-sync-delay 0'
+  ], certificates)))
   const addresses = servers.map(({ port }) => `${HOST}:${port}`)
   try {
-    await run('redis-cli', ['--cluster', 'create', ...addresses, '--cluster-replicas', String(replicas), '--cluster-yes'])
+    const tls = certificates === undefined ? [] : ['--tls', '--cacert', certificates.ca]
+    await run('redis-cli', [...tls, '--cluster', 'create', ...addresses, '--cluster-replicas', String(replicas), '--cluster-yes'])
     for (const server of servers) {
       const isReady = async () => {
         const info = await server.command('cluster', 'info')
@@ -149,9 +164,9 @@ async function isInSync (server) {
   return /role:master/.test(info) ? /connected_slaves:[1-9]/.test(info) : /master_link_status:up/.test(info)
 }
 
-/** The URL of a cluster. */
-function clusterUrl (servers) {
-  return `redis+cluster://${servers.map(({ port }) => `${HOST}:${port}`).join(',')}`
+/** The URL of a cluster, without TLS or with it. */
+function clusterUrl (servers, scheme = 'redis+cluster') {
+  return `${scheme}://${servers.map(({ port }) => `${HOST}:${port}`).join(',')}`
 }
 
 /** An authority, and a certificate and key of 127.0.0.1 that it has issued: the authority as PEM, the others as paths. */

@@ -57,7 +57,8 @@ pub trait Store: Send + Sync {
 
   /// Some of the keys that begin with `prefix`: about `limit`, in the store's own order. A key that is
   /// there all the time is listed once, from the first page to the last; one that comes or goes
-  /// meanwhile may be or not.
+  /// meanwhile may be or not. A store on other machines may list a key again, and fails where its machines
+  /// are exchanged meanwhile.
   fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page>;
 
   /// Adds to a number that is kept as decimal digits, and returns the sum. A key that is not there counts
@@ -78,14 +79,15 @@ pub trait Store: Send + Sync {
   /// The values of keys, in their order.
   fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>>;
 
-  /// Sets keys. Where it fails, some may have been set, if the store is spread over machines.
+  /// Sets keys. Where it fails, some may have been set, if the store is on other machines.
   fn set_many(&self, entries: &[(&str, &[u8])], lifetime: Option<Duration>) -> Result<()>;
 
   /// Removes keys, and says how many were there. As [`set_many`](Self::set_many) otherwise.
   fn delete_many(&self, keys: &[&str]) -> Result<u64>;
 
   /// Tells of all changes of keys that begin with `prefix`, from now on until what is returned is dropped,
-  /// whoever makes them, in the order of each key's changes. After [`Change::Lost`] some are missing.
+  /// whoever makes them, in the order of each key's changes. A store on other machines may tell of changes
+  /// of a key that follow closely as one, the last. After [`Change::Lost`] some are missing.
   fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch>;
 
   /// Ends what the store does in the background and lets go of files and connections. What has been

@@ -217,10 +217,7 @@ fn pattern(prefix: &str) -> String {
 }
 
 /// The batches of entries, in their order.
-fn batches<'a, T>(
-  mut entries: &'a [T],
-  bytes: impl Fn(&T) -> usize,
-) -> impl Iterator<Item = &'a [T]> {
+fn batches<T>(mut entries: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
   std::iter::from_fn(move || {
     let mut sum = 0_usize;
     let fits = entries.iter().take(BATCH).take_while(|entry| {
@@ -272,6 +269,9 @@ impl Store for RedisStore {
     // How often the server is asked for a page: with a prefix that few keys have, most answers are empty.
     const MAX_SCANS: usize = 16;
     let nodes = self.servers.nodes();
+    if nodes.is_empty() {
+      return Err(Error::new(Code::Closed, "the store is closed"));
+    }
     let (mut place, mut position) = match cursor {
       None => (0, 0),
       Some(cursor) => {

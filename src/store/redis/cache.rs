@@ -136,7 +136,7 @@ impl Cache {
   /// The server has answered a question that was sent at that moment: what it had changed until then has
   /// been heard of.
   pub fn heard(&self, asked_at: Instant) {
-    let until = since_epoch(asked_at).saturating_add(nanoseconds(FRESH));
+    let until = since_epoch(asked_at + FRESH);
     self.fresh_until.fetch_max(until, Ordering::AcqRel);
   }
 

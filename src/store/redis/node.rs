@@ -122,6 +122,11 @@ impl Node {
     self.session.load().is_some()
   }
 
+  /// Whether it was tried to connect, and there is no connection.
+  pub fn is_in_vain(&self) -> bool {
+    *self.is_tried.borrow() && !self.is_connected()
+  }
+
   /// The value of a key, if it is known.
   pub fn get_now(&self, key: &str) -> Option<Option<Bytes>> {
     self.session.load().as_ref()?.cache.as_ref()?.get_now(key)
@@ -141,15 +146,14 @@ impl Node {
     *self.probe.lock().unwrap_or_else(PoisonError::into_inner) = key;
   }
 
-  /// Ends it. What is under way is answered.
-  pub fn stop(&self) {
+  /// Ends it. What is under way is answered, and the rest refused with that.
+  pub fn stop(&self, why: Error) {
     if let Some(keeper) = self.keeper.get() {
       keeper.abort();
     }
-    self.lose(errors::unreachable_for(
-      &self.server,
-      "the connection was closed",
-    ));
+    self.lose(why);
+    // Who waits for the first attempt waits no longer.
+    self.is_tried.send_replace(true);
   }
 
   fn why(&self) -> Error {
@@ -207,13 +211,20 @@ impl Node {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
+      let has_probe = probe.is_some();
       let question = match probe {
         Some(key) => cmd("EXISTS").arg(key).take(),
         None => cmd("PING"),
       };
       match timeout(self.settings.timeout, session.connection.send(&question)).await {
-        // That of a cluster may have become a replica of another, or have lost the others.
-        Ok(Ok(Value::ServerError(_))) => self.trouble.notify_one(),
+        Ok(Ok(Value::ServerError(error))) => match (error.code(), has_probe) {
+          // It is there, and says so in its own way.
+          ("NOPERM", false) => session.heard(asked_at),
+          // Nobody knows then whether it has still the keys that it had.
+          ("NOPERM", true) => {}
+          // It may have become a replica of another, or have lost the others.
+          _ => self.trouble.notify_one(),
+        },
         Ok(Ok(_)) => session.heard(asked_at),
         Ok(Err(error)) => return error,
         Err(_) => return errors::unreachable_for(&self.server, "it has not answered in time"),

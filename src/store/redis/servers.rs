@@ -72,12 +72,19 @@ impl Map {
   }
 }
 
+/// Servers to which others have sent us and which are not in the map, or not yet.
+#[derive(Default)]
+struct Others {
+  nodes: HashMap<Address, Arc<Node>>,
+  is_stopped: bool,
+}
+
 /// The servers.
 pub struct Servers {
   pub settings: Arc<Settings>,
   map: ArcSwap<Map>,
-  /// Servers to which others have sent us and which are not in the map, or not yet.
-  others: Mutex<HashMap<Address, Arc<Node>>>,
+  /// Locked while the map is changed too, so that nothing begins when all has been stopped.
+  others: Mutex<Others>,
   primaries: watch::Sender<Vec<Address>>,
   trouble: Arc<Notify>,
   /// Whom to ask first, so that it is not always the same.
@@ -112,12 +119,8 @@ impl Servers {
 
   async fn connect(self: &Arc<Self>) -> Result<()> {
     if !self.settings.is_cluster {
-      let nodes: Vec<_> = self
-        .settings
-        .servers
-        .iter()
-        .map(|server| self.start(server))
-        .collect();
+      let servers = self.settings.servers.iter();
+      let nodes: Vec<_> = servers.map(|server| self.other(server)).collect();
       let tried = join_all(nodes.iter().map(|node| node.tried())).await;
       self.publish(nodes, Vec::new());
       return tried.into_iter().collect();
@@ -134,15 +137,45 @@ impl Servers {
     Ok(())
   }
 
-  fn start(&self, server: &Address) -> Arc<Node> {
-    Node::start(&self.settings, server.clone(), &self.trouble)
-  }
-
-  fn others(&self) -> MutexGuard<'_, HashMap<Address, Arc<Node>>> {
+  fn others(&self) -> MutexGuard<'_, Others> {
     self.others.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
+  /// A server that is not in the map.
+  fn other(&self, server: &Address) -> Arc<Node> {
+    let mut others = self.others();
+    let is_stopped = others.is_stopped;
+    let node = others
+      .nodes
+      .entry(server.clone())
+      .or_insert_with(|| Node::start(&self.settings, server.clone(), &self.trouble));
+    if is_stopped {
+      node.stop(closed());
+    }
+    Arc::clone(node)
+  }
+
+  /// Goes by another map.
   fn publish(&self, nodes: Vec<Arc<Node>>, slots: Vec<Option<u16>>) {
+    let mut others = self.others();
+    if others.is_stopped {
+      return;
+    }
+    others.nodes.retain(|server, other| {
+      let is_in_map = nodes.iter().any(|node| node.server == *server);
+      if !is_in_map && other.is_in_vain() {
+        other.stop(errors::unreachable_for(
+          server,
+          "it is no server of the cluster any more",
+        ));
+        return false;
+      }
+      !is_in_map
+    });
+    self.publish_locked(nodes, slots);
+  }
+
+  fn publish_locked(&self, nodes: Vec<Arc<Node>>, slots: Vec<Option<u16>>) {
     let primaries: Vec<_> = nodes.iter().map(|node| node.server.clone()).collect();
     self.map.store(Arc::new(Map { nodes, slots }));
     self.primaries.send_if_modified(|before| {
@@ -189,13 +222,13 @@ impl Servers {
     if let Some(keeper) = self.keeper.get() {
       keeper.abort();
     }
-    for node in &self.map.load().nodes {
-      node.stop();
+    let mut others = self.others();
+    others.is_stopped = true;
+    let others = std::mem::take(&mut others.nodes);
+    for node in self.map.load().nodes.iter().chain(others.values()) {
+      node.stop(closed());
     }
-    for (_, node) in self.others().drain() {
-      node.stop();
-    }
-    self.publish(Vec::new(), Vec::new());
+    self.publish_locked(Vec::new(), Vec::new());
   }
 
   /// Sends requests to the servers that have their keys, and returns the answers.
@@ -215,7 +248,7 @@ impl Servers {
     let mut todo = Vec::with_capacity(requests.len());
     let map = self.map.load_full();
     for (place, request) in requests.iter().enumerate() {
-      let node = map.node(request.key).ok_or_else(|| nobody_has())?;
+      let node = map.node(request.key).ok_or_else(|| self.nobody_has())?;
       todo.push((place, Arc::clone(node), false));
     }
     drop(map);
@@ -245,14 +278,25 @@ impl Servers {
       if todo.is_empty() {
         return answers
           .into_iter()
-          .map(|answer| answer.ok_or_else(|| nobody_has()))
+          .map(|answer| answer.ok_or_else(|| self.nobody_has()))
           .collect();
       }
       if is_moving {
         sleep(MOVING).await;
       }
     }
-    Err(nobody_has())
+    Err(self.nobody_has())
+  }
+
+  /// There is no server that can be asked.
+  fn nobody_has(&self) -> Error {
+    match self.others().is_stopped {
+      true => closed(),
+      false => Error::new(
+        Code::StoreUnavailable,
+        "no server of the Redis cluster has the key now; the cluster is being changed, or is not whole",
+      ),
+    }
   }
 
   /// Whether the cluster wants the request to go elsewhere.
@@ -293,13 +337,7 @@ impl Servers {
     if let Some(node) = map.nodes.iter().find(|node| node.server == *server) {
       return Ok(Arc::clone(node));
     }
-    let node = {
-      let mut others = self.others();
-      let node = others
-        .entry(server.clone())
-        .or_insert_with(|| self.start(server));
-      Arc::clone(node)
-    };
+    let node = self.other(server);
     node.tried().await?;
     Ok(node)
   }
@@ -325,11 +363,7 @@ impl Servers {
     for (_, _, server) in &ranges {
       nodes.entry(server.clone()).or_insert_with(|| {
         let node = map.nodes.iter().find(|node| node.server == *server);
-        let other = || self.others().remove(server);
-        node
-          .cloned()
-          .or_else(other)
-          .unwrap_or_else(|| self.start(server))
+        node.cloned().unwrap_or_else(|| self.other(server))
       });
     }
     // Who is new is published when it can be used.
@@ -342,17 +376,20 @@ impl Servers {
       }
     }
     let nodes: Vec<_> = nodes.into_values().collect();
-    if map.slots != slots {
-      set_probes(&nodes, &slots);
-    }
-    let gone = map
+    let has = |nodes: &[Arc<Node>], node| nodes.iter().any(|other| Arc::ptr_eq(other, node));
+    let gone: Vec<_> = map
       .nodes
       .iter()
-      .filter(|node| !nodes.iter().any(|new| Arc::ptr_eq(new, node)));
-    let gone: Vec<_> = gone.cloned().collect();
+      .filter(|node| !has(&nodes, node))
+      .cloned()
+      .collect();
+    if map.slots != slots || !nodes.iter().all(|node| has(&map.nodes, node)) {
+      set_probes(&nodes, &slots);
+    }
     self.publish(nodes, slots);
     for node in gone {
-      node.stop();
+      let why = "it is no primary of the cluster any more";
+      node.stop(errors::unreachable_for(&node.server, why));
     }
     Ok(())
   }
@@ -368,7 +405,7 @@ impl Servers {
         return Ok(ranges);
       }
     }
-    let mut result = Err(nobody_has());
+    let mut result = Err(self.nobody_has());
     for server in &self.settings.servers {
       result = match Connection::open(&self.settings, server, |_| {}).await {
         Ok(connection) => self.ranges_from(&connection).await,
@@ -403,11 +440,8 @@ enum Redirect {
   Wait,
 }
 
-fn nobody_has() -> Error {
-  Error::new(
-    Code::StoreUnavailable,
-    "no server of the Redis cluster has the key now; the cluster is being changed, or is not whole",
-  )
+fn closed() -> Error {
+  Error::new(Code::Closed, "the store is closed")
 }
 
 type Group = (Arc<Node>, bool, Vec<usize>);

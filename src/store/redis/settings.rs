@@ -98,6 +98,9 @@ fn bad_url() -> Error {
 }
 
 fn address(text: &str) -> Result<Address> {
+  if text.contains(',') {
+    return Err(bad_url());
+  }
   let url = Url::parse(&format!("redis://{text}")).map_err(|_| bad_url())?;
   let host = match url.host().ok_or_else(bad_url)? {
     url::Host::Ipv6(address) => address.to_string(),

@@ -43,6 +43,10 @@ pub async fn watch(
     prefix: prefix.to_owned(),
     watcher,
   });
+  // Where a server is known to be away, nobody waits for it.
+  for node in servers.nodes() {
+    node.session()?;
+  }
   let mut primaries = servers.primaries();
   let first = primaries.borrow_and_update().clone();
   let opened = join_all(first.iter().map(|server| shared.follow(server))).await;
