@@ -94,9 +94,10 @@ function asWasi (wasi = {}) {
 }
 
 /** The store of a plugin, and what its guests may do there. */
-function asStoreOption (option = {}) {
+function asStoreOption (option = { access: 'read' }) {
   const isStore = nativeStore(option) !== undefined
-  if (!isStore && !isObject(option)) {
+  // A Map, say, has no properties of its own.
+  if (!isStore && (!isObject(option) || Object.keys(option).length === 0)) {
     throw invalidArgument(`store must be a MemoryStore, a Store, or { store, prefix, access, … }, not ${describe(option)}`)
   }
   const {

@@ -198,6 +198,43 @@ const OPERATIONS: &[Operation] = &[
     Key,
     Nothing,
   ),
+  operation("(call $store_get (local.get $a))", true, 4, Key, Nothing),
+  operation(
+    "(call $store_set (local.get $a) (local.get $b) (i64.const 0))",
+    true,
+    4,
+    Key,
+    Block,
+  ),
+  operation("(call $store_delete (local.get $a))", true, 1, Key, Nothing),
+  operation(
+    "(call $store_keys (local.get $a) (local.get $b) (i64.const 3))",
+    true,
+    2,
+    Key,
+    Block,
+  ),
+  operation(
+    "(call $store_increment (local.get $a) (local.get $b))",
+    true,
+    2,
+    Key,
+    Any,
+  ),
+  operation(
+    "(call $store_swap (local.get $a) (local.get $b) (local.get $b) (i64.const 0))",
+    true,
+    2,
+    Key,
+    Block,
+  ),
+  operation(
+    "(call $store_get_many (local.get $a))",
+    true,
+    2,
+    Block,
+    Nothing,
+  ),
   // The words "hello", "large", "color", "k" in a block: keys that have values.
   operation("(call $key (local.get $a))", true, 8, Any, Nothing),
   // All of a block, with a byte that is a status of the kernel's headers or a size.

@@ -29,8 +29,8 @@ pub use workers::{Call, Queued, Results};
 pub use stats::Stats;
 
 use crate::host::output::Output;
-use crate::host::store::StoreStats;
-use crate::host::{Access, Environment, HostFunction, Vars, vars};
+use crate::host::store::{StoreCounters, StoreStats};
+use crate::host::{Environment, HostFunction, Vars, vars};
 use crate::{Code, Error, Result, host};
 use instance::{CompileOptions, Compiled};
 use prepare::{ExportDescription, ImportDescription, PrepareError, Prepared};
@@ -64,7 +64,8 @@ pub struct Limits {
 pub struct Plugin {
   interface: Interface,
   vars: Arc<Vars>,
-  store: Arc<Access>,
+  /// Not the store itself: who has closed a plugin may keep it for as long as he likes.
+  store_counters: Arc<StoreCounters>,
   workers: Workers,
 }
 
@@ -103,7 +104,7 @@ impl Plugin {
     Ok(Self {
       interface,
       vars,
-      store: Arc::clone(&environment.store),
+      store_counters: Arc::clone(environment.store.counters()),
       workers: Workers::start(limits, results, compile)?,
     })
   }
@@ -178,7 +179,7 @@ impl Plugin {
 
   /// What its guests have asked of its store.
   pub fn store_stats(&self) -> StoreStats {
-    self.store.stats()
+    self.store_counters.stats()
   }
 
   /// How many threads hang in calls of the host that no interruption reaches, and have been

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use extism_host::host::host_memory_get::host_memory_get;
 use extism_host::host::log::{Level, Logger};
 use extism_host::host::vars::Vars;
-use extism_host::host::{HostFunction, config, http, log, vars};
+use extism_host::host::{Access, HostFunction, Permissions, config, http, log, store, vars};
 use extism_host::plugin::LoadedModule;
 use extism_host::plugin::instance::{
   CallError, CompileOptions, Compiled, Ending, Finished, Job, Jobs,
@@ -57,6 +57,13 @@ pub const KERNEL: &str = r#"
     (import "extism:host/env" "log_error" (func $log_error (param i64)))
     (import "extism:host/env" "get_log_level" (func $get_log_level (result i32)))
     (import "extism:host/user" "hostMemoryGet" (func $host_memory_get (param i64) (result i64)))
+    (import "extism:host/user" "hostStoreGet" (func $store_get (param i64) (result i64)))
+    (import "extism:host/user" "hostStoreSet" (func $store_set (param i64 i64 i64) (result i64)))
+    (import "extism:host/user" "hostStoreDelete" (func $store_delete (param i64) (result i64)))
+    (import "extism:host/user" "hostStoreKeys" (func $store_keys (param i64 i64 i64) (result i64)))
+    (import "extism:host/user" "hostStoreIncrement" (func $store_increment (param i64 i64) (result i64)))
+    (import "extism:host/user" "hostStoreCompareAndSwap" (func $store_swap (param i64 i64 i64 i64) (result i64)))
+    (import "extism:host/user" "hostStoreGetMany" (func $store_get_many (param i64) (result i64)))
     (import "extism:host/user" "count" (func $count (param i32)))
 "#;
 
@@ -130,21 +137,27 @@ impl World {
     let counts = Arc::new(Mutex::new(Vec::new()));
     let lines = Arc::new(Lines::default());
     let vars = Arc::new(Vars::new(limit));
-    let store = MemoryStore::new();
+    let store = MemoryStore::bounded(16 << 20);
     for (key, value) in [
       ("hello", "👋 Hello World 🌍".as_bytes()),
       ("message", "I 💜 Extism 😍".as_bytes()),
       ("empty", &[]),
       ("large", &[7; 300_000]),
     ] {
-      store.set(key, value, None).expect("it has no bound");
+      store.set(key, value, None).expect("there is room");
     }
+    let permissions = Permissions {
+      can_write: true,
+      ..Permissions::default()
+    };
+    let access = Arc::new(Access::new(Arc::new(store), permissions));
     let mut functions = vec![
-      host_memory_get(Arc::new(store)),
+      host_memory_get(Arc::clone(&access)),
       config::config_get(BTreeMap::from([("color".to_owned(), "blue".to_owned())])),
     ];
     functions.extend(http::functions(&http::Options::default(), None).unwrap());
     functions.extend(vars::functions(&vars));
+    functions.extend(store::functions(&access));
     let logger: Arc<dyn Logger> = lines.clone();
     functions.extend(log::functions(&logger));
     let counter = counts.clone();

@@ -55,12 +55,27 @@ pub struct StoreStats {
   pub failed: Vec<(Code, u64)>,
 }
 
+/// Counters of what a plugin has asked of its store. They outlive the plugin's hold of the store.
 #[derive(Default)]
-struct Counters {
+pub struct StoreCounters {
   reads: AtomicU64,
   hits: AtomicU64,
   writes: AtomicU64,
   failed: [AtomicU64; Code::ALL.len()],
+}
+
+impl StoreCounters {
+  /// What has been asked so far.
+  pub fn stats(&self) -> StoreStats {
+    let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let failed = Code::ALL.into_iter().zip(self.failed.iter().map(value));
+    StoreStats {
+      reads: value(&self.reads),
+      hits: value(&self.hits),
+      writes: value(&self.writes),
+      failed: failed.filter(|(_, count)| *count > 0).collect(),
+    }
+  }
 }
 
 /// What is known of the number of keys.
@@ -78,7 +93,7 @@ struct Count {
 pub struct Access {
   store: Arc<dyn Store>,
   permissions: Permissions,
-  counters: Counters,
+  counters: Arc<StoreCounters>,
   count: Mutex<Count>,
 }
 
@@ -88,23 +103,14 @@ impl Access {
     Self {
       store,
       permissions,
-      counters: Counters::default(),
+      counters: Arc::default(),
       count: Mutex::default(),
     }
   }
 
-  /// What has been asked so far.
-  pub fn stats(&self) -> StoreStats {
-    let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let failed = Code::ALL
-      .into_iter()
-      .zip(self.counters.failed.iter().map(value));
-    StoreStats {
-      reads: value(&self.counters.reads),
-      hits: value(&self.counters.hits),
-      writes: value(&self.counters.writes),
-      failed: failed.filter(|(_, count)| *count > 0).collect(),
-    }
+  /// The counters of what is asked.
+  pub fn counters(&self) -> &Arc<StoreCounters> {
+    &self.counters
   }
 
   /// The value of a key.
@@ -425,7 +431,7 @@ mod tests {
     let swap = access.compare_and_swap("key", Some(b"1"), None, None, &idle);
     assert_eq!(code(swap), denied);
     assert_eq!(store.get("key")?.as_deref(), Some(&b"1"[..]));
-    let stats = access.stats();
+    let stats = access.counters().stats();
     assert_eq!((stats.reads, stats.hits, stats.writes), (2, 2, 0));
     assert_eq!(stats.failed, [(Code::AccessDenied, 4)]);
     Ok(())

@@ -14,7 +14,7 @@ use crate::plugin::names::USER;
 use crate::plugin::types::ValueType::{self, I64};
 use crate::{Code, Error, Result};
 
-pub use access::{Access, DEFAULT_MAX_VALUE, Permissions, StoreStats};
+pub use access::{Access, DEFAULT_MAX_VALUE, Permissions, StoreCounters, StoreStats};
 
 /// There is no such key.
 const MISSING: i64 = -1;
