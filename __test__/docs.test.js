@@ -8,7 +8,7 @@ const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { guest } = require('./support/guest.js')
 const { ROOT, runNode, startServer } = require('./support/processes.js')
-const { hasRedis, startRedis } = require('./support/redis.js')
+const { freePort, hasRedis, startRedis } = require('./support/redis.js')
 
 function examples (file, language) {
   const text = readFileSync(join(ROOT, file), 'utf8')
@@ -163,6 +163,20 @@ test.each(['docs/host-functions.md', 'docs/stores.md', 'docs/guest-stores.md'])(
 })
 
 if (hasRedis()) {
+  test('docs/scaling.md: its commands print what is said', async () => {
+    const server = await startRedis()
+    try {
+      const [commands] = examples('docs/scaling.md', 'bash')
+      const ports = [await freePort(), await freePort()]
+      const here = [['redis://localhost:6379', server.url], ['7071', ports[0]], ['7072', ports[1]]]
+      const script = here.reduce((script, [before, after]) => script.replaceAll(before, after), commands)
+      const expected = examples('docs/scaling.md', 'text')[0]
+      expect(`${await shell(`cd ${JSON.stringify(ROOT)}\n${script}`)}`).toBe(expected)
+    } finally {
+      await server.stop()
+    }
+  })
+
   test('docs/stores.md: so do those that need a Redis server', async () => {
     const server = await startRedis()
     try {
