@@ -1,0 +1,26 @@
+'use strict'
+
+// Extism plugins as routes of a Fastify app.
+
+const fp = require('fastify-plugin')
+const { codedError } = require('../errors.js')
+const { asOptions } = require('./options.js')
+const { Plugins } = require('./plugins.js')
+const { addRoutes } = require('./routes.js')
+
+async function extismHost (fastify, options) {
+  // A scope below another that has plugins may have its own in their place.
+  if (Object.hasOwn(fastify, 'extism')) {
+    throw codedError('ALREADY_REGISTERED', 'extism-host/fastify is registered in this scope already; ' +
+      'name all plugins in one registration, or register it in a scope of its own')
+  }
+  const { plugins: list, routes, prefix } = asOptions(options)
+  const plugins = await Plugins.open(list, routes)
+  fastify.addHook('onClose', () => plugins.close())
+  fastify.decorate('extism', plugins)
+  fastify.register(async (scope) => addRoutes(scope, plugins, routes), { prefix })
+}
+
+module.exports = fp(extismHost, { fastify: '5.x', name: 'extism-host' })
+module.exports.default = module.exports
+module.exports.extismHost = module.exports

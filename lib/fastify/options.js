@@ -1,0 +1,83 @@
+'use strict'
+
+// What the plugin for Fastify is registered with, or an error that says what is wrong.
+
+const { asInteger } = require('../checks.js')
+const { describe, invalidArgument } = require('../errors.js')
+const { isObject, pick } = require('../objects.js')
+const { MAX_U32 } = require('../options.js')
+const { Plugin } = require('../plugin.js')
+const { asBytes } = require('../bytes.js')
+
+const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
+// `prefix` and `logLevel` are Fastify's own: those of `register`.
+const KEYS = keys('plugins', 'routes', 'store', 'prefix', 'logLevel')
+const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'bodyLimit', 'schema')
+const DEFAULT_CONTENT_TYPE = 'application/octet-stream'
+
+function asName (value, what) {
+  if (typeof value !== 'string' || value === '') throw invalidArgument(`${what} must be a string that is not empty`)
+  return value
+}
+
+/** What one of `plugins` is: given, or a source and options for createPlugin. */
+function asPlugin (name, value, store) {
+  if (value instanceof Plugin) return { name, given: value }
+  const isManifest = isObject(value) && Object.hasOwn(value, 'wasm')
+  const hasOptions = isObject(value) && Object.hasOwn(value, 'source')
+  if (hasOptions && isManifest) {
+    throw invalidArgument(`plugin "${name}" must be a manifest, which has "wasm", or have a "source", not both`)
+  }
+  if (!hasOptions) {
+    const isSource = typeof value === 'string' || value instanceof URL || value instanceof Response || isManifest || asBytes(value) !== undefined
+    if (!isSource) throw invalidArgument(`plugin "${name}" must be a Plugin, a source, or an object with a "source", not ${describe(value)}`)
+    return { name, source: value, options: { store } }
+  }
+  const { source, ...options } = value
+  return { name, source, options: { ...options, store: options.store ?? store } }
+}
+
+function asPlugins (plugins, store) {
+  if (!isObject(plugins) || Object.keys(plugins).length === 0) {
+    throw invalidArgument('plugins must be an object of plugins by name, such as { greeter: "greeter.wasm" }')
+  }
+  return Object.entries(plugins).map(([name, value]) => asPlugin(name, value, store))
+}
+
+function asRoute (route, place, plugins) {
+  const what = `routes[${place}]`
+  const picked = pick(route, ROUTE_KEYS, what)
+  const plugin = asName(picked.plugin, `${what}.plugin`)
+  if (!plugins.some(({ name }) => name === plugin)) {
+    throw invalidArgument(`${what} is of plugin "${plugin}", but plugins has only ${plugins.map(({ name }) => `"${name}"`).join(', ')}`)
+  }
+  const { mode = 'raw', contentType, schema } = picked
+  if (mode !== 'raw') throw invalidArgument(`${what}.mode must be 'raw'`)
+  if (schema?.body !== undefined) {
+    throw invalidArgument(`${what}.schema.body cannot be checked, as the plugin gets the body as it is; leave it to the plugin`)
+  }
+  return {
+    method: picked.method ?? 'POST',
+    url: asName(picked.url, `${what}.url`),
+    plugin,
+    functionName: asName(picked.function, `${what}.function`),
+    mode,
+    contentType: contentType === undefined ? DEFAULT_CONTENT_TYPE : asName(contentType, `${what}.contentType`),
+    timeoutMs: asInteger(picked.timeoutMs, `${what}.timeoutMs`, undefined, MAX_U32),
+    bodyLimit: asInteger(picked.bodyLimit, `${what}.bodyLimit`, undefined, Number.MAX_SAFE_INTEGER),
+    schema
+  }
+}
+
+function asRoutes (routes, plugins) {
+  if (!Array.isArray(routes)) throw invalidArgument(`routes must be an array, not ${describe(routes)}`)
+  return routes.map((route, place) => asRoute(route, place, plugins))
+}
+
+function asOptions (options) {
+  const { plugins, routes = [], store, prefix } = pick(options, KEYS, 'extism-host/fastify')
+  const list = asPlugins(plugins, store)
+  return { plugins: list, routes: asRoutes(routes, list), store, prefix }
+}
+
+module.exports = { asOptions }
