@@ -14,7 +14,7 @@ async function extismHost (fastify, options) {
     throw codedError('ALREADY_REGISTERED', 'extism-host/fastify is registered in this scope already; ' +
       'name all plugins in one registration, or register it in a scope of its own')
   }
-  const { plugins: list, routes, prefix } = asOptions(options)
+  const { plugins: list, routes, prefix } = asOptions(options, fastify.log)
   const plugins = await Plugins.open(list, routes)
   fastify.addHook('onClose', () => plugins.close())
   fastify.decorate('extism', plugins)

@@ -4,6 +4,7 @@
 
 const { asInteger } = require('../checks.js')
 const { describe, invalidArgument } = require('../errors.js')
+const { LEVELS, SILENT } = require('../logging.js')
 const { isObject, pick } = require('../objects.js')
 const { MAX_U32 } = require('../options.js')
 const { Plugin } = require('../plugin.js')
@@ -20,28 +21,34 @@ function asName (value, what) {
   return value
 }
 
+/** The messages that an app's logger wants are those that its plugins write, unless they have a level of their own. */
+function levelOf ({ level }) {
+  return LEVELS.includes(level) ? level : SILENT
+}
+
 /** What one of `plugins` is: given, or a source and options for createPlugin. */
-function asPlugin (name, value, store) {
+function asPlugin (name, value, { store, log }) {
   if (value instanceof Plugin) return { name, given: value }
+  const defaults = { store, logger: log, logLevel: levelOf(log) }
   const isManifest = isObject(value) && Object.hasOwn(value, 'wasm')
   const hasOptions = isObject(value) && Object.hasOwn(value, 'source')
   if (hasOptions && isManifest) {
     throw invalidArgument(`plugin "${name}" must be a manifest, which has "wasm", or have a "source", not both`)
   }
   if (!hasOptions) {
-    const isSource = typeof value === 'string' || value instanceof URL || value instanceof Response || isManifest || asBytes(value) !== undefined
+    const isSource = typeof value?.then === 'function' || typeof value === 'string' || value instanceof URL || value instanceof Response || isManifest || asBytes(value) !== undefined
     if (!isSource) throw invalidArgument(`plugin "${name}" must be a Plugin, a source, or an object with a "source", not ${describe(value)}`)
-    return { name, source: value, options: { store } }
+    return { name, source: value, options: defaults }
   }
   const { source, ...options } = value
-  return { name, source, options: { ...options, store: options.store ?? store } }
+  return { name, source, options: { ...defaults, ...options } }
 }
 
-function asPlugins (plugins, store) {
+function asPlugins (plugins, defaults) {
   if (!isObject(plugins) || Object.keys(plugins).length === 0) {
     throw invalidArgument('plugins must be an object of plugins by name, such as { greeter: "greeter.wasm" }')
   }
-  return Object.entries(plugins).map(([name, value]) => asPlugin(name, value, store))
+  return Object.entries(plugins).map(([name, value]) => asPlugin(name, value, defaults))
 }
 
 function asRoute (route, place, plugins) {
@@ -74,9 +81,10 @@ function asRoutes (routes, plugins) {
   return routes.map((route, place) => asRoute(route, place, plugins))
 }
 
-function asOptions (options) {
+/** `log` is the app's logger. */
+function asOptions (options, log) {
   const { plugins, routes = [], store, prefix } = pick(options, KEYS, 'extism-host/fastify')
-  const list = asPlugins(plugins, store)
+  const list = asPlugins(plugins, { store, log })
   return { plugins: list, routes: asRoutes(routes, list), store, prefix }
 }
 

@@ -1,0 +1,34 @@
+import Fastify from 'fastify'
+import { expectError, expectType } from 'tsd'
+import extismHost, { extismHost as byName } from '../../lib/fastify'
+import type { HostedPlugin } from '../../lib/fastify'
+import { createPlugin, MemoryStore } from '../..'
+import type { PluginOutput, PluginStats } from '../..'
+
+const app = Fastify()
+const store = new MemoryStore()
+
+app.register(extismHost, {
+  plugins: {
+    file: 'greeter.wasm',
+    definition: { source: 'greeter.wasm', instances: 2, useWasi: true },
+    fetched: fetch('https://example.com/greeter.wasm'),
+    given: await createPlugin('greeter.wasm')
+  },
+  store: { store, prefix: 'greeter:', access: 'write' },
+  routes: [
+    { url: '/greet', plugin: 'file', function: 'greet' },
+    { method: ['GET', 'POST'], url: '/', plugin: 'file', function: 'greet', mode: 'raw', contentType: 'text/plain', timeoutMs: 100, bodyLimit: 10 }
+  ],
+  prefix: '/api'
+})
+app.register(byName, { plugins: { file: 'greeter.wasm' } })
+expectError(app.register(extismHost, { plugins: { file: 42 } }))
+expectError(app.register(extismHost, {}))
+expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/' }] }))
+expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/', plugin: 'file', function: 'f', schema: { body: {} } }] }))
+
+expectType<string[]>(app.extism.names)
+expectType<HostedPlugin>(app.extism.plugin('file'))
+expectType<Promise<PluginOutput | null>>(app.extism.plugin('file').call('greet', 'Jane', { user: 1 }, { timeoutMs: 5 }))
+expectType<PluginStats>(app.extism.plugin('file').stats())

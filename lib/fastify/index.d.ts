@@ -1,0 +1,90 @@
+import type { FastifyPluginAsync, FastifySchema, HTTPMethods } from 'fastify'
+import type { CallOptions, ManifestLike, MemoryStore, Plugin, PluginOptions, PluginOutput, PluginStats, Store, StoreAccess, Bytes } from '../..'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    /** The plugins of the registration of `extism-host/fastify` in this scope, or the nearest above it. */
+    extism: extismHost.Plugins
+  }
+}
+
+type ExtismHost = FastifyPluginAsync<extismHost.ExtismHostOptions>
+
+declare namespace extismHost {
+  /** A source, and options for `createPlugin`. */
+  export interface PluginDefinition extends PluginOptions {
+    source: ManifestLike | PromiseLike<ManifestLike>
+  }
+
+  /** A route that runs a function of a plugin. */
+  export interface PluginRoute {
+    /** @default 'POST' */
+    method?: HTTPMethods | HTTPMethods[]
+    url: string
+    /** One of the names in `plugins`. */
+    plugin: string
+    /** A function that the plugin has; else the app does not get ready. */
+    function: string
+    /**
+     * With `'raw'` the plugin gets the body as it is, of any type or none, and its output is the answer.
+     * @default 'raw'
+     */
+    mode?: 'raw'
+    /**
+     * The `content-type` of the answer.
+     * @default 'application/octet-stream'
+     */
+    contentType?: string
+    /** How many milliseconds the call may run, in place of the plugin's `timeoutMs`; else 504. */
+    timeoutMs?: number
+    /** How many bytes the body may have, in place of the app's `bodyLimit`; else 413. */
+    bodyLimit?: number
+    /** As in Fastify; without `body`, which is the plugin's business. */
+    schema?: FastifySchema & { body?: undefined }
+  }
+
+  export interface ExtismHostOptions {
+    /**
+     * The plugins by their names: sources, definitions, or plugins of `createPlugin`. Those that are opened
+     * here are closed with the app, those that are given are left open.
+     *
+     * Where neither is said of a plugin that is opened here, its messages go to the app's log, from the
+     * level of that on.
+     */
+    plugins: Record<string, ManifestLike | PromiseLike<ManifestLike> | PluginDefinition | Plugin>
+    routes?: PluginRoute[]
+    /** The `store` of all plugins opened here that have none of their own. */
+    store?: MemoryStore | Store | StoreAccess
+    /** Put before the urls of all routes. */
+    prefix?: string
+  }
+
+  /** One of the app's plugins. */
+  export interface HostedPlugin {
+    /** As `call` of a Plugin. */
+    call<T = unknown> (name: string, input?: string | Bytes | null, hostContext?: T, options?: CallOptions | null): Promise<PluginOutput | null>
+    /** As `stats` of a Plugin. */
+    stats (): PluginStats
+  }
+
+  /** What an app has as `fastify.extism`. */
+  export interface Plugins {
+    readonly names: string[]
+    /** The plugin of that name; throws `INVALID_ARGUMENT` where there is none. */
+    plugin (name: string): HostedPlugin
+  }
+
+  export const extismHost: ExtismHost
+  export { extismHost as default }
+}
+
+/**
+ * Extism plugins in a Fastify app: routes that run their functions, and `fastify.extism` for handlers.
+ *
+ * In a call for a route, `context.hostContext()` of host functions in JavaScript is the request; the plugin's
+ * messages go to `request.log`; the call ends when the client goes away. Errors have a `statusCode`, a `code`, and a
+ * message for the client; what the plugin's call was rejected with is their `cause`.
+ */
+declare function extismHost (...parameters: Parameters<ExtismHost>): ReturnType<ExtismHost>
+
+export = extismHost
