@@ -313,7 +313,7 @@ describe('the app does not get ready', () => {
     ['with a route without a plugin', { routes: [{ url: '/', function: 'echo' }] }, /routes\[0\]\.plugin must be a string/],
     ['with a route of another plugin', { routes: [{ ...route, plugin: 'other' }] }, /routes\[0\] is of plugin "other", but plugins has only "many"/],
     ['with a route of a function that the plugin has not', { routes: [route, { ...route, url: '/2', function: 'none' }] }, /plugin "many": it has no function "none"/],
-    ['with a route that has a mode that there is not', { routes: [{ ...route, mode: 'json' }] }, /routes\[0\]\.mode must be/],
+    ['with a route that has a mode that there is not', { routes: [{ ...route, mode: 'json' }] }, /routes\[0\]\.mode must be 'raw' or 'http'/],
     ['with a route that takes no time', { routes: [{ ...route, timeoutMs: 0 }] }, /routes\[0\]\.timeoutMs must be a whole number from 1/],
     ['with a schema of the body', { routes: [{ ...route, schema: { body: {} } }] }, /routes\[0\]\.schema\.body cannot be checked/]
   ])('%s', async (name, options, message) => {

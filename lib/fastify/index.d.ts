@@ -27,12 +27,13 @@ declare namespace extismHost {
     function: string
     /**
      * With `'raw'` the plugin gets the body as it is, of any type or none, and its output is the answer.
+     * With `'http'` it gets an `HttpRequest` as JSON, and gives an `HttpAnswer` as JSON; anything else is 502.
      * @default 'raw'
      */
-    mode?: 'raw'
+    mode?: 'raw' | 'http'
     /**
-     * The `content-type` of the answer.
-     * @default 'application/octet-stream'
+     * The `content-type` of the answer, where a function of the mode `'http'` says no other.
+     * @default 'application/octet-stream'; with 'http', 'text/plain; charset=utf-8' for text
      */
     contentType?: string
     /** How many milliseconds the call may run, in place of the plugin's `timeoutMs`; else 504. */
@@ -41,6 +42,36 @@ declare namespace extismHost {
     bodyLimit?: number
     /** As in Fastify; without `body`, which is the plugin's business. */
     schema?: FastifySchema & { body?: undefined }
+  }
+
+  /** What a function of the mode `'http'` gets, as JSON. */
+  export interface HttpRequest {
+    method: string
+    /** The path and the query, as they were sent. */
+    url: string
+    path: string
+    query: Record<string, unknown>
+    params: Record<string, unknown>
+    /** All of them, names in lower case; also those with credentials. */
+    headers: Record<string, string | string[]>
+    /** As text where it is UTF-8, and else as base64; empty where there is none. */
+    body: string
+    isBase64: boolean
+  }
+
+  /** What a function of the mode `'http'` gives, as JSON, with no other properties. */
+  export interface HttpAnswer {
+    /**
+     * From 200 to 599.
+     * @default 200
+     */
+    status?: number
+    /** Several values of one header as an array. How the answer is brought (`content-length`, `connection`…) is not up to the plugin. */
+    headers?: Record<string, string | string[]>
+    /** Text, or base64. */
+    body?: string
+    /** @default false */
+    isBase64?: boolean
   }
 
   export interface ExtismHostOptions {

@@ -14,7 +14,7 @@ const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
 const KEYS = keys('plugins', 'routes', 'store', 'prefix', 'logLevel')
 const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'bodyLimit', 'schema')
-const DEFAULT_CONTENT_TYPE = 'application/octet-stream'
+const MODES = ['raw', 'http']
 
 function asName (value, what) {
   if (typeof value !== 'string' || value === '') throw invalidArgument(`${what} must be a string that is not empty`)
@@ -59,7 +59,7 @@ function asRoute (route, place, plugins) {
     throw invalidArgument(`${what} is of plugin "${plugin}", but plugins has only ${plugins.map(({ name }) => `"${name}"`).join(', ')}`)
   }
   const { mode = 'raw', contentType, schema } = picked
-  if (mode !== 'raw') throw invalidArgument(`${what}.mode must be 'raw'`)
+  if (!MODES.includes(mode)) throw invalidArgument(`${what}.mode must be 'raw' or 'http'`)
   if (schema?.body !== undefined) {
     throw invalidArgument(`${what}.schema.body cannot be checked, as the plugin gets the body as it is; leave it to the plugin`)
   }
@@ -69,7 +69,7 @@ function asRoute (route, place, plugins) {
     plugin,
     functionName: asName(picked.function, `${what}.function`),
     mode,
-    contentType: contentType === undefined ? DEFAULT_CONTENT_TYPE : asName(contentType, `${what}.contentType`),
+    contentType: contentType && asName(contentType, `${what}.contentType`),
     timeoutMs: asInteger(picked.timeoutMs, `${what}.timeoutMs`, undefined, MAX_U32),
     bodyLimit: asInteger(picked.bodyLimit, `${what}.bodyLimit`, undefined, Number.MAX_SAFE_INTEGER),
     schema

@@ -3,7 +3,8 @@
 // The routes that run functions of plugins.
 
 const { ClientSignal } = require('./client-signal.js')
-const { asHttpError } = require('./errors.js')
+const { BadPluginResponse, asHttpError } = require('./errors.js')
+const { answerOf, requestAsJson } = require('./http-messages.js')
 
 /** Has the scope hand over each body as its bytes, whatever its type is said to be, or misspelt. */
 function takeAnyBody (scope) {
@@ -18,11 +19,30 @@ function takeAnyBody (scope) {
 }
 
 /** A handler that runs a function on the body, and answers with its output. */
-function rawHandler (plugin, { functionName, contentType, timeoutMs }) {
+function rawHandler (plugin, { functionName, contentType = 'application/octet-stream', timeoutMs }) {
   return async function handler (request, reply) {
     const output = await callFor(plugin, functionName, request.body, request, reply, timeoutMs)
     reply.type(contentType)
     return output === null ? '' : output.bytes()
+  }
+}
+
+/** A handler that runs a function on the request, and answers as its output says. */
+function httpHandler (plugin, { functionName, contentType, timeoutMs }) {
+  return async function handler (request, reply) {
+    const output = await callFor(plugin, functionName, requestAsJson(request), request, reply, timeoutMs)
+    const { status, headers, body, defaultType } = checkedAnswer(output)
+    const isEmpty = body.length === 0
+    if (!isEmpty) reply.type(contentType ?? defaultType)
+    return reply.code(status).headers(headers).send(isEmpty ? undefined : body)
+  }
+}
+
+function checkedAnswer (output) {
+  try {
+    return answerOf(output)
+  } catch (cause) {
+    throw new BadPluginResponse({ cause })
   }
 }
 
@@ -35,11 +55,14 @@ async function callFor (plugin, functionName, input, request, reply, timeoutMs) 
   }
 }
 
+const HANDLERS = { raw: rawHandler, http: httpHandler }
+
 function addRoutes (scope, plugins, routes) {
   takeAnyBody(scope)
   for (const route of routes) {
-    const { method, url, bodyLimit, schema } = route
-    scope.route({ method, url, bodyLimit, schema, handler: rawHandler(plugins.plugin(route.plugin), route) })
+    const { method, url, mode, bodyLimit, schema } = route
+    const handler = HANDLERS[mode](plugins.plugin(route.plugin), route)
+    scope.route({ method, url, bodyLimit, schema, handler })
   }
 }
 
