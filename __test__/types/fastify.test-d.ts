@@ -11,7 +11,7 @@ const store = new MemoryStore()
 app.register(extismHost, {
   plugins: {
     file: 'greeter.wasm',
-    definition: { source: 'greeter.wasm', instances: 2, useWasi: true },
+    definition: { source: 'greeter.wasm', instances: 2, useWasi: true, smoke: { function: 'greet', input: 'x', expect: new Uint8Array(1), timeoutMs: 5 } },
     fetched: fetch('https://example.com/greeter.wasm'),
     given: await createPlugin('greeter.wasm')
   },
@@ -32,3 +32,4 @@ expectType<string[]>(app.extism.names)
 expectType<HostedPlugin>(app.extism.plugin('file'))
 expectType<Promise<PluginOutput | null>>(app.extism.plugin('file').call('greet', 'Jane', { user: 1 }, { timeoutMs: 5 }))
 expectType<PluginStats>(app.extism.plugin('file').stats())
+expectType<Promise<void>>(app.extism.reload('file'))

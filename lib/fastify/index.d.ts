@@ -14,6 +14,17 @@ declare namespace extismHost {
   /** A source, and options for `createPlugin`. */
   export interface PluginDefinition extends PluginOptions {
     source: ManifestLike | PromiseLike<ManifestLike>
+    /** A call that must succeed before a version of the plugin serves any other: at the start, and when it is reloaded. */
+    smoke?: SmokeCall
+  }
+
+  export interface SmokeCall {
+    function: string
+    input?: string | Bytes
+    /** What the output must be. */
+    expect?: string | Bytes
+    /** @default 5000 */
+    timeoutMs?: number
   }
 
   /** A route that runs a function of a plugin. */
@@ -103,6 +114,15 @@ declare namespace extismHost {
     readonly names: string[]
     /** The plugin of that name; throws `INVALID_ARGUMENT` where there is none. */
     plugin (name: string): HostedPlugin
+    /**
+     * Opens the plugin from its source again, in place of the version that serves. Resolves when calls go to the
+     * new one; the old one is closed when the calls that it has are over. The plugin's variables begin anew.
+     *
+     * One reload follows the other. Rejects, and changes nothing, where the new version cannot be opened, lacks a
+     * function that a route calls, or fails its smoke call: `SMOKE_FAILED`. A plugin that was given as a `Plugin`
+     * cannot be reloaded: `UNSUPPORTED`.
+     */
+    reload (name: string): Promise<void>
   }
 
   export const extismHost: ExtismHost

@@ -14,8 +14,8 @@ async function extismHost (fastify, options) {
     throw codedError('ALREADY_REGISTERED', 'extism-host/fastify is registered in this scope already; ' +
       'name all plugins in one registration, or register it in a scope of its own')
   }
-  const { plugins: list, routes, prefix } = asOptions(options, fastify.log)
-  const plugins = await Plugins.open(list, routes)
+  const { definitions, routes, prefix } = asOptions(options, fastify.log)
+  const plugins = await Plugins.open(definitions)
   fastify.addHook('onClose', () => plugins.close())
   fastify.decorate('extism', plugins)
   fastify.register(async (scope) => addRoutes(scope, plugins, routes), { prefix })

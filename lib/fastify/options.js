@@ -14,6 +14,8 @@ const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
 const KEYS = keys('plugins', 'routes', 'store', 'prefix', 'logLevel')
 const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'bodyLimit', 'schema')
+const SMOKE_KEYS = keys('function', 'input', 'expect', 'timeoutMs')
+const DEFAULT_SMOKE_MILLISECONDS = 5_000
 const MODES = ['raw', 'http']
 
 function asName (value, what) {
@@ -40,8 +42,21 @@ function asPlugin (name, value, { store, log }) {
     if (!isSource) throw invalidArgument(`plugin "${name}" must be a Plugin, a source, or an object with a "source", not ${describe(value)}`)
     return { name, source: value, options: defaults }
   }
-  const { source, ...options } = value
-  return { name, source, options: { ...defaults, ...options } }
+  const { source, smoke, ...options } = value
+  return { name, source, smoke: smoke && asSmoke(smoke, `the smoke of plugin "${name}"`), options: { ...defaults, ...options } }
+}
+
+function asSmoke (smoke, what) {
+  const { function: functionName, input, expect, timeoutMs } = pick(smoke, SMOKE_KEYS, what)
+  if (expect !== undefined && typeof expect !== 'string' && asBytes(expect) === undefined) {
+    throw invalidArgument(`${what} must expect a string or bytes, not ${describe(expect)}`)
+  }
+  return {
+    functionName: asName(functionName, `the function of ${what}`),
+    input,
+    expect,
+    timeoutMs: asInteger(timeoutMs, `timeoutMs of ${what}`, DEFAULT_SMOKE_MILLISECONDS, MAX_U32)
+  }
 }
 
 function asPlugins (plugins, defaults) {
@@ -83,9 +98,12 @@ function asRoutes (routes, plugins) {
 
 /** `log` is the app's logger. */
 function asOptions (options, log) {
-  const { plugins, routes = [], store, prefix } = pick(options, KEYS, 'extism-host/fastify')
+  const { plugins, routes: routeList = [], store, prefix } = pick(options, KEYS, 'extism-host/fastify')
   const list = asPlugins(plugins, { store, log })
-  return { plugins: list, routes: asRoutes(routes, list), store, prefix }
+  const routes = asRoutes(routeList, list)
+  const functionsOf = (name) => routes.filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
+  const definitions = list.map((one) => ({ ...one, functions: new Set(functionsOf(one.name)) }))
+  return { definitions, routes, prefix }
 }
 
 module.exports = { asOptions }

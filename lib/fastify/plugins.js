@@ -12,21 +12,21 @@ class Plugins {
   }
 
   /** Opens all of them, or none: what is open is closed where another one cannot be opened. */
-  static async open (list, routes) {
-    const opened = await Promise.allSettled(list.map((one) => {
-      const functions = routes.filter(({ plugin }) => plugin === one.name).map(({ functionName }) => functionName)
-      return HostedPlugin.open(one, new Set(functions))
-    }))
-    const plugins = new Plugins(new Map(list.map(({ name }, place) => [name, opened[place].value])))
+  static async open (definitions) {
+    const opened = await Promise.allSettled(definitions.map((definition) => HostedPlugin.open(definition)))
     const failed = opened.findIndex(({ status }) => status === 'rejected')
-    if (failed === -1) return plugins
-    await plugins.close()
+    if (failed === -1) return new Plugins(new Map(definitions.map(({ name }, place) => [name, opened[place].value])))
+    await Promise.all(opened.map(({ value }) => value?.close()))
     const { reason } = opened[failed]
-    throw Object.assign(new Error(`plugin "${list[failed].name}": ${reason.message}`, { cause: reason }), { code: reason.code })
+    throw Object.assign(new Error(`plugin "${definitions[failed].name}": ${reason.message}`, { cause: reason }), { code: reason.code })
   }
 
   get names () {
     return [...this.#byName.keys()]
+  }
+
+  has (name) {
+    return this.#byName.has(name)
   }
 
   plugin (name) {
@@ -37,8 +37,12 @@ class Plugins {
     return plugin
   }
 
+  async reload (name) {
+    await this.plugin(name).reload()
+  }
+
   async close () {
-    await Promise.all([...this.#byName.values()].map((plugin) => plugin?.close()))
+    await Promise.all([...this.#byName.values()].map((plugin) => plugin.close()))
   }
 }
 
