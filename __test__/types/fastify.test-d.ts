@@ -22,7 +22,7 @@ app.register(extismHost, {
   ],
   prefix: '/api'
 })
-app.register(byName, { plugins: { file: 'greeter.wasm' } })
+app.register(byName, { plugins: { file: 'greeter.wasm' }, health: true, metrics: { prefix: '/internal/metrics' } })
 expectError(app.register(extismHost, { plugins: { file: 42 } }))
 expectError(app.register(extismHost, {}))
 expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/' }] }))

@@ -3,6 +3,7 @@
 const { asBytes } = require('../bytes.js')
 const { codedError, invalidArgument } = require('../errors.js')
 const { createPlugin } = require('../plugin.js')
+const { codeOf } = require('./errors.js')
 
 /** One of an app's plugins: by its name it stays the same, whichever version of it serves its calls. */
 class HostedPlugin {
@@ -12,6 +13,7 @@ class HostedPlugin {
   #lastReload = Promise.resolve()
   #leaving = new Set()
   #closed
+  #observer
 
   constructor (definition, plugin) {
     this.#definition = definition
@@ -24,7 +26,17 @@ class HostedPlugin {
 
   // What is called and which version is called are one step: no call meets a version that is closed.
   call (functionName, input, hostContext, options) {
-    return this.#plugin.call(functionName, input, hostContext, options)
+    if (this.#observer === undefined) return this.#plugin.call(functionName, input, hostContext, options)
+    const start = performance.now()
+    const call = this.#plugin.call(functionName, input, hostContext, options)
+    const over = (code) => this.#observer(functionName, code, (performance.now() - start) / 1e3)
+    call.then(() => over('OK'), (error) => over(options?.signal?.aborted ? 'CANCELED' : codeOf(error)))
+    return call
+  }
+
+  /** Has each call that ends told: its function, `OK` or the code of its error, and how many seconds it took. */
+  observe (observer) {
+    this.#observer = observer
   }
 
   stats () {

@@ -97,6 +97,19 @@ declare namespace extismHost {
     routes?: PluginRoute[]
     /** The `store` of all plugins opened here that have none of their own. */
     store?: MemoryStore | Store | StoreAccess
+    /**
+     * `GET /health/live`, which answers as long as the process does, and `GET /health/ready`: 200 where all plugins
+     * are open and all their stores that are known here answer within a second, else 503. `prefix` stands in place of
+     * `/health`.
+     * @default false
+     */
+    health?: boolean | { prefix?: string }
+    /**
+     * `GET /metrics` for Prometheus: calls by plugin, function and code, how long they took, and what `stats()` has.
+     * `prefix` stands in place of `/metrics`.
+     * @default false
+     */
+    metrics?: boolean | { prefix?: string }
     /** Put before the urls of all routes. */
     prefix?: string
   }

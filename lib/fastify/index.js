@@ -4,6 +4,8 @@
 
 const fp = require('fastify-plugin')
 const { codedError } = require('../errors.js')
+const { addHealth } = require('./health.js')
+const { addMetrics } = require('./metrics.js')
 const { asOptions } = require('./options.js')
 const { Plugins } = require('./plugins.js')
 const { addRoutes } = require('./routes.js')
@@ -14,11 +16,16 @@ async function extismHost (fastify, options) {
     throw codedError('ALREADY_REGISTERED', 'extism-host/fastify is registered in this scope already; ' +
       'name all plugins in one registration, or register it in a scope of its own')
   }
-  const { definitions, routes, prefix } = asOptions(options, fastify.log)
+  const { definitions, routes, stores, health, metrics, prefix } = asOptions(options, fastify.log)
   const plugins = await Plugins.open(definitions)
   fastify.addHook('onClose', () => plugins.close())
   fastify.decorate('extism', plugins)
-  fastify.register(async (scope) => addRoutes(scope, plugins, routes), { prefix })
+  // A scope of their own, so that the app's other routes keep their parsers.
+  fastify.register(async (scope) => {
+    addRoutes(scope, plugins, routes)
+    if (health !== undefined) addHealth(scope, health, plugins, stores)
+    if (metrics !== undefined) addMetrics(scope, metrics, plugins)
+  }, { prefix })
 }
 
 module.exports = fp(extismHost, { fastify: '5.x', name: 'extism-host' })

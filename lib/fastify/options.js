@@ -8,14 +8,16 @@ const { LEVELS, SILENT } = require('../logging.js')
 const { isObject, pick } = require('../objects.js')
 const { MAX_U32 } = require('../options.js')
 const { Plugin } = require('../plugin.js')
+const { asStore } = require('../store.js')
 const { asBytes } = require('../bytes.js')
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
-const KEYS = keys('plugins', 'routes', 'store', 'prefix', 'logLevel')
+const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'prefix', 'logLevel')
 const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'bodyLimit', 'schema')
 const SMOKE_KEYS = keys('function', 'input', 'expect', 'timeoutMs')
 const DEFAULT_SMOKE_MILLISECONDS = 5_000
+const PREFIX_KEYS = keys('prefix')
 const MODES = ['raw', 'http']
 
 function asName (value, what) {
@@ -96,14 +98,41 @@ function asRoutes (routes, plugins) {
   return routes.map((route, place) => asRoute(route, place, plugins))
 }
 
+/** The prefix of routes that are on with `true` or an object; `undefined` where they are off. */
+function asPrefix (option, name, fallback) {
+  if (option === undefined || option === false) return undefined
+  const { prefix = fallback } = pick(option === true ? {} : option, PREFIX_KEYS, name)
+  if (typeof prefix !== 'string' || !/^\/.*[^/]$/.test(prefix)) {
+    throw invalidArgument(`${name}.prefix must be a path that begins with "/" and does not end with it`)
+  }
+  return { prefix }
+}
+
+/** What an option `store` of createPlugin names, itself or with what guests may do with it. */
+function namedStore (option) {
+  return isObject(option) && asStore(option) === undefined ? option.store : option
+}
+
+/** The stores of such options, each once. That they are stores is known when their plugins are open. */
+function storesOf (options) {
+  const named = new Set(options.map(namedStore).filter((store) => store !== undefined && store !== null))
+  return [...named].map(asStore).filter((store) => store !== undefined)
+}
+
 /** `log` is the app's logger. */
 function asOptions (options, log) {
-  const { plugins, routes: routeList = [], store, prefix } = pick(options, KEYS, 'extism-host/fastify')
+  const { plugins, routes: routeList = [], store, health, metrics, prefix } = pick(options, KEYS, 'extism-host/fastify')
   const list = asPlugins(plugins, { store, log })
   const routes = asRoutes(routeList, list)
   const functionsOf = (name) => routes.filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
-  const definitions = list.map((one) => ({ ...one, functions: new Set(functionsOf(one.name)) }))
-  return { definitions, routes, prefix }
+  return {
+    definitions: list.map((one) => ({ ...one, functions: new Set(functionsOf(one.name)) })),
+    routes,
+    stores: storesOf([store, ...list.map(({ options }) => options?.store)]),
+    health: asPrefix(health, 'health', '/health'),
+    metrics: asPrefix(metrics, 'metrics', '/metrics'),
+    prefix
+  }
 }
 
 module.exports = { asOptions }
