@@ -22,7 +22,8 @@ app.register(extismHost, {
   ],
   prefix: '/api'
 })
-app.register(byName, { plugins: { file: 'greeter.wasm' }, health: true, metrics: { prefix: '/internal/metrics' } })
+app.register(byName, { plugins: { file: 'greeter.wasm' }, health: true, metrics: { prefix: '/internal/metrics' }, admin: { token: '0123456789abcdef' } })
+expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, admin: {} }))
 expectError(app.register(extismHost, { plugins: { file: 42 } }))
 expectError(app.register(extismHost, {}))
 expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/' }] }))

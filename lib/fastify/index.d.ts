@@ -110,6 +110,18 @@ declare namespace extismHost {
      * @default false
      */
     metrics?: boolean | { prefix?: string }
+    /**
+     * Routes for who has the token, of at least 16 characters, and sends it as `authorization: Bearer …`. `prefix`
+     * stands in place of `/admin`.
+     *
+     * - `POST /admin/plugins/:name/reload`: 204, or 422 with the reason.
+     * - `GET /admin/store?prefix=&cursor=`: `{ keys, cursor }`, up to a thousand keys, and the cursor of the next
+     *   ones, `null` where there are none.
+     * - `GET`, `PUT` (`?ttlMs=`) and `DELETE /admin/store/<key>`: the key percent-encoded, the body is the value.
+     *
+     * The store is that of `store`, without its prefix and its limits for guests; there are no such routes without one.
+     */
+    admin?: { token: string, prefix?: string }
     /** Put before the urls of all routes. */
     prefix?: string
   }

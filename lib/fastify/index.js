@@ -4,6 +4,7 @@
 
 const fp = require('fastify-plugin')
 const { codedError } = require('../errors.js')
+const { addAdmin } = require('./admin.js')
 const { addHealth } = require('./health.js')
 const { addMetrics } = require('./metrics.js')
 const { asOptions } = require('./options.js')
@@ -16,7 +17,7 @@ async function extismHost (fastify, options) {
     throw codedError('ALREADY_REGISTERED', 'extism-host/fastify is registered in this scope already; ' +
       'name all plugins in one registration, or register it in a scope of its own')
   }
-  const { definitions, routes, stores, health, metrics, prefix } = asOptions(options, fastify.log)
+  const { definitions, routes, store, stores, health, metrics, admin, prefix } = asOptions(options, fastify.log)
   const plugins = await Plugins.open(definitions)
   fastify.addHook('onClose', () => plugins.close())
   fastify.decorate('extism', plugins)
@@ -25,6 +26,7 @@ async function extismHost (fastify, options) {
     addRoutes(scope, plugins, routes)
     if (health !== undefined) addHealth(scope, health, plugins, stores)
     if (metrics !== undefined) addMetrics(scope, metrics, plugins)
+    if (admin !== undefined) addAdmin(scope, admin, plugins, store)
   }, { prefix })
 }
 

@@ -13,10 +13,12 @@ const { asBytes } = require('../bytes.js')
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
-const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'prefix', 'logLevel')
+const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'admin', 'prefix', 'logLevel')
 const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'bodyLimit', 'schema')
 const SMOKE_KEYS = keys('function', 'input', 'expect', 'timeoutMs')
 const DEFAULT_SMOKE_MILLISECONDS = 5_000
+const ADMIN_KEYS = keys('token', 'prefix')
+const LEAST_TOKEN_CHARACTERS = 16
 const PREFIX_KEYS = keys('prefix')
 const MODES = ['raw', 'http']
 
@@ -98,14 +100,27 @@ function asRoutes (routes, plugins) {
   return routes.map((route, place) => asRoute(route, place, plugins))
 }
 
-/** The prefix of routes that are on with `true` or an object; `undefined` where they are off. */
-function asPrefix (option, name, fallback) {
-  if (option === undefined || option === false) return undefined
-  const { prefix = fallback } = pick(option === true ? {} : option, PREFIX_KEYS, name)
+function asPrefix (prefix, name) {
   if (typeof prefix !== 'string' || !/^\/.*[^/]$/.test(prefix)) {
     throw invalidArgument(`${name}.prefix must be a path that begins with "/" and does not end with it`)
   }
-  return { prefix }
+  return prefix
+}
+
+/** Where routes are that are on with `true` or an object; `undefined` where they are off. */
+function asPlace (option, name, fallback) {
+  if (option === undefined || option === false) return undefined
+  const { prefix = fallback } = pick(option === true ? {} : option, PREFIX_KEYS, name)
+  return { prefix: asPrefix(prefix, name) }
+}
+
+function asAdmin (option) {
+  if (option === undefined) return undefined
+  const { token, prefix = '/admin' } = pick(option, ADMIN_KEYS, 'admin')
+  if (typeof token !== 'string' || token.length < LEAST_TOKEN_CHARACTERS) {
+    throw invalidArgument(`admin.token must be a string of at least ${LEAST_TOKEN_CHARACTERS} characters that nobody can guess`)
+  }
+  return { token, prefix: asPrefix(prefix, 'admin') }
 }
 
 /** What an option `store` of createPlugin names, itself or with what guests may do with it. */
@@ -121,16 +136,18 @@ function storesOf (options) {
 
 /** `log` is the app's logger. */
 function asOptions (options, log) {
-  const { plugins, routes: routeList = [], store, health, metrics, prefix } = pick(options, KEYS, 'extism-host/fastify')
+  const { plugins, routes: routeList = [], store, health, metrics, admin, prefix } = pick(options, KEYS, 'extism-host/fastify')
   const list = asPlugins(plugins, { store, log })
   const routes = asRoutes(routeList, list)
   const functionsOf = (name) => routes.filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
   return {
     definitions: list.map((one) => ({ ...one, functions: new Set(functionsOf(one.name)) })),
     routes,
+    store: storesOf([store])[0],
     stores: storesOf([store, ...list.map(({ options }) => options?.store)]),
-    health: asPrefix(health, 'health', '/health'),
-    metrics: asPrefix(metrics, 'metrics', '/metrics'),
+    health: asPlace(health, 'health', '/health'),
+    metrics: asPlace(metrics, 'metrics', '/metrics'),
+    admin: asAdmin(admin),
     prefix
   }
 }
