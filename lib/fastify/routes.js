@@ -15,13 +15,20 @@ function takeAnyBody (scope) {
     done()
   })
   scope.removeAllContentTypeParsers()
-  scope.addContentTypeParser('*', { parseAs: 'buffer' }, (request, body, done) => done(null, body))
+  // The second is for bodies without a type. Fastify remembers which types the first is for, and would look for
+  // the second anew in each request.
+  scope.addContentTypeParser([/^/, '*'], { parseAs: 'buffer' }, (request, body, done) => done(null, body))
 }
 
 /** A handler that runs a function on the body, and answers with its output. */
 function rawHandler (plugin, { functionName, contentType = 'application/octet-stream', timeoutMs }) {
   return async function handler (request, reply) {
-    const output = await callFor(plugin, functionName, request.body, request, reply, timeoutMs)
+    let output
+    try {
+      output = await plugin.call(functionName, request.body, request, optionsFor(request, reply, timeoutMs))
+    } catch (error) {
+      throw asHttpError(error)
+    }
     reply.type(contentType)
     return output === null ? '' : output.bytes()
   }
@@ -30,7 +37,12 @@ function rawHandler (plugin, { functionName, contentType = 'application/octet-st
 /** A handler that runs a function on the request, and answers as its output says. */
 function httpHandler (plugin, { functionName, contentType, timeoutMs }) {
   return async function handler (request, reply) {
-    const output = await callFor(plugin, functionName, requestAsJson(request), request, reply, timeoutMs)
+    let output
+    try {
+      output = await plugin.call(functionName, requestAsJson(request), request, optionsFor(request, reply, timeoutMs))
+    } catch (error) {
+      throw asHttpError(error)
+    }
     const { status, headers, body, defaultType } = checkedAnswer(output)
     const isEmpty = body.length === 0
     if (!isEmpty) reply.type(contentType ?? defaultType)
@@ -46,13 +58,9 @@ function checkedAnswer (output) {
   }
 }
 
-/** Runs a function for a request: host functions find it as their context, messages go to its log. */
-async function callFor (plugin, functionName, input, request, reply, timeoutMs) {
-  try {
-    return await plugin.call(functionName, input, request, { timeoutMs, logger: request.log, signal: new ClientSignal(reply.raw) })
-  } catch (error) {
-    throw asHttpError(error)
-  }
+/** The options of a request's call: its messages go to the request's log, and it ends when the client goes away. */
+function optionsFor (request, reply, timeoutMs) {
+  return { timeoutMs, logger: request.log, signal: new ClientSignal(reply.raw) }
 }
 
 const HANDLERS = { raw: rawHandler, http: httpHandler }
