@@ -143,7 +143,7 @@ function shell (command) {
   })
 }
 
-test.each(['docs/host-functions.md', 'docs/stores.md', 'docs/guest-stores.md'])('each program of %s prints what is said', async (file) => {
+test.each(['docs/host-functions.md', 'docs/stores.md', 'docs/guest-stores.md', 'docs/fastify.md'])('each program of %s prints what is said', async (file) => {
   const programs = examples(file, 'js')
   const outputs = examples(file, 'text')
   expect(programs.length).toBeGreaterThan(0)
