@@ -53,7 +53,7 @@ describe('the admin routes', () => {
   })
 
   test.each([
-    [{}], [{ token: '' }], [{ token: '123456789012345' }], [{ token: 5 }], [{ token: TOKEN, prefix: '/' }], [{ token: TOKEN, user: 'me' }], [true]
+    [{}], [{ token: '' }], [{ token: '123456789012345' }], [{ token: 5 }], [{ token: `${TOKEN} ` }], [{ token: `${TOKEN}ü` }], [{ token: TOKEN, prefix: '/' }], [{ token: TOKEN, user: 'me' }], [true]
   ])('that are %j are refused, and no message has the token', async (admin) => {
     const refusal = await build({ admin }).catch((error) => error)
     expect(refusal).toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('admin') })

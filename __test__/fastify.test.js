@@ -292,6 +292,43 @@ describe('fastify.extism', () => {
     expect((await post('/one/echo', '1')).body + (await post('/two/echo', '2')).body).toBe('12')
   })
 
+  test('of a scope stands in place of that above it', async () => {
+    build()
+    app.register(async (scope) => {
+      await scope.register(extismHost, { plugins: { inner: many } })
+      scope.get('/inner', async () => scope.extism.names)
+    })
+    app.get('/outer', async () => app.extism.names)
+    expect((await app.inject('/inner')).json()).toEqual(['inner'])
+    expect((await app.inject('/outer')).json()).toEqual(['many'])
+  })
+
+  test('serves requests that are under way when the app is closed', async () => {
+    build()
+    let begun
+    const beginning = new Promise((resolve) => { begun = resolve })
+    app.get('/late', async (request, reply) => {
+      // Or closing waits until the client has no more use for its connection.
+      reply.header('connection', 'close')
+      begun()
+      await new Promise((resolve) => setTimeout(resolve, 50))
+      return (await app.extism.plugin('many').call('echo', 'in time')).text()
+    })
+    const url = await app.listen({ port: 0, host: '127.0.0.1' })
+    const late = fetch(`${url}/late`).then((response) => response.text())
+    await beginning
+    await app.close()
+    expect(await late).toBe('in time')
+  })
+
+  test('is imported as ECMAScript modules have it', async () => {
+    const { runNode } = require('./support/processes.js')
+    const { output } = await runNode(['--input-type=module', '-e', `
+      import byDefault, { extismHost } from 'extism-host/fastify'
+      console.log(typeof byDefault, byDefault === extismHost)`])
+    expect(output).toBe('function true\n')
+  })
+
   test('is there once: a second registration in the same scope is an error', async () => {
     build()
     app.register(extismHost, { plugins: { many } })
@@ -315,6 +352,7 @@ describe('the app does not get ready', () => {
     ['with a route of a function that the plugin has not', { routes: [route, { ...route, url: '/2', function: 'none' }] }, /plugin "many": it has no function "none"/],
     ['with a route that has a mode that there is not', { routes: [{ ...route, mode: 'json' }] }, /routes\[0\]\.mode must be 'raw' or 'http'/],
     ['with a route that takes no time', { routes: [{ ...route, timeoutMs: 0 }] }, /routes\[0\]\.timeoutMs must be a whole number from 1/],
+    ['with a route of a type that is none', { routes: [{ ...route, contentType: 'text/html\r\nx: y' }] }, /routes\[0\]\.contentType must be a type such as/],
     ['with a schema of the body', { routes: [{ ...route, schema: { body: {} } }] }, /routes\[0\]\.schema\.body cannot be checked/]
   ])('%s', async (name, options, message) => {
     build({}, options)

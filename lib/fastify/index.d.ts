@@ -111,7 +111,7 @@ declare namespace extismHost {
      */
     metrics?: boolean | { prefix?: string }
     /**
-     * Routes for who has the token, of at least 16 characters, and sends it as `authorization: Bearer …`. `prefix`
+     * Routes for who has the token, of at least 16 characters of ASCII, and sends it as `authorization: Bearer …`. `prefix`
      * stands in place of `/admin`.
      *
      * - `POST /admin/plugins/:name/reload`: 204, or 422 with the reason.

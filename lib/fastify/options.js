@@ -27,6 +27,11 @@ function asName (value, what) {
   return value
 }
 
+function asContentType (value, what) {
+  if (!/^[\x20-\x7E]+\/[\x20-\x7E]+$/.test(asName(value, what))) throw invalidArgument(`${what} must be a type such as 'text/plain; charset=utf-8'`)
+  return value
+}
+
 /** The messages that an app's logger wants are those that its plugins write, unless they have a level of their own. */
 function levelOf ({ level }) {
   return LEVELS.includes(level) ? level : SILENT
@@ -88,7 +93,7 @@ function asRoute (route, place, plugins) {
     plugin,
     functionName: asName(picked.function, `${what}.function`),
     mode,
-    contentType: contentType && asName(contentType, `${what}.contentType`),
+    contentType: contentType === undefined ? undefined : asContentType(contentType, `${what}.contentType`),
     timeoutMs: asInteger(picked.timeoutMs, `${what}.timeoutMs`, undefined, MAX_U32),
     bodyLimit: asInteger(picked.bodyLimit, `${what}.bodyLimit`, undefined, Number.MAX_SAFE_INTEGER),
     schema
@@ -117,8 +122,9 @@ function asPlace (option, name, fallback) {
 function asAdmin (option) {
   if (option === undefined) return undefined
   const { token, prefix = '/admin' } = pick(option, ADMIN_KEYS, 'admin')
-  if (typeof token !== 'string' || token.length < LEAST_TOKEN_CHARACTERS) {
-    throw invalidArgument(`admin.token must be a string of at least ${LEAST_TOKEN_CHARACTERS} characters that nobody can guess`)
+  // Of what a header has unchanged.
+  if (typeof token !== 'string' || token.length < LEAST_TOKEN_CHARACTERS || !/^[\x21-\x7E](?:[\x20-\x7E]*[\x21-\x7E])?$/.test(token)) {
+    throw invalidArgument(`admin.token must be a string of at least ${LEAST_TOKEN_CHARACTERS} characters of ASCII that nobody can guess`)
   }
   return { token, prefix: asPrefix(prefix, 'admin') }
 }
