@@ -152,7 +152,7 @@ async function expectPrints (program, output) {
   expect({ code, output: printed, errors }).toEqual({ code: 0, output, errors: '' })
 }
 
-test.each(['docs/host-functions.md', 'docs/stores.md', 'docs/guest-stores.md'])('each program of %s prints what is said', async (file) => {
+test.each(['docs/host-functions.md', 'docs/stores.md', 'docs/guest-stores.md', 'docs/fastify.md'])('each program of %s prints what is said', async (file) => {
   const programs = examples(file, 'js')
   const outputs = examples(file, 'text')
   expect(programs.length).toBeGreaterThan(0)

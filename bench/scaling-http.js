@@ -6,7 +6,7 @@
 const { once } = require('node:events')
 const { join } = require('node:path')
 const { Worker } = require('node:worker_threads')
-const { fail, requireWrk, startAll, load, cpuSeconds } = require('./support/http.js')
+const { fail, requireWrk, startAll, loadAndMeasure } = require('./support/http.js')
 const { readOptions, alternate, medians, printTable, save } = require('./support/measure.js')
 
 const IN_FLIGHT = 32
@@ -29,17 +29,6 @@ function servers (processes) {
       isCluster: true
     }
   ])
-}
-
-async function measureServer ({ url, pid }, seconds, connections) {
-  const before = cpuSeconds(pid)
-  const start = performance.now()
-  const result = await load(url, seconds, connections)
-  const took = (performance.now() - start) / 1e3
-  if (before === undefined) return result
-  // Of whole cores: what is left of the machine's is the load generator's, or nobody's.
-  const cores = (cpuSeconds(pid) - before) / took
-  return { ...result, cores, cpuMicroseconds: cores * 1e6 / result.requestsPerSecond }
 }
 
 function printServers (title, subjects, results) {
@@ -111,7 +100,7 @@ async function main () {
   await requireWrk()
   const all = servers(processes)
   const running = await startAll(all, connections)
-  const http = await alternate(rounds, all, ({ name }) => measureServer(running.get(name), seconds, connections))
+  const http = await alternate(rounds, all, ({ name }) => loadAndMeasure(running.get(name), seconds, connections))
   printServers(`HTTP, ${connections} connections: medians of ${rounds} rounds of ${seconds} s`, all, http)
 
   save(options, { http, calls })

@@ -13,7 +13,8 @@ function isObject (value) {
 function pick (object, keys, what) {
   if (!isObject(object)) throw invalidArgument(`${what} must be an object, not ${describe(object)}`)
   const picked = {}
-  for (const [key, value] of Object.entries(object)) {
+  for (const key of Object.keys(object)) {
+    const value = object[key]
     if (!Object.hasOwn(keys, key)) {
       throw invalidArgument(`${what} has no "${key}"; it takes ${Object.keys(keys).join(', ')}`)
     }

@@ -25,6 +25,7 @@ const MAX_I64 = 2n ** 63n - 1n
 
 // Lets `openStore` make what only it may make.
 const SECRET = Symbol('extism-host')
+const LIST = Symbol('list')
 
 class Store {
   #native
@@ -72,14 +73,18 @@ class Store {
 
   async * keys (options) {
     const { prefix = '' } = pick(options ?? {}, LIST_KEYS, 'the options of keys()')
-    checkKey(prefix)
     let cursor
     do {
-      const from = cursor
-      const [next, ...keys] = await this.#run((number) => this.#native.list(number, prefix, from, PAGE))
-      yield * keys
-      cursor = next
+      const page = await this[LIST](prefix, cursor)
+      yield * page.keys
+      cursor = page.cursor
     } while (cursor !== null)
+  }
+
+  async [LIST] (prefix, cursor) {
+    checkKey(prefix)
+    const [next, ...keys] = await this.#run((number) => this.#native.list(number, prefix, cursor, PAGE))
+    return { keys, cursor: next }
   }
 
   async increment (key, delta = 1) {
@@ -226,4 +231,10 @@ function asStore (store) {
   return memory === undefined ? undefined : new Store(SECRET, storeOfMemory(memory))
 }
 
-module.exports = { Store, asStore, nativeStore, openStore }
+/** Keys with a prefix, those after the cursor of the page before, and the cursor of the next; `null` after the last. */
+async function listKeys (store, prefix, cursor) {
+  if (cursor !== undefined && typeof cursor !== 'string') throw invalidArgument('the cursor must be that of the page before')
+  return store[LIST](prefix, cursor)
+}
+
+module.exports = { Store, asStore, listKeys, nativeStore, openStore }

@@ -23,10 +23,10 @@ function runNode (args, { env } = {}) {
   })
 }
 
-/** Starts `server.js` on a free port; resolves when it listens. */
-function startServer (env) {
+/** Starts `server.js`, or another program, on a free port; resolves when it listens. */
+function startServer (env, program = 'server.js') {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, ['server.js'], {
+    const child = spawn(process.execPath, [program], {
       cwd: ROOT,
       env: { ...process.env, PORT: '0', HOST: '127.0.0.1', ...env }
     })
@@ -38,7 +38,7 @@ function startServer (env) {
       const listening = /Server listening at (http:[^"]+)/.exec(output)
       if (listening !== null) resolve({ child, ended, url: listening[1] })
     })
-    child.on('close', () => reject(new Error(`server.js ended before it listened: ${output}`)))
+    child.on('close', () => reject(new Error(`${program} ended before it listened: ${output}`)))
   })
 }
 

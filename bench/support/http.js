@@ -118,4 +118,16 @@ function cpuSeconds (pid) {
   }
 }
 
-module.exports = { fail, requireWrk, startAll, load, cpuSeconds }
+/** Loads a server, and measures how many cores it uses, where there is a way to know. */
+async function loadAndMeasure ({ url, pid }, seconds, connections) {
+  const before = cpuSeconds(pid)
+  const start = performance.now()
+  const result = await load(url, seconds, connections)
+  const took = (performance.now() - start) / 1e3
+  if (before === undefined) return result
+  // Of whole cores: what is left of the machine's is the load generator's, or nobody's.
+  const cores = (cpuSeconds(pid) - before) / took
+  return { ...result, cores, cpuMicroseconds: cores * 1e6 / result.requestsPerSecond }
+}
+
+module.exports = { fail, requireWrk, startAll, load, loadAndMeasure }

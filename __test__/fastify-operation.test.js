@@ -1,0 +1,125 @@
+'use strict'
+
+const Fastify = require('fastify')
+const extismHost = require('extism-host/fastify')
+const { createPlugin, MemoryStore, openStore, Store } = require('..')
+const { guest } = require('./support/guest.js')
+
+let many
+let app
+
+beforeAll(async () => { many = await guest('many') })
+afterEach(async () => { await app?.close() })
+
+function build (options) {
+  app = Fastify()
+  app.register(extismHost, { plugins: { many }, ...options })
+  return app.ready()
+}
+
+describe('health', () => {
+  test('is off unless it is asked for', async () => {
+    await build()
+    for (const url of ['/health/live', '/health/ready', '/metrics']) expect((await app.inject(url)).statusCode).toBe(404)
+  })
+
+  test('says that the process lives and that it can serve', async () => {
+    await build({ health: true, store: new MemoryStore() })
+    const live = await app.inject('/health/live')
+    expect([live.statusCode, live.json()]).toEqual([200, { status: 'ok' }])
+    const ready = await app.inject('/health/ready')
+    expect([ready.statusCode, ready.json()]).toEqual([200, { status: 'ok', plugins: 'ok', store: 'ok' }])
+  })
+
+  test('may be elsewhere', async () => {
+    await build({ health: { prefix: '/internal' }, prefix: '/api' })
+    expect((await app.inject('/api/internal/ready')).statusCode).toBe(200)
+  })
+
+  test('says that a plugin is closed', async () => {
+    const given = await createPlugin(many)
+    await build({ plugins: { many, given }, health: true })
+    await given.close()
+    const { statusCode, payload } = await app.inject('/health/ready')
+    expect([statusCode, JSON.parse(payload)]).toEqual([503, { status: 'unavailable', plugins: 'unavailable', store: 'ok' }])
+    expect((await app.inject('/health/live')).statusCode).toBe(200)
+  })
+
+  test.each([
+    ['the app\'s', (store) => ({ store })],
+    ['with a prefix', (store) => ({ store: { store, prefix: 'p:' } })],
+    ['a plugin\'s own', (store) => ({ plugins: { many: { source: many, store } } })]
+  ])('says that a store, %s, is closed', async (name, options) => {
+    const store = await openStore('memory:')
+    await build({ health: true, ...options(store) })
+    expect((await app.inject('/health/ready')).statusCode).toBe(200)
+    await store.close()
+    const { statusCode, payload } = await app.inject('/health/ready')
+    expect([statusCode, JSON.parse(payload)]).toEqual([503, { status: 'unavailable', plugins: 'ok', store: 'unavailable' }])
+  })
+
+  test('does not wait for a store that does not answer', async () => {
+    const store = await openStore('memory:')
+    await build({ health: true, store })
+    const has = jest.spyOn(Store.prototype, 'has').mockReturnValue(new Promise(() => {}))
+    expect((await app.inject('/health/ready')).json()).toMatchObject({ store: 'unavailable' })
+    has.mockRestore()
+  })
+
+  test.each([[{ prefix: 'x' }], [{ prefix: '/x/' }], [{ prefix: 5 }], [{ path: '/x' }], ['/x']])('that is %j is refused', async (health) => {
+    await expect(build({ health })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('health') })
+  })
+})
+
+describe('metrics', () => {
+  const lines = async () => (await app.inject('/metrics')).payload.split('\n')
+
+  test('count calls by plugin, function and outcome, from routes and others, and how long they take', async () => {
+    await build({ metrics: true, routes: [{ url: '/echo', plugin: 'many', function: 'echo' }] })
+    await app.inject({ method: 'POST', url: '/echo', payload: 'x' })
+    const plugin = app.extism.plugin('many')
+    await plugin.call('echo', 'x')
+    await plugin.call('trap').catch(() => {})
+    for (const name of ['none', 'neither', 5]) await plugin.call(name).catch(() => {})
+    await plugin.call('echo', 5).catch(() => {})
+    await plugin.call('silent', '', null, { signal: AbortSignal.abort() }).catch(() => {})
+    const all = await lines()
+    expect(all.filter((line) => line.startsWith('extism_plugin_calls_total{')).sort()).toEqual([
+      'extism_plugin_calls_total{plugin="many",function="",code="FUNCTION_NOT_FOUND"} 2',
+      'extism_plugin_calls_total{plugin="many",function="",code="INVALID_ARGUMENT"} 1',
+      'extism_plugin_calls_total{plugin="many",function="echo",code="INVALID_ARGUMENT"} 1',
+      'extism_plugin_calls_total{plugin="many",function="echo",code="OK"} 2',
+      'extism_plugin_calls_total{plugin="many",function="silent",code="CANCELED"} 1',
+      'extism_plugin_calls_total{plugin="many",function="trap",code="TRAP"} 1'
+    ])
+    expect(all).toContain('extism_plugin_call_duration_seconds_count{plugin="many",function="echo"} 3')
+  })
+
+  test('have what plugins count themselves', async () => {
+    await build({ metrics: true, store: new MemoryStore([['key', 'value']]) })
+    const plugin = app.extism.plugin('many')
+    for (const key of ['key', 'key', 'missing']) await plugin.call('read_store', key)
+    await plugin.call('trap').catch(() => {})
+    const expected = [
+      'extism_plugin_queued_calls{plugin="many"} 0', 'extism_plugin_busy_instances{plugin="many"} 0', 'extism_plugin_instances{plugin="many"} 1',
+      'extism_plugin_instances_replaced_total{plugin="many",reason="trap"} 1', 'extism_plugin_store_reads_total{plugin="many"} 3',
+      'extism_plugin_store_hits_total{plugin="many"} 2', 'extism_plugin_store_writes_total{plugin="many"} 0', 'extism_plugin_abandoned_threads{plugin="many"} 0'
+    ]
+    for (let round = 0; round < 2; round++) expect(await lines()).toEqual(expect.arrayContaining(expected))
+  })
+
+  test('are text of Prometheus, where they are asked for', async () => {
+    await build({ metrics: { prefix: '/internal/metrics' } })
+    expect((await app.inject('/internal/metrics')).headers['content-type']).toMatch(/^text\/plain; version=/)
+    expect((await app.inject('/metrics')).statusCode).toBe(404)
+  })
+
+  test('of two apps are apart', async () => {
+    await build({ metrics: true })
+    await app.extism.plugin('many').call('echo', 'x')
+    const first = app
+    await build({ metrics: true })
+    expect((await lines()).filter((line) => line.startsWith('extism_plugin_calls_total{'))).toEqual([])
+    await first.close()
+  })
+})

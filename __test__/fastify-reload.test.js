@@ -1,0 +1,191 @@
+'use strict'
+
+const { mkdtempSync, renameSync, rmSync, writeFileSync } = require('node:fs')
+const { Agent, request: httpRequest } = require('node:http')
+const { tmpdir } = require('node:os')
+const { join } = require('node:path')
+const Fastify = require('fastify')
+const extismHost = require('extism-host/fastify')
+const { createPlugin, Plugin } = require('..')
+const { assemble, guest } = require('./support/guest.js')
+
+const ENV = `
+  (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+  (import "extism:host/env" "store_u8" (func $store_u8 (param i64 i32)))
+  (import "extism:host/env" "output_set" (func $output_set (param i64 i64)))`
+
+/** A plugin whose `version` answers with one letter. */
+const versioned = (letter) => assemble(`(module ${ENV}
+  (func (export "version") (local $block i64)
+    (local.set $block (call $alloc (i64.const 1)))
+    (call $store_u8 (local.get $block) (i32.const ${letter.charCodeAt(0)}))
+    (call $output_set (local.get $block) (i64.const 1))))`)
+
+let directory
+let file
+let app
+const versions = {}
+
+beforeAll(async () => {
+  for (const letter of 'AB') versions[letter] = await versioned(letter)
+})
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
+  file = join(directory, 'plugin.wasm')
+  deploy(versions.A)
+})
+afterEach(async () => {
+  await app?.close()
+  rmSync(directory, { recursive: true, maxRetries: 10 })
+})
+
+/** In one step, as who deploys should. */
+function deploy (wasm) {
+  writeFileSync(`${file}.new`, wasm)
+  renameSync(`${file}.new`, file)
+}
+
+async function build (options, routes = [{ url: '/', plugin: 'p', function: 'version' }]) {
+  app = Fastify()
+  app.register(extismHost, { plugins: { p: { source: file, compileCache: false, ...options } }, routes })
+  await app.ready()
+}
+
+const version = async () => (await app.inject({ method: 'POST', url: '/' })).body
+
+describe('fastify.extism.reload', () => {
+  test('has the new version serve all further calls', async () => {
+    await build()
+    deploy(versions.B)
+    expect(await version()).toBe('A')
+    await app.extism.reload('p')
+    expect(await version()).toBe('B')
+    expect((await app.extism.plugin('p').call('version')).text()).toBe('B')
+  })
+
+  const broken = {
+    'is not there': [() => rmSync(file), /cannot read/],
+    'is no module': [() => deploy('no module'), /.+/],
+    'lacks a function of a route': [() => deploy(Buffer.from([0, 0x61, 0x73, 0x6D, 1, 0, 0, 0])), /it has no function "version", which a route calls/, true],
+    'has another output': [() => deploy(versions.B), /its smoke call had another output than expected/, true],
+    'cannot be called': [async () => deploy(await assemble('(module (func (export "version") unreachable))')), /its smoke call failed: .+/, true],
+    'does not end': [async () => deploy(await assemble('(module (func (export "version") (loop $again (br $again))))')), /its smoke call failed: .+/, true]
+  }
+  test.each(Object.entries(broken))('of a version that %s changes nothing, and rejects with the reason', async (name, [deployBroken, message, isOpened = false]) => {
+    await build({ smoke: { function: 'version', expect: 'A', timeoutMs: 100 } })
+    await deployBroken()
+    const close = jest.spyOn(Plugin.prototype, 'close')
+    await expect(app.extism.reload('p')).rejects.toThrow(message)
+    expect(await version()).toBe('A')
+    // What was opened is closed.
+    expect(close).toHaveBeenCalledTimes(isOpened ? 1 : 0)
+    close.mockRestore()
+    deploy(versions.A)
+    await app.extism.reload('p')
+    expect(await version()).toBe('A')
+  })
+
+  test('lets the calls of the old version end, and closes it then', async () => {
+    deploy(await guest('many'))
+    await build({}, [])
+    const close = jest.spyOn(Plugin.prototype, 'close')
+    const plugin = app.extism.plugin('p')
+    const running = plugin.call('compute', new Uint8Array([20]))
+    const waiting = plugin.call('echo', 'old')
+    deploy(versions.B)
+    await app.extism.reload('p')
+    expect((await plugin.call('version')).text()).toBe('B')
+    expect((await Promise.all([running, waiting]))[1].text()).toBe('old')
+    expect(close).toHaveBeenCalledTimes(1)
+    await close.mock.results[0].value
+    close.mockRestore()
+  })
+
+  test('is done one after the other', async () => {
+    let opening = 0
+    let most = 0
+    const source = {
+      then (resolve) {
+        most = Math.max(most, ++opening)
+        setTimeout(() => {
+          opening--
+          resolve(versions.A)
+        }, 20)
+      }
+    }
+    await build({ source })
+    await Promise.all([1, 2, 3].map(() => app.extism.reload('p')))
+    expect(most).toBe(1)
+    expect(await version()).toBe('A')
+  })
+
+  test('is refused for a plugin that was given, for one that there is not, and after the end', async () => {
+    const given = await createPlugin(versions.A)
+    app = Fastify()
+    app.register(extismHost, { plugins: { given, p: versions.A } })
+    await app.ready()
+    await expect(app.extism.reload('given')).rejects.toMatchObject({ code: 'UNSUPPORTED' })
+    await expect(app.extism.reload('none')).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    await app.close()
+    await expect(app.extism.reload('p')).rejects.toMatchObject({ code: 'CLOSED' })
+    await given.close()
+  })
+
+  test('that is under way when the app is closed leaves nothing open', async () => {
+    await build()
+    const plugin = app.extism.plugin('p')
+    const reload = app.extism.reload('p').catch(() => {})
+    await app.close()
+    await reload
+    await expect(plugin.call('version')).rejects.toMatchObject({ code: 'CLOSED' })
+  })
+
+  test('a hundred times under the load of 32 connections fails no request', async () => {
+    await build({ instances: 2 })
+    const { port } = new URL(await app.listen({ port: 0, host: '127.0.0.1' }))
+    const agent = new Agent({ keepAlive: true, maxSockets: 32 })
+    const answers = new Map()
+    const load = new AbortController()
+    const connection = async () => {
+      while (!load.signal.aborted) {
+        const answer = await send(agent, port)
+        answers.set(answer, (answers.get(answer) ?? 0) + 1)
+      }
+    }
+    const connections = Promise.all(Array.from({ length: 32 }, connection))
+    for (let number = 0; number < 100; number++) {
+      deploy(number % 2 === 0 ? versions.B : versions.A)
+      await app.extism.reload('p')
+    }
+    load.abort()
+    await connections
+    agent.destroy()
+    expect([...answers.keys()].sort()).toEqual(['200 A', '200 B'])
+  })
+})
+
+function send (agent, port) {
+  return new Promise((resolve, reject) => {
+    httpRequest({ agent, port, host: '127.0.0.1', method: 'POST' }, (response) => {
+      let body = ''
+      response.on('data', (chunk) => { body += chunk }).on('end', () => resolve(`${response.statusCode} ${body}`))
+    }).on('error', reject).end()
+  })
+}
+
+describe('a smoke call', () => {
+  test('keeps the app from getting ready, where it fails', async () => {
+    await expect(build({ smoke: { function: 'version', expect: Buffer.from('B') } })).rejects.toMatchObject({
+      code: 'SMOKE_FAILED', message: 'plugin "p": its smoke call had another output than expected'
+    })
+  })
+
+  test.each([
+    [{ input: 'x' }, /the function of the smoke of plugin "p" must be a string/],
+    [{ function: 'version', expect: 5 }, /must expect a string or bytes/],
+    [{ function: 'version', timeoutMs: -1 }, /timeoutMs of the smoke of plugin "p" must be a whole number/],
+    [{ function: 'version', output: 'x' }, /the smoke of plugin "p" has no "output"/]
+  ])('that is %j is refused', async (smoke, message) => {
+    await expect(build({ smoke })).rejects.toThrow(message)
+  })
+})

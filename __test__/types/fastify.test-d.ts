@@ -1,0 +1,36 @@
+import Fastify from 'fastify'
+import { expectError, expectType } from 'tsd'
+import extismHost, { extismHost as byName } from '../../lib/fastify'
+import type { HostedPlugin } from '../../lib/fastify'
+import { createPlugin, MemoryStore } from '../..'
+import type { PluginOutput, PluginStats } from '../..'
+
+const app = Fastify()
+const store = new MemoryStore()
+
+app.register(extismHost, {
+  plugins: {
+    file: 'greeter.wasm',
+    definition: { source: 'greeter.wasm', instances: 2, useWasi: true, smoke: { function: 'greet', input: 'x', expect: new Uint8Array(1), timeoutMs: 5 } },
+    fetched: fetch('https://example.com/greeter.wasm'),
+    given: await createPlugin('greeter.wasm')
+  },
+  store: { store, prefix: 'greeter:', access: 'write' },
+  routes: [
+    { url: '/greet', plugin: 'file', function: 'greet' },
+    { method: ['GET', 'POST'], url: '/', plugin: 'file', function: 'greet', mode: 'raw', contentType: 'text/plain', timeoutMs: 100, bodyLimit: 10 }
+  ],
+  prefix: '/api'
+})
+app.register(byName, { plugins: { file: 'greeter.wasm' }, health: true, metrics: { prefix: '/internal/metrics' }, admin: { token: '0123456789abcdef' } })
+expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, admin: {} }))
+expectError(app.register(extismHost, { plugins: { file: 42 } }))
+expectError(app.register(extismHost, {}))
+expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/' }] }))
+expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/', plugin: 'file', function: 'f', schema: { body: {} } }] }))
+
+expectType<string[]>(app.extism.names)
+expectType<HostedPlugin>(app.extism.plugin('file'))
+expectType<Promise<PluginOutput | null>>(app.extism.plugin('file').call('greet', 'Jane', { user: 1 }, { timeoutMs: 5 }))
+expectType<PluginStats>(app.extism.plugin('file').stats())
+expectType<Promise<void>>(app.extism.reload('file'))

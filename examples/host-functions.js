@@ -1,0 +1,27 @@
+'use strict'
+
+// A host function in JavaScript beside the one in Rust: the plugin asks the first whose request this is, and looks
+// that key up with hostMemoryGet.
+//
+//   npx wat2wasm examples/host-functions.wat -o host-functions.wasm
+//   node examples/host-functions.js
+//   curl -H 'x-user: jane' http://localhost:7070
+
+const fastify = require('fastify')({ logger: true })
+const { MemoryStore } = require('extism-host')
+
+// For a route, the context of a call is its request.
+const user = (context) => context.hostContext().headers['x-user'] ?? 'nobody'
+
+fastify.register(require('extism-host/fastify'), {
+  plugins: {
+    greeter: {
+      source: process.env.PLUGIN_WASM ?? 'host-functions.wasm',
+      timeoutMs: 1_000,
+      functions: { 'extism:host/user': { user } }
+    }
+  },
+  store: new MemoryStore([['jane', '👋 Jane'], ['nobody', 'who are you?']]),
+  routes: [{ method: 'GET', url: '/', plugin: 'greeter', function: 'greet', contentType: 'text/plain; charset=utf-8' }]
+})
+fastify.listen({ port: Number(process.env.PORT ?? 7070) })

@@ -1,0 +1,30 @@
+'use strict'
+
+// What an HTTP client learns of a call that failed. The details are the error's cause, for the log.
+
+const createError = require('@fastify/error')
+const binding = require('../../binding.js')
+
+const MESSAGE = 'the plugin gave no answer'
+const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503, STORE_UNAVAILABLE: 503, CANCELED: 499 }
+const RETRY_AFTER_SECONDS = '1'
+
+const CODES = new Set([...binding.errorCodes(), 'CANCELED'])
+const errors = new Map([...CODES].map((code) => [code, createError(code, MESSAGE, STATUS[code] ?? 500)]))
+
+const BadPluginResponse = createError('BAD_PLUGIN_RESPONSE', 'the plugin gave no valid response', 502)
+
+/** The code of what a call was rejected with. What a host function in JavaScript has thrown may have any, or none. */
+function codeOf (error) {
+  return CODES.has(error?.code) ? error.code : 'HOST_FUNCTION_ERROR'
+}
+
+/** The error that Fastify answers with, in place of one of a call. */
+function asHttpError (cause) {
+  const HttpError = errors.get(codeOf(cause))
+  const error = new HttpError({ cause })
+  if (error.statusCode === 503) error.headers = { 'retry-after': RETRY_AFTER_SECONDS }
+  return error
+}
+
+module.exports = { BadPluginResponse, asHttpError, codeOf }

@@ -1,0 +1,116 @@
+'use strict'
+
+const { asBytes } = require('../bytes.js')
+const { codedError, invalidArgument } = require('../errors.js')
+const { createPlugin } = require('../plugin.js')
+const { codeOf } = require('./errors.js')
+
+/** One of an app's plugins: by its name it stays the same, whichever version of it serves its calls. */
+class HostedPlugin {
+  #definition
+  #plugin
+  /** What is to be waited for before the app is closed: the last reload, and versions that have calls left. */
+  #lastReload = Promise.resolve()
+  #leaving = new Set()
+  #closed
+  #observer
+
+  constructor (definition, plugin) {
+    this.#definition = definition
+    this.#plugin = plugin
+  }
+
+  static async open (definition) {
+    return new HostedPlugin(definition, await openVersion(definition))
+  }
+
+  // What is called and which version is called are one step: no call meets a version that is closed.
+  call (functionName, input, hostContext, options) {
+    if (this.#observer === undefined) return this.#plugin.call(functionName, input, hostContext, options)
+    const start = performance.now()
+    const call = this.#plugin.call(functionName, input, hostContext, options)
+    const over = (code) => this.#observer(functionName, code, (performance.now() - start) / 1e3)
+    call.then(() => over('OK'), (error) => over(options?.signal?.aborted ? 'CANCELED' : codeOf(error)))
+    return call
+  }
+
+  /** Has each call that ends told: its function, `OK` or the code of its error, and how many seconds it took. */
+  observe (observer) {
+    this.#observer = observer
+  }
+
+  stats () {
+    return this.#plugin.stats()
+  }
+
+  /** Whether it can be called. */
+  async isOpen () {
+    return this.#plugin.functionExists('').then(() => true, () => false)
+  }
+
+  /** Has a new version serve all further calls, if it can be opened. One reload follows the other. */
+  reload () {
+    const reload = this.#lastReload.then(() => this.#reload())
+    this.#lastReload = reload.catch(() => {})
+    return reload
+  }
+
+  async #reload () {
+    this.#checkOpen()
+    if (this.#definition.given !== undefined) {
+      throw codedError('UNSUPPORTED', 'a plugin that was given as a Plugin cannot be loaded again; give its source')
+    }
+    const next = await openVersion(this.#definition)
+    const before = this.#plugin
+    this.#plugin = next
+    const left = before.close().finally(() => this.#leaving.delete(left))
+    this.#leaving.add(left)
+  }
+
+  #checkOpen () {
+    if (this.#closed !== undefined) throw codedError('CLOSED', 'the plugin is closed')
+  }
+
+  /** A Plugin that was given is left to who has made it. */
+  close () {
+    this.#closed ??= this.#close()
+    return this.#closed
+  }
+
+  async #close () {
+    await this.#lastReload
+    await Promise.all(this.#leaving)
+    if (this.#definition.given === undefined) await this.#plugin.close()
+  }
+}
+
+/** A version that has all that is asked of it; or nothing is left of it. */
+async function openVersion ({ given, source, options, functions, smoke }) {
+  const plugin = given ?? await createPlugin(source, options)
+  try {
+    for (const name of functions) {
+      if (!await plugin.functionExists(name)) throw invalidArgument(`it has no function "${name}", which a route calls`)
+    }
+    if (smoke !== undefined) await tryOut(plugin, smoke)
+    return plugin
+  } catch (error) {
+    if (given === undefined) await plugin.close()
+    throw error
+  }
+}
+
+async function tryOut (plugin, { functionName, input, expect, timeoutMs }) {
+  let output
+  try {
+    output = await plugin.call(functionName, input, undefined, { timeoutMs })
+  } catch (cause) {
+    throw Object.assign(new Error(`its smoke call failed: ${cause.message}`, { cause }), { code: 'SMOKE_FAILED' })
+  }
+  if (expect === undefined) return
+  const bytes = Buffer.from(output === null ? [] : output.bytes())
+  if (!bytes.equals(typeof expect === 'string' ? Buffer.from(expect) : asBytes(expect))) {
+    throw codedError('SMOKE_FAILED', 'its smoke call had another output than expected')
+  }
+}
+
+module.exports = { HostedPlugin }

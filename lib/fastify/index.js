@@ -1,0 +1,35 @@
+'use strict'
+
+// Extism plugins as routes of a Fastify app.
+
+const fp = require('fastify-plugin')
+const { codedError } = require('../errors.js')
+const { addAdmin } = require('./admin.js')
+const { addHealth } = require('./health.js')
+const { addMetrics } = require('./metrics.js')
+const { asOptions } = require('./options.js')
+const { Plugins } = require('./plugins.js')
+const { addRoutes } = require('./routes.js')
+
+async function extismHost (fastify, options) {
+  // A scope below another that has plugins may have its own in their place.
+  if (Object.hasOwn(fastify, 'extism')) {
+    throw codedError('ALREADY_REGISTERED', 'extism-host/fastify is registered in this scope already; ' +
+      'name all plugins in one registration, or register it in a scope of its own')
+  }
+  const { definitions, routes, store, stores, health, metrics, admin, prefix } = asOptions(options, fastify.log)
+  const plugins = await Plugins.open(definitions)
+  fastify.addHook('onClose', () => plugins.close())
+  fastify.decorate('extism', plugins)
+  // A scope of their own, so that the app's other routes keep their parsers.
+  fastify.register(async (scope) => {
+    addRoutes(scope, plugins, routes)
+    if (health !== undefined) addHealth(scope, health, plugins, stores)
+    if (metrics !== undefined) addMetrics(scope, metrics, plugins)
+    if (admin !== undefined) addAdmin(scope, admin, plugins, store)
+  }, { prefix })
+}
+
+module.exports = fp(extismHost, { fastify: '5.x', name: 'extism-host' })
+module.exports.default = module.exports
+module.exports.extismHost = module.exports

@@ -1,0 +1,76 @@
+'use strict'
+
+// What plugins do, for Prometheus.
+
+const { Counter, Gauge, Histogram, Registry } = require('prom-client')
+
+// Calls take from some ten microseconds to seconds.
+const BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
+
+/** Counts the calls of plugins as they end. */
+function observeCalls (registers, plugins) {
+  const calls = new Counter({
+    name: 'extism_plugin_calls_total',
+    help: 'Calls that have ended, by what they came to: OK, or the code of their error',
+    labelNames: ['plugin', 'function', 'code'],
+    registers
+  })
+  const durations = new Histogram({
+    name: 'extism_plugin_call_duration_seconds',
+    help: 'Time from a call to its end, in the queue too',
+    labelNames: ['plugin', 'function'],
+    buckets: BUCKETS,
+    registers
+  })
+  for (const name of plugins.names) {
+    plugins.plugin(name).observe((functionName, code, seconds) => {
+      // What is no function of the plugin could be anything, and each label is kept for ever.
+      const isFunction = typeof functionName === 'string' && code !== 'FUNCTION_NOT_FOUND'
+      const label = isFunction ? functionName : ''
+      calls.inc({ plugin: name, function: label, code })
+      durations.observe({ plugin: name, function: label }, seconds)
+    })
+  }
+}
+
+/**
+ * Shows what plugins count themselves. It begins anew with each version of a plugin, as with each start of
+ * the process: Prometheus expects that of counters.
+ */
+function showStats (registers, plugins) {
+  const show = (Metric, name, help, read, label) => new Metric({
+    name: `extism_plugin_${name}`,
+    help,
+    labelNames: label === undefined ? ['plugin'] : ['plugin', label],
+    registers,
+    collect () {
+      this.reset()
+      for (const plugin of plugins.names) {
+        const value = read(plugins.plugin(plugin).stats())
+        if (label === undefined) this.inc({ plugin }, value)
+        else for (const [key, one] of Object.entries(value)) this.inc({ plugin, [label]: key }, one)
+      }
+    }
+  })
+  show(Gauge, 'queued_calls', 'Calls that wait for an instance', ({ queued }) => queued)
+  show(Gauge, 'busy_instances', 'Instances that run a call', ({ busy }) => busy)
+  show(Gauge, 'instances', 'Instances that there are', ({ instances }) => instances)
+  show(Gauge, 'abandoned_threads', 'Threads that hang in host calls', ({ abandonedThreads }) => abandonedThreads)
+  show(Counter, 'instances_replaced_total', 'Instances that were replaced, by what ended them', ({ replaced }) => replaced, 'reason')
+  show(Counter, 'store_reads_total', 'Keys that guests have looked up', ({ store }) => store.reads)
+  show(Counter, 'store_hits_total', 'Keys that guests have looked up and that had a value', ({ store }) => store.hits)
+  show(Counter, 'store_writes_total', 'Changes that guests have made', ({ store }) => store.writes)
+  show(Counter, 'store_failures_total', 'What was refused to guests or failed, by code', ({ store }) => store.failed, 'code')
+}
+
+function addMetrics (scope, { prefix }, plugins) {
+  const registry = new Registry()
+  observeCalls([registry], plugins)
+  showStats([registry], plugins)
+  scope.get(prefix, { logLevel: 'warn', schema: { hide: true } }, async (request, reply) => {
+    reply.type(registry.contentType)
+    return registry.metrics()
+  })
+}
+
+module.exports = { addMetrics }

@@ -1,0 +1,161 @@
+'use strict'
+
+// What the plugin for Fastify is registered with, or an error that says what is wrong.
+
+const { asInteger } = require('../checks.js')
+const { describe, invalidArgument } = require('../errors.js')
+const { LEVELS, SILENT } = require('../logging.js')
+const { isObject, pick } = require('../objects.js')
+const { MAX_U32 } = require('../options.js')
+const { Plugin } = require('../plugin.js')
+const { asStore } = require('../store.js')
+const { asBytes } = require('../bytes.js')
+
+const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
+// `prefix` and `logLevel` are Fastify's own: those of `register`.
+const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'admin', 'prefix', 'logLevel')
+const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'bodyLimit', 'schema')
+const SMOKE_KEYS = keys('function', 'input', 'expect', 'timeoutMs')
+const DEFAULT_SMOKE_MILLISECONDS = 5_000
+const ADMIN_KEYS = keys('token', 'prefix')
+const LEAST_TOKEN_CHARACTERS = 16
+const PREFIX_KEYS = keys('prefix')
+const MODES = ['raw', 'http']
+
+function asName (value, what) {
+  if (typeof value !== 'string' || value === '') throw invalidArgument(`${what} must be a string that is not empty`)
+  return value
+}
+
+function asContentType (value, what) {
+  if (!/^[\x20-\x7E]+\/[\x20-\x7E]+$/.test(asName(value, what))) throw invalidArgument(`${what} must be a type such as 'text/plain; charset=utf-8'`)
+  return value
+}
+
+/** The messages that an app's logger wants are those that its plugins write, unless they have a level of their own. */
+function levelOf ({ level }) {
+  return LEVELS.includes(level) ? level : SILENT
+}
+
+/** What one of `plugins` is: given, or a source and options for createPlugin. */
+function asPlugin (name, value, { store, log }) {
+  if (value instanceof Plugin) return { name, given: value }
+  const defaults = { store, logger: log, logLevel: levelOf(log) }
+  const isManifest = isObject(value) && Object.hasOwn(value, 'wasm')
+  const hasOptions = isObject(value) && Object.hasOwn(value, 'source')
+  if (hasOptions && isManifest) {
+    throw invalidArgument(`plugin "${name}" must be a manifest, which has "wasm", or have a "source", not both`)
+  }
+  if (!hasOptions) {
+    const isSource = typeof value?.then === 'function' || typeof value === 'string' || value instanceof URL || value instanceof Response || isManifest || asBytes(value) !== undefined
+    if (!isSource) throw invalidArgument(`plugin "${name}" must be a Plugin, a source, or an object with a "source", not ${describe(value)}`)
+    return { name, source: value, options: defaults }
+  }
+  const { source, smoke, ...options } = value
+  return { name, source, smoke: smoke && asSmoke(smoke, `the smoke of plugin "${name}"`), options: { ...defaults, ...options } }
+}
+
+function asSmoke (smoke, what) {
+  const { function: functionName, input, expect, timeoutMs } = pick(smoke, SMOKE_KEYS, what)
+  if (expect !== undefined && typeof expect !== 'string' && asBytes(expect) === undefined) {
+    throw invalidArgument(`${what} must expect a string or bytes, not ${describe(expect)}`)
+  }
+  return {
+    functionName: asName(functionName, `the function of ${what}`),
+    input,
+    expect,
+    timeoutMs: asInteger(timeoutMs, `timeoutMs of ${what}`, DEFAULT_SMOKE_MILLISECONDS, MAX_U32)
+  }
+}
+
+function asPlugins (plugins, defaults) {
+  if (!isObject(plugins) || Object.keys(plugins).length === 0) {
+    throw invalidArgument('plugins must be an object of plugins by name, such as { greeter: "greeter.wasm" }')
+  }
+  return Object.entries(plugins).map(([name, value]) => asPlugin(name, value, defaults))
+}
+
+function asRoute (route, place, plugins) {
+  const what = `routes[${place}]`
+  const picked = pick(route, ROUTE_KEYS, what)
+  const plugin = asName(picked.plugin, `${what}.plugin`)
+  if (!plugins.some(({ name }) => name === plugin)) {
+    throw invalidArgument(`${what} is of plugin "${plugin}", but plugins has only ${plugins.map(({ name }) => `"${name}"`).join(', ')}`)
+  }
+  const { mode = 'raw', contentType, schema } = picked
+  if (!MODES.includes(mode)) throw invalidArgument(`${what}.mode must be 'raw' or 'http'`)
+  if (schema?.body !== undefined) {
+    throw invalidArgument(`${what}.schema.body cannot be checked, as the plugin gets the body as it is; leave it to the plugin`)
+  }
+  return {
+    method: picked.method ?? 'POST',
+    url: asName(picked.url, `${what}.url`),
+    plugin,
+    functionName: asName(picked.function, `${what}.function`),
+    mode,
+    contentType: contentType === undefined ? undefined : asContentType(contentType, `${what}.contentType`),
+    timeoutMs: asInteger(picked.timeoutMs, `${what}.timeoutMs`, undefined, MAX_U32),
+    bodyLimit: asInteger(picked.bodyLimit, `${what}.bodyLimit`, undefined, Number.MAX_SAFE_INTEGER),
+    schema
+  }
+}
+
+function asRoutes (routes, plugins) {
+  if (!Array.isArray(routes)) throw invalidArgument(`routes must be an array, not ${describe(routes)}`)
+  return routes.map((route, place) => asRoute(route, place, plugins))
+}
+
+function asPrefix (prefix, name) {
+  if (typeof prefix !== 'string' || !/^\/.*[^/]$/.test(prefix)) {
+    throw invalidArgument(`${name}.prefix must be a path that begins with "/" and does not end with it`)
+  }
+  return prefix
+}
+
+/** Where routes are that are on with `true` or an object; `undefined` where they are off. */
+function asPlace (option, name, fallback) {
+  if (option === undefined || option === false) return undefined
+  const { prefix = fallback } = pick(option === true ? {} : option, PREFIX_KEYS, name)
+  return { prefix: asPrefix(prefix, name) }
+}
+
+function asAdmin (option) {
+  if (option === undefined) return undefined
+  const { token, prefix = '/admin' } = pick(option, ADMIN_KEYS, 'admin')
+  // Of what a header has unchanged.
+  if (typeof token !== 'string' || token.length < LEAST_TOKEN_CHARACTERS || !/^[\x21-\x7E](?:[\x20-\x7E]*[\x21-\x7E])?$/.test(token)) {
+    throw invalidArgument(`admin.token must be a string of at least ${LEAST_TOKEN_CHARACTERS} characters of ASCII that nobody can guess`)
+  }
+  return { token, prefix: asPrefix(prefix, 'admin') }
+}
+
+/** What an option `store` of createPlugin names, itself or with what guests may do with it. */
+function namedStore (option) {
+  return isObject(option) && asStore(option) === undefined ? option.store : option
+}
+
+/** The stores of such options, each once. That they are stores is known when their plugins are open. */
+function storesOf (options) {
+  const named = new Set(options.map(namedStore).filter((store) => store !== undefined && store !== null))
+  return [...named].map(asStore).filter((store) => store !== undefined)
+}
+
+/** `log` is the app's logger. */
+function asOptions (options, log) {
+  const { plugins, routes: routeList = [], store, health, metrics, admin, prefix } = pick(options, KEYS, 'extism-host/fastify')
+  const list = asPlugins(plugins, { store, log })
+  const routes = asRoutes(routeList, list)
+  const functionsOf = (name) => routes.filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
+  return {
+    definitions: list.map((one) => ({ ...one, functions: new Set(functionsOf(one.name)) })),
+    routes,
+    store: storesOf([store])[0],
+    stores: storesOf([store, ...list.map(({ options }) => options?.store)]),
+    health: asPlace(health, 'health', '/health'),
+    metrics: asPlace(metrics, 'metrics', '/metrics'),
+    admin: asAdmin(admin),
+    prefix
+  }
+}
+
+module.exports = { asOptions }
