@@ -1,0 +1,87 @@
+'use strict'
+
+// The configuration file of `extism-host serve`.
+
+const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
+const { tmpdir } = require('node:os')
+const { join } = require('node:path')
+const { readConfig } = require('../lib/cli/config.js')
+
+let directory
+
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'extism-host-config-'))
+})
+
+afterEach(() => rmSync(directory, { recursive: true }))
+
+function read (text, environment = {}) {
+  const file = join(directory, 'extism-host.yaml')
+  writeFileSync(file, text)
+  return readConfig(file, environment)
+}
+
+const PLUGINS = 'plugins:\n  greeter: { wasm: greeter.wasm }\n'
+
+test('what is not said has its default, and paths are those of the file', () => {
+  const { server, store, plugins, ...rest } = read(PLUGINS)
+  expect(server).toMatchObject({ port: 7070, host: '127.0.0.1', tls: undefined })
+  expect(store).toEqual({ url: 'memory:', options: {} })
+  expect(plugins).toEqual({ greeter: { source: { wasm: [{ path: join(directory, 'greeter.wasm') }] } } })
+  expect(rest).toEqual({})
+})
+
+test('what is said is passed on', () => {
+  writeFileSync(join(directory, 'ca.pem'), 'a certificate')
+  const { server, store, plugins, routes, health, metrics, admin } = read(`
+server: { port: 0, logLevel: warn }
+store: { url: 'rediss://host', ca: ca.pem, timeoutMs: 100 }
+plugins:
+  greeter:
+    wasm: https://example.com/greeter.wasm
+    hash: abc
+    wasi: true
+    instances: 2
+    allowedPaths: [{ host: data, guest: /data, readOnly: true }]
+    store: { prefix: 'g:', access: write }
+    smoke: { function: greet, input: Jane }
+routes: [{ url: /greet, plugin: greeter, function: greet }]
+health: true
+metrics: true
+admin: { token: '\${TOKEN}' }
+`, { TOKEN: 'a token that nobody can guess' })
+  expect(server).toMatchObject({ port: 0, logLevel: 'warn', bodyLimit: 1_048_576 })
+  expect(store).toEqual({ url: 'rediss://host', options: { ca: Buffer.from('a certificate'), timeoutMs: 100 } })
+  expect(plugins.greeter).toEqual({
+    source: { wasm: [{ url: 'https://example.com/greeter.wasm', hash: 'abc' }] },
+    useWasi: true,
+    instances: 2,
+    allowedPaths: [{ host: join(directory, 'data'), guest: '/data', readOnly: true }],
+    permissions: { prefix: 'g:', access: 'write' },
+    smoke: { function: 'greet', input: 'Jane' }
+  })
+  expect({ routes, health, metrics, admin }).toEqual({
+    routes: [{ url: '/greet', plugin: 'greeter', function: 'greet' }], health: true, metrics: true, admin: { token: 'a token that nobody can guess' }
+  })
+})
+
+test.each([
+  ['a key that does not exist, with what may have been meant', `${PLUGINS}server:\n  prot: 80\n`, /yaml:4: server: there is no "prot"; did you mean "port"\?$/],
+  ['one that is like no other, with those that there are', `${PLUGINS}xyzzy: 1\n`, /yaml:3: there is no "xyzzy"; there are server, store, plugins/],
+  ['one of a plugin', 'plugins:\n  a:\n    wasm: a.wasm\n    instnaces: 2\n', /yaml:4: plugins.a: there is no "instnaces"; did you mean "instances"\?$/],
+  ['a value of the wrong type', `${PLUGINS}server: { port: '80' }\n`, /yaml:3: server.port: it must be integer$/],
+  ['a value that is too large', `${PLUGINS}server: { port: 65536 }\n`, /server.port: it must be <= 65535$/],
+  ['a word that is none of those that there are', `${PLUGINS}server: { logLevel: loud }\n`, /server.logLevel: it must be one of trace, debug/],
+  ['something that is missing', 'plugins: { a: { wasi: true } }\n', /yaml:1: plugins.a: "wasm" is missing$/],
+  ['no plugins', 'server: { port: 80 }\n', /"plugins" is missing$/],
+  ['an empty file', '', /"plugins" is missing$/],
+  ['what is no YAML', 'plugins: { a: {\n', /yaml:\d+: /],
+  ['a key that is there twice', `${PLUGINS}health: true\nhealth: false\n`, /yaml:4: .*unique/],
+  ['an environment variable that is not set', `${PLUGINS}admin:\n  token: '\${NOBODY_SETS_IT}'\n`, /yaml:4: the environment variable NOBODY_SETS_IT is not set$/]
+])('%s is refused, with its line', (_, text, message) => {
+  expect(() => read(text)).toThrow(message)
+})
+
+test('a file that is not there is refused', () => {
+  expect(() => readConfig(join(directory, 'nowhere.yaml'))).toThrow(/nowhere.yaml cannot be read: ENOENT/)
+})

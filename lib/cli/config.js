@@ -1,0 +1,132 @@
+'use strict'
+
+// The configuration file of `serve`: what is wrong with it is said with its line.
+
+const { readFileSync } = require('node:fs')
+const { dirname, resolve } = require('node:path')
+const Ajv = require('ajv')
+const { LineCounter, isScalar, parseDocument, visit } = require('yaml')
+const schema = require('./config.schema.json')
+const { UsageError } = require('./usage-error.js')
+
+const DEFAULT_SERVER = {
+  port: 7070,
+  host: '127.0.0.1',
+  logLevel: 'info',
+  bodyLimit: 1_048_576,
+  requestTimeoutMs: 30_000,
+  connectionTimeoutMs: 60_000,
+  keepAliveTimeoutMs: 72_000,
+  shutdownTimeoutMs: 10_000,
+  trustProxy: false
+}
+
+const validate = new Ajv({ allErrors: true, verbose: true, allowUnionTypes: true }).compile(schema)
+
+/** How many letters have to be changed, put in or taken out to make one word of another. */
+function distance (from, to) {
+  let row = Array.from({ length: to.length + 1 }, (_, place) => place)
+  for (let i = 1; i <= from.length; i++) {
+    const next = [i]
+    for (let j = 1; j <= to.length; j++) {
+      next[j] = Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (from[i - 1] === to[j - 1] ? 0 : 1))
+    }
+    row = next
+  }
+  return row[to.length]
+}
+
+/** What somebody may have meant. */
+function hint (word, known) {
+  const [best] = known.map((one) => [distance(word.toLowerCase(), one.toLowerCase()), one]).sort(([a], [b]) => a - b)
+  return best !== undefined && best[0] <= Math.max(2, word.length / 3) ? `; did you mean "${best[1]}"?` : `; there are ${known.join(', ')}`
+}
+
+/** What an error of the schema says, for people. */
+function say ({ keyword, params, message, parentSchema }) {
+  switch (keyword) {
+    case 'additionalProperties':
+      return `there is no "${params.additionalProperty}"${hint(params.additionalProperty, Object.keys(parentSchema.properties))}`
+    case 'required': return `"${params.missingProperty}" is missing`
+    case 'enum': return `it must be one of ${params.allowedValues.join(', ')}`
+    default: return `it ${message}`
+  }
+}
+
+const pathOf = ({ instancePath }) => instancePath.split('/').slice(1).map((part) => decodeURIComponent(part).replaceAll('~1', '/').replaceAll('~0', '~'))
+
+/** Puts environment variables in the place of `${NAME}`, in each string. */
+function replaceVariables (document, environment, fail) {
+  visit(document, {
+    Scalar (key, node) {
+      if (key === 'key' || typeof node.value !== 'string') return
+      node.value = node.value.replace(/\$\{(\w+)\}/g, (_, name) => {
+        if (environment[name] === undefined) fail(node, `the environment variable ${name} is not set`)
+        return environment[name]
+      })
+    }
+  })
+}
+
+/** Reads a configuration: paths are absolute, and what is not said has its default. */
+function readConfig (file, environment = process.env) {
+  let text
+  try {
+    text = readFileSync(file, 'utf8')
+  } catch (error) {
+    throw new UsageError(`the configuration ${file} cannot be read: ${error.code}`)
+  }
+  const lines = new LineCounter()
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false })
+  const at = (node) => node?.range === undefined || node.range === null ? file : `${file}:${lines.linePos(node.range[0]).line}`
+  const fail = (node, message) => { throw new UsageError(`${at(node)}: ${message}`) }
+
+  if (document.errors.length > 0) {
+    const [{ pos, message }] = document.errors
+    throw new UsageError(`${file}:${lines.linePos(pos[0]).line}: ${message}`)
+  }
+  replaceVariables(document, environment, fail)
+  const config = document.toJS() ?? {}
+  if (!validate(config)) {
+    // Of alternatives the errors of all are there; the one that is furthest inside says most.
+    const errors = validate.errors.filter(({ keyword }) => keyword !== 'anyOf')
+    const error = errors.sort((a, b) => pathOf(b).length - pathOf(a).length)[0]
+    const path = pathOf(error)
+    const unknown = error.params.additionalProperty
+    const parent = document.getIn(path, true)
+    const key = unknown === undefined ? undefined : parent?.items?.find((pair) => isScalar(pair.key) && pair.key.value === unknown)?.key
+    const where = path.length === 0 ? '' : `${path.join('.')}: `
+    fail(key ?? parent, `${where}${say(error)}`)
+  }
+  return complete(config, (path) => resolve(dirname(file), path))
+}
+
+/** A plugin's file or URL, with its hash. */
+function asSource ({ wasm, hash }, absolute) {
+  const isUrl = /^https?:/.test(wasm)
+  return { wasm: [{ ...(isUrl ? { url: wasm } : { path: absolute(wasm) }), ...(hash === undefined ? {} : { hash }) }] }
+}
+
+/** What is read, as `serve` takes it. */
+function complete ({ server, store = 'memory:', plugins, ...rest }, absolute) {
+  const { url, ca, ...storeOptions } = typeof store === 'string' ? { url: store } : store
+  const { tls, ...others } = server ?? {}
+  return {
+    server: {
+      ...DEFAULT_SERVER,
+      ...others,
+      tls: tls === undefined ? undefined : { cert: readFileSync(absolute(tls.cert)), key: readFileSync(absolute(tls.key)) }
+    },
+    store: { url, options: ca === undefined ? storeOptions : { ...storeOptions, ca: readFileSync(absolute(ca)) } },
+    plugins: Object.fromEntries(Object.entries(plugins).map(([name, { wasm, hash, wasi, allowedPaths, store, ...options }]) => [name, {
+      ...options,
+      source: asSource({ wasm, hash }, absolute),
+      useWasi: wasi,
+      allowedPaths: allowedPaths?.map((path) => ({ ...path, host: absolute(path.host) })),
+      permissions: store
+    }])),
+    ...rest
+  }
+}
+
+module.exports = { DEFAULT_SERVER, readConfig }
