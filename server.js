@@ -9,6 +9,7 @@ const { STATUS_CODES } = require('node:http')
 const Fastify = require('fastify')
 const closeWithGrace = require('close-with-grace')
 const { createPlugin, MemoryStore, openStore } = require('./index.js')
+const { closeConnectionsInTime } = require('./lib/closing.js')
 
 const SAY_HELLO = join(__dirname, 'plugins/say-hello/say-hello.wasm')
 
@@ -31,6 +32,7 @@ async function buildServer ({
   const app = Fastify(fastifyOptions)
   app.decorate('store', store)
   app.addHook('onClose', () => plugin.close())
+  closeConnectionsInTime(app)
 
   // The body is the plugin's input, byte for byte, whatever its type is said to be, or misspelt.
   app.addHook('onRequest', (request, reply, done) => {

@@ -62,7 +62,7 @@ describe('call', () => {
   })
 
   test('gives values of --config, which come before those of --set-config', async () => {
-    const call = ['call', await file('many'), 'config', '-i', 'color', '--set-config', '{"color":"blue","size":"5"}']
+    const call = ['call', await file('many'), 'read_config', '-i', 'color', '--set-config', '{"color":"blue","size":"5"}']
     expect((await run(call)).text).toBe('blue')
     expect((await run([...call, '--config', 'color=a=b'])).text).toBe('a=b')
   })
@@ -70,7 +70,7 @@ describe('call', () => {
   test('takes a manifest', async () => {
     const manifest = join(directory, 'manifest.json')
     writeFileSync(manifest, JSON.stringify({ wasm: [{ path: await file('many') }], config: { color: 'red' } }))
-    expect((await run(['call', manifest, 'config', '-i', 'color', '--manifest'])).text).toBe('red')
+    expect((await run(['call', manifest, 'read_config', '-i', 'color', '--manifest'])).text).toBe('red')
   })
 
   test('says in one line what went wrong, and ends with 1', async () => {
@@ -79,7 +79,7 @@ describe('call', () => {
       [[SAY_HELLO, 'say_hello'], /^extism-host: MISSING_IMPORT: .*useWasi.*\n$/],
       [['nowhere.wasm', 'say_hello'], /^extism-host: FILE_NOT_FOUND: .*nowhere.wasm.*\n$/],
       [['README.md', 'say_hello'], /^extism-host: INVALID_WASM: .*\n$/],
-      [[await file('many'), 'loop', '--timeout', '50'], /^extism-host: TIMEOUT: .*\n$/]
+      [[await file('many'), 'loop_for_ever', '--timeout', '50'], /^extism-host: TIMEOUT: .*\n$/]
     ]) {
       const { code, text, errors } = await run(['call', ...args])
       expect({ code, text }).toEqual({ code: 1, text: '' })

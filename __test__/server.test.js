@@ -1,5 +1,6 @@
 'use strict'
 
+const { Agent, request } = require('node:http')
 const { buildServer } = require('../server.js')
 const { MemoryStore } = require('..')
 const { guest } = require('./support/guest.js')
@@ -148,6 +149,27 @@ describe('node server.js', () => {
       expect(await ended).toEqual({ code: 0, signal: null })
     })
   }
+
+  test('lets a request that is under way end, and does not wait for its client after that', async () => {
+    const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
+    const { join } = require('node:path')
+    const directory = mkdtempSync(join(require('node:os').tmpdir(), 'extism-host-'))
+    const wasm = join(directory, 'many.wasm')
+    writeFileSync(wasm, await guest('many'))
+    const { child, ended, url } = await startServer({ PLUGIN_WASM: wasm, PLUGIN_FUNCTION: 'compute' })
+    // A client that keeps its connection for as long as it can.
+    const agent = new Agent({ keepAlive: true })
+    const answer = new Promise((resolve, reject) => {
+      const posting = request(url, { agent, method: 'POST' }, (response) => response.resume().on('end', () => resolve(response.statusCode)))
+      posting.on('error', reject).end('x')
+    })
+    await new Promise((resolve) => setTimeout(resolve, 20))
+    child.kill()
+    // With 1 it ends where it has waited for the client.
+    expect({ status: await answer, ...await ended }).toEqual({ status: 200, code: 0, signal: null })
+    agent.destroy()
+    rmSync(directory, { recursive: true, maxRetries: 10 })
+  })
 
   test('takes the plugin and the function from the environment', async () => {
     const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')

@@ -6,8 +6,9 @@ const { createPlugin } = require('../plugin.js')
 const { openStore } = require('../store.js')
 const { UsageError } = require('./usage-error.js')
 
-/** The values of --set-config, and those of --config, which come first. */
+/** The values of --set-config, and those of --config, which come first; nothing where there are none. */
 function asConfig (json, pairs = []) {
+  if (json === undefined && pairs.length === 0) return undefined
   let values = {}
   if (json !== undefined) {
     try {
@@ -54,10 +55,11 @@ async function call (path, functionName, flags) {
   const store = flags.store === undefined ? undefined : await openStore(flags.store)
   let plugin
   try {
-    plugin = await createPlugin(await asSource(path, flags.manifest), {
+    const source = await asSource(path, flags.manifest)
+    plugin = await createPlugin(source, {
       useWasi: flags.wasi,
       enableWasiOutput: flags.wasi,
-      config,
+      config: config && { ...source.config, ...config },
       allowedHosts: flags.allowHost,
       allowedPaths: asAllowedPaths(flags.allowPath),
       timeoutMs: flags.timeout,
