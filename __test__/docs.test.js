@@ -2,7 +2,7 @@
 
 // The examples of the documentation are run as they are printed.
 
-const { mkdtempSync, readFileSync, rmSync, writeFileSync } = require('node:fs')
+const { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
 const { createServer } = require('node:http')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
@@ -106,6 +106,37 @@ test.each([
   ['ts', 'plugins/visits-assemblyscript/visits.ts']
 ])('docs/guest-stores.md: the plugin in %s is %s', (language, file) => {
   expect(examples('docs/guest-stores.md', language)).toEqual([readFileSync(join(ROOT, file), 'utf8')])
+})
+
+/** A script as its readers run it, in a directory that has the plugins. */
+function asHere (script, directory) {
+  const command = `${JSON.stringify(process.execPath)} ${JSON.stringify(join(ROOT, 'bin/extism-host.js'))}`
+  return `cd ${JSON.stringify(directory)}\n${script.replaceAll('npx extism-host', command)}`
+}
+
+test('docs/command-line.md: its commands print what is said', async () => {
+  const scripts = examples('docs/command-line.md', 'bash')
+  const outputs = examples('docs/command-line.md', 'text')
+  expect(scripts.length).toBe(outputs.length)
+  for (const [place, script] of scripts.entries()) {
+    expect(await shell(`${asHere(script, ROOT)}true`)).toBe(outputs[place])
+  }
+})
+
+test('docs/getting-started.md: it comes to a server that does what is said', async () => {
+  const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
+  try {
+    symlinkSync(join(ROOT, 'plugins'), join(directory, 'plugins'), 'dir')
+    const port = await freePort()
+    const [config] = examples('docs/getting-started.md', 'yaml')
+    writeFileSync(join(directory, 'extism-host.yaml'), config.replace('7070', port))
+    const [start, use, reload] = examples('docs/getting-started.md', 'bash')
+    const wait = `curl -sS --retry 60 --retry-connrefused --retry-delay 1 -o /dev/null http://localhost:${port}/health/live\n`
+    const script = [start.replace(' &', ' > /dev/null &'), wait, use, reload, 'kill $!\nwait $!\n'].join('').replaceAll('localhost:7070', `localhost:${port}`)
+    expect(await shell(asHere(script, directory))).toBe(examples('docs/getting-started.md', 'text').join(''))
+  } finally {
+    rmSync(directory, { recursive: true, maxRetries: 10 })
+  }
 })
 
 describe('docs/from-the-article.md', () => {
