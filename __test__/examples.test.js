@@ -6,7 +6,9 @@ const { execFileSync } = require('node:child_process')
 const { mkdtempSync, rmSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
+const { setTimeout: sleep } = require('node:timers/promises')
 const { ROOT, startServer } = require('./support/processes.js')
+const { freePort, hasRedis, startRedis } = require('./support/redis.js')
 
 let directory
 let server
@@ -73,3 +75,21 @@ test('host-functions.js asks JavaScript and Rust', async () => {
   expect(await textOf('GET', '/', { headers: { 'x-user': 'jane' } })).toBe('👋 Jane')
   expect(await textOf('GET', '/')).toBe('who are you?')
 })
+
+if (hasRedis()) {
+  test('two-servers.js: each goes on where the other was', async () => {
+    const redis = await startRedis()
+    try {
+      const ports = [await freePort(), await freePort()]
+      await start('two-servers', { REDIS_URL: redis.url, PORTS: ports.join() })
+      const answers = (port) => fetch(`http://localhost:${port}/health/live`).then(() => true, () => false)
+      while (!await answers(ports[1])) await sleep(10)
+      const visit = async (port, name) => (await fetch(`http://localhost:${port}/visits`, { method: 'POST', body: name })).text()
+      expect(await visit(ports[0], 'Jane')).toBe('visit 1 of Jane, after nobody')
+      expect(await visit(ports[1], 'Joe')).toBe('visit 1 of Joe, after Jane')
+      expect(await visit(ports[0], 'Joe')).toBe('visit 2 of Joe, after Joe')
+    } finally {
+      await redis.stop()
+    }
+  })
+}
