@@ -765,8 +765,9 @@ export class Store implements AsyncDisposable {
    */
   watch (prefix?: string, options?: { signal?: AbortSignal } | null): AsyncIterableIterator<StoreChange> & AsyncDisposable
   /**
-   * Closes the store: what is asked of it afterwards is refused with `CLOSED`, also where plugins do. A
-   * MemoryStore or a named store stays what it is for all others that have it. Can be called again.
+   * Closes the store, when what was asked of it before is over: what is asked of it afterwards is refused with
+   * `CLOSED`, also where plugins do. A MemoryStore or a named store stays what it is for all others that have
+   * it. Can be called again.
    */
   close (): Promise<void>
   /** The same as `close()`, for `await using`. */

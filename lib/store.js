@@ -33,6 +33,9 @@ class Store {
   #watches = new Set()
   /** Settles when all watches that have been asked for have begun; nothing where they have. */
   #beginning
+  /** Operations that are not over, and what to call when none is left. */
+  #unfinished = 0
+  #allFinished
   #closed
 
   constructor (secret, native) {
@@ -153,6 +156,7 @@ class Store {
 
   async #close () {
     await this.#beginning
+    if (this.#unfinished > 0) await new Promise((resolve) => { this.#allFinished = resolve })
     await complete(this.#native, (number) => this.#native.close(number))
     for (const watch of this.#watches) watch.return()
   }
@@ -165,11 +169,19 @@ class Store {
     return 'Store'
   }
 
-  /** Has the native part do something, and not before watches that have been asked for see it. */
+  /**
+   * Has the native part do something, and not before watches that have been asked for see it. The store is not
+   * closed before that is over.
+   */
   async #run (start) {
-    while (this.#beginning !== undefined) await this.#beginning
     if (this.#closed !== undefined) throw codedError('CLOSED', 'the store is closed')
-    return complete(this.#native, start)
+    this.#unfinished++
+    try {
+      while (this.#beginning !== undefined) await this.#beginning
+      return await complete(this.#native, start)
+    } finally {
+      if (--this.#unfinished === 0) this.#allFinished?.()
+    }
   }
 }
 

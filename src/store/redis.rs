@@ -17,6 +17,7 @@ mod settings;
 mod watching;
 
 use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use tokio::time::timeout;
 use self::connection::text;
 use self::node::{Answer, Effect, Request};
 use self::servers::Servers;
-use self::settings::Settings;
+use self::settings::{Address, Settings};
 use super::checks::check_key;
 use super::{Bytes, OpenOptions, Page, Store, Watch, Watcher};
 use crate::{Code, Error, Result};
@@ -216,6 +217,13 @@ fn pattern(prefix: &str) -> String {
   pattern
 }
 
+/// A server in a cursor, which guests see: they need not know its address.
+fn mark(server: &Address) -> String {
+  let mut hasher = DefaultHasher::new();
+  server.hash(&mut hasher);
+  format!("{:x}", hasher.finish())
+}
+
 /// The batches of entries, in their order.
 fn batches<T>(mut entries: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
   std::iter::from_fn(move || {
@@ -278,9 +286,7 @@ impl Store for RedisStore {
         let bad = || Error::new(Code::InvalidArgument, "this is no cursor of this store");
         let (position, server) = cursor.split_once('@').ok_or_else(bad)?;
         let position = position.parse::<u64>().map_err(|_| bad())?;
-        let place = nodes
-          .iter()
-          .position(|node| node.server.to_string() == server);
+        let place = nodes.iter().position(|node| mark(&node.server) == server);
         let place = place.ok_or_else(|| {
           Error::new(
             Code::StoreUnavailable,
@@ -335,7 +341,7 @@ impl Store for RedisStore {
     }
     let cursor = nodes
       .get(place)
-      .map(|node| format!("{position}@{}", node.server));
+      .map(|node| format!("{position}@{}", mark(&node.server)));
     Ok(Page { keys, cursor })
   }
 
