@@ -2,7 +2,8 @@
 
 // How plugins start: where what has been compiled for them is kept, and when their instances begin.
 
-const { chmodSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } = require('node:fs')
+const { chmodSync, mkdtempSync, readFileSync, readdirSync, statSync, symlinkSync, writeFileSync } = require('node:fs')
+const { rm } = require('node:fs/promises')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { createPlugin, MemoryStore, precompile } = require('..')
@@ -19,7 +20,7 @@ let base
 beforeAll(async () => { wasm = await guest('many') })
 beforeEach(() => { base = mkdtempSync(join(tmpdir(), 'extism-host-start-')) })
 // Wasmtime's own thread may still be writing to the cache.
-afterEach(() => { rmSync(base, { recursive: true, maxRetries: 20, retryDelay: 50 }) })
+afterEach(() => rm(base, { recursive: true, maxRetries: 20, retryDelay: 50 }))
 
 /** The files below a directory, in which Wasmtime's own thread may be renaming some at this moment. */
 function files (directory) {

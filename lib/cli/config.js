@@ -68,14 +68,17 @@ function replaceVariables (document, environment, fail) {
   })
 }
 
+function read (path, what) {
+  try {
+    return readFileSync(path)
+  } catch (error) {
+    throw new UsageError(`${what} cannot be read from ${path}: ${error.code}`)
+  }
+}
+
 /** Reads a configuration: paths are absolute, and what is not said has its default. */
 function readConfig (file, environment = process.env) {
-  let text
-  try {
-    text = readFileSync(file, 'utf8')
-  } catch (error) {
-    throw new UsageError(`the configuration ${file} cannot be read: ${error.code}`)
-  }
+  const text = String(read(file, 'the configuration'))
   const lines = new LineCounter()
   const document = parseDocument(text, { lineCounter: lines, prettyErrors: false })
   const at = (node) => node?.range === undefined || node.range === null ? file : `${file}:${lines.linePos(node.range[0]).line}`
@@ -115,9 +118,9 @@ function complete ({ server, store = 'memory:', plugins, ...rest }, absolute) {
     server: {
       ...DEFAULT_SERVER,
       ...others,
-      tls: tls === undefined ? undefined : { cert: readFileSync(absolute(tls.cert)), key: readFileSync(absolute(tls.key)) }
+      tls: tls === undefined ? undefined : { cert: read(absolute(tls.cert), 'server.tls.cert'), key: read(absolute(tls.key), 'server.tls.key') }
     },
-    store: { url, options: ca === undefined ? storeOptions : { ...storeOptions, ca: readFileSync(absolute(ca)) } },
+    store: { url, options: ca === undefined ? storeOptions : { ...storeOptions, ca: read(absolute(ca), 'store.ca') } },
     plugins: Object.fromEntries(Object.entries(plugins).map(([name, { wasm, hash, wasi, allowedPaths, store, ...options }]) => [name, {
       ...options,
       source: asSource({ wasm, hash }, absolute),

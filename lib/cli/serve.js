@@ -100,13 +100,20 @@ async function serve (plugin, functionName, flags) {
   const { server, plugins } = configuration
   const app = await buildApp(configuration)
   const stopWatching = flags.watch ? watchFiles(app, plugins) : () => {}
-  closeWithGrace({ delay: server.shutdownTimeoutMs, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
+  const grace = closeWithGrace({ delay: server.shutdownTimeoutMs, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
     if (err) app.log.error(err)
     stopWatching()
     await app.close()
   })
   process.on('SIGHUP', () => reload(app, Object.keys(plugins)))
-  await app.listen({ port: server.port, host: server.host })
+  try {
+    await app.listen({ port: server.port, host: server.host })
+  } catch (error) {
+    grace.uninstall()
+    stopWatching()
+    await app.close()
+    throw error
+  }
 }
 
 module.exports = { serve }
