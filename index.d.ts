@@ -838,8 +838,9 @@ export default createPlugin
  * Fills the compile cache with what `createPlugin` of the same source and options would compile, off the
  * event loop, so that it takes milliseconds later, in another process too. Nothing of the plugin runs.
  *
- * Of the options, `useWasi`, `memory.maxPages` and `compileCache` decide what is compiled and where it
- * is kept; the others are checked and make no difference. Resolves at once where all is there already.
+ * Pass the options that the plugin will be opened with: `useWasi`, `wasi`, `enableWasiOutput`, `memory.maxPages`,
+ * `functions`, and whether there is `fuel`, are part of what is compiled, and `compileCache` says where it is kept.
+ * The others are checked and make no difference. Resolves at once where all is there already.
  *
  * Rejects as `createPlugin` does, with `INVALID_ARGUMENT` where `compileCache` is `false`, and with
  * `CACHE_UNAVAILABLE` where there is no cache otherwise: the default directory cannot be had, or

@@ -6,7 +6,7 @@ const { execFile } = require('node:child_process')
 const { mkdtempSync, readdirSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
-const { guest } = require('./support/guest.js')
+const { assemble, guest } = require('./support/guest.js')
 const { ROOT } = require('./support/processes.js')
 
 const SAY_HELLO = 'plugins/say-hello/say-hello.wasm'
@@ -97,6 +97,7 @@ describe('call', () => {
       [['call', SAY_HELLO, 'say_hello', '--config', 'x'], /key=value/],
       [['call', SAY_HELLO, 'say_hello', '--set-config', 'x'], /must be JSON/],
       [['cal'], /Did you mean call/],
+      [['compile'], /takes plugins, or --config/],
       [['serve'], /a plugin and a function, or --config/],
       [['serve', SAY_HELLO], /a function after the plugin/]
     ]) {
@@ -126,7 +127,6 @@ describe('inspect', () => {
 
   test('has it as JSON, with the host functions that nobody provides', async () => {
     const path = join(directory, 'needy.wasm')
-    const { assemble } = require('./support/guest.js')
     writeFileSync(path, await assemble(`(module
       (import "extism:host/user" "sendMail" (func (param i64) (result i64)))
       (import "env" "extism_http_request" (func (param i64 i64) (result i64)))
@@ -147,6 +147,13 @@ describe('inspect', () => {
     })
   })
 
+  test('does not hand to the terminal what a name could do to it', async () => {
+    const path = join(directory, 'escape.wasm')
+    writeFileSync(path, await assemble('(module (func (export "\\1b]0;owned\\07") (result i32) (i32.const 0)))'))
+    const { text } = await run(['inspect', path])
+    expect(text).toContain('\\u{1b}]0;owned\\u{7}')
+  })
+
   test('says what is no plugin', async () => {
     const { code, errors } = await run(['inspect', 'README.md'])
     expect(code).toBe(1)
@@ -161,6 +168,21 @@ describe('compile', () => {
     expect({ code, text }).toEqual({ code: 0, text: '' })
     expect(errors).toMatch(/^1 of 2: plugins\/say-hello\/say-hello.wasm compiled, or there already, in \d+ ms\n2 of 2: .* ms\n$/)
     expect(readdirSync(cache).length).toBeGreaterThan(0)
+  })
+
+  test('compiles the plugins of a configuration as serve opens them', async () => {
+    const cache = join(directory, 'cache')
+    const config = join(directory, 'extism-host.yaml')
+    writeFileSync(config, `plugins: { visits: { wasm: ${JSON.stringify(join(ROOT, VISITS))}, fuel: 1000000, store: { access: write } } }\n`)
+    const count = () => readdirSync(cache, { recursive: true }).filter((name) => !/\.(stats|toml)$/.test(name)).length
+    const { code, errors } = await run(['compile', '--config', config, '--cache-dir', cache])
+    expect({ code, errors }).toEqual({ code: 0, errors: expect.stringMatching(/^1 of 1: visits compiled, or there already, in \d+ ms\n$/) })
+    const compiled = count()
+    await run(['compile', '--config', config, '--cache-dir', cache])
+    expect(count()).toBe(compiled)
+    // Without the fuel it is something else.
+    await run(['compile', VISITS, '--cache-dir', cache])
+    expect(count()).toBeGreaterThan(compiled)
   })
 
   test('ends with 1 where a file cannot be compiled', async () => {

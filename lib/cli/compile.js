@@ -1,17 +1,26 @@
 'use strict'
 
 const { precompile } = require('../plugin.js')
+const { readConfig } = require('./config.js')
+const { UsageError } = require('./usage-error.js')
 
-async function compile (paths, { wasi, memoryMax, cacheDir }) {
-  for (const [place, path] of paths.entries()) {
+/** What is to be compiled: a name for people, a source and options, which are part of what is compiled. */
+function subjects (paths, { config, wasi, memoryMax }) {
+  if ((config === undefined) === (paths.length === 0)) throw new UsageError('compile takes plugins, or --config with a file')
+  if (config === undefined) {
+    return paths.map((path) => ({ name: path, source: path, options: { useWasi: wasi, memory: { maxPages: memoryMax } } }))
+  }
+  return Object.entries(readConfig(config).plugins).map(([name, { source, permissions, smoke, ...options }]) => ({ name, source, options }))
+}
+
+async function compile (paths, flags) {
+  const all = subjects(paths, flags)
+  const compileCache = flags.cacheDir === undefined ? undefined : { directory: flags.cacheDir }
+  for (const [place, { name, source, options }] of all.entries()) {
     const start = performance.now()
-    process.stderr.write(`${place + 1} of ${paths.length}: ${path} `)
+    process.stderr.write(`${place + 1} of ${all.length}: ${name} `)
     try {
-      await precompile(path, {
-        useWasi: wasi,
-        memory: { maxPages: memoryMax },
-        compileCache: cacheDir === undefined ? undefined : { directory: cacheDir }
-      })
+      await precompile(source, { ...options, compileCache })
     } catch (error) {
       process.stderr.write('cannot be compiled\n')
       throw error

@@ -65,7 +65,8 @@ function program () {
 
   program.command('compile')
     .description('Fills the compile cache, so that plugins start in milliseconds later.')
-    .argument('<plugins...>', '.wasm files')
+    .argument('[plugins...]', '.wasm files')
+    .option('-c, --config <file>', 'the plugins of a configuration, as serve will open them')
     .option('--wasi', 'as they will be opened')
     .option('--memory-max <pages>', 'as they will be opened', number)
     .option('--cache-dir <directory>', 'where the cache is, in place of the usual place')

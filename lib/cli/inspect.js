@@ -61,8 +61,11 @@ async function describe (path) {
   }
 }
 
+/** Names are the module's, and might do something to the terminal of who reads them. */
+const printable = (text) => text.replace(/\p{C}/gu, (character) => `\\u{${character.codePointAt(0).toString(16)}}`)
+
 function forPeople ({ functions, needs, hostFunctions, kernel, wasi }) {
-  const list = (names) => names.length === 0 ? 'none' : names.join(', ')
+  const list = (names) => names.length === 0 ? 'none' : printable(names.join(', '))
   const wants = [
     needs.wasi && 'WASI (useWasi)',
     needs.http && 'HTTP (allowedHosts)',
