@@ -8,7 +8,7 @@ const { Agent, request } = require('node:https')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
-const { assemble } = require('./support/guest.js')
+const { assemble, guest } = require('./support/guest.js')
 const { ROOT, runNode } = require('./support/processes.js')
 
 const TOKEN = 'a token that nobody can guess'
@@ -149,6 +149,17 @@ test('SIGTERM lets a request that is under way end', async () => {
   await until(async () => /extism_plugin_busy_instances\{plugin="word"\} 1/.test(await get(`${url}/metrics`)))
   child.kill('SIGTERM')
   expect((await answer).status).toBe(200)
+  expect(await ended).toEqual({ code: 0, signal: null })
+})
+
+test.each(['trap', 'divide_by_zero', 'recurse'])('a plugin that does what WebAssembly forbids ends its call only: %s', async (functionName) => {
+  writeFileSync(path('many.wasm'), await guest('many'))
+  const { url, child, ended } = await serve([path('many.wasm'), functionName, '--port', '0'])
+  for (let round = 0; round < 2; round++) {
+    const response = await fetch(url, { method: 'POST', body: 'x' })
+    expect([response.status, (await response.json()).code]).toEqual([500, 'TRAP'])
+  }
+  child.kill()
   expect(await ended).toEqual({ code: 0, signal: null })
 })
 

@@ -171,6 +171,25 @@ describe('node server.js', () => {
     rmSync(directory, { recursive: true, maxRetries: 10 })
   })
 
+  test.each(['trap', 'divide_by_zero', 'recurse'])('goes on when its plugin does what WebAssembly forbids: %s', async (functionName) => {
+    const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
+    const { join } = require('node:path')
+    const directory = mkdtempSync(join(require('node:os').tmpdir(), 'extism-host-'))
+    const wasm = join(directory, 'many.wasm')
+    writeFileSync(wasm, await guest('many'))
+    const { child, ended, url } = await startServer({ PLUGIN_WASM: wasm, PLUGIN_FUNCTION: functionName })
+    try {
+      for (let round = 0; round < 2; round++) {
+        const response = await fetch(url, { method: 'POST', body: 'x' })
+        expect([response.status, (await response.json()).code]).toEqual([500, 'TRAP'])
+      }
+    } finally {
+      child.kill()
+      rmSync(directory, { recursive: true, maxRetries: 10 })
+    }
+    expect(await ended).toEqual({ code: 0, signal: null })
+  })
+
   test('takes the plugin and the function from the environment', async () => {
     const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
     const { join } = require('node:path')
