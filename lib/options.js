@@ -30,6 +30,7 @@ const OPTION_KEYS = {
   allowHttpResponseHeaders: 'allowHttpResponseHeaders',
   isolation: 'isolation',
   fuel: 'fuel',
+  interruption: 'interruption',
   functions: 'functions',
   logger: 'logger',
   logLevel: 'logLevel',
@@ -54,6 +55,11 @@ function asBoolean (value, name) {
   if (value === undefined) return false
   if (typeof value !== 'boolean') throw invalidArgument(`${name} must be a boolean, not ${describe(value)}`)
   return value
+}
+
+function asInterruption (interruption) {
+  if (interruption === undefined || interruption === 'page' || interruption === 'epoch') return interruption
+  throw invalidArgument(`interruption must be 'page' or 'epoch', not ${describe(interruption)}`)
 }
 
 function asConfig (config = {}) {
@@ -224,6 +230,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
     extraCertificates: process.env.NODE_EXTRA_CA_CERTS || undefined,
     maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
     fuel: asInteger(merged.fuel, 'fuel', undefined, Number.MAX_SAFE_INTEGER),
+    interruption: asInterruption(merged.interruption),
     isIsolated: asIsolation(merged.isolation) === 'call',
     useWasi: asBoolean(merged.useWasi, 'useWasi'),
     ...asWasi(merged.wasi),

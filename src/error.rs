@@ -145,6 +145,8 @@ pub struct Error {
   pub code: Code,
   /// What went wrong, for people.
   pub message: String,
+  /// For a trap: the guest's functions that were running, the innermost first. Else empty.
+  pub backtrace: Vec<String>,
 }
 
 /// A result with this crate's [`Error`].
@@ -156,6 +158,7 @@ impl Error {
     Self {
       code,
       message: message.into(),
+      backtrace: Vec::new(),
     }
   }
 }

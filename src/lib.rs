@@ -2,12 +2,15 @@
 //!
 //! The cast, in the order in which a call meets them:
 //!
-//! * `binding`: the only room that knows Node-API. It turns JavaScript values into Rust's and
+//! * `binding`: the only module that knows Node-API. It turns JavaScript values into Rust's and
 //!   hands finished calls back to the event loop, many at a time.
-//! * [`plugin`]: what to load ([`plugin::Manifest`]), how modules are prepared, and the threads that
+//! * [`plugin`]: what to load ([`plugin::Manifest`]), how its modules become one, and the threads that
 //!   run instances behind one bounded queue ([`plugin::Plugin`]).
 //! * [`host`]: the host functions that guests can call, one file or folder each.
+//! * [`kernel`]: the memory that guest and host share, block by block.
 //! * [`store`]: where the host functions look things up.
+//!
+//! [`abi`] is the vocabulary of guests: types of functions, and names.
 //!
 //! Calls go one way, down this list; what comes back is a [`Result`] with an [`Error`] whose
 //! [`Code`] is part of the public API.
@@ -21,8 +24,10 @@
 // Its functions are called by Node alone; in a test nobody does.
 #[cfg(not(test))]
 mod binding;
+pub mod abi;
 mod error;
 pub mod host;
+pub mod kernel;
 pub mod plugin;
 pub mod store;
 mod watchdog;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// What has deadlines.
 pub trait Watched: Send + Sync {
   /// Does what is due at `now`, and says when the next deadline is. On the watchdog's thread.
-  fn look(&self, now: Instant) -> Option<Instant>;
+  fn poll_deadlines(&self, now: Instant) -> Option<Instant>;
 }
 
 struct Watchdog {
@@ -54,9 +54,9 @@ pub fn watch(watched: Weak<dyn Watched>) -> std::io::Result<()> {
 }
 
 /// Makes sure that the watchdog looks no later than at `deadline`.
-pub fn expect(deadline: Instant) {
+pub fn schedule(deadline: Instant) {
   if let Some(watchdog) = WATCHDOG.get() {
-    watchdog.expect(deadline);
+    watchdog.schedule(deadline);
   }
 }
 
@@ -65,7 +65,7 @@ impl Watchdog {
     self.watched.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  fn expect(&self, deadline: Instant) {
+  fn schedule(&self, deadline: Instant) {
     let nanoseconds = deadline.saturating_duration_since(self.epoch).as_nanos();
     let at = u64::try_from(nanoseconds).unwrap_or(NEVER);
     if at < self.next.fetch_min(at, Ordering::SeqCst) {
@@ -83,9 +83,9 @@ impl Watchdog {
       self.next.store(NEVER, Ordering::SeqCst);
       let watched: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
       let now = Instant::now();
-      let next = watched.iter().filter_map(|watched| watched.look(now)).min();
+      let next = watched.iter().filter_map(|watched| watched.poll_deadlines(now)).min();
       if let Some(next) = next {
-        self.expect(next);
+        self.schedule(next);
       }
     }
   }

@@ -20,12 +20,12 @@ use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, Status};
 use napi_derive::napi;
 
-use super::host_call::{Channel, Done, HostCall, HostCalls};
+use super::host_call::{BlockReply, Channel, HostCall, HostCalls, Step};
 use super::logger::Message;
 use super::plugin::Plugin;
 use super::silence_panics;
 use super::store::{Place, Reply};
-use crate::host::{Answer, Bytes, HostFunctionError, Step};
+use crate::host::{Answer, Bytes, HostFunctionError};
 use crate::plugin::{self, spin};
 use crate::{Code, Result};
 
@@ -298,14 +298,14 @@ impl Boundary {
   /// The length of the block that starts at the offset; 0 where none does.
   #[napi(catch_unwind)]
   pub fn length(&self, host_call: u32, offset: f64) -> f64 {
-    let done = self.ask(host_call, Step::Look(offset as u64));
+    let done = self.ask(host_call, Step::Inspect(offset as u64));
     done.map_or(-1.0, |done| done.length as f64)
   }
 
   /// A copy of the block that starts at the offset; empty where none does.
   #[napi(catch_unwind)]
   pub fn read(&self, host_call: u32, offset: f64) -> Option<Uint8Array> {
-    let done = self.ask(host_call, Step::Look(offset as u64))?;
+    let done = self.ask(host_call, Step::Inspect(offset as u64))?;
     Some(Uint8Array::new(
       done.bytes.map(|bytes| bytes.to_vec()).unwrap_or_default(),
     ))
@@ -377,7 +377,7 @@ impl Boundary {
 }
 
 /// What JavaScript is told of a block that it has asked for.
-fn offset_of(done: Option<Done>) -> f64 {
+fn offset_of(done: Option<BlockReply>) -> f64 {
   done.map_or(-1.0, |done| done.offset as f64)
 }
 
@@ -386,7 +386,7 @@ impl Boundary {
     self.near.host_calls.borrow().get(host_call)
   }
 
-  fn ask(&self, host_call: u32, step: Step) -> Option<Done> {
+  fn ask(&self, host_call: u32, step: Step) -> Option<BlockReply> {
     self.channel(host_call)?.ask(step)
   }
 

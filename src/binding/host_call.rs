@@ -10,15 +10,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use extism::Val;
+use wasmtime::Val;
 
 use super::boundary::{Event, Finished};
+use crate::abi::{FunctionType, ValueType};
 use crate::host::{
-  Block, Bytes, Conversation, HostFunction, HostFunctionError, Interruption, Invocation, Step,
-  UntypedFunction, Vars,
+  Answer, Bytes, HostFunction, HostFunctionError, Invocation, UntypedFunction, Vars,
 };
 use crate::plugin::spin;
-use crate::plugin::types::{FunctionType, ValueType};
 
 /// Bytes of blocks that go with a call, so that JavaScript need not ask for them.
 const MAX_SENT: usize = 64 << 10;
@@ -44,19 +43,43 @@ impl Functions {
       name,
       typed: Arc::new(move |function, vars| {
         let (vars, finished) = (Arc::clone(vars), Arc::clone(&finished));
-        let ty = function.clone();
-        HostFunction::conversing(to.clone(), called.clone(), function, move |invocation| {
+        let (ty, result) = (function.clone(), function.results.first().copied());
+        let body = move |invocation: &mut Invocation<'_>| {
           let channel = Arc::new(Channel::new(Arc::clone(&vars)));
           let call = HostCall::new(table, number, &ty, invocation, Arc::clone(&channel));
           finished.push(Event::HostCall(call));
-          Ok(Box::new(Waiting {
-            channel,
-            interruption: Arc::clone(invocation.interruption()),
-          }))
-        })
+          serve(&channel, invocation).map(|answer| typed(answer, result))
+        };
+        HostFunction::new(to.clone(), called.clone(), function.params, result, body)
       }),
     }
   }
+}
+
+/// Gives an answer the type of the function's result: JavaScript answers with the bits of a number.
+fn typed(answer: Answer, result: Option<ValueType>) -> Answer {
+  match (answer, result) {
+    (_, None) => Answer::Nothing,
+    (Answer::I64(bits), Some(ValueType::I32)) => Answer::I32(bits as i32),
+    (Answer::I64(bits), Some(ValueType::F32)) => Answer::F32(f32::from_bits(bits as u32)),
+    (Answer::I64(bits), Some(ValueType::F64)) => Answer::F64(f64::from_bits(bits as u64)),
+    (answer, Some(_)) => answer,
+  }
+}
+
+/// What JavaScript wants of the guest's thread.
+#[derive(Clone, Debug)]
+pub enum Step {
+  /// That the guest goes on with this. It is the last step.
+  Answer(Answer),
+  /// A block with these bytes.
+  Store(Bytes),
+  /// A block of this many bytes, all zero.
+  Allocate(u64),
+  /// To know the block that starts at this offset.
+  Inspect(u64),
+  /// That the call fails with this message when the guest has returned; with none, that it does not.
+  SetError(Bytes),
 }
 
 /// A call of a function in JavaScript.
@@ -160,16 +183,16 @@ enum State {
   /// JavaScript wants this done.
   Asked(Result<Step, HostFunctionError>),
   /// The guest's thread does it.
-  Working { wants_bytes: bool },
+  Working,
   /// It has.
-  Done(Done),
+  Done(BlockReply),
   /// The call has been answered, or has been interrupted.
   Over,
 }
 
-/// What came of something that JavaScript has asked for.
+/// A block that JavaScript has asked for.
 #[derive(Default)]
-pub struct Done {
+pub struct BlockReply {
   /// Where the block is; 0 for none.
   pub offset: u64,
   /// Its length.
@@ -247,7 +270,7 @@ impl Channel {
 
   /// Has the guest's thread make a step, and waits for it: microseconds. `None` where the call is over.
   /// JavaScript's thread.
-  pub fn ask(&self, step: Step) -> Option<Done> {
+  pub fn ask(&self, step: Step) -> Option<BlockReply> {
     if !self.answer(Ok(step)) {
       return None;
     }
@@ -272,80 +295,89 @@ impl Channel {
   }
 }
 
-/// The guest's side of a [`Channel`].
-struct Waiting {
-  channel: Arc<Channel>,
-  interruption: Arc<Interruption>,
-}
-
-impl Conversation for Waiting {
-  fn next(&mut self, block: Option<Block<'_>>) -> Result<Step, HostFunctionError> {
-    if let Some(block) = block {
-      let state = self.channel.lock();
-      let State::Working { wants_bytes } = *state else {
-        return Err(interrupted());
-      };
-      let (offset, length) = (block.offset(), block.length());
-      let bytes = if wants_bytes {
-        block.into_bytes()
-      } else {
-        None
-      };
-      let bytes = bytes.map(Bytes::from);
-      let done = Done {
-        offset,
-        length,
-        bytes,
-      };
-      self.channel.set(state, State::Done(done));
-    }
-    let channel = Arc::clone(&self.channel);
-    let _watch = self.interruption.watch(move || channel.end());
-    self.channel.wait(look_for_answer, |state| {
+/// Does what JavaScript wants, on the guest's thread, until it answers.
+fn serve(
+  channel: &Arc<Channel>,
+  invocation: &mut Invocation<'_>,
+) -> Result<Answer, HostFunctionError> {
+  let interruption = invocation.interruption();
+  let interrupted = Arc::clone(channel);
+  let _watch = interruption.watch(move || interrupted.end());
+  let _over = EndOnDrop(channel);
+  loop {
+    let step = channel.wait(spin_for_answer, |state| {
       match std::mem::replace(state, State::Over) {
         State::Asked(step) => {
           *state = match &step {
             Ok(Step::Answer(_)) | Err(_) => State::Over,
-            Ok(step) => State::Working {
-              wants_bytes: matches!(step, Step::Look(_)),
-            },
+            Ok(_) => State::Working,
           };
-          Some(step)
+          Some(Some(step))
         }
-        State::Over => Some(Err(interrupted())),
+        State::Over => Some(None),
         other => {
           *state = other;
           None
         }
       }
-    })
+    });
+    // Nobody is told of an interruption: whoever interrupts has told.
+    let step = step.unwrap_or_else(|| Err(HostFunctionError::new("the call was interrupted")))?;
+    let reply = match step {
+      Step::Answer(answer) => return Ok(answer),
+      Step::Store(bytes) => BlockReply {
+        offset: invocation.store(&bytes),
+        length: bytes.len() as u64,
+        bytes: None,
+      },
+      Step::Allocate(length) => BlockReply {
+        offset: invocation.alloc(length),
+        length,
+        bytes: None,
+      },
+      Step::Inspect(offset) => {
+        let bytes = invocation.block(offset).map(Bytes::from);
+        let length = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        BlockReply {
+          offset,
+          length,
+          bytes,
+        }
+      }
+      Step::SetError(message) => {
+        invocation.set_error(&message);
+        BlockReply::default()
+      }
+    };
+    let state = channel.lock();
+    if matches!(*state, State::Working) {
+      channel.set(state, State::Done(reply));
+    }
+  }
+}
+
+/// Ends a channel when the guest's thread no longer serves it.
+struct EndOnDrop<'a>(&'a Channel);
+
+impl Drop for EndOnDrop<'_> {
+  fn drop(&mut self) {
+    self.0.end();
   }
 }
 
 /// Looks for what JavaScript answers, where that has paid lately for this thread: functions that answer
 /// at once do so before a thread that sleeps would have been woken.
-fn look_for_answer(news: &spin::Flag) {
+fn spin_for_answer(news: &spin::Flag) {
   thread_local! {
-    static HABIT: Cell<spin::Habit> = const { Cell::new(spin::Habit::NEW) };
+    static BACKOFF: Cell<spin::SpinBackoff> = const { Cell::new(spin::SpinBackoff::NEW) };
   }
-  let mut habit = HABIT.get();
-  if habit.is_due()
+  let mut backoff = BACKOFF.get();
+  if backoff.is_due()
     && let Some(spinner) = spin::Spinner::new()
   {
-    habit.learn(spinner.look(|| news.is_set()));
+    backoff.learn(spinner.spin_wait(|| news.is_set()));
   }
-  HABIT.set(habit);
-}
-
-impl Drop for Waiting {
-  fn drop(&mut self) {
-    self.channel.end();
-  }
-}
-
-/// Nobody is told: who interrupts has told.
-fn interrupted() -> HostFunctionError {
-  HostFunctionError::new("the call has been interrupted")
+  BACKOFF.set(backoff);
 }
 
 /// The calls that JavaScript has been told of and has not answered, by their numbers.

@@ -22,7 +22,8 @@ use super::memory_store::MemoryStore;
 use super::store::Store as AnyStore;
 use crate::host::store::DEFAULT_MAX_VALUE;
 use crate::host::{Access, Environment, Permissions, http};
-use crate::plugin::spin::Habit;
+use crate::plugin::spin::SpinBackoff;
+use crate::plugin::interrupt::Interruptions;
 use crate::plugin::{self, CompileCache, Limits, Queued, Source};
 use crate::store::Store;
 use crate::{Code, Error};
@@ -64,6 +65,9 @@ pub struct PluginOptions {
   pub environment: HashMap<String, String>,
   /// Where their output goes: `process`, `logger`, or nowhere.
   pub output: Option<String>,
+  /// How a call that runs for too long is interrupted: `page` or `epoch`; the best way of the system
+  /// without it.
+  pub interruption: Option<String>,
   /// Where compiled modules are kept; nowhere without it.
   pub compile_cache: Option<CompileCacheOptions>,
   /// How many instances; at least 1.
@@ -264,6 +268,11 @@ impl From<PluginOptions> for plugin::Manifest {
         Some("logger") => plugin::OutputTo::Logger,
         _ => plugin::OutputTo::Nowhere,
       },
+      interruptions: match options.interruption.as_deref() {
+        Some("epoch") => Interruptions::Epoch,
+        Some("page") => Interruptions::Page,
+        _ => Interruptions::default(),
+      },
       compile_cache: options.compile_cache.into(),
     }
   }
@@ -401,7 +410,7 @@ impl Plugin {
   ) -> napi::Result<Function<'env, (Uint8Array, Array<'env>), u32>> {
     let plugin = Arc::clone(&self.plugin);
     let near = boundary.near();
-    let habit = Cell::new(Habit::default());
+    let habit = Cell::new(SpinBackoff::default());
     env.create_function_from_closure("call", move |context: FunctionCallContext<'_>| {
       let [number, export, length, timeout_ms, is_alone, may_take, _] = near.arguments();
       let mut call = call(number, export, near.input(length), timeout_ms);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Answer, Bytes, HostFunction, HostFunctionError};
-use crate::plugin::names::KERNEL;
-use crate::plugin::types::ValueType;
+use crate::abi::KERNEL;
+use crate::abi::ValueType;
 
 /// `config_get(key: i64) -> i64`: the offset of the value, 0 where there is none.
 pub fn config_get(config: BTreeMap<String, String>) -> HostFunction {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{Access, Answer, HostFunction};
 use crate::Code;
-use crate::plugin::names::USER;
-use crate::plugin::types::ValueType;
+use crate::abi::USER;
+use crate::abi::ValueType;
 
 /// `hostMemoryGet(key: i64) -> i64`, in `extism:host/user`. The offset of the value; 0 when the key
 /// has none, when the value is empty, and when what was passed is not the offset of UTF-8 text. Where

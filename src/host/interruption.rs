@@ -6,23 +6,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// caller has given it up, or the plugin is going away. There is one for each instance, which takes no
 /// further call after that.
 ///
-/// A host function that waits has it [`watch`](Self::watch)ed and returns when it strikes. One that
+/// A host function that waits has it [`watch`](Self::watch)ed and returns when it is canceled. One that
 /// does not costs its plugin a thread until it returns by itself.
 #[derive(Default)]
 pub struct Interruption(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-  has_struck: bool,
+  is_canceled: bool,
   /// A thread waits for one thing at a time.
   wake: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Interruption {
   /// Interrupts. Any thread.
-  pub fn strike(&self) {
+  pub fn cancel(&self) {
     let mut state = self.lock();
-    state.has_struck = true;
+    state.is_canceled = true;
     let wake = state.wake.take();
     drop(state);
     if let Some(wake) = wake {
@@ -30,17 +30,17 @@ impl Interruption {
     }
   }
 
-  /// Whether it has struck.
-  pub fn has_struck(&self) -> bool {
-    self.lock().has_struck
+  /// Whether it has been canceled.
+  pub fn is_canceled(&self) -> bool {
+    self.lock().is_canceled
   }
 
-  /// Calls `wake` when it strikes, on the thread that strikes, or at once where it has; not any more
+  /// Calls `wake` when it is canceled, on the thread that cancels, or at once where it has; not any more
   /// once what is returned has been dropped. `wake` should do no more than to wake who waits: the
   /// plugin may be locked.
   pub fn watch(&self, wake: impl Fn() + Send + Sync + 'static) -> Watch<'_> {
     let mut state = self.lock();
-    if state.has_struck {
+    if state.is_canceled {
       drop(state);
       wake();
     } else {

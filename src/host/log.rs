@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::{Answer, HostFunction, HostFunctionError};
-use crate::plugin::names::KERNEL;
-use crate::plugin::types::ValueType::{I32, I64};
+use crate::abi::KERNEL;
+use crate::abi::ValueType::{I32, I64};
 
 /// How much a message matters. The numbers are those of Extism's PDKs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,12 +1,10 @@
 //! Host functions: what guests may call.
 //!
-//! A host function sees numbers and blocks of bytes, and answers with a number or with bytes. It
-//! has no access to Extism: it cannot allocate, free or look up anything in the kernel's memory.
-//! What it reads are the blocks that the guard knew to be live when the guest called; what it
-//! answers with is copied into a block that the guard makes afterwards (see `plugin/driver.rs`).
+//! A host function sees numbers and blocks of bytes, and answers with a number or with bytes, which
+//! are copied into a new block of the guest's. It runs on the thread of the instance.
 
 pub mod config;
-pub mod conversation;
+pub mod guest;
 pub mod host_memory_get;
 pub mod http;
 pub mod interruption;
@@ -15,18 +13,21 @@ pub mod output;
 pub mod store;
 pub mod vars;
 
-use std::cell::RefCell;
+use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
-use extism::{CurrentPlugin, Val};
+use wasmtime::{AsContextMut, Caller, Val};
 
-use crate::plugin::Manifest;
-use crate::plugin::types::{FunctionType, ValueType};
+use crate::abi::{FunctionType, ValueType};
+use crate::kernel::{AllocError, Kernel};
 use crate::store::Store;
 use crate::{Code, Error};
 
-pub use conversation::{Block, Conversation, Step};
+pub use guest::{Guest, Stop};
 pub use interruption::Interruption;
 pub use log::Logger;
 pub use store::{Access, Permissions};
@@ -54,21 +55,32 @@ impl Environment {
   }
 }
 
+/// What the functions that come with every plugin need to know of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+  /// What guests read with `config_get`.
+  pub config: &'a BTreeMap<String, String>,
+  /// Which HTTP requests they may make.
+  pub http: &'a http::Options,
+  /// How long a call may take.
+  pub timeout: Option<Duration>,
+}
+
 /// The functions that come with every plugin. Each plugin has its own: variables and configuration are
 /// not shared between plugins.
 pub fn functions(
-  manifest: &Manifest,
+  settings: Settings<'_>,
   environment: &Environment,
   vars: &Arc<Vars>,
 ) -> crate::Result<Vec<HostFunction>> {
   let mut functions = vec![
     host_memory_get::host_memory_get(Arc::clone(&environment.store)),
-    config::config_get(manifest.config.clone()),
+    config::config_get(settings.config.clone()),
   ];
   functions.extend(store::functions(&environment.store));
   functions.extend(vars::functions(vars));
   functions.extend(log::functions(&environment.logger));
-  functions.extend(http::functions(&manifest.http, manifest.timeout)?);
+  functions.extend(http::functions(settings.http, settings.timeout)?);
   Ok(functions)
 }
 
@@ -130,18 +142,7 @@ impl From<Error> for HostFunctionError {
   }
 }
 
-type Answering = dyn Fn(&mut Invocation<'_>) -> Result<Answer, HostFunctionError> + Send + Sync;
-
-type Conversing =
-  dyn Fn(&mut Invocation<'_>) -> Result<Box<dyn Conversation>, HostFunctionError> + Send + Sync;
-
-#[derive(Clone)]
-enum Body {
-  /// Answers at once.
-  Answering(Arc<Answering>),
-  /// Needs blocks of the guest's memory before it answers.
-  Conversing(Arc<Conversing>),
-}
+type Body = dyn Fn(&mut Invocation<'_>) -> Result<Answer, HostFunctionError> + Send + Sync;
 
 /// A function that guests may import.
 #[derive(Clone)]
@@ -152,7 +153,7 @@ pub struct HostFunction {
   pub name: String,
   /// Its type, as guests see it.
   pub function: FunctionType,
-  body: Body,
+  body: Arc<Body>,
 }
 
 /// A function that guests may import with whatever type they like: who answers looks at it.
@@ -183,40 +184,60 @@ impl HostFunction {
       namespace: namespace.into(),
       name: name.into(),
       function: FunctionType::new(params, result),
-      body: Body::Answering(Arc::new(body)),
+      body: Arc::new(body),
     }
   }
 
-  /// As [`new`](Self::new), for one that allocates or reads other blocks than its arguments.
-  pub fn conversing(
-    namespace: impl Into<String>,
-    name: impl Into<String>,
-    function: FunctionType,
-    begin: impl Fn(&mut Invocation<'_>) -> Result<Box<dyn Conversation>, HostFunctionError>
-    + Send
-    + Sync
-    + 'static,
-  ) -> Self {
-    Self {
-      namespace: namespace.into(),
-      name: name.into(),
-      function,
-      body: Body::Conversing(Arc::new(begin)),
+  /// Calls it, as the runtime does: with the guest's arguments, and a place for its result if it has
+  /// one. What it fails with, and a panic in it, become the [`Stop`] of the run.
+  pub(crate) fn call(
+    &self,
+    caller: Caller<'_, Guest>,
+    params: &[Val],
+    results: &mut [Val],
+  ) -> Result<(), Stop> {
+    let mut invocation = Invocation { caller, params };
+    // Nothing that a panic may have left half done is used again: the run ends, and with it the
+    // instance. What the body shares with other threads must see to itself.
+    let called = catch_unwind(AssertUnwindSafe(|| (self.body)(&mut invocation)));
+    let answer = match called {
+      Ok(answer) => answer.map_err(Stop::HostFunction)?,
+      Err(panic) => return Err(Stop::Panicked(panic_message(panic.as_ref()))),
+    };
+    let value = match answer {
+      Answer::Nothing => None,
+      Answer::I32(value) => Some(Val::I32(value)),
+      Answer::I64(value) => Some(Val::I64(value)),
+      Answer::F32(value) => Some(Val::F32(value.to_bits())),
+      Answer::F64(value) => Some(Val::F64(value.to_bits())),
+      Answer::Bytes(bytes) => {
+        let mut store = invocation.caller.as_context_mut();
+        let offset = Kernel::store(&mut store, &bytes).map_err(|error| match error {
+          AllocError::OutOfMemory => Stop::OutOfMemory,
+        })?;
+        Some(Val::I64(offset as i64))
+      }
+    };
+    match (results, value, self.function.results.as_slice()) {
+      ([], None, []) => Ok(()),
+      ([place], Some(value), [result]) if result.is_of(&value) => {
+        *place = value;
+        Ok(())
+      }
+      _ => Err(Stop::HostFunction(HostFunctionError::new(format!(
+        "{} answered with something that its type does not allow",
+        self.name
+      )))),
     }
   }
+}
 
-  /// Whether it is called by conversation.
-  pub(crate) fn is_conversing(&self) -> bool {
-    matches!(self.body, Body::Conversing(_))
-  }
-
-  /// Calls it with what the gate has passed.
-  pub(crate) fn call(&self, call: &mut Invocation<'_>) -> Result<Called, HostFunctionError> {
-    match &self.body {
-      Body::Answering(body) => body(call).map(Called::Answer),
-      Body::Conversing(begin) => begin(call).map(Called::Conversation),
-    }
-  }
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+  panic
+    .downcast_ref::<&str>()
+    .map(|message| (*message).to_owned())
+    .or_else(|| panic.downcast_ref::<String>().cloned())
+    .unwrap_or_else(|| "panic".to_owned())
 }
 
 impl fmt::Debug for HostFunction {
@@ -229,74 +250,72 @@ impl fmt::Debug for HostFunction {
   }
 }
 
-/// What a host function does when it is called.
-pub(crate) enum Called {
-  Answer(Answer),
-  Conversation(Box<dyn Conversation>),
-}
-
 /// One call of a host function.
 pub struct Invocation<'a> {
-  pub(crate) function: &'a FunctionType,
-  pub(crate) plugin: &'a mut CurrentPlugin,
-  /// The arguments as the gate passes them: after each i64 the length of the block that starts
-  /// there.
-  pub(crate) values: &'a [Val],
-  pub(crate) call: Option<u64>,
-  pub(crate) interruption: &'a Arc<Interruption>,
-  pub(crate) last_response: &'a RefCell<http::LastResponse>,
+  caller: Caller<'a, Guest>,
+  params: &'a [Val],
 }
 
 impl Invocation<'_> {
   /// The number of the plugin's call that this is part of; `None` during the initialization of an
   /// instance.
   pub fn call(&self) -> Option<u64> {
-    self.call
+    self.caller.data().call
   }
 
   /// What a host function that waits has to watch.
-  pub fn interruption(&self) -> &Arc<Interruption> {
-    self.interruption
+  pub fn interruption(&self) -> Arc<Interruption> {
+    Arc::clone(&self.caller.data().interruption)
   }
 
-  /// Where an argument is among the values.
-  fn place(&self, argument: usize) -> usize {
-    self
-      .function
-      .params
-      .iter()
-      .take(argument)
-      .map(|param| match param {
-        ValueType::I64 => 2,
-        _ => 1,
-      })
-      .sum()
+  /// What the last HTTP request of the plugin's call brought.
+  pub(crate) fn last_response(&mut self) -> &mut http::LastResponse {
+    &mut self.caller.data_mut().last_response
   }
 
   /// An argument as the guest passed it.
   pub fn value(&self, argument: usize) -> Option<&Val> {
-    self.function.params.get(argument)?;
-    self.values.get(self.place(argument))
+    self.params.get(argument)
   }
 
   /// The bytes of the block whose offset the guest passed: none for offset 0, and `None` where no
   /// live block starts.
-  pub fn bytes(&mut self, argument: usize) -> Option<&[u8]> {
-    if self.function.params.get(argument) != Some(&ValueType::I64) {
-      return None;
+  pub fn bytes(&self, argument: usize) -> Option<&[u8]> {
+    match self.params.get(argument)?.i64()? {
+      0 => Some(&[]),
+      offset => self.block(offset as u64),
     }
-    let place = self.place(argument);
-    let offset = self.values.get(place)?.i64()? as u64;
-    if offset == 0 {
-      return Some(&[]);
-    }
-    let length = self.values.get(place + 1)?.i64()? as u64;
-    Block::from_gate(self.plugin, offset, length).into_bytes()
   }
 
   /// The text in the block whose offset the guest passed; `None` where there is no block or it is
   /// not UTF-8.
-  pub fn text(&mut self, argument: usize) -> Option<&str> {
+  pub fn text(&self, argument: usize) -> Option<&str> {
     std::str::from_utf8(self.bytes(argument)?).ok()
+  }
+
+  /// The bytes of the block that starts at the offset; `None` if no live block does.
+  pub fn block(&self, offset: u64) -> Option<&[u8]> {
+    Kernel::block(&self.caller, offset)
+  }
+
+  /// Makes a block of zeros and returns its offset; 0 where there is no room, or no length.
+  pub fn alloc(&mut self, length: u64) -> u64 {
+    Kernel::alloc(&mut self.caller.as_context_mut(), length).unwrap_or(0)
+  }
+
+  /// Makes a block with these bytes and returns its offset; 0 where there is no room, or no bytes.
+  pub fn store(&mut self, bytes: &[u8]) -> u64 {
+    Kernel::store(&mut self.caller.as_context_mut(), bytes).unwrap_or(0)
+  }
+
+  /// Makes these bytes the error of the plugin's call; none takes the error away. Whether there was
+  /// room.
+  pub fn set_error(&mut self, message: &[u8]) -> bool {
+    let mut store = self.caller.as_context_mut();
+    let offset = Kernel::store(&mut store, message);
+    if let Ok(offset) = offset {
+      Kernel::set_error(&mut store, offset);
+    }
+    offset.is_ok()
   }
 }

@@ -1,7 +1,12 @@
 //! Where a guest's standard output and error go.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use super::log::{Level, Logger};
 
@@ -33,6 +38,96 @@ pub struct Streams {
   output: Output,
   /// What has been written of the lines that have not ended.
   lines: [Vec<u8>; 2],
+}
+
+/// The streams of one instance, for it and for WASI. A poisoned lock is still sound: lines are only
+/// added to and cleared.
+#[derive(Clone, Default)]
+pub struct SharedStreams(Arc<Mutex<(Streams, Option<u64>)>>);
+
+impl SharedStreams {
+  /// Streams that go there.
+  pub fn new(output: Output) -> Self {
+    Self(Arc::new(Mutex::new((Streams::new(output), None))))
+  }
+
+  fn lock(&self) -> MutexGuard<'_, (Streams, Option<u64>)> {
+    self.0.lock().unwrap_or_else(PoisonError::into_inner)
+  }
+
+  /// What is written from now on belongs to that call.
+  pub fn begin(&self, call: Option<u64>) {
+    self.lock().1 = call;
+  }
+
+  /// Passes on what has been written of lines that have not ended: the call has.
+  pub fn end(&self) {
+    let (streams, call) = &mut *self.lock();
+    streams.end(*call);
+  }
+
+  /// One of the two streams, for WASI: 1 for output, 2 for errors.
+  pub fn stream(&self, descriptor: i32) -> Stream {
+    let streams = self.clone();
+    Stream {
+      streams,
+      descriptor,
+    }
+  }
+}
+
+/// Standard output or error of an instance.
+#[derive(Clone)]
+pub struct Stream {
+  streams: SharedStreams,
+  descriptor: i32,
+}
+
+/// How many bytes WASI passes at once.
+const PIECE: usize = 64 << 10;
+
+impl Stream {
+  fn write(&self, bytes: &[u8]) {
+    let (streams, call) = &mut *self.streams.lock();
+    streams.write(*call, self.descriptor, bytes);
+  }
+}
+
+impl IsTerminal for Stream {
+  fn is_terminal(&self) -> bool {
+    false
+  }
+}
+
+impl StdoutStream for Stream {
+  fn p2_stream(&self) -> Box<dyn OutputStream> {
+    Box::new(self.clone())
+  }
+
+  fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+    // Only preview 2 and 3 ask for it, and guests have preview 1.
+    Box::new(tokio::io::sink())
+  }
+}
+
+impl OutputStream for Stream {
+  fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+    Self::write(self, &bytes);
+    Ok(())
+  }
+
+  fn flush(&mut self) -> StreamResult<()> {
+    Ok(())
+  }
+
+  fn check_write(&mut self) -> StreamResult<usize> {
+    Ok(PIECE)
+  }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for Stream {
+  async fn ready(&mut self) {}
 }
 
 const LEVELS: [Level; 2] = [Level::Info, Level::Error];

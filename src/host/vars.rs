@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Answer, Bytes, HostFunction, HostFunctionError};
-use crate::plugin::names::KERNEL;
-use crate::plugin::types::ValueType::I64;
+use crate::abi::KERNEL;
+use crate::abi::ValueType::I64;
 
 /// What a variable costs beside its name and its value.
 const ENTRY: usize = size_of::<String>() + size_of::<Vec<u8>>();

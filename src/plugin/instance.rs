@@ -1,100 +1,170 @@
-//! An instance of a plugin, and the loop in which it serves jobs.
+//! A compiled plugin, and one instance of it: initialization and calls.
 //!
-//! An instance is run once, on one thread, and is used up when its run ends: whatever ended it, the
-//! guest's state is not to be trusted (or the driver would initialize it again). Another is made
-//! from the same [`Compiled`] in a millisecond.
-//!
-//! While it runs, the functions that the driver and the gate call find what belongs to the run by
-//! their thread. So they belong to no instance, and one that is stuck on its thread, abandoned,
-//! shares nothing with the one that has taken its place.
+//! An instance stays on one thread. What ends a run by anything but a return leaves the guest's state
+//! unknown, so the instance is dropped and another is made from the same [`Template`], in microseconds.
 
-use std::any::Any;
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
-use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
-use std::rc::Rc;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
-use extism::convert::MemoryHandle;
-use extism::{
-  CancelHandle, CompiledPlugin, CurrentPlugin, Error, Function, Manifest, Plugin, PluginBuilder,
-  UserData, Val, ValType, Wasm,
+use wasmtime::{
+  AsContextMut, Func, FuncType, InstancePre, Linker, Module, ModuleExport, Store, Trap,
+  TypedFunc, WasmBacktrace,
 };
+use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder};
 
-use super::driver::{
-  self, DONE, EXIT, INITIALIZED, NEXT, OUT_OF_MEMORY, OUTPUT, RESUME, STARTED, TAKE,
-};
-use super::names::{self, HOST, RUN};
-use super::prepare::Prepared;
-use crate::host::http::LastResponse;
-use crate::host::output::{Output, Streams};
-use crate::host::{
-  Answer, Block, Bytes, Called, Conversation, HostFunction, HostFunctionError, Interruption,
-  Invocation, Step,
-};
+use super::engine::Kind;
+use super::interrupt::Interrupt;
+use super::link::{self, Linked};
+use super::manifest::AllowedPath;
+use crate::abi::ValueType;
+use crate::host::guest::Limiter;
+use crate::host::output::{Output, SharedStreams};
+use crate::host::{Guest, HostFunctionError, Stop};
+use crate::kernel::{AllocError, HasKernel, Kernel};
+use crate::{Code, Error, Result};
 
 /// How many bytes of a guest's error message are kept: 64 KiB. A message is for people.
 const MAX_MESSAGE: usize = 64 << 10;
 
-/// The fuel for linking, which runs no code but that of the kernel and of our own modules.
-const LINKING_FUEL: u64 = 1_000_000;
+/// How many functions a backtrace names.
+const MAX_FRAMES: usize = 32;
 
-/// A call of a plugin.
-#[derive(Clone, Debug)]
-pub struct Job {
-  /// For host functions, to know whose call they are part of.
-  pub number: u64,
-  /// The export, by its number in [`Prepared::callable`].
-  pub export: u32,
-  /// What the guest reads as its input.
-  pub input: Vec<u8>,
+/// How large the memory of an input may be to be used again for the output.
+const MAX_SPARE: usize = 4096;
+
+/// How many descriptors an instance may have, its streams and directories included.
+const MAX_DESCRIPTORS: usize = 128;
+
+/// What instances of a plugin may use, and what they have of WASI.
+#[derive(Clone)]
+pub struct Settings {
+  /// The engine's kind.
+  pub kind: Kind,
+  /// Units of fuel that the initialization and each call have, if they are counted.
+  pub fuel: Option<u64>,
+  /// Pages by which memories may grow together.
+  pub growth_pages: u64,
+  /// Bytes that live blocks may have together.
+  pub live_bytes: u64,
+  /// Elements by which tables may grow together.
+  pub table_elements: u64,
+  /// Bytes that an output may have.
+  pub max_output: u64,
+  /// Where standard output and error go.
+  pub output: Output,
+  /// What WASI guests see as their arguments.
+  pub arguments: Vec<String>,
+  /// Their environment.
+  pub environment: Vec<(String, String)>,
+  /// Their directories.
+  pub allowed_paths: Vec<AllowedPath>,
 }
 
-/// Where an instance gets its jobs from, and gives their results to. All of it is called on the
-/// thread of the run.
-pub trait Jobs {
-  /// The run has begun; nothing of the guest has. From now on `interrupt` interrupts it, from any
-  /// thread, whatever it does at that moment. Earlier it would be lost: Extism ignores it before it
-  /// has set the run's deadline. So who wants to end a run before this is called breaks here, and the
-  /// run is over: [`Ending::Interrupted`].
-  fn started(&self, _interrupt: CancelHandle) -> ControlFlow<()> {
-    ControlFlow::Continue(())
+/// A compiled plugin, from which instances are made. Any number of threads may use it.
+pub struct Template {
+  pre: InstancePre<Guest>,
+  settings: Settings,
+  uses_wasi: bool,
+  callables: Vec<(ModuleExport, Option<ValueType>)>,
+  /// The number of `_start`, after which an instance has run.
+  start: Option<u32>,
+  initializers: Vec<ModuleExport>,
+}
+
+impl Template {
+  /// Connects a compiled module with the host functions that it imports.
+  pub fn new(module: &Module, linked: &Linked, settings: Settings) -> Result<Self> {
+    let mut linker = Linker::new(module.engine());
+    let internal = |error: wasmtime::Error| {
+      let message = format!("the plugin cannot be linked: {error:#}");
+      Error::new(Code::Internal, message)
+    };
+    define_kernel(&mut linker).map_err(internal)?;
+    for (number, function) in &linked.functions {
+      let ty = FuncType::new(
+        module.engine(),
+        function.function.params.iter().map(|ty| (*ty).into()),
+        function.function.results.iter().map(|ty| (*ty).into()),
+      );
+      let function = function.clone();
+      linker
+        .func_new(
+          link::names::FUNCTION,
+          &number.to_string(),
+          ty,
+          move |caller, params, results| {
+            let called = function.call(caller, params, results);
+            called.map_err(wasmtime::Error::new)
+          },
+        )
+        .map_err(internal)?;
+    }
+    if linked.uses_wasi {
+      wasmtime_wasi::p1::add_to_linker_sync(&mut linker, |guest: &mut Guest| {
+        // Instances of a plugin that uses WASI have one.
+        guest.wasi.get_or_insert_with(|| WasiCtxBuilder::new().build_p1())
+      })
+      .map_err(internal)?;
+    }
+    let export = |name: &str| {
+      module
+        .get_export_index(name)
+        .ok_or_else(|| Error::new(Code::Internal, format!("the linker left out {name}")))
+    };
+    let callables = linked.callables.iter();
+    Ok(Self {
+      callables: callables
+        .clone()
+        .map(|callable| Ok((export(&callable.export)?, callable.result)))
+        .collect::<Result<_>>()?,
+      start: (0..)
+        .zip(callables)
+        .find(|(_, callable)| callable.name == "_start")
+        .map(|(number, _)| number),
+      initializers: linked
+        .initializers
+        .iter()
+        .map(|initializer| export(&initializer.export))
+        .collect::<Result<_>>()?,
+      pre: linker.instantiate_pre(module).map_err(|error| {
+        let message = format!("the plugin cannot be linked: {error:#}");
+        Error::new(Code::InvalidWasm, message)
+      })?,
+      uses_wasi: linked.uses_wasi,
+      settings,
+    })
   }
-
-  /// The guest has been initialized. Until then, its initialization is what runs.
-  fn initialized(&self) {}
-
-  /// What host functions of the run are told by when somebody interrupts it.
-  fn interruption(&self) -> Arc<Interruption> {
-    Arc::default()
-  }
-
-  /// The next job, as soon as there is one; `None` to end the run.
-  fn next(&self) -> Option<Job>;
-
-  /// The job that [`Jobs::next`] returned last has ended. A job for which this is not called was
-  /// ended by what ended the run; see [`Ending`].
-  fn done(&self, finished: Finished);
 }
 
-/// How a job ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finished {
-  /// The output.
-  pub result: Result<Vec<u8>, CallError>,
-  /// How large the kernel's memory is now. It never shrinks.
-  pub kernel_bytes: u64,
+/// The functions of the kernel that the host has.
+fn define_kernel(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+  linker.func_wrap(
+    link::names::KERNEL,
+    "alloc",
+    |mut caller: wasmtime::Caller<'_, Guest>, length: i64| -> wasmtime::Result<i64> {
+      let mut store = caller.as_context_mut();
+      Kernel::alloc(&mut store, length as u64)
+        .map(|offset| offset as i64)
+        .map_err(|AllocError::OutOfMemory| wasmtime::Error::new(Stop::OutOfMemory))
+    },
+  )?;
+  linker.func_wrap(
+    link::names::KERNEL,
+    "free",
+    |mut caller: wasmtime::Caller<'_, Guest>, offset: i64| {
+      Kernel::free(&mut caller.as_context_mut(), offset as u64);
+    },
+  )?;
+  Ok(())
 }
 
-/// Why a job that the guest has ended has no output.
+/// Why a call that the guest has ended has no output.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
   /// The guest set an error message, or returned a code other than 0, or both.
   #[error("{}", message.clone().unwrap_or_else(|| format!("the plugin returned the code {code}")))]
   Failed {
-    /// What the export returned; 0 for one that returns nothing.
+    /// What the export returned; 0 for one that returns no i32.
     code: i32,
     /// The error that the guest set; one of more than 64 KiB is cut, and says so at its end.
     message: Option<String>,
@@ -109,435 +179,339 @@ pub enum CallError {
   },
 }
 
-/// What ended a run. Unless it is `Stopped` or `Spent`, it also ended the job in flight, if
-/// [`Jobs::done`] was not called for it, or the initialization.
-///
-/// This is known from records of our own. A guest cannot choose it by setting a message: its
-/// messages are in [`CallError::Failed`] only.
+/// How a call ended.
+#[derive(Debug)]
+pub enum Outcome {
+  /// The guest returned. The instance serves on.
+  Returned(Result<Vec<u8>, CallError>),
+  /// The guest returned, or exited, and the instance cannot serve another call.
+  Exited(Result<Vec<u8>, CallError>),
+  /// Something ended the run.
+  Ended(Ending),
+}
+
+/// What ended a run. It is known from types and from our own record; nothing that a guest says
+/// decides it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-  /// There were no more jobs.
-  Stopped,
-  /// `_start` has run, after which a module is over.
-  Spent,
-  /// The guest called `proc_exit` with this code. The job in flight was given to [`Jobs::done`]
-  /// first.
+  /// The guest called `proc_exit` with this code during its initialization.
   Exited(i32),
-  /// The guest did what WebAssembly, WASI or the guard does not allow.
-  Trapped(String),
+  /// The guest did what WebAssembly, WASI or the kernel does not allow.
+  Trapped {
+    /// What it did.
+    message: String,
+    /// The functions that were running, the innermost first.
+    backtrace: Vec<String>,
+  },
   /// The guest wanted more memory than its limit.
   OutOfMemory,
   /// The guest used up its fuel.
   OutOfFuel,
-  /// It was interrupted by its cancel handle, or [`Jobs::started`] broke it off.
+  /// It was interrupted.
   Interrupted,
   /// A host function failed.
   HostFunction(HostFunctionError),
-  /// A host function, or an implementation of [`Jobs`], panicked.
+  /// A host function panicked.
   Panicked(String),
 }
 
-/// How a plugin is compiled.
-#[derive(Clone, Default)]
-pub struct CompileOptions {
-  /// Whether guests may import WASI.
-  pub wasi: bool,
-  /// Directories that guests have then: each as Extism's manifest has it, and what the guest calls it.
-  pub allowed_paths: BTreeMap<String, PathBuf>,
-  /// Where their standard output and error go.
-  pub output: Output,
-  /// A configuration file of Wasmtime's cache; without it, nothing is cached.
-  pub cache: Option<PathBuf>,
-  /// How many units of fuel each job has, and the initialization; roughly, one unit is one
-  /// instruction. Unlimited without it.
-  pub fuel: Option<u64>,
-}
-
-/// Modules that are compiled, with their functions.
-///
-/// Instances made from one share an engine, and to interrupt one interrupts all: each slot of a
-/// plugin needs its own.
+/// A function that can be called.
 #[derive(Clone)]
-pub struct Compiled {
-  plugin: CompiledPlugin,
-  output: Output,
-  has_fuel: bool,
-  start: Option<u32>,
+enum Entry {
+  Plain(TypedFunc<(), ()>),
+  Coded(TypedFunc<(), i32>),
+  /// One with another result, which is dropped.
+  Other(Func, ValueType),
 }
 
-impl Compiled {
-  /// Compiles them.
-  pub fn new(prepared: &Prepared, options: &CompileOptions) -> Result<Self, Error> {
-    let manifest = Manifest::new(
-      prepared
-        .modules
-        .iter()
-        .map(|module| Wasm::data(module.bytes.clone()).with_name(module.name.clone())),
-    )
-    .with_memory_max(prepared.growth_pages)
-    .with_allowed_paths(options.allowed_paths.clone().into_iter());
-    let imported = prepared
-      .functions
-      .iter()
-      .map(|(number, function)| host_function(*number, function.clone()));
-    let builder = PluginBuilder::new(manifest)
-      .with_wasi(options.wasi)
-      .with_functions(loop_functions())
-      .with_functions(imported);
-    let builder = match &options.cache {
-      Some(path) => builder.with_cache_config(path),
-      None => builder.with_cache_disabled(),
-    };
-    let builder = match options.fuel {
-      Some(fuel) => builder
-        .with_fuel_limit(fuel)
-        .with_initialization_fuel_limit(LINKING_FUEL),
-      None => builder,
-    };
-    Ok(Self {
-      has_fuel: options.fuel.is_some(),
-      output: options.output.clone(),
-      plugin: builder.compile()?,
-      start: prepared.callable.get("_start").copied(),
-    })
-  }
-
-  /// Links the modules. No code of a guest runs.
-  pub fn instantiate(&self) -> Result<Instance, Error> {
-    Ok(Instance {
-      has_fuel: self.has_fuel,
-      output: self.output.clone(),
-      plugin: Plugin::new_from_compiled(&self.plugin)?,
-      start: self.start,
-    })
-  }
-}
-
-/// A plugin that can be run, once.
+/// One instance of a plugin.
 pub struct Instance {
-  plugin: Plugin,
-  output: Output,
-  has_fuel: bool,
-  start: Option<u32>,
+  template: Arc<Template>,
+  interrupt: Interrupt,
+  /// By number; looked up when they are first called.
+  entries: Vec<Option<Entry>>,
+  instance: wasmtime::Instance,
+  spare: Vec<u8>,
+  store: Store<Guest>,
+}
+
+impl Drop for Instance {
+  fn drop(&mut self) {
+    // Before the store, which is dropped after this.
+    self.interrupt.disarm();
+  }
 }
 
 impl Instance {
-  /// Initializes the guest and serves jobs, on this thread, until there are no more or something
-  /// ends it. Outputs longer than `output_limit` bytes are not copied.
-  pub fn run(mut self, jobs: Rc<dyn Jobs>, output_limit: u64) -> Ending {
-    let run = Rc::new(Run {
-      interruption: jobs.interruption(),
-      last_response: RefCell::default(),
-      jobs,
-      number: Cell::new(None),
-      streams: RefCell::new(Streams::new(self.output.clone())),
-      interrupt: self.plugin.cancel_handle(),
-      output_limit,
-      has_fuel: self.has_fuel,
-      is_initialized: Cell::new(false),
-      goes_on: Cell::new(false),
-      start: self.start,
-      export: Cell::new(None),
-      conversation: RefCell::new(None),
-      ready: RefCell::new(None),
-      spare: RefCell::default(),
-      ending: RefCell::new(None),
-    });
-    let _entered = Entered::new(Rc::clone(&run));
-    let ending = loop {
-      let result = self.plugin.call::<&[u8], ()>(RUN, &[]);
-      let ending = run.ending.take();
-      break match (ending, result) {
-        (Some(ending), _) => ending,
-        (None, Err(error)) => ending_of(&error),
-        (None, Ok(())) if run.goes_on.take() => continue,
-        (None, Ok(())) => Ending::Stopped,
-      };
+  /// Makes an instance. No code of the guest runs.
+  pub fn new(template: &Arc<Template>) -> Result<Self> {
+    let settings = &template.settings;
+    let failed = |error: wasmtime::Error| {
+      let message = format!("the plugin cannot be instantiated: {error:#}");
+      Error::new(Code::InvalidWasm, message)
     };
-    run.end_streams();
-    ending
-  }
-}
-
-/// What Extism's error says about the end of a run that none of our functions ended.
-///
-/// The texts are Extism's: it has no other way to say it. No guest can write them here, because
-/// none reaches the kernel's error message, and no host function either, because their errors are
-/// recorded.
-fn ending_of(error: &Error) -> Ending {
-  let cause = error.root_cause().to_string();
-  match cause.as_str() {
-    "timeout" => Ending::Interrupted,
-    "oom" => Ending::OutOfMemory,
-    "plugin ran out of fuel" => Ending::OutOfFuel,
-    _ => Ending::Trapped(cause),
-  }
-}
-
-/// What belongs to a run.
-struct Run {
-  jobs: Rc<dyn Jobs>,
-  /// Of the job that runs.
-  number: Cell<Option<u64>>,
-  /// Standard output and error.
-  streams: RefCell<Streams>,
-  interruption: Arc<Interruption>,
-  /// Of the HTTP requests of the job that runs.
-  last_response: RefCell<LastResponse>,
-  /// For [`Jobs::started`].
-  interrupt: CancelHandle,
-  output_limit: u64,
-  /// Extism fills up the fuel when it calls the driver. So with fuel, the driver returns after the
-  /// initialization and after each job, and is called again.
-  has_fuel: bool,
-  is_initialized: Cell<bool>,
-  /// Whether the driver has returned to be called again.
-  goes_on: Cell<bool>,
-  /// The number of `_start`.
-  start: Option<u32>,
-  /// The export that runs for a job.
-  export: Cell<Option<u32>>,
-  /// With the host function that the guest has called and that answers in steps.
-  conversation: RefCell<Option<Box<dyn Conversation>>>,
-  /// Bytes for the next `take`.
-  ready: RefCell<Option<Ready>>,
-  /// The memory of the last input, for the output.
-  spare: RefCell<Vec<u8>>,
-  /// What ended the run, where one of our functions did.
-  ending: RefCell<Option<Ending>>,
-}
-
-impl Run {
-  /// How large the memory of an input may be to be used again: what is larger is not worth keeping for
-  /// as long as an output lives.
-  const MAX_SPARE: usize = 4096;
-
-  /// Whether the driver stays for the next job. If it does not, it is called again.
-  fn stays(&self) -> bool {
-    self.goes_on.set(self.has_fuel);
-    !self.has_fuel
-  }
-
-  /// Passes on what the guest has written of lines that have not ended.
-  fn end_streams(&self) {
-    self.streams.borrow_mut().end(self.number.get());
-  }
-
-  /// Keeps the memory of an input for the output. So a short call allocates and frees memory on the
-  /// thread of its caller only.
-  fn keep(&self, input: Vec<u8>) {
-    if input.capacity() <= Self::MAX_SPARE {
-      self.spare.replace(input);
+    let streams = SharedStreams::new(settings.output.clone());
+    let limiter = Limiter::new(settings.growth_pages, settings.table_elements);
+    let mut guest = Guest::new(Kernel::new(settings.live_bytes), limiter, streams);
+    if template.uses_wasi {
+      guest.wasi = Some(wasi(settings, &guest.streams).map_err(failed)?);
     }
-  }
-}
-
-enum Ready {
-  Input(Vec<u8>),
-  Answer(Bytes),
-}
-
-impl AsRef<[u8]> for Ready {
-  fn as_ref(&self) -> &[u8] {
-    match self {
-      Self::Input(bytes) => bytes,
-      Self::Answer(bytes) => bytes,
+    let mut store = Store::new(template.pre.module().engine(), guest);
+    store.limiter(|guest| &mut guest.limiter);
+    if template.settings.fuel.is_some() {
+      // What instantiation runs is not the guest's.
+      store.set_fuel(u64::MAX).map_err(failed)?;
     }
-  }
-}
-
-thread_local! {
-    /// The run on this thread.
-    static RUN_HERE: RefCell<Option<Rc<Run>>> = const { RefCell::new(None) };
-}
-
-/// Makes a run the one on this thread, for as long as this lives.
-struct Entered {
-  /// A host function that runs a plugin on its own thread would have another here.
-  previous: Option<Rc<Run>>,
-}
-
-impl Entered {
-  fn new(run: Rc<Run>) -> Self {
-    Self {
-      previous: RUN_HERE.replace(Some(run)),
+    let interrupt = Interrupt::new(&mut store, settings.kind.interruptions);
+    let instance = template.pre.instantiate(&mut store).map_err(|error| {
+      match error.downcast_ref::<Trap>() {
+        // An active segment outside its memory or table.
+        Some(trap) => Error::new(Code::Trap, format!("the plugin trapped: {trap}")),
+        None => failed(error),
+      }
+    })?;
+    let memory = |store: &mut Store<Guest>, name: &str| {
+      let missing = || Error::new(Code::Internal, format!("the linker left out {name}"));
+      instance.get_memory(store, name).ok_or_else(missing)
+    };
+    let blocks = memory(&mut store, link::names::BLOCKS)?;
+    let table = memory(&mut store, link::names::TABLE)?;
+    store.data_mut().kernel_mut().attach(blocks, table);
+    if let Some(page) = instance.get_memory(&mut store, link::names::INTERRUPT) {
+      page.grow(&mut store, 1).map_err(failed)?;
+      if let Some(address) = NonNull::new(page.data_ptr(&store)) {
+        interrupt.arm_page(address);
+      }
     }
+    store.data_mut().limiter.start();
+    Ok(Self {
+      template: Arc::clone(template),
+      interrupt,
+      entries: vec![None; template.callables.len()],
+      instance,
+      spare: Vec::new(),
+      store,
+    })
   }
-}
 
-impl Drop for Entered {
-  fn drop(&mut self) {
-    RUN_HERE.set(self.previous.take());
+  /// What interrupts it.
+  pub fn interrupt(&self) -> &Interrupt {
+    &self.interrupt
   }
-}
 
-/// The functions of [`HOST`] that serve the loop.
-fn loop_functions() -> Vec<Function> {
-  use ValType::{I32, I64};
+  /// What its host functions watch.
+  pub fn interruption(&self) -> Arc<crate::host::Interruption> {
+    Arc::clone(&self.store.data().interruption)
+  }
 
-  let result = [I32, I64, I64, I64, I64, I64];
-  vec![
-    function(
-      STARTED.to_owned(),
-      [],
-      [I32],
-      |run, _, _, results| match run.jobs.started(run.interrupt.clone()) {
-        ControlFlow::Continue(()) => set(results, 0, Val::I32((!run.is_initialized.get()).into())),
-        ControlFlow::Break(()) => Err(Ending::Interrupted),
-      },
-    ),
-    function(INITIALIZED.to_owned(), [], [I32], |run, _, _, results| {
-      run.is_initialized.set(true);
-      run.jobs.initialized();
-      set(results, 0, Val::I32(run.stays().into()))
-    }),
-    function(NEXT.to_owned(), [], [I32, I64], |run, _, _, results| {
-      let (export, length) = match run.jobs.next() {
-        None => (-1, 0),
-        Some(job) => {
-          let length = job.input.len() as i64;
-          run.export.set(Some(job.export));
-          run.number.set(Some(job.number));
-          run.last_response.take();
-          match length {
-            0 => run.keep(job.input),
-            _ => drop(run.ready.replace(Some(Ready::Input(job.input)))),
-          }
-          // A number that no export has is a trap in the driver, as a table has it.
-          (i32::try_from(job.export).unwrap_or(i32::MAX), length)
-        }
+  /// Runs what initializes the guest. Once, before the first call.
+  pub fn initialize(&mut self) -> Result<(), Ending> {
+    let template = Arc::clone(&self.template);
+    for export in &template.initializers {
+      let function = self.instance.get_module_export(&mut self.store, export);
+      let Some(function) = function.and_then(wasmtime::Extern::into_func) else {
+        continue;
       };
-      set(results, 0, Val::I32(export))?;
-      set(results, 1, Val::I64(length))
-    }),
-    function(TAKE.to_owned(), [I64, I64], [], |run, plugin, values, _| {
-      let (offset, length) = (number(values, 0)?, number(values, 1)?);
-      let Some(ready) = run.ready.take() else {
-        return Err(internal("nothing is ready"));
+      let ty = function.ty(&self.store);
+      // Arguments are zeros and results are dropped: Haskell's `hs_init(0, 0)`.
+      let zeros = |types: Vec<wasmtime::ValType>| {
+        let zero = |ty| wasmtime::Val::default_for_ty(&ty).unwrap_or(wasmtime::Val::I32(0));
+        types.into_iter().map(zero).collect::<Vec<_>>()
       };
-      // SAFETY: only the driver and the gate import this function. They got the offset from
-      // the guard for a new block of this length, which is inside the kernel's memory, and
-      // nothing has run since that could have moved it.
-      let handle = unsafe { MemoryHandle::new(offset, length) };
-      let block = plugin
-        .memory_bytes_mut(handle)
-        .map_err(|error| internal(&error.to_string()))?;
-      let bytes = ready.as_ref();
-      if block.len() != bytes.len() {
-        return Err(internal("a block has another length than its bytes"));
-      }
-      block.copy_from_slice(bytes);
-      if let Ready::Input(input) = ready {
-        run.keep(input);
-      }
-      Ok(())
-    }),
-    function(
-      OUTPUT.to_owned(),
-      [I32, I64, I64],
-      [],
-      |run, plugin, values, _| {
-        let descriptor = values.first().and_then(Val::i32).unwrap_or_default();
-        let block = Block::from_gate(plugin, number(values, 1)?, number(values, 2)?);
-        if let Some(bytes) = block.into_bytes() {
-          let mut streams = run.streams.borrow_mut();
-          streams.write(run.number.get(), descriptor, bytes);
-        }
-        Ok(())
-      },
-    ),
-    function(
-      RESUME.to_owned(),
-      [I64, I64],
-      [I32, I64, I64],
-      |run, plugin, values, results| {
-        let block = Block::from_gate(plugin, number(values, 0)?, number(values, 1)?);
-        converse(run, Some(block), results)
-      },
-    ),
-    function(
-      DONE.to_owned(),
-      result.clone(),
-      [I32],
-      |run, plugin, values, results| {
-        let export = run.export.take();
-        let finished = finished(run, plugin, values)?;
-        run.end_streams();
-        run.jobs.done(finished);
-        let spent = export.is_some() && export == run.start;
-        if spent {
-          run.ending.replace(Some(Ending::Spent));
-        }
-        set(results, 0, Val::I32((!spent && run.stays()).into()))
-      },
-    ),
-    function(OUT_OF_MEMORY.to_owned(), [], [], |_, _, _, _| {
-      Err(Ending::OutOfMemory)
-    }),
-    function(EXIT.to_owned(), result, [], |run, plugin, values, _| {
-      if run.export.take().is_some() {
-        let finished = finished(run, plugin, values)?;
-        run.jobs.done(finished);
-      }
-      let code = values.first().and_then(Val::i32).unwrap_or(1);
-      Err(Ending::Exited(code))
-    }),
-  ]
-}
-
-/// Reads how a job ended from what the driver or the gate has passed.
-fn finished(run: &Run, plugin: &mut CurrentPlugin, values: &[Val]) -> Result<Finished, Ending> {
-  let code = values.first().and_then(Val::i32).unwrap_or(-1);
-  let output = (number(values, 1)?, number(values, 2)?);
-  let error = (number(values, 3)?, number(values, 4)?);
-  let kernel_bytes = number(values, 5)?;
-
-  let mut copy = |(offset, length): (u64, u64)| -> Result<Vec<u8>, Ending> {
-    if length == 0 {
-      return Ok(Vec::new());
+      let (params, mut results) = (zeros(ty.params().collect()), zeros(ty.results().collect()));
+      self.fill_fuel();
+      let ran = function.call(&mut self.store, &params, &mut results);
+      self.store.data().streams.end();
+      ran.map_err(|error| self.ending_of(&error))?;
     }
-    // SAFETY: only the driver and the gate import the functions that get here. They pass what
-    // the guard has as output and error, and each is (0, 0) or lies in a live block. The guest
-    // does not run meanwhile.
-    let handle = unsafe { MemoryHandle::new(offset, length) };
-    let bytes = plugin
-      .memory_bytes(handle)
-      .map_err(|error| internal(&error.to_string()))?;
-    let mut copy = run.spare.take();
+    // The guest may have called the host, and the host may have handed out blocks.
+    self.reset();
+    Ok(())
+  }
+
+  /// Calls the export of that number.
+  pub fn call(&mut self, number: u64, export: u32, input: Vec<u8>) -> Outcome {
+    let Some(entry) = self.entry(export) else {
+      let message = "there is no such function".to_owned();
+      return Outcome::Ended(trapped(message));
+    };
+    let guest = self.store.data_mut();
+    guest.call = Some(number);
+    guest.streams.begin(Some(number));
+    if let Err(AllocError::OutOfMemory) =
+      Kernel::set_input(&mut self.store.as_context_mut(), &input)
+    {
+      return Outcome::Ended(Ending::OutOfMemory);
+    }
+    if input.capacity() <= MAX_SPARE {
+      // So a short call allocates and frees memory on the thread of its caller only.
+      self.spare = input;
+    }
+    self.fill_fuel();
+    let ran = match &entry {
+      Entry::Plain(function) => function.call(&mut self.store, ()).map(|()| 0),
+      Entry::Coded(function) => function.call(&mut self.store, ()),
+      Entry::Other(function, ty) => function
+        .call(&mut self.store, &[], &mut [ty.zero()])
+        .map(|()| 0),
+    };
+    self.store.data().streams.end();
+    match ran {
+      Ok(code) => {
+        let result = self.result(code);
+        match self.template.start == Some(export) {
+          true => Outcome::Exited(result),
+          false => Outcome::Returned(result),
+        }
+      }
+      Err(error) => match self.ending_of(&error) {
+        Ending::Exited(code) => Outcome::Exited(self.result(code)),
+        ending => Outcome::Ended(ending),
+      },
+    }
+  }
+
+  /// Forgets everything of the last call but the guest's own state.
+  pub fn reset(&mut self) {
+    Kernel::reset(&mut self.store.as_context_mut());
+    let guest = self.store.data_mut();
+    guest.call = None;
+    guest.last_response = Default::default();
+  }
+
+  /// The bytes of the memory that blocks lie in, which never shrinks.
+  pub fn kernel_bytes(&self) -> u64 {
+    Kernel::bytes(&self.store)
+  }
+
+  fn fill_fuel(&mut self) {
+    if let Some(fuel) = self.template.settings.fuel {
+      // Fails only for an engine that does not count.
+      let _ = self.store.set_fuel(fuel);
+    }
+  }
+
+  fn entry(&mut self, export: u32) -> Option<Entry> {
+    let index = export as usize;
+    if let Some(entry) = self.entries.get(index)? {
+      return Some(entry.clone());
+    }
+    let (export, result) = self.template.callables.get(index)?;
+    let function = self
+      .instance
+      .get_module_export(&mut self.store, export)?
+      .into_func()?;
+    let entry = match result {
+      None => Entry::Plain(function.typed(&self.store).ok()?),
+      Some(ValueType::I32) => Entry::Coded(function.typed(&self.store).ok()?),
+      Some(result) => Entry::Other(function, *result),
+    };
+    *self.entries.get_mut(index)? = Some(entry.clone());
+    Some(entry)
+  }
+
+  /// What the guest has left as the result of a call that returned this code.
+  fn result(&mut self, code: i32) -> Result<Vec<u8>, CallError> {
+    let store = &self.store;
+    if let Some(error) = Kernel::error(store) {
+      let kept = error.get(..MAX_MESSAGE).unwrap_or(error);
+      return Err(CallError::Failed {
+        code,
+        message: Some(message(kept, error.len())),
+      });
+    }
+    if code != 0 {
+      return Err(CallError::Failed {
+        code,
+        message: None,
+      });
+    }
+    let output = Kernel::output(store).unwrap_or_default();
+    let (length, limit) = (output.len() as u64, self.template.settings.max_output);
+    if length > limit {
+      return Err(CallError::OutputTooLarge { length, limit });
+    }
+    let mut copy = std::mem::take(&mut self.spare);
     copy.clear();
-    copy.extend_from_slice(bytes);
+    copy.extend_from_slice(output);
     Ok(copy)
-  };
-  let result = if error.1 > 0 {
-    let kept = copy((error.0, error.1.min(MAX_MESSAGE as u64)))?;
-    Err(CallError::Failed {
-      code,
-      message: Some(message(&kept, error.1)),
-    })
-  } else if code != 0 {
-    Err(CallError::Failed {
-      code,
-      message: None,
-    })
-  } else if output.1 > run.output_limit {
-    Err(CallError::OutputTooLarge {
-      length: output.1,
-      limit: run.output_limit,
-    })
-  } else {
-    Ok(copy(output)?)
-  };
-  Ok(Finished {
-    result,
-    kernel_bytes,
-  })
+  }
+
+  fn ending_of(&self, error: &wasmtime::Error) -> Ending {
+    if let Some(I32Exit(code)) = error.downcast_ref() {
+      return Ending::Exited(*code);
+    }
+    match error.downcast_ref() {
+      Some(Stop::OutOfMemory) => return Ending::OutOfMemory,
+      Some(Stop::HostFunction(error)) => return Ending::HostFunction(error.clone()),
+      Some(Stop::Panicked(message)) => return Ending::Panicked(message.clone()),
+      Some(Stop::Interrupted) => return Ending::Interrupted,
+      None => {}
+    }
+    let trap = error.downcast_ref::<Trap>();
+    if self.interrupt.is_interrupted() && trap.is_some() {
+      return Ending::Interrupted;
+    }
+    match trap {
+      Some(Trap::OutOfFuel) => return Ending::OutOfFuel,
+      Some(Trap::AllocationTooLarge) => return Ending::OutOfMemory,
+      _ => {}
+    }
+    if error.is::<wasmtime::GcHeapOutOfMemory<()>>() {
+      return Ending::OutOfMemory;
+    }
+    let frames = error.downcast_ref::<WasmBacktrace>();
+    let frames = frames.map(WasmBacktrace::frames).unwrap_or_default();
+    let name = |frame: &wasmtime::FrameInfo| match frame.func_name() {
+      Some(name) => name.to_owned(),
+      None => format!("wasm-function[{}]", frame.func_index()),
+    };
+    Ending::Trapped {
+      message: error.root_cause().to_string(),
+      backtrace: frames.iter().take(MAX_FRAMES).map(name).collect(),
+    }
+  }
+}
+
+fn trapped(message: String) -> Ending {
+  Ending::Trapped {
+    message,
+    backtrace: Vec::new(),
+  }
+}
+
+/// What an instance has of WASI.
+fn wasi(
+  settings: &Settings,
+  streams: &SharedStreams,
+) -> wasmtime::Result<wasmtime_wasi::p1::WasiP1Ctx> {
+  let mut builder = WasiCtxBuilder::new();
+  builder
+    .allow_blocking_current_thread(true)
+    .stdout(streams.stream(1))
+    .stderr(streams.stream(2))
+    .args(&settings.arguments)
+    .envs(&settings.environment);
+  for path in &settings.allowed_paths {
+    let permissions = match path.is_read_only {
+      true => FsPerms::ReadOnly,
+      false => FsPerms::ReadWrite,
+    };
+    let guest = path.guest.to_string_lossy();
+    builder.preopened_dir(&path.host, guest, permissions)?;
+  }
+  let mut context = builder.build_p1();
+  wasmtime_wasi::WasiView::ctx(&mut context)
+    .table
+    .set_max_capacity(MAX_DESCRIPTORS);
+  Ok(context)
 }
 
 /// The text of an error message that has `length` bytes, of which these are the first.
-fn message(bytes: &[u8], length: u64) -> String {
+fn message(bytes: &[u8], length: usize) -> String {
   let mut text = String::from_utf8_lossy(bytes).into_owned();
-  // What is no UTF-8 is replaced by something longer.
-  if length <= MAX_MESSAGE as u64 && text.len() <= MAX_MESSAGE {
+  // What is not UTF-8 is replaced by something longer.
+  if length <= MAX_MESSAGE && text.len() <= MAX_MESSAGE {
     return text;
   }
   text.truncate(text.floor_char_boundary(MAX_MESSAGE));
@@ -547,165 +521,4 @@ fn message(bytes: &[u8], length: u64) -> String {
   }
   text.push_str(&format!("... (cut: the message has {length} bytes)"));
   text
-}
-
-/// A host function as the gate imports it.
-fn host_function(number: usize, host: HostFunction) -> Function {
-  let ty = driver::host_type(&host.function, host.is_conversing());
-  let answers_bytes = driver::answers_bytes(&host.function);
-  function(
-    names::function(number),
-    ty.params.into_iter().map(ValType::from),
-    ty.results.into_iter().map(ValType::from),
-    move |run, plugin, values, results| {
-      let called = host.call(&mut Invocation {
-        function: &host.function,
-        plugin,
-        values,
-        call: run.number.get(),
-        interruption: &run.interruption,
-        last_response: &run.last_response,
-      });
-      let answer = match called.map_err(Ending::HostFunction)? {
-        Called::Answer(answer) => answer,
-        Called::Conversation(conversation) => {
-          run.conversation.replace(Some(conversation));
-          return converse(run, None, results);
-        }
-      };
-      let value = match answer {
-        Answer::Nothing if results.is_empty() => return Ok(()),
-        Answer::Bytes(bytes) if answers_bytes => {
-          set(results, 1, Val::I64(prepare_to_take(run, bytes)))?;
-          Val::I64(0)
-        }
-        Answer::I64(value) if answers_bytes => {
-          set(results, 1, Val::I64(-1))?;
-          Val::I64(value)
-        }
-        Answer::I32(value) => Val::I32(value),
-        Answer::F32(value) => Val::F32(value.to_bits()),
-        Answer::F64(value) => Val::F64(value.to_bits()),
-        Answer::Nothing | Answer::Bytes(_) | Answer::I64(_) => {
-          return Err(wrong_answer(&host));
-        }
-      };
-      // Wasmtime panics where a result has another type than the function; so that it does
-      // not come to that:
-      match (host.function.results.as_slice(), &value) {
-        ([super::types::ValueType::I32], Val::I32(_))
-        | ([super::types::ValueType::I64], Val::I64(_))
-        | ([super::types::ValueType::F32], Val::F32(_))
-        | ([super::types::ValueType::F64], Val::F64(_)) => set(results, 0, value),
-        _ => Err(wrong_answer(&host)),
-      }
-    },
-  )
-}
-
-/// The next step of the conversation with a host function, as the gate knows it.
-fn converse(run: &Run, block: Option<Block<'_>>, results: &mut [Val]) -> Result<(), Ending> {
-  let Some(mut conversation) = run.conversation.take() else {
-    return Err(internal("there is no conversation"));
-  };
-  let (step, value, length) = match conversation.next(block).map_err(Ending::HostFunction)? {
-    Step::Answer(answer) => {
-      let (value, length) = match answer {
-        Answer::Nothing => (0, -1),
-        Answer::I32(value) => (i64::from(value), -1),
-        Answer::I64(value) => (value, -1),
-        Answer::F32(value) => (i64::from(value.to_bits()), -1),
-        Answer::F64(value) => (value.to_bits() as i64, -1),
-        Answer::Bytes(bytes) => (0, prepare_to_take(run, bytes)),
-      };
-      return set_step(results, driver::ANSWER, value, length);
-    }
-    Step::Store(bytes) => (driver::STORE, 0, prepare_to_take(run, bytes)),
-    Step::SetError(bytes) => (driver::SET_ERROR, 0, prepare_to_take(run, bytes)),
-    Step::Allocate(length) => (driver::ALLOCATE, 0, length as i64),
-    Step::Look(offset) => (driver::LOOK, offset as i64, 0),
-  };
-  run.conversation.replace(Some(conversation));
-  set_step(results, step, value, length)
-}
-
-fn prepare_to_take(run: &Run, bytes: Bytes) -> i64 {
-  let length = bytes.len() as i64;
-  if length > 0 {
-    run.ready.replace(Some(Ready::Answer(bytes)));
-  }
-  length
-}
-
-fn set_step(results: &mut [Val], step: i32, value: i64, length: i64) -> Result<(), Ending> {
-  set(results, 0, Val::I32(step))?;
-  set(results, 1, Val::I64(value))?;
-  set(results, 2, Val::I64(length))
-}
-
-fn wrong_answer(host: &HostFunction) -> Ending {
-  Ending::HostFunction(HostFunctionError::new(format!(
-    "{} answered with something that its type does not allow",
-    host.name
-  )))
-}
-
-/// A function of [`HOST`]. What it fails with, and a panic in it, become the ending of the run.
-fn function(
-  name: String,
-  params: impl IntoIterator<Item = ValType>,
-  results: impl IntoIterator<Item = ValType>,
-  body: impl Fn(&Run, &mut CurrentPlugin, &[Val], &mut [Val]) -> Result<(), Ending>
-  + Send
-  + Sync
-  + 'static,
-) -> Function {
-  Function::new(
-    name,
-    params,
-    results,
-    UserData::new(()),
-    move |plugin, values, results, _| {
-      let Some(run) = RUN_HERE.with_borrow(Clone::clone) else {
-        return Err(Error::msg("called outside of a run"));
-      };
-      // Nothing that a panic may have left half done is used again: the run ends, and with it
-      // the instance. What the body shares with other threads must see to itself.
-      let outcome = catch_unwind(AssertUnwindSafe(|| body(&run, plugin, values, results)))
-        .unwrap_or_else(|panic| Err(Ending::Panicked(panic_message(panic.as_ref()))));
-      outcome.map_err(|ending| {
-        run.ending.replace(Some(ending));
-        // Nobody reads this: the ending is recorded.
-        Error::msg("ended by the host")
-      })
-    },
-  )
-  .with_namespace(HOST)
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-  panic
-    .downcast_ref::<&str>()
-    .map(|message| (*message).to_owned())
-    .or_else(|| panic.downcast_ref::<String>().cloned())
-    .unwrap_or_else(|| "panic".to_owned())
-}
-
-fn internal(message: &str) -> Ending {
-  Ending::Trapped(format!("internal error: {message}"))
-}
-
-fn number(values: &[Val], place: usize) -> Result<u64, Ending> {
-  values
-    .get(place)
-    .and_then(Val::i64)
-    .map(|value| value as u64)
-    .ok_or_else(|| internal("an argument is missing"))
-}
-
-fn set(results: &mut [Val], place: usize, value: Val) -> Result<(), Ending> {
-  *results
-    .get_mut(place)
-    .ok_or_else(|| internal("a result is missing"))? = value;
-  Ok(())
 }

@@ -1,66 +1,162 @@
-//! Waiting until an interruption has struck.
+//! Interrupting one instance, from any thread, while others on the same engine go on.
 //!
-//! Extism interrupts by a message to a thread of its own, which then raises the epoch of an engine.
-//! An instance can end by itself while the message is on its way, and the epoch is raised under the
-//! next one, which has the same engine. So before that one is made, [`all_have_struck`] makes sure
-//! that no message is left.
+//! On Linux each instance has an *interrupt page*: the linker puts a load from it at the head of every
+//! loop and function (`link`). [`Interrupt::interrupt`] makes the page inaccessible, and the next load
+//! traps. The page's address is known only between [`Interrupt::arm_page`] and
+//! [`Interrupt::disarm`], which opens the page again; both and `interrupt` hold the same lock. So no
+//! page is ever closed that belongs to nobody, or to somebody else by now.
+//!
+//! Elsewhere, and with `interruption: 'epoch'`, an interruption sets a flag and raises the engine's
+//! epoch: every instance looks at its own flag then, and all but one go on.
 
-use std::cell::RefCell;
-use std::sync::{Mutex, PoisonError};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use extism::{
-  CancelHandle, CompiledPlugin, Function, Manifest, Plugin, PluginBuilder, UserData, Wasm,
-};
+use wasmtime::{Engine, Store, UpdateDeadline};
 
-/// Calls the host until it is interrupted.
-const PROBE: &str = r#"
-  (module
-    (import "extism:host/user" "wait" (func $wait))
-    (func (export "run") (loop $again (call $wait) (br $again))))
-"#;
+use crate::host::{Guest, Stop};
 
-thread_local! {
-  /// What interrupts the probe on this thread; `None` once that has been asked for.
-  static INTERRUPT: RefCell<Option<CancelHandle>> = const { RefCell::new(None) };
+/// How much of the interrupt memory is closed: the load reads its first byte.
+#[cfg(unix)]
+const CLOSED: usize = 4096;
+
+/// How instances are interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Interruptions {
+  /// By a page of memory that is made inaccessible.
+  Page,
+  /// By the engine's epoch.
+  Epoch,
 }
 
-/// Returns when all interruptions that were sent before have raised their epochs.
-///
-/// It runs a probe, with an engine that nobody else has, and has it interrupted. Messages are taken
-/// one after the other, so when the probe ends those before have been taken too.
-pub fn all_have_struck() -> Result<(), extism::Error> {
-  // One at a time: the probes share an engine, and another's interruption must not end this one.
-  static COMPILED: Mutex<Option<CompiledPlugin>> = Mutex::new(None);
-  let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-  let compiled = match &mut *compiled {
-    Some(compiled) => compiled,
-    none => none.insert(compile()?),
+impl Default for Interruptions {
+  fn default() -> Self {
+    match cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+      true => Self::Page,
+      false => Self::Epoch,
+    }
+  }
+}
+
+/// What interrupts one instance.
+#[derive(Clone)]
+pub struct Interrupt(Arc<Shared>);
+
+struct Shared {
+  is_interrupted: AtomicBool,
+  page: Mutex<Page>,
+  /// There if epochs interrupt.
+  engine: Option<Engine>,
+}
+
+#[derive(Default)]
+struct Page {
+  /// There while an instance has it.
+  address: Option<Address>,
+  is_closed: bool,
+}
+
+/// The address of an interrupt page.
+struct Address(NonNull<u8>);
+
+// SAFETY: it is only ever handed to `mprotect`, which any thread may call, under the lock of the `Page`
+// that it is in.
+unsafe impl Send for Address {}
+
+impl Interrupt {
+  /// For an instance of that engine. `store` is the instance's: nothing has run in it yet.
+  pub fn new(store: &mut Store<Guest>, interruptions: Interruptions) -> Self {
+    let engine = match interruptions {
+      Interruptions::Page => None,
+      Interruptions::Epoch => Some(store.engine().clone()),
+    };
+    let is_epoch = engine.is_some();
+    let interrupt = Self(Arc::new(Shared {
+      is_interrupted: AtomicBool::new(false),
+      page: Mutex::default(),
+      engine,
+    }));
+    if is_epoch {
+      let own = interrupt.clone();
+      store.set_epoch_deadline(1);
+      store.epoch_deadline_callback(move |_| match own.is_interrupted() {
+        true => Err(wasmtime::Error::new(Stop::Interrupted)),
+        // Interruptions of others raise the epoch too.
+        false => Ok(UpdateDeadline::Continue(1)),
+      });
+    }
+    interrupt
+  }
+
+  /// Whether it has been interrupted.
+  pub fn is_interrupted(&self) -> bool {
+    self.0.is_interrupted.load(Ordering::SeqCst)
+  }
+
+  /// Interrupts the instance: what it runs now, or would run next, traps. May be called again, which
+  /// [`needs_repeating`](Self::needs_repeating) tells the use of.
+  pub fn interrupt(&self) {
+    self.0.is_interrupted.store(true, Ordering::SeqCst);
+    if let Some(engine) = &self.0.engine {
+      engine.increment_epoch();
+      return;
+    }
+    let mut page = self.lock();
+    if !page.is_closed && let Some(address) = &page.address {
+      page.is_closed = protect(address, false);
+    }
+  }
+
+  /// Whether one interruption may be missed: an instance that is just looking at its flag, for
+  /// somebody else's sake, sets its next deadline after ours has passed. A second one reaches it.
+  pub fn needs_repeating(&self) -> bool {
+    self.0.engine.is_some()
+  }
+
+  fn lock(&self) -> MutexGuard<'_, Page> {
+    self.0.page.lock().unwrap_or_else(PoisonError::into_inner)
+  }
+
+  /// Says where the instance's interrupt page is. One that was interrupted before is so from now on.
+  pub fn arm_page(&self, address: NonNull<u8>) {
+    let mut page = self.lock();
+    let address = Address(address);
+    if self.is_interrupted() {
+      page.is_closed = protect(&address, false);
+    }
+    page.address = Some(address);
+  }
+
+  /// Before the memory is given back: opens the page, and forgets where it was.
+  pub fn disarm(&self) {
+    let mut page = self.lock();
+    if let Some(address) = page.address.take()
+      && page.is_closed
+    {
+      protect(&address, true);
+    }
+    page.is_closed = false;
+  }
+}
+
+/// Opens or closes a page; whether that could be done.
+#[cfg(unix)]
+fn protect(address: &Address, is_open: bool) -> bool {
+  use rustix::mm::{MprotectFlags, mprotect};
+
+  let flags = match is_open {
+    true => MprotectFlags::READ | MprotectFlags::WRITE,
+    false => MprotectFlags::empty(),
   };
-  let mut plugin = Plugin::new_from_compiled(compiled)?;
-  INTERRUPT.set(Some(plugin.cancel_handle()));
-  // It ends with an error: it has been interrupted.
-  let _ = plugin.call::<&[u8], ()>("run", &[]);
-  Ok(())
+  // SAFETY: the address is that of the interrupt memory of an instance that exists: `disarm` forgets it
+  // under the lock that we hold, before the memory is given back. Nobody reads or writes the page but
+  // the checks in the instance's own code, of which Wasmtime makes a trap; the host never touches it,
+  // and the memory cannot move or shrink, as its maximum is one page.
+  unsafe { mprotect(address.0.as_ptr().cast(), CLOSED, flags) }.is_ok()
 }
 
-fn compile() -> Result<CompiledPlugin, extism::Error> {
-  let wait = Function::new(
-    "wait",
-    [],
-    [],
-    UserData::<()>::default(),
-    |_, _, _, _| match INTERRUPT.take() {
-      Some(interrupt) => interrupt.cancel(),
-      None => {
-        std::thread::yield_now();
-        Ok(())
-      }
-    },
-  );
-  let manifest = Manifest::new([Wasm::data(PROBE)]);
-  PluginBuilder::new(manifest)
-    .with_wasi(false)
-    .with_functions([wait])
-    .with_cache_disabled()
-    .compile()
+#[cfg(not(unix))]
+fn protect(_: &Address, _: bool) -> bool {
+  false
 }

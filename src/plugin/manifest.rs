@@ -7,7 +7,8 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::compile_cache::CompileCache;
-use super::names::MAIN;
+use super::interrupt::Interruptions;
+use crate::abi::MAIN;
 use crate::host::http;
 use crate::{Code, Error, Result};
 
@@ -35,7 +36,7 @@ pub struct Manifest {
   /// How many bytes an output may have; [`DEFAULT_MAX_OUTPUT`] without it.
   pub max_output: Option<u64>,
   /// How much fuel a call has, and the initialization of an instance: about one unit for each
-  /// instruction. Unlimited without it. With it a call costs several microseconds more.
+  /// instruction. Unlimited without it. It slows guests down.
   pub fuel: Option<u64>,
   /// How many bytes the values of the plugin's variables may have; 1 MiB without it.
   pub max_vars: Option<usize>,
@@ -51,6 +52,8 @@ pub struct Manifest {
   pub environment: BTreeMap<String, String>,
   /// Where their standard output and error go.
   pub output: OutputTo,
+  /// How a call that runs for too long is interrupted.
+  pub interruptions: Interruptions,
   /// Where compiled modules are kept; in the user's cache directory unless it says otherwise.
   pub compile_cache: CompileCache,
 }
@@ -157,7 +160,6 @@ impl Wasm {
         ));
       }
     }
-    // Extism would take anything else for a manifest, which can name this process's memory.
     if !bytes.starts_with(b"\0asm") {
       let what = match bytes.is_empty() {
         true => "is empty",

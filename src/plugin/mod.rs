@@ -1,23 +1,21 @@
 //! Plugins: what to load, the instances, and the threads that run them.
 
 mod compile_cache;
-pub mod driver;
+mod engine;
 pub mod instance;
-mod interrupt;
+pub mod interrupt;
+pub mod link;
 mod manifest;
-pub mod names;
-pub mod prepare;
 pub mod spin;
 pub mod stats;
-pub mod types;
-pub mod wasi;
 mod workers;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use wasmtime::{Engine, Module};
 
 pub use compile_cache::CompileCache;
 pub use manifest::{
@@ -30,11 +28,13 @@ pub use stats::Stats;
 
 use crate::host::output::Output;
 use crate::host::store::{StoreCounters, StoreStats};
-use crate::host::{Environment, HostFunction, Vars, vars};
-use crate::{Code, Error, Result, host};
-use instance::{CompileOptions, Compiled};
-use prepare::{ExportDescription, ImportDescription, PrepareError, Prepared};
-use wasi::Program;
+use crate::host::{self, Environment, Vars, vars};
+use crate::{Code, Error, Result, kernel};
+use compile_cache::{Artefact, ArtefactDirectory, Key};
+use engine::Kind;
+use instance::{Settings, Template};
+use interrupt::Interruptions;
+use link::{ExportDescription, ImportDescription, LinkError, Linked};
 use workers::Workers;
 
 /// How long an initialization may run where calls have no limit.
@@ -71,14 +71,14 @@ pub struct Plugin {
 
 /// What the main module exports and imports.
 struct Interface {
-  /// The functions that can be called, by name, with the numbers that the driver has for them.
+  /// The functions that can be called, by name, with their numbers.
   functions: BTreeMap<String, u32>,
   exports: Vec<ExportDescription>,
   imports: Vec<ImportDescription>,
 }
 
 impl Plugin {
-  /// Reads, checks, prepares and compiles the modules, and starts the first instance, or all. Blocks
+  /// Reads, checks, links and compiles the modules, and starts the first instance, or all. Blocks
   /// for as long as that takes: milliseconds with a warm compile cache, seconds without one.
   ///
   /// `results` gets what comes of each call.
@@ -88,34 +88,42 @@ impl Plugin {
     environment: &Environment,
     results: Arc<dyn Results>,
   ) -> Result<Self> {
-    let cache = manifest.compile_cache.configuration()?;
+    let cache = manifest.compile_cache.open()?;
     let vars = Arc::new(Vars::new(manifest.max_vars.unwrap_or(vars::DEFAULT_LIMIT)));
-    let (interface, compile) = compiler(manifest, environment, &vars, cache)?;
+    let (linked, module) = link_and_compile(manifest, environment, &vars, cache.as_ref())?;
+    let settings = settings(manifest, environment, &linked)?;
+    let template = Template::new(&module, &linked, settings)?;
     let limits = workers::Limits {
       instances: limits.instances,
       is_eager: limits.is_eager,
       max_queue: limits.max_queue,
       timeout: manifest.timeout,
       initialization_timeout: manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT),
-      max_output: manifest.max_output.unwrap_or(DEFAULT_MAX_OUTPUT),
       max_idle_memory: MAX_IDLE_MEMORY,
       is_isolated: limits.is_isolated,
+    };
+    let functions = (0..).zip(linked.callables);
+    let interface = Interface {
+      functions: functions
+        .map(|(number, callable)| (callable.name, number))
+        .collect(),
+      exports: linked.exports,
+      imports: linked.imports,
     };
     Ok(Self {
       interface,
       vars,
       store_counters: Arc::clone(environment.store.counters()),
-      workers: Workers::start(limits, results, compile)?,
+      workers: Workers::start(limits, results, Arc::new(template))?,
     })
   }
 
   /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. Nothing
   /// of the plugin is run. Fails where there is no cache.
   pub fn precompile(manifest: &Manifest, environment: &Environment) -> Result<()> {
-    let cache = manifest.compile_cache.configuration_to_fill()?;
-    // What the variables have makes no difference to what is compiled.
-    let (_, compile) = compiler(manifest, environment, &Arc::default(), Some(cache))?;
-    compile().map(drop)
+    let cache = manifest.compile_cache.open_to_fill()?;
+    // The values of variables make no difference to what is compiled.
+    link_and_compile(manifest, environment, &Arc::default(), Some(&cache)).map(drop)
   }
 
   /// The functions of the main module that can be called, with the numbers of their exports.
@@ -189,118 +197,117 @@ impl Plugin {
   }
 }
 
-/// Reads, checks and prepares the modules. Gives what the main one exports and imports, and what compiles
-/// the modules, for an engine of their own each time.
-fn compiler(
+/// The engine's kind for a manifest.
+fn kind(manifest: &Manifest) -> Kind {
+  Kind {
+    interruptions: manifest.interruptions,
+    has_fuel: manifest.fuel.is_some(),
+  }
+}
+
+/// Reads and checks the modules, makes one of them, and compiles that, unless the cache has it.
+fn link_and_compile(
   manifest: &Manifest,
   environment: &Environment,
   vars: &Arc<Vars>,
-  cache: Option<PathBuf>,
-) -> Result<(
-  Interface,
-  impl Fn() -> Result<Compiled> + Send + Sync + use<>,
-)> {
+  cache: Option<&ArtefactDirectory>,
+) -> Result<(Linked, Module)> {
   let modules = manifest.load()?;
-  let functions = host::functions(manifest, environment, vars)?;
-  let prepared = prepare(&modules, manifest, &functions, environment, vars)?;
-  drop(modules);
-  let interface = Interface {
-    functions: prepared.callable.clone(),
-    exports: prepared.exports.clone(),
-    imports: prepared.imports.clone(),
+  let settings = host::Settings {
+    config: &manifest.config,
+    http: &manifest.http,
+    timeout: manifest.timeout,
   };
-  let options = CompileOptions {
+  let functions = host::functions(settings, environment, vars)?;
+  let kind = kind(manifest);
+  let kernel = kernel::module().map_err(|message| Error::new(Code::Internal, message))?;
+  let options = link::Options {
     wasi: manifest.use_wasi,
-    allowed_paths: allowed_paths(&manifest.allowed_paths)?,
+    checks: kind.interruptions == Interruptions::Page,
+    kernel,
+    limits: link::Limits {
+      memory_pages: u64::from(manifest.max_pages.unwrap_or(0).max(DEFAULT_MAX_PAGES)),
+      ..link::Limits::default()
+    },
+    functions: &functions,
+    untyped: &environment.functions,
+    vars,
+  };
+  let linked = link::link(&modules, &options).map_err(link_error)?;
+  drop(modules);
+  let engine = engine::engine(kind)?;
+  let module = compile(&engine, &linked.bytes, cache)?;
+  Ok((linked, module))
+}
+
+fn compile(engine: &Engine, bytes: &[u8], cache: Option<&ArtefactDirectory>) -> Result<Module> {
+  let failed = |error: wasmtime::Error| {
+    Error::new(
+      Code::InvalidWasm,
+      format!("the plugin cannot be compiled: {error:#}"),
+    )
+  };
+  let Some(cache) = cache else {
+    return Module::new(engine, bytes).map_err(failed);
+  };
+  let key = Key::new(&[b"module", bytes, &compatibility(engine)]);
+  if let Some(module) = cache.load(&key, engine) {
+    return Ok(module);
+  }
+  let artefact = Artefact::compile(engine, bytes).map_err(failed)?;
+  // A cache that cannot be written to is one that is not used.
+  let _ = cache.store(&key, &artefact);
+  match cache.load(&key, engine) {
+    Some(module) => Ok(module),
+    None => artefact.to_module(engine).map_err(failed),
+  }
+}
+
+/// What tells artefacts of this engine from those of another configuration or version of Wasmtime.
+fn compatibility(engine: &Engine) -> [u8; 8] {
+  use std::hash::{DefaultHasher, Hash, Hasher};
+
+  let mut hasher = DefaultHasher::new();
+  engine.precompile_compatibility_hash().hash(&mut hasher);
+  hasher.finish().to_le_bytes()
+}
+
+fn settings(manifest: &Manifest, environment: &Environment, linked: &Linked) -> Result<Settings> {
+  let growth_pages = match manifest.max_pages {
+    // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
+    // compiler has chosen, and many begin with a megabyte.
+    Some(pages) => u64::from(pages),
+    None => u64::from(DEFAULT_MAX_PAGES).saturating_sub(linked.initial_pages),
+  };
+  Ok(Settings {
+    kind: kind(manifest),
+    fuel: manifest.fuel,
+    growth_pages,
+    live_bytes: manifest
+      .max_pages
+      .map_or(u64::MAX / 2, |pages| u64::from(pages) * host::guest::PAGE),
+    table_elements: link::Limits::default().table_elements,
+    max_output: manifest.max_output.unwrap_or(DEFAULT_MAX_OUTPUT),
     output: match manifest.output {
       OutputTo::Nowhere => Output::Off,
       OutputTo::Process => Output::Inherited,
       OutputTo::Logger => Output::Logged(Arc::clone(&environment.logger)),
     },
-    cache,
-    fuel: manifest.fuel,
-  };
-  let compile = move || {
-    Compiled::new(&prepared, &options).map_err(|error| {
-      Error::new(
-        Code::InvalidWasm,
-        format!("the plugin cannot be compiled: {error:#}"),
-      )
-    })
-  };
-  Ok((interface, compile))
-}
-
-/// Directories as Extism's manifest has them: by the path on this machine, with `ro:` before it where they
-/// may only be read. What is there twice has another name for the same directory.
-fn allowed_paths(paths: &[AllowedPath]) -> Result<BTreeMap<String, PathBuf>> {
-  let mut allowed = BTreeMap::new();
-  for AllowedPath {
-    host,
-    guest,
-    is_read_only,
-  } in paths
-  {
-    let text = host.to_str().ok_or_else(|| {
-      let message = format!("the path \"{}\" is not UTF-8", host.display());
-      Error::new(Code::InvalidArgument, message)
-    })?;
-    // Always absolute, or a directory that is named `ro:…` would be another.
-    let path = std::path::absolute(text).map_err(|error| {
-      Error::new(
-        Code::InvalidArgument,
-        format!("\"{text}\" is no path: {error}"),
-      )
-    })?;
-    let read_only = if *is_read_only { "ro:" } else { "" };
-    let mut key = format!("{read_only}{}", path.display());
-    while allowed.contains_key(&key) {
-      key.push_str("/.");
-    }
-    allowed.insert(key, guest.clone());
-  }
-  Ok(allowed)
-}
-
-fn prepare(
-  modules: &[LoadedModule],
-  manifest: &Manifest,
-  functions: &[HostFunction],
-  environment: &Environment,
-  vars: &Arc<Vars>,
-) -> Result<Prepared> {
-  // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
-  // compiler has chosen, and many begin with a megabyte. What is ours comes on top.
-  let max_pages = manifest.max_pages.unwrap_or(0).max(DEFAULT_MAX_PAGES);
-  let program = Program {
     arguments: manifest.arguments.clone(),
     environment: manifest.environment.clone().into_iter().collect(),
-    has_output: manifest.output != OutputTo::Nowhere,
-  };
-  let options = prepare::Options {
-    wasi: manifest.use_wasi,
-    program: &program,
-    limits: prepare::Limits {
-      memory_pages: u64::from(max_pages) + prepare::OWN_PAGES,
-      growth_pages: manifest.max_pages,
-      ..prepare::Limits::default()
-    },
-    functions,
-    untyped: &environment.functions,
-    vars,
-  };
-  prepare::prepare(modules, &options).map_err(|error| {
-    let code = match &error {
-      PrepareError::MissingImport { .. } => Code::MissingImport,
-      PrepareError::CircularLinking { .. } => Code::CircularLinking,
-      PrepareError::ReservedName { .. } => Code::ReservedName,
-      PrepareError::TooMuchMemory { .. }
-      | PrepareError::TooManyTableElements { .. }
-      | PrepareError::LimitTooLow { .. } => Code::OutOfMemory,
-      PrepareError::NoMainModule | PrepareError::DuplicateModule { .. } => Code::InvalidArgument,
-      PrepareError::Internal(_) => Code::Internal,
-      _ => Code::InvalidWasm,
-    };
-    Error::new(code, error.to_string())
+    allowed_paths: manifest.allowed_paths.clone(),
   })
+}
+
+fn link_error(error: LinkError) -> Error {
+  let code = match &error {
+    LinkError::MissingImport { .. } => Code::MissingImport,
+    LinkError::CircularLinking { .. } => Code::CircularLinking,
+    LinkError::ReservedName { .. } => Code::ReservedName,
+    LinkError::TooMuchMemory { .. } | LinkError::TooManyTableElements { .. } => Code::OutOfMemory,
+    LinkError::NoMainModule | LinkError::DuplicateModule { .. } => Code::InvalidArgument,
+    LinkError::Internal(_) => Code::Internal,
+    _ => Code::InvalidWasm,
+  };
+  Error::new(code, error.to_string())
 }

@@ -60,16 +60,16 @@ pub fn until(limit: Duration, is_due: impl Fn() -> bool) -> bool {
 /// What tells whether spinning has paid lately: each time that it has not, it is left out for twice
 /// as many times as before.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Habit {
+pub struct SpinBackoff {
   failures: u32,
-  left_out: u32,
+  skips_left: u32,
 }
 
-impl Habit {
+impl SpinBackoff {
   /// Spins the first time.
   pub const NEW: Self = Self {
     failures: 0,
-    left_out: 0,
+    skips_left: 0,
   };
 
   /// At most 63 times in a row it is left out: where it never pays, that costs next to nothing, and where
@@ -78,9 +78,9 @@ impl Habit {
 
   /// Whether to spin this time.
   pub fn is_due(&mut self) -> bool {
-    match self.left_out.checked_sub(1) {
+    match self.skips_left.checked_sub(1) {
       Some(left) => {
-        self.left_out = left;
+        self.skips_left = left;
         false
       }
       None => true,
@@ -93,7 +93,7 @@ impl Habit {
       true => 0,
       false => (self.failures + 1).min(Self::MAX_FAILURES),
     };
-    self.left_out = (1 << self.failures) - 1;
+    self.skips_left = (1 << self.failures) - 1;
   }
 }
 
@@ -117,7 +117,7 @@ impl Spinner {
   }
 
   /// Looks for the next call; whether there is one.
-  pub fn look(&self, is_due: impl Fn() -> bool) -> bool {
+  pub fn spin_wait(&self, is_due: impl Fn() -> bool) -> bool {
     until(LIMIT, is_due)
   }
 }

@@ -292,7 +292,7 @@ mod tests {
     let request = Request::new(Method::GET, Url::parse(&url).unwrap());
     let allowed = AllowedHosts::new(&["127.0.0.1".to_owned()]).unwrap();
     let interruption = Interruption::default();
-    interruption.strike();
+    interruption.cancel();
     let client = Client::new(allowed, &Options::default(), None);
     assert!(client.exchange(request, &interruption).is_err());
   }

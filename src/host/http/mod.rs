@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Answer, Bytes, HostFunction, HostFunctionError, Invocation};
-use crate::plugin::names::KERNEL;
-use crate::plugin::types::ValueType::{I32, I64};
+use crate::abi::KERNEL;
+use crate::abi::ValueType::{I32, I64};
 use allowed_hosts::AllowedHosts;
 use client::Client;
 
@@ -60,10 +60,10 @@ pub fn functions(options: &Options, timeout: Option<Duration>) -> crate::Result<
       http_request(&client, call)
     }),
     HostFunction::new(KERNEL, "http_status_code", [], Some(I32), |call| {
-      Ok(Answer::I32(call.last_response.borrow().status.into()))
+      Ok(Answer::I32(call.last_response().status.into()))
     }),
     HostFunction::new(KERNEL, "http_headers", [], Some(I64), move |call| {
-      let headers = call.last_response.borrow().headers.clone();
+      let headers = call.last_response().headers.clone();
       Ok(match allows_headers {
         true => Answer::Bytes(headers.unwrap_or_else(|| Arc::clone(&no_headers))),
         false => Answer::ZERO,
@@ -74,7 +74,7 @@ pub fn functions(options: &Options, timeout: Option<Duration>) -> crate::Result<
 
 fn http_request(client: &Client, call: &mut Invocation<'_>) -> Result<Answer, HostFunctionError> {
   // A request that fails leaves nothing of the one before.
-  call.last_response.take();
+  std::mem::take(call.last_response());
   let invalid = |what: String| HostFunctionError::new(format!("http_request: {what}"));
   let json = call
     .bytes(0)
@@ -86,10 +86,10 @@ fn http_request(client: &Client, call: &mut Invocation<'_>) -> Result<Answer, Ho
       .ok_or_else(|| invalid("the body is no block".to_owned()))?;
     request::set_body(&mut request, body);
   }
-  let response = client.exchange(request, call.interruption())?;
-  call.last_response.replace(LastResponse {
+  let response = client.exchange(request, &call.interruption())?;
+  *call.last_response() = LastResponse {
     status: response.status,
     headers: Some(response.headers.to_string().into_bytes().into()),
-  });
+  };
   Ok(Answer::Bytes(response.body.into()))
 }

@@ -324,7 +324,7 @@ impl Access {
     let mut number = 0;
     let mut cursor: Option<String> = None;
     loop {
-      if interruption.has_struck() {
+      if interruption.is_canceled() {
         return Err(Error::new(Code::Canceled, "nobody waits for the count"));
       }
       let page = self.store.list(
@@ -555,7 +555,7 @@ mod tests {
       ..writing()
     });
     let struck = Interruption::default();
-    struck.strike();
+    struck.cancel();
     assert_eq!(
       code(access.set("1", b"", None, &struck)),
       Some(Code::Canceled)

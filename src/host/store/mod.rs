@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Answer, HostFunction, HostFunctionError, Invocation};
-use crate::plugin::names::USER;
-use crate::plugin::types::ValueType::{self, I64};
+use crate::abi::USER;
+use crate::abi::ValueType::{self, I64};
 use crate::{Code, Error, Result};
 
 pub use access::{Access, DEFAULT_MAX_VALUE, Permissions, StoreCounters, StoreStats};
@@ -75,7 +75,7 @@ fn get(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
 /// `hostStoreSet(key, value, ttl) -> 0`
 fn set(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
   let (key, lifetime) = (text(call, 0)?.to_owned(), lifetime(call, 2)?);
-  let interruption = Arc::clone(call.interruption());
+  let interruption = call.interruption();
   access.set(&key, bytes(call, 1)?, lifetime, &interruption)?;
   Ok(Answer::I64(0))
 }
@@ -111,7 +111,7 @@ fn keys(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
 
 /// `hostStoreIncrement(key, delta) -> sum`, as decimal digits.
 fn increment(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
-  let (delta, interruption) = (number(call, 1), Arc::clone(call.interruption()));
+  let (delta, interruption) = (number(call, 1), call.interruption());
   let sum = access.increment(text(call, 0)?, delta, &interruption)?;
   Ok(Answer::Bytes(sum.to_string().into_bytes().into()))
 }
@@ -119,7 +119,7 @@ fn increment(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
 /// `hostStoreCompareAndSwap(key, expected, value, ttl) -> 1 | 0`
 fn compare_and_swap(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
   let (key, lifetime) = (text(call, 0)?.to_owned(), lifetime(call, 3)?);
-  let interruption = Arc::clone(call.interruption());
+  let interruption = call.interruption();
   let expected = optional_bytes(call, 1)?.map(<[u8]>::to_vec);
   let value = optional_bytes(call, 2)?;
   let swapped =

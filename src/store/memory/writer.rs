@@ -276,7 +276,7 @@ impl<'a> Writer<'a> {
     }
     if self.ledger.sweep_at.is_none_or(|at| deadline < at) {
       self.ledger.sweep_at = Some(deadline);
-      watchdog::expect(self.shared.instant(deadline));
+      watchdog::schedule(self.shared.instant(deadline));
     }
   }
 }
@@ -305,7 +305,7 @@ impl Shared {
 }
 
 impl Watched for Shared {
-  fn look(&self, now: Instant) -> Option<Instant> {
+  fn poll_deadlines(&self, now: Instant) -> Option<Instant> {
     let mut writer = Writer::new(self);
     writer.sweep(SWEEP);
     let next = self.next_deadline.load(Ordering::Acquire);

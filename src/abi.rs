@@ -1,7 +1,23 @@
-//! The types of functions that cross the border between guest and host, and two tables of them: the
-//! kernel's and WASI's.
+//! What guests and host agree on: the types of functions, the namespaces that guests import from, and
+//! the functions of Extism's kernel and of WASI.
 
 use std::fmt;
+
+/// What begins with this is ours. Modules that import from such a name, or are named or export so,
+/// are refused.
+pub const RESERVED: &str = "extism-host:";
+
+/// Extism's kernel, and the namespace from which plugins import it.
+pub const KERNEL: &str = "extism:host/env";
+/// The namespace of host functions, unless they say another.
+pub const USER: &str = "extism:host/user";
+/// Where plugins built with the 0.x PDK, and TinyGo's `//export` without `//go:wasmimport`, import
+/// from.
+pub const ENV: &str = "env";
+/// WASI preview 1.
+pub const WASI: &str = "wasi_snapshot_preview1";
+/// The module whose functions are called.
+pub const MAIN: &str = "main";
 
 /// A number that a function takes or returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,13 +53,38 @@ impl From<ValueType> for wasm_encoder::ValType {
   }
 }
 
-impl From<ValueType> for extism::ValType {
+impl From<ValueType> for wasmtime::ValType {
   fn from(value: ValueType) -> Self {
     match value {
       ValueType::I32 => Self::I32,
       ValueType::I64 => Self::I64,
       ValueType::F32 => Self::F32,
       ValueType::F64 => Self::F64,
+    }
+  }
+}
+
+impl ValueType {
+  /// Whether the value has this type.
+  pub fn is_of(self, value: &wasmtime::Val) -> bool {
+    use wasmtime::Val;
+    matches!(
+      (self, value),
+      (Self::I32, Val::I32(_))
+        | (Self::I64, Val::I64(_))
+        | (Self::F32, Val::F32(_))
+        | (Self::F64, Val::F64(_))
+    )
+  }
+
+  /// Zero.
+  pub fn zero(self) -> wasmtime::Val {
+    use wasmtime::Val;
+    match self {
+      Self::I32 => Val::I32(0),
+      Self::I64 => Val::I64(0),
+      Self::F32 => Val::F32(0),
+      Self::F64 => Val::F64(0),
     }
   }
 }
@@ -126,8 +167,8 @@ impl fmt::Display for FunctionType {
   }
 }
 
-/// The kernel's functions. The guard exports each under the same name.
-const KERNEL: [(&str, &str); 20] = [
+/// The kernel's functions.
+const KERNEL_FUNCTIONS: [(&str, &str); 20] = [
   ("alloc", "l:l"),
   ("error_get", ":l"),
   ("error_set", "l:"),
@@ -150,8 +191,8 @@ const KERNEL: [(&str, &str); 20] = [
   ("store_u8", "li:"),
 ];
 
-/// The functions of WASI preview 1, without `proc_exit`, which is the gate's.
-const WASI: [(&str, &str); 45] = [
+/// The functions of WASI preview 1.
+const WASI_FUNCTIONS: [(&str, &str); 46] = [
   ("args_get", "ii:i"),
   ("args_sizes_get", "ii:i"),
   ("clock_res_get", "ii:i"),
@@ -190,6 +231,7 @@ const WASI: [(&str, &str); 45] = [
   ("path_symlink", "iiiii:i"),
   ("path_unlink_file", "iii:i"),
   ("poll_oneoff", "iiii:i"),
+  ("proc_exit", "i:"),
   ("proc_raise", "i:i"),
   ("random_get", "ii:i"),
   ("sched_yield", ":i"),
@@ -201,12 +243,12 @@ const WASI: [(&str, &str); 45] = [
 
 /// The type of a function of the kernel that guests may import.
 pub fn kernel(name: &str) -> Option<FunctionType> {
-  find(&KERNEL, name)
+  find(&KERNEL_FUNCTIONS, name)
 }
 
 /// The type of a function of WASI that guests may import, `proc_exit` excepted.
 pub fn wasi(name: &str) -> Option<FunctionType> {
-  find(&WASI, name)
+  find(&WASI_FUNCTIONS, name)
 }
 
 fn find(table: &[(&str, &str)], name: &str) -> Option<FunctionType> {
@@ -214,61 +256,4 @@ fn find(table: &[(&str, &str)], name: &str) -> Option<FunctionType> {
     .iter()
     .find(|(entry, _)| *entry == name)
     .map(|(_, letters)| FunctionType::from_letters(letters))
-}
-
-#[cfg(test)]
-mod tests {
-  use std::sync::Arc;
-
-  use wasm_encoder::{EntityType, ImportSection, Module, TypeSection, ValType};
-
-  use super::*;
-  use crate::plugin::instance::{CompileOptions, Compiled};
-  use crate::plugin::prepare::{Limits, Options, prepare};
-  use crate::plugin::wasi::Program;
-  use crate::plugin::{LoadedModule, names};
-
-  /// The tables are right when a module that imports all of them can be linked: the guard and
-  /// Wasmtime have the last word.
-  #[test]
-  fn everything_in_the_tables_can_be_linked() {
-    let mut types = TypeSection::new();
-    let mut imports = ImportSection::new();
-    let kernel = KERNEL.iter().map(|entry| (names::KERNEL, entry));
-    let wasi = WASI.iter().map(|entry| (names::WASI, entry));
-    for (module, (name, letters)) in kernel.chain(wasi) {
-      let function = FunctionType::from_letters(letters);
-      types.ty().function(
-        function.params.into_iter().map(ValType::from),
-        function.results.into_iter().map(ValType::from),
-      );
-      imports.import(module, name, EntityType::Function(types.len() - 1));
-    }
-    let mut module = Module::new();
-    module.section(&types).section(&imports);
-
-    let prepared = prepare(
-      &[LoadedModule {
-        name: names::MAIN.to_owned(),
-        bytes: module.finish(),
-      }],
-      &Options {
-        wasi: true,
-        program: &Program::default(),
-        limits: Limits::default(),
-        functions: &[],
-        untyped: &[],
-        vars: &Arc::default(),
-      },
-    )
-    .unwrap();
-    let options = CompileOptions {
-      wasi: true,
-      ..CompileOptions::default()
-    };
-    Compiled::new(&prepared, &options)
-      .unwrap()
-      .instantiate()
-      .unwrap();
-  }
 }

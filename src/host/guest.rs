@@ -1,0 +1,144 @@
+//! What belongs to one instance: the data of its store.
+
+use std::sync::Arc;
+
+use wasmtime::ResourceLimiter;
+use wasmtime_wasi::p1::WasiP1Ctx;
+
+use super::http::LastResponse;
+use super::output::SharedStreams;
+use super::{HostFunctionError, Interruption};
+use crate::kernel::{HasKernel, Kernel};
+
+/// The bytes of a page of WebAssembly memory.
+pub const PAGE: u64 = 64 << 10;
+
+/// The data of an instance's store.
+pub struct Guest {
+  kernel: Kernel,
+  /// What its memories and tables may have.
+  pub(crate) limiter: Limiter,
+  /// There if the plugin uses WASI.
+  pub(crate) wasi: Option<WasiP1Ctx>,
+  /// Standard output and error.
+  pub(crate) streams: SharedStreams,
+  /// The number of the plugin's call; `None` during the initialization.
+  pub(crate) call: Option<u64>,
+  /// What host functions that wait watch.
+  pub(crate) interruption: Arc<Interruption>,
+  /// Of the HTTP requests of the call.
+  pub(crate) last_response: LastResponse,
+}
+
+impl Guest {
+  /// The data of a new instance.
+  pub fn new(kernel: Kernel, limiter: Limiter, streams: SharedStreams) -> Self {
+    Self {
+      kernel,
+      limiter,
+      wasi: None,
+      streams,
+      call: None,
+      interruption: Arc::default(),
+      last_response: LastResponse::default(),
+    }
+  }
+}
+
+impl HasKernel for Guest {
+  fn kernel(&self) -> &Kernel {
+    &self.kernel
+  }
+
+  fn kernel_mut(&mut self) -> &mut Kernel {
+    &mut self.kernel
+  }
+}
+
+/// What ended a run, if a host function did: the error that passes through the runtime.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stop {
+  /// The guest wanted more memory than its limit.
+  #[error("out of memory")]
+  OutOfMemory,
+  /// A host function failed.
+  #[error(transparent)]
+  HostFunction(HostFunctionError),
+  /// A host function panicked.
+  #[error("a host function panicked: {0}")]
+  Panicked(String),
+  /// The instance was interrupted (by epochs; an interrupt page traps).
+  #[error("interrupted")]
+  Interrupted,
+}
+
+/// Counts what an instance's memories and tables grow by. What they begin with was counted when the
+/// plugin was linked.
+#[derive(Clone, Copy, Debug)]
+pub struct Limiter {
+  /// Bytes by which all memories may still grow together.
+  growth_left: u64,
+  /// Elements by which all tables may still grow together.
+  elements_left: u64,
+  /// Whether nothing is counted: the instance is being made.
+  is_off: bool,
+}
+
+impl Limiter {
+  /// A limiter that counts nothing until [`start`](Self::start).
+  pub fn new(growth_pages: u64, elements: u64) -> Self {
+    Self {
+      growth_left: growth_pages.saturating_mul(PAGE),
+      elements_left: elements,
+      is_off: true,
+    }
+  }
+
+  /// Counts from now on.
+  pub fn start(&mut self) {
+    self.is_off = false;
+  }
+}
+
+impl ResourceLimiter for Limiter {
+  fn memory_growing(
+    &mut self,
+    current: usize,
+    desired: usize,
+    maximum: Option<usize>,
+  ) -> wasmtime::Result<bool> {
+    if self.is_off {
+      return Ok(true);
+    }
+    if maximum.is_some_and(|maximum| desired > maximum) {
+      // The guest's own maximum: it is told that it cannot grow.
+      return Ok(false);
+    }
+    let growth = desired.saturating_sub(current) as u64;
+    match self.growth_left.checked_sub(growth) {
+      Some(left) => {
+        self.growth_left = left;
+        Ok(true)
+      }
+      None => Err(wasmtime::Error::new(Stop::OutOfMemory)),
+    }
+  }
+
+  fn table_growing(
+    &mut self,
+    current: usize,
+    desired: usize,
+    maximum: Option<usize>,
+  ) -> wasmtime::Result<bool> {
+    if self.is_off {
+      return Ok(true);
+    }
+    if maximum.is_some_and(|maximum| desired > maximum) {
+      return Ok(false);
+    }
+    let growth = desired.saturating_sub(current) as u64;
+    let left = self.elements_left.checked_sub(growth);
+    self.elements_left = left.unwrap_or(self.elements_left);
+    Ok(left.is_some())
+  }
+}

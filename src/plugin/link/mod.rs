@@ -1,0 +1,474 @@
+//! Links the modules of a plugin, the kernel and the interrupt checks into one module.
+//!
+//! The parts, in the order of their work:
+//!
+//! * [`limits`]: what a plugin may hold at most.
+//! * `module`: reads and validates each module on its own, bodies included. So nothing in a user module can
+//!   name what other modules define or what the linker adds.
+//! * `type_table`: numbers the types of all modules.
+//! * `resolve`: what each import stands for.
+//! * `merge`: writes the one module.
+//!
+//! The result has no start section: nothing of a guest runs until the host calls it. It imports only
+//! functions, and exports only what [`Linked`] lists and [`names`] describes.
+
+pub mod limits;
+mod merge;
+mod module;
+pub mod names;
+mod resolve;
+mod type_table;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::host::{HostFunction, UntypedFunction, Vars};
+use crate::plugin::LoadedModule;
+use crate::abi::{KERNEL, MAIN, RESERVED};
+use crate::abi::{FunctionType, ValueType};
+use limits::Usage;
+use module::Module;
+use resolve::{Modules, inconsistent, internal};
+use type_table::TypeTable;
+
+/// What the memories and tables of the user modules may have together when they are instantiated.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+  /// Pages (64 KiB) of memory.
+  pub memory_pages: u64,
+  /// Elements of tables.
+  pub table_elements: u64,
+}
+
+impl Default for Limits {
+  fn default() -> Self {
+    Self {
+      // 256 MiB.
+      memory_pages: 4096,
+      // 8 MiB of pointers.
+      table_elements: 1 << 20,
+    }
+  }
+}
+
+/// How modules are linked.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+  /// Whether guests may import WASI.
+  pub wasi: bool,
+  /// Whether to insert interrupt checks.
+  pub checks: bool,
+  /// The kernel's module, in WebAssembly. It imports nothing, exports two memories named `blocks` and
+  /// `table`, and functions that are named as in Extism's ABI.
+  pub kernel: &'a [u8],
+  /// How large memories and tables may be at first.
+  pub limits: Limits,
+  /// The host functions that exist. If two have the same namespace and name, the last one counts.
+  /// The numbers of [`Linked::functions`] are positions in this list.
+  pub functions: &'a [HostFunction],
+  /// Host functions that have the type with which they are imported. They come before the others.
+  pub untyped: &'a [UntypedFunction],
+  /// The variables of the plugin.
+  pub vars: &'a Arc<Vars>,
+}
+
+/// What a module exports or imports, in the words of `WebAssembly.Module.exports()`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "their names are WebAssembly's")]
+pub enum Kind {
+  Function,
+  Table,
+  Memory,
+  Global,
+  Tag,
+}
+
+impl Kind {
+  /// Its name in JavaScript.
+  pub const fn as_str(self) -> &'static str {
+    match self {
+      Self::Function => "function",
+      Self::Table => "table",
+      Self::Memory => "memory",
+      Self::Global => "global",
+      Self::Tag => "tag",
+    }
+  }
+}
+
+/// An export of the main module as its author wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportDescription {
+  /// Its name.
+  pub name: String,
+  /// What it is.
+  pub kind: Kind,
+}
+
+/// An import of the main module as its author wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportDescription {
+  /// The module that it is imported from.
+  pub module: String,
+  /// Its name there.
+  pub name: String,
+  /// What it is.
+  pub kind: Kind,
+}
+
+/// A function that must run once before an instance is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Initializer {
+  /// Its name among the exports of the linked module.
+  pub export: String,
+  /// Its type: `hs_init` takes two numbers, the others nothing.
+  pub function: FunctionType,
+}
+
+/// An export of the main module that can be called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Callable {
+  /// The name that its author gave it.
+  pub name: String,
+  /// Its name among the exports of the linked module.
+  pub export: String,
+  /// The type of its result, if it has one.
+  pub result: Option<ValueType>,
+}
+
+/// A plugin as one module, ready to be compiled.
+#[derive(Clone, Debug)]
+pub struct Linked {
+  /// The module.
+  pub bytes: Vec<u8>,
+  /// What must run first, in this order.
+  pub initializers: Vec<Initializer>,
+  /// What can be called.
+  pub callables: Vec<Callable>,
+  /// All exports of the main module.
+  pub exports: Vec<ExportDescription>,
+  /// All imports of the main module.
+  pub imports: Vec<ImportDescription>,
+  /// The host functions that the module imports, by number.
+  pub functions: BTreeMap<usize, HostFunction>,
+  /// How many memories WASI works on beside the first.
+  pub wasi_memories: usize,
+  /// Whether any module imports WASI.
+  pub uses_wasi: bool,
+  /// Pages of all memories of user modules when they are instantiated.
+  pub initial_pages: u64,
+}
+
+/// Why modules cannot be linked.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(
+  missing_docs,
+  reason = "the messages explain each variant, and name the fields"
+)]
+pub enum LinkError {
+  #[error("there is no main module")]
+  NoMainModule,
+  #[error("module \"{module}\" is not valid WebAssembly: {message}")]
+  InvalidWasm { module: String, message: String },
+  #[error("two modules of the manifest are named \"{module}\"; give each its own name")]
+  DuplicateModule { module: String },
+  #[error("\"{name}\" is reserved: no module may be named so, import from it or export it")]
+  ReservedName { name: String },
+  #[error(
+    "from module \"{}\": cannot resolve import \"{module}\" \"{name}\": not provided by host \
+     imports nor linked manifest items{hint}",
+    path.join("\"/\"")
+  )]
+  MissingImport {
+    /// The importer at the end, and before it the modules that lead there from the main module.
+    path: Vec<String>,
+    module: String,
+    name: String,
+    /// Empty, or what to do about it.
+    hint: String,
+  },
+  #[error("module \"{importer}\" imports `{module}.{name}` as {expected}; it is {found}")]
+  WrongImportType {
+    importer: String,
+    module: String,
+    name: String,
+    expected: String,
+    found: String,
+  },
+  #[error("modules import from one another in a circle: {}", path.join(" -> "))]
+  CircularLinking { path: Vec<String> },
+  #[error(
+    "module \"{module}\" needs {needed} pages of memory at the start; {allowed} are left of the limit"
+  )]
+  TooMuchMemory {
+    module: String,
+    needed: u64,
+    allowed: u64,
+  },
+  #[error(
+    "module \"{module}\" needs {needed} table elements at the start; {allowed} are left of the limit"
+  )]
+  TooManyTableElements {
+    module: String,
+    needed: u64,
+    allowed: u64,
+  },
+  #[error("module \"{module}\" is too large to compile: {what}: {found}; the limit is {limit}")]
+  TooLarge {
+    module: String,
+    what: &'static str,
+    found: u64,
+    limit: u64,
+  },
+  #[error("internal error: {0}")]
+  Internal(String),
+}
+
+/// Links the modules of a plugin. The main module is the one that is named so; text is refused.
+pub fn link(modules: &[LoadedModule], options: &Options<'_>) -> Result<Linked, LinkError> {
+  check_names(modules)?;
+  let mut usage = Usage::default();
+  let mut parsed = modules
+    .iter()
+    .map(|module| Module::parse(module.name.clone(), &module.bytes, &mut usage))
+    .collect::<Result<Vec<_>, _>>()?;
+  let main = parsed
+    .iter()
+    .position(|module| module.name == MAIN)
+    .ok_or(LinkError::NoMainModule)?;
+  let initial_pages = check_sizes(&parsed, options.limits)?;
+  let kernel = parsed.len();
+  parsed.push(parse_kernel(options.kernel)?);
+
+  let mut types = TypeTable::default();
+  let type_numbers = parsed
+    .iter()
+    .map(|module| types.add_module(module.types.clone()))
+    .collect::<Result<Vec<_>, _>>()
+    .map_err(internal)?;
+  let modules = Modules {
+    modules: &parsed,
+    types: &type_numbers,
+    main,
+    kernel,
+  };
+  check_kernel(&modules, &mut types)?;
+
+  let resolution = resolve::resolve(&modules, &mut types, options)?;
+  let entries = Entries::new(&modules, &types, &resolution.order);
+  let bytes = merge::merge(&modules, &types, &resolution, &entries, options.checks)?;
+
+  let main = parsed.get(main).ok_or_else(inconsistent)?;
+  Ok(Linked {
+    bytes,
+    initializers: entries
+      .initializers
+      .into_iter()
+      .map(|(_, initializer)| initializer)
+      .collect(),
+    callables: entries
+      .callables
+      .into_iter()
+      .map(|(_, callable)| callable)
+      .collect(),
+    exports: main
+      .exports
+      .iter()
+      .map(|export| ExportDescription {
+        name: export.name.to_owned(),
+        kind: Kind::of_export(export.kind),
+      })
+      .collect(),
+    imports: main
+      .imports
+      .iter()
+      .map(|import| ImportDescription {
+        module: import.module.to_owned(),
+        name: import.name.to_owned(),
+        kind: Kind::of_import(import.ty),
+      })
+      .collect(),
+    functions: resolution.functions,
+    wasi_memories: resolution.wasi_memories.len().saturating_sub(1),
+    uses_wasi: resolution.uses_wasi,
+    initial_pages,
+  })
+}
+
+fn check_names(modules: &[LoadedModule]) -> Result<(), LinkError> {
+  let mut seen = BTreeSet::new();
+  for LoadedModule { name, .. } in modules {
+    if name.starts_with(RESERVED) || name == KERNEL {
+      return Err(LinkError::ReservedName { name: name.clone() });
+    }
+    if !seen.insert(name) {
+      return Err(LinkError::DuplicateModule {
+        module: name.clone(),
+      });
+    }
+  }
+  Ok(())
+}
+
+/// The pages of all memories at first. Refuses modules that need more than the limits.
+fn check_sizes(modules: &[Module<'_>], limits: Limits) -> Result<u64, LinkError> {
+  let mut pages = limits.memory_pages;
+  let mut elements = limits.table_elements;
+  for module in modules {
+    for memory in &module.memories {
+      pages = pages
+        .checked_sub(memory.initial)
+        .ok_or(LinkError::TooMuchMemory {
+          module: module.name.clone(),
+          needed: memory.initial,
+          allowed: pages,
+        })?;
+    }
+    for table in &module.tables {
+      elements =
+        elements
+          .checked_sub(table.ty.initial)
+          .ok_or(LinkError::TooManyTableElements {
+            module: module.name.clone(),
+            needed: table.ty.initial,
+            allowed: elements,
+          })?;
+    }
+  }
+  Ok(limits.memory_pages - pages)
+}
+
+fn parse_kernel(bytes: &[u8]) -> Result<Module<'_>, LinkError> {
+  Module::parse("kernel".to_owned(), bytes, &mut Usage::default()).map_err(internal)
+}
+
+/// Refuses a kernel that does not keep its side of the interface.
+fn check_kernel(modules: &Modules<'_, '_>, types: &mut TypeTable) -> Result<(), LinkError> {
+  let wrong = |message: String| Err(LinkError::Internal(format!("kernel: {message}")));
+  let kernel = modules
+    .modules
+    .get(modules.kernel)
+    .ok_or_else(inconsistent)?;
+  if !kernel.imports.is_empty() || kernel.start.is_some() {
+    return wrong("it may neither import anything nor have a start function".to_owned());
+  }
+  for memory in [merge::KERNEL_BLOCKS, merge::KERNEL_TABLE] {
+    if kernel.exported(memory, Kind::Memory).is_none() {
+      return wrong(format!("it exports no memory named {memory}"));
+    }
+  }
+  for export in &kernel.exports {
+    let Some(expected) = crate::abi::kernel(export.name) else {
+      continue;
+    };
+    let expected = types.add_function(&expected).map_err(internal)?;
+    let index = kernel.exported(export.name, Kind::Function);
+    let found = index.and_then(|index| modules.function_type(modules.kernel, index));
+    if found != Some(expected) {
+      return wrong(format!("{} has the wrong type", export.name));
+    }
+  }
+  Ok(())
+}
+
+/// A function by its module and its index there.
+#[derive(Clone, Copy)]
+struct FunctionIndex {
+  module: usize,
+  index: u32,
+}
+
+/// The functions that the host calls.
+struct Entries {
+  initializers: Vec<(FunctionIndex, Initializer)>,
+  callables: Vec<(FunctionIndex, Callable)>,
+}
+
+impl Entries {
+  fn new(modules: &Modules<'_, '_>, types: &TypeTable, order: &[usize]) -> Self {
+    let mut entries = Self {
+      initializers: Vec::new(),
+      callables: Vec::new(),
+    };
+    for number in order {
+      entries.add_initializers(modules, types, *number);
+    }
+    entries.add_callables(modules, types);
+    entries
+  }
+
+  /// What initializes a module, in the order that WASI and Extism imply.
+  fn add_initializers(&mut self, modules: &Modules<'_, '_>, types: &TypeTable, number: usize) {
+    use ValueType::I32;
+
+    let Some(module) = modules.modules.get(number) else {
+      return;
+    };
+    let find = |name: &str| {
+      let index = module.exported(name, Kind::Function)?;
+      let ty = modules.function_type(number, index)?;
+      Some((index, types.function(ty)?.clone()))
+    };
+    let plain = FunctionType::default();
+    let find_plain = |name: &str| find(name).filter(|(_, function)| *function == plain);
+
+    let mut found = Vec::new();
+    found.extend(module.start.map(|index| (index, plain.clone())));
+    match find("hs_init") {
+      // Haskell: the reactor first, then its runtime.
+      Some((index, function)) if function.params == [I32, I32] => {
+        found.extend(find_plain("_initialize"));
+        found.push((index, function));
+      }
+      _ => found.extend(find_plain("_initialize").or_else(|| find_plain("__wasm_call_ctors"))),
+    }
+    for (index, function) in found {
+      let export = names::init(self.initializers.len());
+      let place = FunctionIndex {
+        module: number,
+        index,
+      };
+      self
+        .initializers
+        .push((place, Initializer { export, function }));
+    }
+  }
+
+  fn add_callables(&mut self, modules: &Modules<'_, '_>, types: &TypeTable) {
+    let Some(module) = modules.modules.get(modules.main) else {
+      return;
+    };
+    for export in &module.exports {
+      // The host calls these before anything else.
+      if matches!(
+        export.name,
+        "_initialize" | "__wasm_call_ctors" | "hs_init"
+      ) || Kind::of_export(export.kind) != Kind::Function
+      {
+        continue;
+      }
+      let function = modules
+        .function_type(modules.main, export.index)
+        .and_then(|ty| types.function(ty));
+      let Some(function) = function else {
+        continue;
+      };
+      let result = match (function.params.as_slice(), function.results.as_slice()) {
+        ([], []) => None,
+        ([], [result]) => Some(*result),
+        _ => continue,
+      };
+      let callable = Callable {
+        name: export.name.to_owned(),
+        export: names::call(self.callables.len()),
+        result,
+      };
+      let place = FunctionIndex {
+        module: modules.main,
+        index: export.index,
+      };
+      self.callables.push((place, callable));
+    }
+  }
+}

@@ -1,0 +1,483 @@
+//! Reads and validates one module on its own.
+//!
+//! Function bodies are validated too, with the proposals that guests may use and nothing else. So a
+//! body can only name what its own module declares, and cannot use atomic instructions, although the
+//! engine has them enabled for the interrupt checks.
+
+use std::collections::HashMap;
+
+use wasmparser::{
+  BinaryReader, DataSectionReader, Element, ElementItems, Encoding, Export, ExternalKind,
+  FuncToValidate, FuncValidatorAllocations, FunctionBody, Global, Import, KnownCustom,
+  MemoryType, ModuleArity, Name, NameSectionReader, Operator, OperatorsReader, Parser, Payload,
+  Table, TagType, TypeRef, TypeSectionReader, ValidPayload, Validator, ValidatorResources,
+  WasmFeatures,
+};
+
+use super::limits::{self, Usage};
+use super::{Kind, LinkError};
+use crate::abi::RESERVED;
+
+/// The proposals that guests may use. Threads are not among them: no limit reaches a shared memory.
+pub(super) fn features() -> WasmFeatures {
+  WasmFeatures::WASM2
+    | WasmFeatures::RELAXED_SIMD
+    | WasmFeatures::TAIL_CALL
+    | WasmFeatures::EXTENDED_CONST
+    | WasmFeatures::MULTI_MEMORY
+    | WasmFeatures::MEMORY64
+    | WasmFeatures::FUNCTION_REFERENCES
+    | WasmFeatures::GC
+}
+
+/// A validated function body.
+pub(super) struct Body<'a> {
+  pub body: FunctionBody<'a>,
+  /// Whether it contains a call of any kind.
+  pub calls: bool,
+}
+
+/// An index space: first what is imported, then what is defined.
+#[derive(Default)]
+pub(super) struct Space {
+  /// The positions of the imports in [`Module::imports`].
+  pub imports: Vec<usize>,
+  /// How many are defined.
+  pub defined: usize,
+}
+
+/// What an index stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+  /// The import at this position of [`Module::imports`].
+  Import(usize),
+  /// The definition with this number.
+  Defined(usize),
+}
+
+impl Space {
+  /// What the index stands for.
+  pub fn slot(&self, index: u32) -> Option<Slot> {
+    let index = usize::try_from(index).ok()?;
+    match self.imports.get(index) {
+      Some(position) => Some(Slot::Import(*position)),
+      None => {
+        let number = index - self.imports.len();
+        (number < self.defined).then_some(Slot::Defined(number))
+      }
+    }
+  }
+}
+
+/// The names that a module has for itself and its functions.
+#[derive(Default)]
+pub(super) struct Names<'a> {
+  pub module: Option<&'a str>,
+  /// By index. Sorted by nothing.
+  pub functions: Vec<(u32, &'a str)>,
+}
+
+/// A module, read and validated.
+pub(super) struct Module<'a> {
+  pub name: String,
+  pub types: Option<TypeSectionReader<'a>>,
+  pub imports: Vec<Import<'a>>,
+  /// The types of the functions that it defines.
+  pub functions: Vec<u32>,
+  pub tables: Vec<Table<'a>>,
+  pub memories: Vec<MemoryType>,
+  pub tags: Vec<TagType>,
+  pub globals: Vec<Global<'a>>,
+  pub exports: Vec<Export<'a>>,
+  exports_by_name: HashMap<&'a str, usize>,
+  pub start: Option<u32>,
+  pub elements: Vec<Element<'a>>,
+  pub bodies: Vec<Body<'a>>,
+  pub data: Option<DataSectionReader<'a>>,
+  pub names: Names<'a>,
+  function_space: Space,
+  table_space: Space,
+  memory_space: Space,
+  global_space: Space,
+  tag_space: Space,
+}
+
+impl<'a> Module<'a> {
+  /// Reads and validates a module, and counts what it uses.
+  pub fn parse(name: String, bytes: &'a [u8], usage: &mut Usage) -> Result<Self, LinkError> {
+    // The parser would say so too, but it quotes what it found.
+    if !bytes.starts_with(b"\0asm") {
+      return Err(LinkError::InvalidWasm {
+        module: name,
+        message: "it does not begin with the bytes of a module".to_owned(),
+      });
+    }
+    usage.bytes.add(&name, size(bytes.len()))?;
+
+    let mut module = Self {
+      name,
+      types: None,
+      imports: Vec::new(),
+      functions: Vec::new(),
+      tables: Vec::new(),
+      memories: Vec::new(),
+      tags: Vec::new(),
+      globals: Vec::new(),
+      exports: Vec::new(),
+      exports_by_name: HashMap::new(),
+      start: None,
+      elements: Vec::new(),
+      bodies: Vec::new(),
+      data: None,
+      names: Names::default(),
+      function_space: Space::default(),
+      table_space: Space::default(),
+      memory_space: Space::default(),
+      global_space: Space::default(),
+      tag_space: Space::default(),
+    };
+    module.read(bytes, usage).map_err(|error| match error {
+      ReadError::Malformed(message) => LinkError::InvalidWasm {
+        module: module.name.clone(),
+        message,
+      },
+      ReadError::Refused(error) => error,
+    })?;
+    module.check_reserved_names()?;
+    Ok(module)
+  }
+
+  fn read(&mut self, bytes: &'a [u8], usage: &mut Usage) -> Result<(), ReadError> {
+    let mut validator = Validator::new_with_features(features());
+    let mut allocations = FuncValidatorAllocations::default();
+    let mut is_complete = false;
+    for payload in Parser::new(0).parse_all(bytes) {
+      let payload = payload?;
+      // Before the validator, so that nothing large is built for a module that is refused.
+      self.count(&payload, usage)?;
+      match validator.payload(&payload)? {
+        ValidPayload::End(_) => is_complete = true,
+        ValidPayload::Func(function, body) => {
+          let (body, next) = self.body(function, body, allocations, usage)?;
+          allocations = next;
+          self.bodies.push(body);
+        }
+        _ => {}
+      }
+      self.keep(payload)?;
+    }
+    if is_complete {
+      Ok(())
+    } else {
+      Err(ReadError::Malformed("it has no end".to_owned()))
+    }
+  }
+
+  /// Counts what a section declares.
+  fn count(&self, payload: &Payload<'a>, usage: &mut Usage) -> Result<(), ReadError> {
+    let name = &self.name;
+    match payload {
+      Payload::Version { encoding, .. } if *encoding != Encoding::Module => {
+        return Err(ReadError::Malformed(
+          "it is a component, not a core module".to_owned(),
+        ));
+      }
+      Payload::TypeSection(reader) => {
+        limits::TYPES.check(name, reader.count().into())?;
+        for group in reader.clone() {
+          usage.types.add(name, size(group?.types().len()))?;
+        }
+      }
+      Payload::ImportSection(reader) => usage.imports.add(name, reader.count().into())?,
+      Payload::FunctionSection(reader) => usage.functions.add(name, reader.count().into())?,
+      Payload::TableSection(reader) => usage.tables.add(name, reader.count().into())?,
+      Payload::MemorySection(reader) => usage.memories.add(name, reader.count().into())?,
+      Payload::TagSection(reader) => usage.tags.add(name, reader.count().into())?,
+      Payload::GlobalSection(reader) => usage.globals.add(name, reader.count().into())?,
+      Payload::ExportSection(reader) => usage.exports.add(name, reader.count().into())?,
+      Payload::ElementSection(reader) => {
+        usage.element_segments.add(name, reader.count().into())?;
+        for element in reader.clone() {
+          let count = match element?.items {
+            ElementItems::Functions(items) => items.count(),
+            ElementItems::Expressions(_, items) => items.count(),
+          };
+          usage.elements.add(name, count.into())?;
+        }
+      }
+      Payload::DataSection(reader) => usage.data_segments.add(name, reader.count().into())?,
+      Payload::CodeSectionEntry(body) => {
+        let length = size(body.as_bytes().len());
+        limits::BODY_BYTES.check(name, length)?;
+        usage.code_bytes.add(name, length)?;
+      }
+      _ => {}
+    }
+    Ok(())
+  }
+
+  /// Keeps what a valid section declares.
+  fn keep(&mut self, payload: Payload<'a>) -> Result<(), ReadError> {
+    match payload {
+      Payload::TypeSection(reader) => self.types = Some(reader),
+      Payload::ImportSection(reader) => {
+        for import in reader.into_imports() {
+          let import = import?;
+          let position = self.imports.len();
+          self
+            .space_mut(Kind::of_import(import.ty))
+            .imports
+            .push(position);
+          self.imports.push(import);
+        }
+      }
+      Payload::FunctionSection(reader) => {
+        self.functions = reader.into_iter().collect::<Result<_, _>>()?;
+        self.function_space.defined = self.functions.len();
+      }
+      Payload::TableSection(reader) => {
+        self.tables = reader.into_iter().collect::<Result<_, _>>()?;
+        self.table_space.defined = self.tables.len();
+      }
+      Payload::MemorySection(reader) => {
+        self.memories = reader.into_iter().collect::<Result<_, _>>()?;
+        self.memory_space.defined = self.memories.len();
+      }
+      Payload::TagSection(reader) => {
+        self.tags = reader.into_iter().collect::<Result<_, _>>()?;
+        self.tag_space.defined = self.tags.len();
+      }
+      Payload::GlobalSection(reader) => {
+        self.globals = reader.into_iter().collect::<Result<_, _>>()?;
+        self.global_space.defined = self.globals.len();
+      }
+      Payload::ExportSection(reader) => {
+        self.exports = reader.into_iter().collect::<Result<_, _>>()?;
+        let exports = self.exports.iter().enumerate();
+        self.exports_by_name = exports
+          .map(|(position, export)| (export.name, position))
+          .collect();
+      }
+      Payload::StartSection { func, .. } => self.start = Some(func),
+      Payload::ElementSection(reader) => {
+        self.elements = reader.into_iter().collect::<Result<_, _>>()?;
+      }
+      Payload::DataSection(reader) => self.data = Some(reader),
+      Payload::CustomSection(section) => {
+        if section.data().len() <= limits::NAME_SECTION_BYTES
+          && let KnownCustom::Name(reader) = section.as_known()
+          && let Some(names) = Names::read(reader)
+        {
+          self.names = names;
+        }
+      }
+      _ => {}
+    }
+    Ok(())
+  }
+
+  /// Validates a body and measures what it costs to compile.
+  fn body(
+    &self,
+    function: FuncToValidate<ValidatorResources>,
+    body: FunctionBody<'a>,
+    allocations: FuncValidatorAllocations,
+    usage: &mut Usage,
+  ) -> Result<(Body<'a>, FuncValidatorAllocations), ReadError> {
+    let name = &self.name;
+    let mut validator = function.into_validator(allocations);
+    let mut reader: BinaryReader<'a> = body.get_binary_reader();
+    validator.read_locals(&mut reader)?;
+    let locals = u64::from(validator.len_locals());
+    limits::LOCALS.check(name, locals)?;
+
+    let mut operators = OperatorsReader::new(reader);
+    let mut controls = 0_u64;
+    let mut complexity = locals;
+    let mut calls = false;
+    while !operators.eof() {
+      let (operator, offset) = operators.read_with_offset()?;
+      // How many blocks or targets it is, and how many values each handles.
+      let (targets, values) = match &operator {
+        Operator::Block { .. }
+        | Operator::Loop { .. }
+        | Operator::If { .. }
+        | Operator::TryTable { .. } => (1, true),
+        Operator::BrTable { targets } => (u64::from(targets.len()) + 1, true),
+        Operator::Call { .. }
+        | Operator::CallIndirect { .. }
+        | Operator::CallRef { .. }
+        | Operator::ReturnCall { .. }
+        | Operator::ReturnCallIndirect { .. }
+        | Operator::ReturnCallRef { .. } => {
+          calls = true;
+          (0, true)
+        }
+        Operator::Else
+        | Operator::Br { .. }
+        | Operator::BrIf { .. }
+        | Operator::BrOnNull { .. }
+        | Operator::BrOnNonNull { .. }
+        | Operator::BrOnCast { .. }
+        | Operator::BrOnCastFail { .. }
+        | Operator::Return
+        | Operator::StructNew { .. }
+        | Operator::ArrayNewFixed { .. }
+        | Operator::Throw { .. } => (0, true),
+        Operator::StructNewDefault { struct_type_index } => {
+          let visitor = validator.visitor(offset);
+          let fields = visitor.sub_type_at(*struct_type_index);
+          complexity = complexity.saturating_add(fields.map_or(0, |ty| {
+            match &ty.composite_type.inner {
+              wasmparser::CompositeInnerType::Struct(ty) => size(ty.fields.len()),
+              _ => 0,
+            }
+          }));
+          (0, false)
+        }
+        _ => (0, false),
+      };
+      if values {
+        let arity = operator.operator_arity(&validator.visitor(offset));
+        // An operator without an arity is invalid, and the validator says why.
+        let values = arity.map_or(0, |(takes, gives)| u64::from(takes) + u64::from(gives));
+        controls += targets;
+        let cost = match targets {
+          0 => values,
+          _ => targets.saturating_mul(locals + values),
+        };
+        complexity = complexity.saturating_add(cost);
+        limits::CONTROLS.check(name, controls)?;
+        limits::FUNCTION_COMPLEXITY.check(name, complexity)?;
+      }
+      validator.op(offset, &operator)?;
+    }
+    operators.finish()?;
+    limits::FUNCTION_COMPLEXITY.check(name, complexity)?;
+    usage.complexity.add(name, complexity)?;
+    Ok((Body { body, calls }, validator.into_allocations()))
+  }
+
+  fn check_reserved_names(&self) -> Result<(), LinkError> {
+    let imports = self.imports.iter().map(|import| import.module);
+    let exports = self.exports.iter().map(|export| export.name);
+    match imports
+      .chain(exports)
+      .find(|name| name.starts_with(RESERVED))
+    {
+      Some(name) => Err(LinkError::ReservedName {
+        name: name.to_owned(),
+      }),
+      None => Ok(()),
+    }
+  }
+
+  /// The index space of a kind.
+  pub fn space(&self, kind: Kind) -> &Space {
+    match kind {
+      Kind::Function => &self.function_space,
+      Kind::Table => &self.table_space,
+      Kind::Memory => &self.memory_space,
+      Kind::Global => &self.global_space,
+      Kind::Tag => &self.tag_space,
+    }
+  }
+
+  fn space_mut(&mut self, kind: Kind) -> &mut Space {
+    match kind {
+      Kind::Function => &mut self.function_space,
+      Kind::Table => &mut self.table_space,
+      Kind::Memory => &mut self.memory_space,
+      Kind::Global => &mut self.global_space,
+      Kind::Tag => &mut self.tag_space,
+    }
+  }
+
+  /// The export of that name.
+  pub fn export(&self, name: &str) -> Option<&Export<'a>> {
+    self.exports.get(*self.exports_by_name.get(name)?)
+  }
+
+  /// The index of the export of that name, if it is of that kind.
+  pub fn exported(&self, name: &str, kind: Kind) -> Option<u32> {
+    let export = self.export(name)?;
+    (Kind::of_export(export.kind) == kind).then_some(export.index)
+  }
+
+  /// The type of the function with this index, in the numbers of this module.
+  pub fn function_type(&self, index: u32) -> Option<u32> {
+    match self.function_space.slot(index)? {
+      Slot::Import(position) => match self.imports.get(position)?.ty {
+        TypeRef::Func(ty) | TypeRef::FuncExact(ty) => Some(ty),
+        _ => None,
+      },
+      Slot::Defined(number) => self.functions.get(number).copied(),
+    }
+  }
+}
+
+impl<'a> Names<'a> {
+  /// `None` if the section is malformed.
+  fn read(reader: NameSectionReader<'a>) -> Option<Self> {
+    let mut names = Self::default();
+    for name in reader {
+      match name.ok()? {
+        Name::Module { name, .. } => names.module = Some(name),
+        Name::Function(map) => {
+          for naming in map {
+            let naming = naming.ok()?;
+            names.functions.push((naming.index, naming.name));
+          }
+        }
+        _ => {}
+      }
+    }
+    Some(names)
+  }
+}
+
+impl Kind {
+  /// What an import is.
+  pub(super) fn of_import(ty: TypeRef) -> Self {
+    match ty {
+      TypeRef::Func(_) | TypeRef::FuncExact(_) => Self::Function,
+      TypeRef::Table(_) => Self::Table,
+      TypeRef::Memory(_) => Self::Memory,
+      TypeRef::Global(_) => Self::Global,
+      TypeRef::Tag(_) => Self::Tag,
+    }
+  }
+
+  /// What an export is.
+  pub(super) fn of_export(kind: ExternalKind) -> Self {
+    match kind {
+      ExternalKind::Func | ExternalKind::FuncExact => Self::Function,
+      ExternalKind::Table => Self::Table,
+      ExternalKind::Memory => Self::Memory,
+      ExternalKind::Global => Self::Global,
+      ExternalKind::Tag => Self::Tag,
+    }
+  }
+}
+
+/// Why a module was not read.
+enum ReadError {
+  Malformed(String),
+  Refused(LinkError),
+}
+
+impl From<wasmparser::BinaryReaderError> for ReadError {
+  fn from(error: wasmparser::BinaryReaderError) -> Self {
+    Self::Malformed(error.to_string())
+  }
+}
+
+impl From<LinkError> for ReadError {
+  fn from(error: LinkError) -> Self {
+    Self::Refused(error)
+  }
+}
+
+fn size(length: usize) -> u64 {
+  u64::try_from(length).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,400 @@
+//! The threads that run calls: a slot for each instance, one bounded queue for all of them.
+//!
+//! `queue` has the calls that wait, `worker` is what a slot's thread does, `slot` records what runs
+//! there, `deadline` ends what runs for too long, and `scaling` starts further instances.
+//!
+//! What ended a call is known from the slot's record ([`slot::Record`]), which is changed under its lock
+//! only, and never from what a guest says. A call is ended once, by whoever takes its
+//! [`slot::Waiter`] out of the record: the thread that ran it, the watchdog, or whoever cancels it. The
+//! latter two also interrupt the instance, which takes no further call then, and is replaced. An
+//! instance that does not heed it is stuck in a host call that blocks: its thread is abandoned and
+//! counted, and the slot gets another.
+//!
+//! Locks: a slot's record is locked while the queue is, never the other way round, and no result is
+//! run under a lock.
+
+mod deadline;
+mod queue;
+mod scaling;
+mod slot;
+mod worker;
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use super::instance::{CallError, Ending, Template};
+use super::spin::Flag;
+use super::stats::{Counters, Stats};
+use crate::{Code, Error, Result, watchdog};
+use queue::Queue;
+use scaling::ScaleUp;
+use slot::{Slot, Waiter};
+
+/// Where the results of a plugin's calls go.
+pub trait Results: Send + Sync {
+  /// The call of this number has ended. Called once for each call, on whatever thread ends it; what it
+  /// does should be quick.
+  fn done(&self, number: u64, result: Result<Vec<u8>>);
+}
+
+/// How a plugin's calls are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+  /// How many instances, and so threads, there are at most.
+  pub instances: NonZeroUsize,
+  /// Whether all of them are started at once, and not only when calls need them.
+  pub is_eager: bool,
+  /// How many calls may be unfinished at once, running ones included.
+  pub max_queue: NonZeroUsize,
+  /// How long a call may run that has no limit of its own. No limit without it.
+  pub timeout: Option<Duration>,
+  /// How long an instance's initialization may run.
+  pub initialization_timeout: Duration,
+  /// How large an instance's kernel memory may be after a call; a larger one is replaced, since it
+  /// never shrinks.
+  pub max_idle_memory: u64,
+  /// Whether each call has an instance of its own.
+  pub is_isolated: bool,
+}
+
+/// A call that waits for an instance.
+pub struct Call {
+  /// What [`Workers::cancel`] knows it by; unique among the unfinished calls of the plugin.
+  pub number: u64,
+  /// The function, by its number.
+  pub export: u32,
+  /// What the guest reads as its input. Its memory comes back with the output, where that fits.
+  pub input: Vec<u8>,
+  /// How long it may run, where that is not what [`Limits`] says.
+  pub timeout: Option<Duration>,
+  /// Whether its caller has no other call, and does nothing but wait for this one. Where that is so for
+  /// several in a row, threads and caller stay awake for each other.
+  pub is_alone: bool,
+}
+
+/// Who will take a call that was queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queued {
+  /// A thread that is awake. Also where the call was refused.
+  Awake,
+  /// A thread that sleeps and is to be woken.
+  Asleep,
+  /// A thread that stayed awake for it, and the call is alone: it begins at once.
+  Awaited,
+}
+
+/// The worker threads of one plugin. They end when the last call has ended after
+/// [`close`](Self::close). On drop, what is queued is forgotten and what runs is interrupted.
+pub struct Workers {
+  shared: Arc<Shared>,
+}
+
+/// What the threads share.
+struct Shared {
+  queue: Mutex<Queue>,
+  /// Signalled for each call, and for all threads when the queue is closed.
+  changed: Condvar,
+  /// Calls that were accepted and have no result yet, the waiting ones included.
+  unfinished: AtomicUsize,
+  /// What threads that spin look at: there may be a call, or the queue has been closed.
+  has_news: Flag,
+  limits: Limits,
+  counters: Counters,
+  results: Arc<dyn Results>,
+  /// Where instances come from.
+  template: Arc<Template>,
+  /// For the threads that are started later.
+  this: Weak<Shared>,
+}
+
+impl Workers {
+  /// Starts the first instance, or with [`Limits::is_eager`] all, each with a thread of its own.
+  pub fn start(
+    limits: Limits,
+    results: Arc<dyn Results>,
+    template: Arc<Template>,
+  ) -> Result<Self> {
+    let shared = Arc::new_cyclic(|this| Shared {
+      queue: Mutex::default(),
+      changed: Condvar::new(),
+      unfinished: AtomicUsize::new(0),
+      has_news: Flag::default(),
+      limits,
+      counters: Counters::default(),
+      results,
+      template,
+      this: Weak::clone(this),
+    });
+    let watched = Arc::downgrade(&shared);
+    watchdog::watch(watched).map_err(|error| cannot_start(&error))?;
+    let workers = Self { shared };
+    let start = || {
+      let (sender, is_ready) = sync_channel(1);
+      let ready = Box::new(move |result| drop(sender.send(result)));
+      let shared = &workers.shared;
+      worker::start(
+        shared,
+        &mut shared.lock(),
+        Arc::default(),
+        Some(ready),
+        None,
+      )?;
+      Ok(is_ready)
+    };
+    // If the plugin cannot be initialized, one is enough to know it.
+    received(&start()?)?;
+    let others = limits.instances.get() - 1;
+    if limits.is_eager {
+      let others = (0..others).map(|_| start()).collect::<Result<Vec<_>>>()?;
+      others.iter().try_for_each(received)?;
+    } else {
+      workers.shared.lock().scale_up = ScaleUp::new(others);
+    }
+    Ok(workers)
+  }
+
+  /// Queues a call, or ends it at once with the reason why not.
+  pub fn push(&self, call: Call) -> Queued {
+    let mut queue = self.shared.lock();
+    let unfinished = self.shared.unfinished.load(Ordering::Relaxed);
+    scaling::scale_up(&self.shared, &mut queue, unfinished + 1);
+    let refused = if queue.is_closed {
+      Error::new(Code::Closed, "the plugin is closed")
+    } else if unfinished >= self.shared.limits.max_queue.get() {
+      Error::new(
+        Code::QueueFull,
+        format!(
+          "{unfinished} calls are unfinished already; wait for one, or raise maxQueue or instances"
+        ),
+      )
+    } else if queue.all_are_stuck() {
+      all_are_stuck()
+    } else {
+      self.shared.unfinished.fetch_add(1, Ordering::Relaxed);
+      let is_alone = call.is_alone && unfinished == 0;
+      queue.alone = if is_alone { queue.alone + 1 } else { 0 };
+      queue.waiting.push_back(call);
+      let queued = match queue.spinning {
+        0 if queue.idle > 0 => Queued::Asleep,
+        0 => Queued::Awake,
+        _ if is_alone => Queued::Awaited,
+        _ if queue.waiting.len() > queue.spinning && queue.idle > 0 => Queued::Asleep,
+        _ => Queued::Awake,
+      };
+      drop(queue);
+      self.shared.has_news.set();
+      return queued;
+    };
+    drop(queue);
+    let refused = Err(refused);
+    self.shared.counters.ended(&refused);
+    self.shared.results.done(call.number, refused);
+    Queued::Awake
+  }
+
+  /// Wakes a thread, which wakes the next if it finds more calls than it takes. A wake-up is a system
+  /// call, and who queues calls has better things to do.
+  pub fn wake(&self) {
+    self.shared.changed.notify_one();
+  }
+
+  /// Ends the call of this number with [`Code::Canceled`]: at once, whether it waits or runs. A
+  /// call that has ended is left alone.
+  pub fn cancel(&self, number: u64) {
+    let mut queue = self.shared.lock();
+    let position = queue.waiting.iter().position(|call| call.number == number);
+    let waiter = match position {
+      Some(position) => queue
+        .waiting
+        .remove(position)
+        .map(|call| Waiter::Call(call.number)),
+      None => queue.slots.iter().find_map(|slot| {
+        let mut record = slot.lock();
+        let in_flight = record.in_flight.as_mut()?;
+        let is_it = |waiter: &mut Waiter| matches!(waiter, Waiter::Call(other) if *other == number);
+        let waiter = in_flight.waiter.take_if(is_it)?;
+        record.interrupt();
+        Some(waiter)
+      }),
+    };
+    drop(queue);
+    if let Some(waiter) = waiter {
+      let error = Error::new(Code::Canceled, "the call was canceled");
+      self.shared.end(waiter, Err(error));
+    }
+  }
+
+  /// Lets the slots go when nothing waits any more, then runs `closed`.
+  pub fn close(&self, closed: Box<dyn FnOnce() + Send>) {
+    let mut queue = self.shared.lock();
+    queue.is_closed = true;
+    queue.scale_up = None;
+    queue.on_closed.push(closed);
+    if queue.waiting.is_empty() {
+      // Nobody needs what is still being started.
+      let records = queue.slots.iter().map(|slot| slot.lock());
+      records
+        .filter(|record| !record.is_proven)
+        .for_each(|mut record| record.interrupt());
+    }
+    queue.reconsider_stuck_slots();
+    let run_now = queue.closed_callbacks();
+    drop(queue);
+    self.shared.has_news.set();
+    self.shared.changed.notify_all();
+    run_now.into_iter().for_each(|closed| closed());
+  }
+
+  /// How many threads are stuck in calls of the host and have been replaced.
+  pub fn abandoned(&self) -> usize {
+    self.shared.lock().abandoned
+  }
+
+  /// What has been done, and is done at this moment.
+  pub fn stats(&self) -> Stats {
+    let queue = self.shared.lock();
+    let is_busy = |slot: &&Arc<Slot>| {
+      let record = slot.lock();
+      let in_flight = record.in_flight.as_ref();
+      in_flight.is_some_and(|in_flight| !in_flight.is_initialization)
+    };
+    let counters = &self.shared.counters;
+    Stats {
+      succeeded: counters.succeeded(),
+      failed: counters.failed(),
+      queued: queue.waiting.len(),
+      busy: queue.slots.iter().filter(is_busy).count(),
+      instances: queue.slots.len(),
+      replaced: counters.replacements(),
+      abandoned_threads: queue.abandoned,
+    }
+  }
+}
+
+impl Drop for Workers {
+  fn drop(&mut self) {
+    let mut queue = self.shared.lock();
+    queue.is_closed = true;
+    queue.scale_up = None;
+    let forgotten = std::mem::take(&mut queue.waiting);
+    for slot in &queue.slots {
+      slot.lock().interrupt();
+    }
+    queue.reconsider_stuck_slots();
+    drop(queue);
+    self.shared.has_news.set();
+    self.shared.changed.notify_all();
+    drop(forgotten);
+  }
+}
+
+impl Shared {
+  /// Nothing that could panic runs under the lock, so a poisoned one is still sound.
+  fn lock(&self) -> MutexGuard<'_, Queue> {
+    self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+  }
+
+  /// Ends what somebody has taken from the queue or from a record.
+  pub fn end(&self, waiter: Waiter, result: Result<Vec<u8>>) {
+    match waiter {
+      Waiter::Call(number) => {
+        // Counted out first: who has seen a result can count on a free place.
+        self.unfinished.fetch_sub(1, Ordering::Relaxed);
+        self.counters.ended(&result);
+        self.results.done(number, result);
+      }
+      Waiter::Initialization(initialized) => initialized(result.map(drop)),
+    }
+  }
+
+  /// Where no slot is left that could take a call, nor can be started: ends those that wait. Where none
+  /// is left at all and the plugin is closed: says so.
+  pub fn end_what_nobody_can_serve(&self) {
+    let mut queue = self.lock();
+    let waiting = queue.waiting.len();
+    scaling::scale_up(self, &mut queue, waiting);
+    let unserved = match queue.all_are_stuck() {
+      true => std::mem::take(&mut queue.waiting),
+      false => VecDeque::new(),
+    };
+    let closed = queue.closed_callbacks();
+    drop(queue);
+    for call in unserved {
+      self.end(Waiter::Call(call.number), Err(all_are_stuck()));
+    }
+    closed.into_iter().for_each(|closed| closed());
+  }
+}
+
+fn cannot_start(error: &std::io::Error) -> Error {
+  Error::new(
+    Code::Internal,
+    format!("cannot start a thread for the plugin: {error}"),
+  )
+}
+
+fn received(is_ready: &Receiver<Result<()>>) -> Result<()> {
+  let gone = || Error::new(Code::Internal, "a thread of the plugin ended too early");
+  is_ready.recv().unwrap_or_else(|_| Err(gone()))
+}
+
+fn all_are_stuck() -> Error {
+  Error::new(
+    Code::Unavailable,
+    "all threads of the plugin are stuck in calls of the host that do not return",
+  )
+}
+
+/// The messages are those that programs know from Extism's JavaScript SDK.
+fn timed_out(is_initialization: bool) -> Error {
+  let message = match is_initialization {
+    false => "EXTISM: call canceled due to timeout",
+    true => "EXTISM: timed out while waiting for plugin to instantiate",
+  };
+  Error::new(Code::Timeout, message)
+}
+
+fn error_of_call(error: CallError) -> Error {
+  match error {
+    CallError::Failed { .. } => Error::new(
+      Code::PluginError,
+      format!("Plugin-originated error: {error}"),
+    ),
+    CallError::OutputTooLarge { .. } => Error::new(Code::OutputTooLarge, error.to_string()),
+  }
+}
+
+/// What a call, or an initialization, is told that was in flight when its instance ended.
+fn error_of(ending: Ending) -> Error {
+  match ending {
+    Ending::Trapped { message, backtrace } => Error {
+      backtrace,
+      ..Error::new(Code::Trap, format!("the plugin trapped: {message}"))
+    },
+    Ending::OutOfMemory => Error::new(
+      Code::OutOfMemory,
+      "the plugin asked for more memory than its limit, memory.maxPages",
+    ),
+    Ending::OutOfFuel => Error::new(
+      Code::FuelExhausted,
+      "the plugin has used up the fuel that a call may use",
+    ),
+    Ending::HostFunction(error) => {
+      Error::new(error.code.unwrap_or(Code::HostFunctionError), error.message)
+    }
+    Ending::Exited(code) => Error::new(
+      Code::PluginError,
+      format!("Plugin-originated error: the plugin exited with the code {code}"),
+    ),
+    // Without a record of ours: the plugin is going away.
+    Ending::Interrupted => Error::new(Code::Closed, "the plugin is closed"),
+    Ending::Panicked(_) => Error::new(
+      Code::Internal,
+      format!("the plugin's instance ended without an answer ({ending:?})"),
+    ),
+  }
+}

@@ -1,0 +1,144 @@
+//! The queue of calls, and how threads wait for it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::super::spin::{SpinBackoff, Spinner};
+use super::scaling::ScaleUp;
+use super::slot::Slot;
+use super::{Call, Shared};
+use crate::watchdog;
+
+/// How soon a call must have come for a thread to spin for the next. Longer than it looks: it includes
+/// the time in which a thread that sleeps is woken.
+const FAST: Duration = Duration::from_micros(300);
+
+/// How many calls must have come one after the other for that.
+const ALONE: u64 = 8;
+
+/// What the queue's lock guards.
+#[derive(Default)]
+pub struct Queue {
+  pub waiting: VecDeque<Call>,
+  /// How many threads sleep until there is a call. To wake one is a system call, which is not made for
+  /// nobody.
+  pub idle: usize,
+  /// How many threads spin for a call.
+  pub spinning: usize,
+  /// Whether that has paid.
+  spin_backoff: SpinBackoff,
+  /// How many calls in a row were alone.
+  pub alone: u64,
+  /// How long a thread waited for the last call that had to be waited for.
+  last_wait: Option<Duration>,
+  pub slots: Vec<Arc<Slot>>,
+  /// `None` when no further instance may be started.
+  pub scale_up: Option<ScaleUp>,
+  /// How many threads are stuck in host calls and have been replaced.
+  pub abandoned: usize,
+  pub is_closed: bool,
+  /// Run when the last slot has gone.
+  pub on_closed: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl Queue {
+  /// What is to be run now that the last slot has gone; nothing before that.
+  pub fn closed_callbacks(&mut self) -> Vec<Box<dyn FnOnce() + Send>> {
+    match self.is_closed && self.slots.is_empty() {
+      true => std::mem::take(&mut self.on_closed),
+      false => Vec::new(),
+    }
+  }
+
+  /// Whether no slot can take a call, nor will soon.
+  pub fn all_are_stuck(&self) -> bool {
+    self.able() == 0
+  }
+
+  /// How many slots can take calls, or will soon.
+  pub fn able(&self) -> usize {
+    let is_able = |slot: &&Arc<Slot>| !slot.is_stuck.load(Ordering::Relaxed);
+    self.slots.iter().filter(is_able).count()
+  }
+
+  /// Has the watchdog try again to abandon the threads of stuck slots, as something has changed.
+  pub fn reconsider_stuck_slots(&self) {
+    let now = Instant::now();
+    for slot in &self.slots {
+      if !slot.is_stuck.load(Ordering::Relaxed) {
+        continue;
+      }
+      if let Some(in_flight) = &mut slot.lock().in_flight {
+        in_flight.abandon_at = Some(now);
+        watchdog::schedule(now);
+      }
+    }
+  }
+
+  /// Whether to spin for the next call: calls have come one after the other lately, and fast.
+  fn is_spinning_due(&mut self) -> bool {
+    let is_fast = |wait| wait < FAST;
+    self.alone >= ALONE && self.last_wait.is_some_and(is_fast) && self.spin_backoff.is_due()
+  }
+}
+
+impl Shared {
+  /// Whether there is nothing to do any more.
+  pub fn is_over(&self) -> bool {
+    let queue = self.lock();
+    queue.is_closed && queue.waiting.is_empty()
+  }
+
+  /// Waits for a call and hands it to `accept` under the queue's lock; what `accept` gives back is
+  /// taken. `None` when the queue is closed and empty.
+  pub fn take<T>(&self, accept: impl FnOnce(&mut Queue, Call) -> Option<T>) -> Option<T> {
+    let mut queue = self.lock();
+    loop {
+      if let Some(call) = queue.waiting.pop_front() {
+        let another_is_needed = queue.idle > 0 && !queue.waiting.is_empty();
+        let accepted = accept(&mut queue, call);
+        drop(queue);
+        if another_is_needed {
+          self.changed.notify_one();
+        }
+        return accepted;
+      }
+      if queue.is_closed {
+        return None;
+      }
+      let since = Instant::now();
+      let is_due = queue.is_spinning_due();
+      queue = match is_due.then(Spinner::new).flatten() {
+        Some(spinner) => self.spin(queue, spinner),
+        None => self.sleep(queue),
+      };
+      queue.last_wait = Some(since.elapsed());
+    }
+  }
+
+  fn sleep<'a>(&self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+    queue.idle += 1;
+    let wait = self.changed.wait(queue);
+    queue = wait.unwrap_or_else(PoisonError::into_inner);
+    queue.idle -= 1;
+    queue
+  }
+
+  fn spin<'a>(
+    &'a self,
+    mut queue: MutexGuard<'a, Queue>,
+    spinner: Spinner,
+  ) -> MutexGuard<'a, Queue> {
+    queue.spinning += 1;
+    self.has_news.clear();
+    drop(queue);
+    let has_paid = spinner.spin_wait(|| self.has_news.is_set());
+    drop(spinner);
+    let mut queue = self.lock();
+    queue.spinning -= 1;
+    queue.spin_backoff.learn(has_paid);
+    queue
+  }
+}

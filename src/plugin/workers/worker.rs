@@ -1,0 +1,222 @@
+//! What a slot's thread does: one instance after the other, each call by call.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread;
+
+use super::super::instance::{Ending, Instance, Outcome};
+use super::super::stats::Replaced;
+use super::queue::Queue;
+use super::slot::{Failure, Ready, Slot, Waiter};
+use super::{Call, Shared, cannot_start, error_of, error_of_call};
+use crate::{Code, Error, Result};
+
+/// Puts a slot into the queue and starts its thread. `ready` is told whether its first instance could
+/// be initialized. With a `failure`, the first call is told of that before an instance is made.
+pub fn start(
+  shared: &Arc<Shared>,
+  queue: &mut Queue,
+  slot: Arc<Slot>,
+  ready: Option<Ready>,
+  failure: Option<Error>,
+) -> Result<()> {
+  let worker = Worker {
+    shared: Arc::clone(shared),
+    slot: Arc::clone(&slot),
+  };
+  thread::Builder::new()
+    .name("extism-instance".to_owned())
+    .spawn(move || worker.serve(ready, failure))
+    .map_err(|error| cannot_start(&error))?;
+  queue.slots.push(slot);
+  Ok(())
+}
+
+struct Worker {
+  shared: Arc<Shared>,
+  slot: Arc<Slot>,
+}
+
+/// Why an instance has stopped serving.
+enum Stopped {
+  /// There are no more calls for it.
+  Done,
+  /// It is to be replaced.
+  Replace(Replaced),
+  /// Something ended what it did.
+  Ended(Ending),
+}
+
+impl Worker {
+  fn serve(self, mut ready: Option<Ready>, mut failure: Option<Error>) {
+    loop {
+      if let Some(error) = failure.take() {
+        // The call that the instance was for is told why there is none.
+        let Some(call) = self.shared.take(|_, call| Some(call)) else {
+          break;
+        };
+        self.shared.end(Waiter::Call(call.number), Err(error));
+      }
+      if self.shared.is_over() {
+        break;
+      }
+      let is_first = ready.is_some();
+      let limit = self.shared.limits.initialization_timeout;
+      let initialized = self.slot.begin_initialization(limit, ready.take());
+      // A panic inside the runtime passes through here.
+      let run = AssertUnwindSafe(|| self.run_instance(&initialized));
+      let stopped =
+        catch_unwind(run).unwrap_or_else(|_| Stopped::Ended(Ending::Panicked(String::new())));
+      if self.settle(stopped) {
+        return;
+      }
+      let mut failed = initialized.lock().unwrap_or_else(PoisonError::into_inner);
+      failure = failed.take();
+      if is_first && failure.is_some() {
+        break;
+      }
+    }
+    // Under the lock: whoever finds the list empty may count on it that all is freed.
+    let mut queue = self.shared.lock();
+    queue.slots.retain(|other| !Arc::ptr_eq(other, &self.slot));
+    drop(queue);
+    self.shared.end_what_nobody_can_serve();
+  }
+
+  /// Makes an instance, initializes it, and serves calls until something stops it.
+  fn run_instance(&self, initialized: &Failure) -> Stopped {
+    let mut instance = match Instance::new(&self.shared.template) {
+      Ok(instance) => instance,
+      Err(error) => {
+        self.end_in_flight(Err(error));
+        return Stopped::Done;
+      }
+    };
+    let mut record = self.slot.lock();
+    if record.is_interrupted {
+      return Stopped::Ended(Ending::Interrupted);
+    }
+    record.interrupt = Some(instance.interrupt().clone());
+    record.interruption = Some(instance.interruption());
+    drop(record);
+    if let Err(ending) = instance.initialize() {
+      return Stopped::Ended(ending);
+    }
+    let mut record = self.slot.lock();
+    record.is_proven = true;
+    let in_flight = record.in_flight.take();
+    drop(record);
+    if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
+      self.shared.end(waiter, Ok(Vec::new()));
+    }
+    debug_assert!(initialized.lock().is_ok_and(|failure| failure.is_none()));
+    loop {
+      if self.slot.lock().is_interrupted {
+        return Stopped::Ended(Ending::Interrupted);
+      }
+      let Some(call) = self.next() else {
+        return Stopped::Done;
+      };
+      match instance.call(call.number, call.export, call.input) {
+        Outcome::Returned(result) => {
+          self.end_in_flight(result.map_err(error_of_call));
+          if self.shared.limits.is_isolated {
+            return Stopped::Replace(Replaced::Isolation);
+          }
+          instance.reset();
+          if instance.kernel_bytes() > self.shared.limits.max_idle_memory {
+            return Stopped::Replace(Replaced::Memory);
+          }
+        }
+        Outcome::Exited(result) => {
+          self.end_in_flight(result.map_err(error_of_call));
+          return Stopped::Replace(Replaced::Exited);
+        }
+        Outcome::Ended(ending) => return Stopped::Ended(ending),
+      }
+    }
+  }
+
+  /// The next call, which is in flight from now on; `None` when there is none for this instance.
+  fn next(&self) -> Option<Call> {
+    self.shared.take(|queue, call| {
+      let mut record = self.slot.lock();
+      if record.is_interrupted {
+        // While it waited: the plugin is going away.
+        drop(record);
+        queue.waiting.push_front(call);
+        return None;
+      }
+      let timeout = call.timeout.or(self.shared.limits.timeout);
+      record.begin(Waiter::Call(call.number), false, timeout);
+      Some(call)
+    })
+  }
+
+  /// Ends what is in flight, unless somebody has.
+  fn end_in_flight(&self, result: Result<Vec<u8>>) {
+    let in_flight = self.slot.lock().in_flight.take();
+    if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
+      self.shared.end(waiter, result);
+    }
+  }
+
+  /// Tells whoever waits how the instance has ended, and clears the record for the next. Whether the
+  /// thread has been abandoned, and must end.
+  fn settle(&self, stopped: Stopped) -> bool {
+    let mut record = self.slot.lock();
+    let in_flight = record.in_flight.take();
+    let was_interrupted = std::mem::take(&mut record.is_interrupted);
+    record.interrupt = None;
+    record.interruption = None;
+    self.slot.is_stuck.store(false, Ordering::Relaxed);
+    let is_abandoned = record.is_abandoned;
+    drop(record);
+    let ending = match stopped {
+      Stopped::Done => None,
+      Stopped::Replace(reason) => {
+        self.shared.counters.replaced(reason);
+        None
+      }
+      // It waited, and stopped for that.
+      Stopped::Ended(Ending::HostFunction(_)) if was_interrupted => Some(Ending::Interrupted),
+      Stopped::Ended(ending) => Some(ending),
+    };
+    if let Some(ending) = &ending {
+      self.shared.counters.replaced(replaced(ending));
+    }
+    if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
+      let error = ending.map_or_else(gone, error_of);
+      self.shared.end(waiter, Err(error));
+    }
+    if is_abandoned {
+      // The slot has been replaced; this thread was all that was left of it.
+      let mut queue = self.shared.lock();
+      queue.abandoned -= 1;
+      queue.reconsider_stuck_slots();
+    }
+    is_abandoned
+  }
+}
+
+/// An instance that has stopped by itself leaves nothing in flight.
+fn gone() -> Error {
+  Error::new(
+    Code::Internal,
+    "the plugin's instance ended without an answer",
+  )
+}
+
+/// Why an instance that ended so is replaced.
+fn replaced(ending: &Ending) -> Replaced {
+  match ending {
+    Ending::Exited(_) => Replaced::Exited,
+    Ending::Trapped { .. } => Replaced::Trap,
+    Ending::OutOfMemory => Replaced::OutOfMemory,
+    Ending::OutOfFuel => Replaced::FuelExhausted,
+    Ending::Interrupted => Replaced::Interrupted,
+    Ending::HostFunction(_) => Replaced::HostFunctionError,
+    Ending::Panicked(_) => Replaced::Internal,
+  }
+}
