@@ -37,8 +37,29 @@ test('a guest cannot import from names that are this library\'s own', async () =
   await expect(createPlugin(thief)).rejects.toMatchObject({ code: 'RESERVED_NAME' })
 })
 
-test('modules that import from one another in a circle are refused, by name', async () => {
-  const link = (from) => assemble(`(module (import "${from}" "f" (func $f)) (func (export "f") (call $f)))`)
+test('modules that call one another in a circle work, and one that never ends is a trap', async () => {
+  const even = await assemble(`(module
+    (import "odd" "is_odd" (func $is_odd (param i32) (result i32)))
+    (func $is_even (export "is_even") (param $n i32) (result i32)
+      (if (result i32) (i32.eqz (local.get $n))
+        (then (i32.const 1))
+        (else (call $is_odd (i32.sub (local.get $n) (i32.const 1))))))
+    (func (export "ten_is_odd") (result i32) (call $is_odd (i32.const 10)))
+    (func (export "for_ever") (drop (call $is_odd (i32.const -1)))))`)
+  const odd = await assemble(`(module
+    (import "main" "is_even" (func $is_even (param i32) (result i32)))
+    (func (export "is_odd") (param $n i32) (result i32)
+      (if (result i32) (i32.eqz (local.get $n))
+        (then (i32.const 0))
+        (else (call $is_even (i32.sub (local.get $n) (i32.const 1)))))))`)
+  const plugin = await createPlugin({ wasm: [{ data: odd, name: 'odd' }, { data: even }] })
+  expect(await plugin.call('ten_is_odd')).toBeNull()
+  await expect(plugin.call('for_ever')).rejects.toMatchObject({ code: 'TRAP' })
+  await plugin.close()
+})
+
+test('a function that modules only pass on to one another is refused, by name', async () => {
+  const link = (from) => assemble(`(module (import "${from}" "f" (func $f)) (export "f" (func $f)))`)
   await expect(createPlugin({
     wasm: [
       { data: await link('second'), name: 'first' },

@@ -1,6 +1,7 @@
 'use strict'
 
 const { createPlugin } = require('..')
+const { assemble } = require('./support/guest.js')
 const { guest } = require('./support/guest.js')
 
 let wasm
@@ -66,10 +67,14 @@ describe('fuel', () => {
     expect(new Set(outcomes)).toEqual(new Set(['FUEL_EXHAUSTED']))
   })
 
-  test('that is too little even to begin is an error of createPlugin', async () => {
-    for (const fuel of [1, 10, 50]) {
-      await expect(start({ fuel })).rejects.toMatchObject({ code: 'FUEL_EXHAUSTED' })
-    }
+  test('that is too little is an error of the call; of createPlugin if the initialization needs more', async () => {
+    const plugin = await start({ fuel: 1 })
+    await expect(plugin.call('echo', 'input')).rejects.toMatchObject({ code: 'FUEL_EXHAUSTED' })
+    const busy = await assemble(`(module (func (export "_initialize") (local $i i32)
+      (loop $again
+        (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        (br_if $again (i32.lt_u (local.get $i) (i32.const 1000))))))`)
+    await expect(createPlugin(busy, { fuel: 50 })).rejects.toMatchObject({ code: 'FUEL_EXHAUSTED' })
   })
 
   test('goes with time limits and aborts', async () => {

@@ -20,6 +20,8 @@ pub struct Guest {
   pub(crate) limiter: Limiter,
   /// There if the plugin uses WASI.
   pub(crate) wasi: Option<WasiP1Ctx>,
+  /// How many files and directories it has opened and not closed.
+  pub(crate) open_descriptors: u32,
   /// Standard output and error.
   pub(crate) streams: SharedStreams,
   /// The number of the plugin's call; `None` during the initialization.
@@ -37,6 +39,7 @@ impl Guest {
       kernel,
       limiter,
       wasi: None,
+      open_descriptors: 0,
       streams,
       call: None,
       interruption: Arc::default(),

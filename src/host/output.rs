@@ -3,11 +3,6 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use tokio::io::AsyncWrite;
-use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
-
 use super::log::{Level, Logger};
 
 /// How much of a line is kept for a logger; what is longer is cut into pieces.
@@ -66,68 +61,11 @@ impl SharedStreams {
     streams.end(*call);
   }
 
-  /// One of the two streams, for WASI: 1 for output, 2 for errors.
-  pub fn stream(&self, descriptor: i32) -> Stream {
-    let streams = self.clone();
-    Stream {
-      streams,
-      descriptor,
-    }
+  /// Writes to standard output (1) or error (2).
+  pub fn write(&self, descriptor: i32, bytes: &[u8]) {
+    let (streams, call) = &mut *self.lock();
+    streams.write(*call, descriptor, bytes);
   }
-}
-
-/// Standard output or error of an instance.
-#[derive(Clone)]
-pub struct Stream {
-  streams: SharedStreams,
-  descriptor: i32,
-}
-
-/// How many bytes WASI passes at once.
-const PIECE: usize = 64 << 10;
-
-impl Stream {
-  fn write(&self, bytes: &[u8]) {
-    let (streams, call) = &mut *self.streams.lock();
-    streams.write(*call, self.descriptor, bytes);
-  }
-}
-
-impl IsTerminal for Stream {
-  fn is_terminal(&self) -> bool {
-    false
-  }
-}
-
-impl StdoutStream for Stream {
-  fn p2_stream(&self) -> Box<dyn OutputStream> {
-    Box::new(self.clone())
-  }
-
-  fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-    // Only preview 2 and 3 ask for it, and guests have preview 1.
-    Box::new(tokio::io::sink())
-  }
-}
-
-impl OutputStream for Stream {
-  fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-    Self::write(self, &bytes);
-    Ok(())
-  }
-
-  fn flush(&mut self) -> StreamResult<()> {
-    Ok(())
-  }
-
-  fn check_write(&mut self) -> StreamResult<usize> {
-    Ok(PIECE)
-  }
-}
-
-#[wasmtime_wasi::async_trait]
-impl Pollable for Stream {
-  async fn ready(&mut self) {}
 }
 
 const LEVELS: [Level; 2] = [Level::Info, Level::Error];

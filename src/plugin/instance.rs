@@ -16,7 +16,8 @@ use super::engine::Kind;
 use super::interrupt::Interrupt;
 use super::link::{self, Linked};
 use super::manifest::AllowedPath;
-use crate::abi::ValueType;
+use super::wasi;
+use crate::abi::{self, ValueType};
 use crate::host::guest::Limiter;
 use crate::host::output::{Output, SharedStreams};
 use crate::host::{Guest, HostFunctionError, Stop};
@@ -31,9 +32,6 @@ const MAX_FRAMES: usize = 32;
 
 /// How large the memory of an input may be to be used again for the output.
 const MAX_SPARE: usize = 4096;
-
-/// How many descriptors an instance may have, its streams and directories included.
-const MAX_DESCRIPTORS: usize = 128;
 
 /// What instances of a plugin may use, and what they have of WASI.
 #[derive(Clone)]
@@ -100,11 +98,14 @@ impl Template {
         .map_err(internal)?;
     }
     if linked.uses_wasi {
-      wasmtime_wasi::p1::add_to_linker_sync(&mut linker, |guest: &mut Guest| {
-        // Instances of a plugin that uses WASI have one.
-        guest.wasi.get_or_insert_with(|| WasiCtxBuilder::new().build_p1())
-      })
-      .map_err(internal)?;
+      wasi::add_to_linker(&mut linker, abi::WASI, link::names::MEMORY).map_err(internal)?;
+      for number in 1..=linked.wasi_memories {
+        let (namespace, memory) = (
+          link::names::wasi(number),
+          link::names::wasi_memory(number),
+        );
+        wasi::add_to_linker(&mut linker, &namespace, &memory).map_err(internal)?;
+      }
     }
     let export = |name: &str| {
       module
@@ -254,7 +255,7 @@ impl Instance {
     let limiter = Limiter::new(settings.growth_pages, settings.table_elements);
     let mut guest = Guest::new(Kernel::new(settings.live_bytes), limiter, streams);
     if template.uses_wasi {
-      guest.wasi = Some(wasi(settings, &guest.streams).map_err(failed)?);
+      guest.wasi = Some(wasi_context(settings).map_err(failed)?);
     }
     let mut store = Store::new(template.pre.module().engine(), guest);
     store.limiter(|guest| &mut guest.limiter);
@@ -384,6 +385,11 @@ impl Instance {
     Kernel::bytes(&self.store)
   }
 
+  /// Whether the guest keeps more files open than it may between calls.
+  pub fn keeps_files(&self) -> bool {
+    self.store.data().open_descriptors > wasi::MAX_KEPT_OPEN
+  }
+
   fn fill_fuel(&mut self) {
     if let Some(fuel) = self.template.settings.fuel {
       // Fails only for an engine that does not count.
@@ -481,15 +487,10 @@ fn trapped(message: String) -> Ending {
 }
 
 /// What an instance has of WASI.
-fn wasi(
-  settings: &Settings,
-  streams: &SharedStreams,
-) -> wasmtime::Result<wasmtime_wasi::p1::WasiP1Ctx> {
+fn wasi_context(settings: &Settings) -> wasmtime::Result<wasmtime_wasi::p1::WasiP1Ctx> {
   let mut builder = WasiCtxBuilder::new();
   builder
     .allow_blocking_current_thread(true)
-    .stdout(streams.stream(1))
-    .stderr(streams.stream(2))
     .args(&settings.arguments)
     .envs(&settings.environment);
   for path in &settings.allowed_paths {
@@ -500,11 +501,7 @@ fn wasi(
     let guest = path.guest.to_string_lossy();
     builder.preopened_dir(&path.host, guest, permissions)?;
   }
-  let mut context = builder.build_p1();
-  wasmtime_wasi::WasiView::ctx(&mut context)
-    .table
-    .set_max_capacity(MAX_DESCRIPTORS);
-  Ok(context)
+  Ok(builder.build_p1())
 }
 
 /// The text of an error message that has `length` bytes, of which these are the first.

@@ -8,6 +8,7 @@ pub mod link;
 mod manifest;
 pub mod spin;
 pub mod stats;
+mod wasi;
 mod workers;
 
 use std::collections::BTreeMap;

@@ -8,7 +8,7 @@ use crate::{Code, Error};
 /// Why an instance was replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replaced {
-  /// The guest did what WebAssembly or the guard does not allow.
+  /// The guest did what WebAssembly or the kernel does not allow.
   Trap,
   /// It wanted more memory than its limit.
   OutOfMemory,
@@ -22,6 +22,8 @@ pub enum Replaced {
   Exited,
   /// Its kernel memory had grown too large.
   Memory,
+  /// It kept too many files open after a call.
+  Descriptors,
   /// Each call has an instance of its own.
   Isolation,
   /// A defect in this library.
@@ -30,7 +32,7 @@ pub enum Replaced {
 
 impl Replaced {
   /// All reasons, each at the place of its number.
-  pub const ALL: [Self; 9] = [
+  pub const ALL: [Self; 10] = [
     Self::Trap,
     Self::OutOfMemory,
     Self::FuelExhausted,
@@ -38,6 +40,7 @@ impl Replaced {
     Self::HostFunctionError,
     Self::Exited,
     Self::Memory,
+    Self::Descriptors,
     Self::Isolation,
     Self::Internal,
   ];
@@ -52,6 +55,7 @@ impl Replaced {
       Self::HostFunctionError => "hostFunctionError",
       Self::Exited => "exited",
       Self::Memory => "memory",
+      Self::Descriptors => "descriptors",
       Self::Isolation => "isolation",
       Self::Internal => "internal",
     }

@@ -128,6 +128,9 @@ impl Worker {
           if instance.kernel_bytes() > self.shared.limits.max_idle_memory {
             return Stopped::Replace(Replaced::Memory);
           }
+          if instance.keeps_files() {
+            return Stopped::Replace(Replaced::Descriptors);
+          }
         }
         Outcome::Exited(result) => {
           self.end_in_flight(result.map_err(error_of_call));
