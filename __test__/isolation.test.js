@@ -1,8 +1,7 @@
 'use strict'
 
 const { createPlugin } = require('..')
-const { assemble } = require('./support/guest.js')
-const { guest } = require('./support/guest.js')
+const { assemble, guest } = require('./support/guest.js')
 
 let wasm
 const plugins = []

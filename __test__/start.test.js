@@ -2,7 +2,7 @@
 
 // How plugins start: where what has been compiled for them is kept, and when their instances begin.
 
-const { chmodSync, mkdtempSync, readFileSync, readdirSync, statSync, symlinkSync, writeFileSync } = require('node:fs')
+const { chmodSync, mkdtempSync, readdirSync, statSync, symlinkSync, writeFileSync } = require('node:fs')
 const { rm } = require('node:fs/promises')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
