@@ -32,6 +32,33 @@ test('a guest that forges the header of a block gets a trap, and the next call w
   expect({ code, signal, output }).toEqual({ code: 0, signal: null, output: 'TRAP\nnull\n' })
 })
 
+test('a trap names the functions that were running, the innermost first', async () => {
+  const plugin = await createPlugin(await assemble(`(module
+    (func $inner unreachable)
+    (func $middle (call $inner))
+    (func (export "run") (call $middle))
+    (func (export "fail") (result i32) (i32.const 3)))`))
+  const error = await plugin.call('run').catch((error) => error)
+  expect(error).toMatchObject({ code: 'TRAP', function: 'run' })
+  expect(error.wasmBacktrace.slice(0, 2)).toEqual(['inner', 'middle'])
+  expect(error.message).toMatch(/unreachable.*in inner, called by middle/)
+  const failed = await plugin.call('fail').catch((error) => error)
+  expect(failed).toMatchObject({ code: 'PLUGIN_ERROR', function: 'fail' })
+  expect(failed).not.toHaveProperty('wasmBacktrace')
+  await plugin.close()
+})
+
+test('an export without parameters and with any one number as its result can be called; only an i32 is a return code', async () => {
+  const plugin = await createPlugin(await assemble(`(module
+    (func (export "i32") (result i32) (i32.const 7))
+    (func (export "i64") (result i64) (i64.const 7))
+    (func (export "f32") (result f32) (f32.const 7))
+    (func (export "f64") (result f64) (f64.const 7)))`))
+  await expect(plugin.call('i32')).rejects.toMatchObject({ code: 'PLUGIN_ERROR' })
+  for (const name of ['i64', 'f32', 'f64']) expect(await plugin.call(name)).toBeNull()
+  await plugin.close()
+})
+
 test('a guest cannot import from names that are this library\'s own', async () => {
   const thief = await assemble('(module (import "extism-host:host" "next" (func (result i32 i64))))')
   await expect(createPlugin(thief)).rejects.toMatchObject({ code: 'RESERVED_NAME' })

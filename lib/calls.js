@@ -48,6 +48,7 @@ const LOG = 0xFFFF_FFFE
 const NO_CALL = 0xFFFF_FFFF
 
 const CODES = binding.errorCodes()
+const TRAP = CODES.indexOf('TRAP') + 1
 const HOST_FUNCTION_ERROR = CODES.indexOf('HOST_FUNCTION_ERROR') + 1
 
 const encoder = new TextEncoder()
@@ -79,12 +80,13 @@ function newShared () {
 /**
  * Starts something of a native plugin that ends with a completion of the number that `start` is
  * given, or when `signal` is aborted, whichever is first. Keeps the native plugin until then: when
- * nobody has it, what it does is interrupted. `about` is what host functions and loggers have of it.
+ * nobody has it, what it does is interrupted. `about` is what host functions and loggers have of it;
+ * `name` is the function that is called, if it is a call.
  */
-function complete (native, start, signal, about) {
+function complete (native, start, signal, about, name) {
   return new Promise((resolve, reject) => {
     const number = freeNumbers.pop() ?? calls.length
-    const call = { native, resolve, reject, signal, abort: undefined, about }
+    const call = { native, resolve, reject, signal, abort: undefined, about, name }
     if (signal !== undefined) {
       call.abort = () => {
         if (about !== undefined) about.isOver = true
@@ -110,7 +112,7 @@ function complete (native, start, signal, about) {
  * As `complete`, but waits: the event loop stands still, and nothing else happens in this thread than
  * that other calls that end meanwhile are settled, and host functions run.
  */
-function completeSync (native, start, about, table) {
+function completeSync (native, start, about, table, name) {
   if (isSettling) {
     throw codedError('WOULD_DEADLOCK', 'callSync() cannot be used by what runs while calls are settled')
   }
@@ -118,7 +120,7 @@ function completeSync (native, start, about, table) {
   const number = freeNumbers.pop() ?? calls.length
   const resolve = (value) => { outcome = { value } }
   const reject = (error) => { outcome = { error } }
-  calls[number] = { native, resolve, reject, signal: undefined, abort: undefined, about }
+  calls[number] = { native, resolve, reject, signal: undefined, abort: undefined, about, name }
   unfinished++
   try {
     start(number)
@@ -228,11 +230,19 @@ function settleOne (number, code, offset, length) {
   } else if (code === HOST_FUNCTION_ERROR && call.about?.thrown !== undefined) {
     call.reject(call.about.thrown.error)
   } else if (code !== 0) {
-    const message = decoder.decode(new Uint8Array(buffer, offset, length))
-    call.reject(codedError(CODES[code - 1], message))
+    call.reject(errorOf(call, code, decoder.decode(new Uint8Array(buffer, offset, length))))
   } else {
     call.resolve(length === 0 ? null : new PluginOutput(buffer, offset, length))
   }
+}
+
+/** The error of a call. The text of a trap is its message and the guest's functions, with NULs between. */
+function errorOf (call, code, text) {
+  const [message, ...frames] = code === TRAP ? text.split('\0') : [text]
+  const error = codedError(CODES[code - 1], message)
+  if (call.name !== undefined) error.function = call.name
+  if (frames.length > 0) error.wasmBacktrace = frames
+  return error
 }
 
 function happened (about, code, buffer, offset, length) {

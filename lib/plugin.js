@@ -52,25 +52,25 @@ class Plugin {
       const exportNumber = this.#exportNumber(name)
       const bytes = asInput(input)
       if (options === undefined || options === null) {
-        return this.#complete(exportNumber, bytes, 0, undefined, hostContext, undefined)
+        return this.#complete(name, exportNumber, bytes, 0, undefined, hostContext, undefined)
       }
       const { signal, timeoutMs, logger } = pick(options, CALL_KEYS, 'the options of a call')
       if (signal !== undefined) checkSignal(signal)
       const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
       const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#table.level)
       if (signal?.aborted) throw signal.reason
-      return this.#complete(exportNumber, bytes, limit, signal, hostContext, ownLogger)
+      return this.#complete(name, exportNumber, bytes, limit, signal, hostContext, ownLogger)
     } catch (error) {
       return Promise.reject(error)
     }
   }
 
-  #complete (exportNumber, bytes, limit, signal, hostContext, logger) {
+  #complete (name, exportNumber, bytes, limit, signal, hostContext, logger) {
     const start = (number) => this.#start(number, exportNumber, bytes, limit)
     const about = this.#about(hostContext, logger, false)
-    if (about === undefined) return complete(this.#native, start, signal)
+    if (about === undefined) return complete(this.#native, start, signal, undefined, name)
     const haveWaited = waitForOwn(this.#table)
-    const promise = complete(this.#native, start, signal, about)
+    const promise = complete(this.#native, start, signal, about, name)
     if (haveWaited !== undefined) promise.then(haveWaited, haveWaited)
     return promise
   }
@@ -108,7 +108,7 @@ class Plugin {
     const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
     const start = (number) => this.#start(number, exportNumber, bytes, limit)
     const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#table.level)
-    return completeSync(this.#native, start, this.#about(hostContext, ownLogger, true), this.#table)
+    return completeSync(this.#native, start, this.#about(hostContext, ownLogger, true), this.#table, name)
   }
 
   stats () {

@@ -9,7 +9,7 @@ async function assemble (text) {
   const { parseWat } = await wabt()
   const module = parseWat('guest.wat', text)
   try {
-    return Buffer.from(module.toBinary({}).buffer)
+    return Buffer.from(module.toBinary({ write_debug_names: true }).buffer)
   } finally {
     module.destroy()
   }

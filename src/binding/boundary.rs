@@ -475,7 +475,7 @@ impl Writer<'_> {
           Err(_) => (number, Code::Internal.number(), (self.offset, 0)),
         },
         Event::Ended(number, Err(error)) => {
-          let place = self.place_bytes(error.message.into_bytes());
+          let place = self.place_bytes(error_text(error.message, &error.backtrace));
           let place = place.unwrap_or((self.offset, 0));
           (number, error.code.number(), place)
         }
@@ -557,6 +557,17 @@ impl Writer<'_> {
     self.place_apart(value)?;
     Ok((APART, AS_IT_IS))
   }
+}
+
+/// A message, and after it the functions of a backtrace, with NULs between.
+fn error_text(message: String, backtrace: &[String]) -> Vec<u8> {
+  let mut text = message;
+  for frame in backtrace {
+    text.push('\0');
+    // Names are the guest's.
+    text.push_str(&frame.replace('\0', "\u{FFFD}"));
+  }
+  text.into_bytes()
 }
 
 impl Place<(u32, u32)> for &mut Writer<'_> {

@@ -30,6 +30,9 @@ const MAX_MESSAGE: usize = 64 << 10;
 /// How many functions a backtrace names.
 const MAX_FRAMES: usize = 32;
 
+/// How long the name of a function may be there.
+const MAX_FRAME_NAME: usize = 256;
+
 /// How large the memory of an input may be to be used again for the output.
 const MAX_SPARE: usize = 4096;
 
@@ -469,7 +472,10 @@ impl Instance {
     let frames = error.downcast_ref::<WasmBacktrace>();
     let frames = frames.map(WasmBacktrace::frames).unwrap_or_default();
     let name = |frame: &wasmtime::FrameInfo| match frame.func_name() {
-      Some(name) => name.to_owned(),
+      Some(name) => name
+        .get(..name.floor_char_boundary(MAX_FRAME_NAME))
+        .unwrap_or(name)
+        .to_owned(),
       None => format!("wasm-function[{}]", frame.func_index()),
     };
     Ending::Trapped {

@@ -372,8 +372,9 @@ fn error_of_call(error: CallError) -> Error {
 fn error_of(ending: Ending) -> Error {
   match ending {
     Ending::Trapped { message, backtrace } => Error {
+      message: format!("the plugin trapped: {message}{}", innermost(&backtrace)),
       backtrace,
-      ..Error::new(Code::Trap, format!("the plugin trapped: {message}"))
+      ..Error::new(Code::Trap, "")
     },
     Ending::OutOfMemory => Error::new(
       Code::OutOfMemory,
@@ -397,4 +398,18 @@ fn error_of(ending: Ending) -> Error {
       format!("the plugin's instance ended without an answer ({ending:?})"),
     ),
   }
+}
+
+/// The innermost functions of a backtrace, for a message.
+fn innermost(backtrace: &[String]) -> String {
+  const SHOWN: usize = 3;
+  const MAX_NAME: usize = 80;
+  if backtrace.is_empty() {
+    return String::new();
+  }
+  let shown = backtrace.iter().take(SHOWN).map(|name| {
+    let end = name.floor_char_boundary(MAX_NAME.min(name.len()));
+    name.get(..end).unwrap_or_default()
+  });
+  format!(" (in {})", shown.collect::<Vec<_>>().join(", called by "))
 }
