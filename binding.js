@@ -787,3 +787,4 @@ module.exports.errorCodes = nativeBinding.errorCodes
 module.exports.openPlugin = nativeBinding.openPlugin
 module.exports.openStore = nativeBinding.openStore
 module.exports.precompile = nativeBinding.precompile
+module.exports.putBackSignalHandlers = nativeBinding.putBackSignalHandlers

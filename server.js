@@ -9,7 +9,7 @@ const { STATUS_CODES } = require('node:http')
 const Fastify = require('fastify')
 const closeWithGrace = require('close-with-grace')
 const { createPlugin, MemoryStore, openStore } = require('./index.js')
-const { TRAP_SIGNALS, closeConnectionsInTime } = require('./lib/closing.js')
+const { closeConnectionsInTime } = require('./lib/closing.js')
 
 const SAY_HELLO = join(__dirname, 'plugins/say-hello/say-hello.wasm')
 
@@ -72,7 +72,7 @@ async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, STORE_URL, INS
     plugin: { instances: Number(INSTANCES || availableParallelism()) },
     logger: { level: LOG_LEVEL || 'info' }
   })
-  closeWithGrace({ delay: 15_000, logger: app.log, skip: TRAP_SIGNALS }, async ({ err }) => {
+  closeWithGrace({ delay: 15_000, logger: app.log }, async ({ err }) => {
     if (err) app.log.error(err)
     await app.close()
     await store?.close()

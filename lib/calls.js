@@ -11,6 +11,7 @@ const { codedError } = require('./errors.js')
 const { hostCallOf, isStandingStill, run, tables } = require('./host-functions.js')
 const { log } = require('./logging.js')
 const { PluginOutput } = require('./plugin-output.js')
+const { watchSignalListeners } = require('./signals.js')
 
 const INBOX_BYTES = 8_192
 const SHARED_BYTES = 8_192
@@ -356,6 +357,7 @@ function caller (native) {
 
 /** Loads a plugin and resolves to its native part. */
 function open (options, store) {
+  watchSignalListeners(binding.putBackSignalHandlers)
   return complete(undefined, (number) => binding.openPlugin(number, options, store, boundary))
 }
 

@@ -1,11 +1,5 @@
 'use strict'
 
-/**
- * The signals by which the processor says that a plugin has done what WebAssembly forbids. The native part makes an
- * error of them; who handles one of them in JavaScript takes it away, and the next trap of a plugin ends the process.
- */
-const TRAP_SIGNALS = ['SIGILL', 'SIGTRAP', 'SIGFPE', 'SIGBUS', 'SIGSEGV']
-
 /** How often connections are looked at while a server is closed, in milliseconds. */
 const PAUSE = 50
 
@@ -21,4 +15,4 @@ function closeConnectionsInTime (app) {
   })
 }
 
-module.exports = { TRAP_SIGNALS, closeConnectionsInTime }
+module.exports = { closeConnectionsInTime }

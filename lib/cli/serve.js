@@ -4,7 +4,7 @@ const { watch } = require('node:fs')
 const { basename, dirname, resolve } = require('node:path')
 const closeWithGrace = require('close-with-grace')
 const Fastify = require('fastify')
-const { TRAP_SIGNALS, closeConnectionsInTime } = require('../closing.js')
+const { closeConnectionsInTime } = require('../closing.js')
 const extismHost = require('../fastify/index.js')
 const { openStore } = require('../store.js')
 const { DEFAULT_SERVER, readConfig } = require('./config.js')
@@ -100,7 +100,7 @@ async function serve (plugin, functionName, flags) {
   const { server, plugins } = configuration
   const app = await buildApp(configuration)
   const stopWatching = flags.watch ? watchFiles(app, plugins) : () => {}
-  const grace = closeWithGrace({ delay: server.shutdownTimeoutMs, logger: app.log, skip: ['SIGHUP', ...TRAP_SIGNALS] }, async ({ err }) => {
+  const grace = closeWithGrace({ delay: server.shutdownTimeoutMs, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
     if (err) app.log.error(err)
     stopWatching()
     await app.close()

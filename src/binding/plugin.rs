@@ -305,6 +305,12 @@ pub fn open_plugin(
   });
 }
 
+/// Puts the handlers back that make errors of guests' traps, if somebody has displaced them. Cheap.
+#[napi(catch_unwind)]
+pub fn put_back_signal_handlers() {
+  plugin::put_back_signal_handlers();
+}
+
 /// What the plugin has of JavaScript.
 fn environment(options: &PluginOptions, store: Arc<dyn Store>, boundary: &Boundary) -> Environment {
   let functions = Functions {

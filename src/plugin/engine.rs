@@ -6,7 +6,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use wasmtime::{Config, Engine, OptLevel, WasmBacktraceDetails};
 
 use super::interrupt::Interruptions;
-use crate::{Code, Error, Result};
+use crate::{Code, Error, Result, signals};
 
 /// What tells engines apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +19,8 @@ pub struct Kind {
 
 /// The engine of that kind. Made when it is first asked for.
 pub fn engine(kind: Kind) -> Result<Engine> {
+  // Before the first engine, and again with each plugin, in case somebody has displaced the handlers.
+  signals::ensure_installed();
   static ENGINES: LazyLock<Mutex<HashMap<Kind, Engine>>> = LazyLock::new(Mutex::default);
   let mut engines = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
   if let Some(engine) = engines.get(&kind) {

@@ -22,7 +22,7 @@ use crate::host::guest::Limiter;
 use crate::host::output::{Output, SharedStreams};
 use crate::host::{Guest, HostFunctionError, Stop};
 use crate::kernel::{AllocError, HasKernel, Kernel};
-use crate::{Code, Error, Result};
+use crate::{Code, Error, Result, signals};
 
 /// How many bytes of a guest's error message are kept: 64 KiB. A message is for people.
 const MAX_MESSAGE: usize = 64 << 10;
@@ -267,7 +267,11 @@ impl Instance {
       store.set_fuel(u64::MAX).map_err(failed)?;
     }
     let interrupt = Interrupt::new(&mut store, settings.kind.interruptions);
-    let instance = template.pre.instantiate(&mut store).map_err(|error| {
+    signals::ensure_installed();
+    let in_guest = signals::enter_guest();
+    let instance = template.pre.instantiate(&mut store);
+    drop(in_guest);
+    let instance = instance.map_err(|error| {
       match error.downcast_ref::<Trap>() {
         // An active segment outside its memory or table.
         Some(trap) => Error::new(Code::Trap, format!("the plugin trapped: {trap}")),
@@ -324,7 +328,9 @@ impl Instance {
       };
       let (params, mut results) = (zeros(ty.params().collect()), zeros(ty.results().collect()));
       self.fill_fuel();
+      let in_guest = signals::enter_guest();
       let ran = function.call(&mut self.store, &params, &mut results);
+      drop(in_guest);
       self.store.data().streams.end();
       ran.map_err(|error| self.ending_of(&error))?;
     }
@@ -352,6 +358,7 @@ impl Instance {
       self.spare = input;
     }
     self.fill_fuel();
+    let in_guest = signals::enter_guest();
     let ran = match &entry {
       Entry::Plain(function) => function.call(&mut self.store, ()).map(|()| 0),
       Entry::Coded(function) => function.call(&mut self.store, ()),
@@ -359,6 +366,7 @@ impl Instance {
         .call(&mut self.store, &[], &mut [ty.zero()])
         .map(|()| 0),
     };
+    drop(in_guest);
     self.store.data().streams.end();
     match ran {
       Ok(code) => {

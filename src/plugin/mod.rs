@@ -198,6 +198,11 @@ impl Plugin {
   }
 }
 
+/// Puts the handlers back that make errors of guests' traps, if somebody has displaced them.
+pub fn put_back_signal_handlers() {
+  crate::signals::ensure_installed();
+}
+
 /// The engine's kind for a manifest.
 fn kind(manifest: &Manifest) -> Kind {
   Kind {
