@@ -259,6 +259,11 @@ export interface PluginOptions {
   environment: Record<string, string>
   /** Where their output goes: `process`, `logger`, or nowhere. */
   output?: string
+  /**
+   * How a call that runs for too long is interrupted: `page` or `epoch`; the best way of the system
+   * without it.
+   */
+  interruption?: string
   /** Where compiled modules are kept; nowhere without it. */
   compileCache?: CompileCacheOptions
   /** How many instances; at least 1. */
@@ -302,6 +307,9 @@ export interface PluginStats {
  * `call`.
  */
 export declare function precompile(call: number, options: PluginOptions, boundary: Boundary): void
+
+/** Puts the handlers back that make errors of guests' traps, if somebody has displaced them. Cheap. */
+export declare function putBackSignalHandlers(): void
 
 /** Why something is refused. */
 export interface Refusal {

@@ -29,7 +29,7 @@ mod error;
 pub mod host;
 pub mod kernel;
 pub mod plugin;
-mod signals;
+pub mod signals;
 pub mod store;
 mod watchdog;
 

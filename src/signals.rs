@@ -11,12 +11,17 @@
 //!
 //! Call [`ensure_installed`] before the first [`wasmtime::Engine`] of the process, on the JavaScript
 //! thread if possible, then after each change of a listener and whenever an instance starts. Hold
-//! an [`enter_guest`] guard around every call that can run compiled code: calling a function,
-//! instantiating a module with a start section or passive initialisers, running a constructor. Do
-//! not hold it across an `await`.
+//! an [`enter_guest`] scope around every call that can run compiled code: calling a function or
+//! instantiating a module. Do not hold it across an `await`.
 //!
 //! A host function needs nothing: Wasmtime looks at the program counter, declines faults outside
 //! compiled code, and ours passes them on.
+//!
+//! # What it cannot do
+//!
+//! From the moment another handler is installed until ours is back, a trap goes to that handler. A
+//! handler that returns, such as libuv's, only delays the trap. With `SIG_DFL`, which libuv leaves
+//! when the last listener is removed, a trap in those microseconds ends the process.
 //!
 //! # Why there are layers
 //!
@@ -26,10 +31,10 @@
 //! entry point that chains to it, while the older entry points keep chaining to what they displaced.
 
 #[cfg(unix)]
-pub use unix::{ensure_installed, enter_guest};
+pub use unix::{GuestScope, ensure_installed, enter_guest};
 
 #[cfg(not(unix))]
-pub use elsewhere::{ensure_installed, enter_guest};
+pub use elsewhere::{GuestScope, ensure_installed, enter_guest};
 
 /// Other systems report faults in another way, which signal handlers do not touch.
 #[cfg(not(unix))]

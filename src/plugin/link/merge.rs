@@ -86,9 +86,7 @@ pub(super) fn merge(
   }
   module.section(&merger.elements);
   if layout.data > 0 {
-    module.section(&DataCountSection {
-      count: layout.data,
-    });
+    module.section(&DataCountSection { count: layout.data });
   }
   module.section(&merger.code);
   if layout.data > 0 {
@@ -232,8 +230,7 @@ fn number(
   let mut numbers = vec![Vec::new(); modules.modules.len()];
   for position in order {
     let module = modules.modules.get(*position).ok_or_else(inconsistent)?;
-    let defined =
-      u32::try_from(module.space(kind).defined).map_err(|_| inconsistent())?;
+    let defined = u32::try_from(module.space(kind).defined).map_err(|_| inconsistent())?;
     let end = next.checked_add(defined).ok_or_else(inconsistent)?;
     *numbers.get_mut(*position).ok_or_else(inconsistent)? = (next..end).collect();
     next = end;
@@ -541,9 +538,7 @@ impl<'m, 'a> Merger<'m, 'a> {
       constants: &constants,
       may_read_globals: true,
     };
-    let interrupt = self
-      .interrupt
-      .filter(|_| number != self.modules.kernel);
+    let interrupt = self.interrupt.filter(|_| number != self.modules.kernel);
     self
       .add_with(module, &mut mapper, interrupt)
       .map_err(failed(module))?;
@@ -691,7 +686,11 @@ fn exports(
   }
   if resolution.uses_wasi {
     for (number, memory) in resolution.wasi_memories.iter().enumerate() {
-      let Some(Definition { module, number: defined }) = memory else {
+      let Some(Definition {
+        module,
+        number: defined,
+      }) = memory
+      else {
         continue;
       };
       let name = match number {
@@ -711,10 +710,7 @@ fn exports(
     .modules
     .get(modules.kernel)
     .ok_or_else(inconsistent)?;
-  for (name, export) in [
-    (KERNEL_BLOCKS, names::BLOCKS),
-    (KERNEL_TABLE, names::TABLE),
-  ] {
+  for (name, export) in [(KERNEL_BLOCKS, names::BLOCKS), (KERNEL_TABLE, names::TABLE)] {
     let index = kernel
       .exported(name, Kind::Memory)
       .ok_or_else(inconsistent)?;

@@ -326,14 +326,13 @@ fn check_sizes(modules: &[Module<'_>], limits: Limits) -> Result<u64, LinkError>
         })?;
     }
     for table in &module.tables {
-      elements =
-        elements
-          .checked_sub(table.ty.initial)
-          .ok_or(LinkError::TooManyTableElements {
-            module: module.name.clone(),
-            needed: table.ty.initial,
-            allowed: elements,
-          })?;
+      elements = elements
+        .checked_sub(table.ty.initial)
+        .ok_or(LinkError::TooManyTableElements {
+          module: module.name.clone(),
+          needed: table.ty.initial,
+          allowed: elements,
+        })?;
     }
   }
   Ok(limits.memory_pages - pages)
@@ -441,10 +440,8 @@ impl Entries {
     };
     for export in &module.exports {
       // The host calls these before anything else.
-      if matches!(
-        export.name,
-        "_initialize" | "__wasm_call_ctors" | "hs_init"
-      ) || Kind::of_export(export.kind) != Kind::Function
+      if matches!(export.name, "_initialize" | "__wasm_call_ctors" | "hs_init")
+        || Kind::of_export(export.kind) != Kind::Function
       {
         continue;
       }

@@ -8,10 +8,9 @@ use std::collections::HashMap;
 
 use wasmparser::{
   BinaryReader, DataSectionReader, Element, ElementItems, Encoding, Export, ExternalKind,
-  FuncToValidate, FuncValidatorAllocations, FunctionBody, Global, Import, KnownCustom,
-  MemoryType, ModuleArity, Name, NameSectionReader, Operator, OperatorsReader, Parser, Payload,
-  Table, TagType, TypeRef, TypeSectionReader, ValidPayload, Validator, ValidatorResources,
-  WasmFeatures,
+  FuncToValidate, FuncValidatorAllocations, FunctionBody, Global, Import, KnownCustom, MemoryType,
+  ModuleArity, Name, NameSectionReader, Operator, OperatorsReader, Parser, Payload, Table, TagType,
+  TypeRef, TypeSectionReader, ValidPayload, Validator, ValidatorResources, WasmFeatures,
 };
 
 use super::limits::{self, Usage};
@@ -295,8 +294,11 @@ impl<'a> Module<'a> {
     let mut controls = 0_u64;
     let mut complexity = locals;
     let mut calls = false;
+    let mut loops = LoopCost::default();
     while !operators.eof() {
       let (operator, offset) = operators.read_with_offset()?;
+      let stack = u64::from(validator.operand_stack_height());
+      loops.add(name, &operator, locals + stack)?;
       // How many blocks or targets it is, and how many values each handles.
       let (targets, values) = match &operator {
         Operator::Block { .. }
@@ -327,12 +329,11 @@ impl<'a> Module<'a> {
         Operator::StructNewDefault { struct_type_index } => {
           let visitor = validator.visitor(offset);
           let fields = visitor.sub_type_at(*struct_type_index);
-          complexity = complexity.saturating_add(fields.map_or(0, |ty| {
-            match &ty.composite_type.inner {
+          complexity =
+            complexity.saturating_add(fields.map_or(0, |ty| match &ty.composite_type.inner {
               wasmparser::CompositeInnerType::Struct(ty) => size(ty.fields.len()),
               _ => 0,
-            }
-          }));
+            }));
           (0, false)
         }
         _ => (0, false),
@@ -355,6 +356,7 @@ impl<'a> Module<'a> {
     operators.finish()?;
     limits::FUNCTION_COMPLEXITY.check(name, complexity)?;
     usage.complexity.add(name, complexity)?;
+    usage.loop_complexity.add(name, loops.complexity)?;
     Ok((Body { body, calls }, validator.into_allocations()))
   }
 
@@ -457,6 +459,40 @@ impl Kind {
       ExternalKind::Global => Self::Global,
       ExternalKind::Tag => Self::Tag,
     }
+  }
+}
+
+/// What the loops of a function cost.
+#[derive(Default)]
+struct LoopCost {
+  /// Whether each open block is a loop.
+  blocks: Vec<bool>,
+  /// How many are.
+  depth: u64,
+  complexity: u64,
+}
+
+impl LoopCost {
+  /// `live` is the number of locals and of values on the stack.
+  fn add(&mut self, module: &str, operator: &Operator<'_>, live: u64) -> Result<(), LinkError> {
+    match operator {
+      Operator::Block { .. } | Operator::If { .. } | Operator::TryTable { .. } => {
+        self.blocks.push(false);
+      }
+      Operator::Loop { .. } => {
+        self.blocks.push(true);
+        self.depth += 1;
+        self.complexity = self.complexity.saturating_add(live.saturating_mul(live));
+        limits::LOOP_DEPTH.check(module, self.depth)?;
+        limits::FUNCTION_LOOP_COMPLEXITY.check(module, self.complexity)?;
+      }
+      Operator::End => {
+        let is_loop = self.blocks.pop() == Some(true);
+        self.depth = self.depth.saturating_sub(u64::from(is_loop));
+      }
+      _ => {}
+    }
+    Ok(())
   }
 }
 

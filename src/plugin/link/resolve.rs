@@ -102,7 +102,10 @@ pub(super) struct Resolution {
 #[derive(Clone, Debug)]
 enum Target {
   /// An index of another user module.
-  Export { module: usize, index: u32 },
+  Export {
+    module: usize,
+    index: u32,
+  },
   /// A function that the kernel's module defines.
   Kernel(usize),
   /// A function of the kernel that the host defines.
@@ -165,11 +168,7 @@ struct Resolver<'m, 'a> {
 }
 
 impl<'m, 'a> Resolver<'m, 'a> {
-  fn new(
-    modules: &'m Modules<'m, 'a>,
-    types: &'m mut TypeTable,
-    options: &Options<'m>,
-  ) -> Self {
+  fn new(modules: &'m Modules<'m, 'a>, types: &'m mut TypeTable, options: &Options<'m>) -> Self {
     let mut untyped = HashMap::new();
     for function in options.untyped {
       untyped
@@ -341,7 +340,10 @@ impl<'m, 'a> Resolver<'m, 'a> {
       module => module,
     };
     let found = self.untyped.get(&(import.module, import.name));
-    let Some(found) = found.or_else(|| self.untyped.get(&(other, import.name))).copied() else {
+    let Some(found) = found
+      .or_else(|| self.untyped.get(&(other, import.name)))
+      .copied()
+    else {
       return Ok(None);
     };
     let key = (
@@ -400,7 +402,10 @@ impl<'m, 'a> Resolver<'m, 'a> {
 
   fn missing(&self, path: &[usize], import: &Import<'_>) -> LinkError {
     LinkError::MissingImport {
-      path: path.iter().map(|number| self.modules.name(*number)).collect(),
+      path: path
+        .iter()
+        .map(|number| self.modules.name(*number))
+        .collect(),
       module: import.module.to_owned(),
       name: import.name.to_owned(),
       hint: self.hint(import),
@@ -412,7 +417,10 @@ impl<'m, 'a> Resolver<'m, 'a> {
       return ": pass `useWasi: true` to give the plugin WASI".to_owned();
     }
     // The same name elsewhere: a misspelled or outdated namespace.
-    let host = self.host.iter().map(|function| (&function.namespace, &function.name));
+    let host = self
+      .host
+      .iter()
+      .map(|function| (&function.namespace, &function.name));
     let untyped = self.untyped.values();
     let untyped = untyped.map(|function| (&function.namespace, &function.name));
     let mut namespaces = host
@@ -450,10 +458,7 @@ fn mark(flags: &mut [bool], number: usize) -> bool {
 }
 
 /// Follows each target to where it ends.
-fn follow(
-  modules: &Modules<'_, '_>,
-  targets: &[Vec<Target>],
-) -> Result<Vec<Vec<End>>, LinkError> {
+fn follow(modules: &Modules<'_, '_>, targets: &[Vec<Target>]) -> Result<Vec<Vec<End>>, LinkError> {
   let mut ends = targets
     .iter()
     .map(|targets| vec![None; targets.len()])
@@ -483,7 +488,10 @@ fn follow(
           });
         }
         path.push(next);
-        match targets.get(module).and_then(|targets| targets.get(position)) {
+        match targets
+          .get(module)
+          .and_then(|targets| targets.get(position))
+        {
           Some(Target::Export {
             module: exporter,
             index,
@@ -522,10 +530,7 @@ fn follow(
         }
       };
       for (module, position) in path {
-        if let Some(entry) = ends
-          .get_mut(module)
-          .and_then(|ends| ends.get_mut(position))
-        {
+        if let Some(entry) = ends.get_mut(module).and_then(|ends| ends.get_mut(position)) {
           *entry = Some(end);
         }
       }
@@ -580,8 +585,14 @@ fn check_type(
   let Some(exporting) = modules.modules.get(exporter) else {
     return Err(inconsistent());
   };
-  let expected_mapper = &mut Mapper { modules, module: number };
-  let found_mapper = &mut Mapper { modules, module: exporter };
+  let expected_mapper = &mut Mapper {
+    modules,
+    module: number,
+  };
+  let found_mapper = &mut Mapper {
+    modules,
+    module: exporter,
+  };
 
   match import.ty {
     TypeRef::Func(index) | TypeRef::FuncExact(index) => {
@@ -591,13 +602,15 @@ fn check_type(
           .functions
           .get(number)
           .and_then(|index| modules.type_number(module, *index)),
-        End::Host(module, position) => exporting
-          .imports
-          .get(position)
-          .and_then(|import| match import.ty {
-            TypeRef::Func(index) => modules.type_number(module, index),
-            _ => None,
-          }),
+        End::Host(module, position) => {
+          exporting
+            .imports
+            .get(position)
+            .and_then(|import| match import.ty {
+              TypeRef::Func(index) => modules.type_number(module, index),
+              _ => None,
+            })
+        }
       };
       let (Some(expected), Some(found)) = (expected, found) else {
         return Err(inconsistent());
@@ -614,12 +627,19 @@ fn check_type(
       let Some(found) = found.map(|table| table.ty) else {
         return Err(inconsistent());
       };
-      let is_same_type = expected_mapper.ref_type(expected.element_type).map_err(internal)?
-        == found_mapper.ref_type(found.element_type).map_err(internal)?;
+      let is_same_type = expected_mapper
+        .ref_type(expected.element_type)
+        .map_err(internal)?
+        == found_mapper
+          .ref_type(found.element_type)
+          .map_err(internal)?;
       if !is_same_type
         || expected.table64 != found.table64
         || expected.shared != found.shared
-        || !fits((expected.initial, expected.maximum), (found.initial, found.maximum))
+        || !fits(
+          (expected.initial, expected.maximum),
+          (found.initial, found.maximum),
+        )
       {
         return Err(wrong(describe_table(&expected), describe_table(&found)));
       }
@@ -632,7 +652,10 @@ fn check_type(
       if expected.memory64 != found.memory64
         || expected.shared != found.shared
         || expected.page_size_log2 != found.page_size_log2
-        || !fits((expected.initial, expected.maximum), (found.initial, found.maximum))
+        || !fits(
+          (expected.initial, expected.maximum),
+          (found.initial, found.maximum),
+        )
       {
         return Err(wrong(describe_memory(&expected), describe_memory(found)));
       }
@@ -642,8 +665,12 @@ fn check_type(
       let Some(found) = found.map(|global| global.ty) else {
         return Err(inconsistent());
       };
-      let expected_type = expected_mapper.val_type(expected.content_type).map_err(internal)?;
-      let found_type = found_mapper.val_type(found.content_type).map_err(internal)?;
+      let expected_type = expected_mapper
+        .val_type(expected.content_type)
+        .map_err(internal)?;
+      let found_type = found_mapper
+        .val_type(found.content_type)
+        .map_err(internal)?;
       let is_right = expected.mutable == found.mutable
         && expected.shared == found.shared
         && if expected.mutable {
@@ -767,13 +794,14 @@ fn assign_wasi(
   let mut memories: Vec<Option<Definition>> = Vec::new();
   let mut by_memory = HashMap::new();
   let mut numbers = HashMap::new();
-  let others = order.iter().copied().filter(|number| *number != modules.main);
+  let others = order
+    .iter()
+    .copied()
+    .filter(|number| *number != modules.main);
   for number in [modules.main].into_iter().chain(others) {
-    let imports_wasi = targets.get(number).is_some_and(|targets| {
-      targets
-        .iter()
-        .any(|target| matches!(target, Target::Wasi))
-    });
+    let imports_wasi = targets
+      .get(number)
+      .is_some_and(|targets| targets.iter().any(|target| matches!(target, Target::Wasi)));
     if !imports_wasi {
       continue;
     }
@@ -798,11 +826,7 @@ fn assign_wasi(
 
 /// The memory that a module means when it calls WASI: the one that it exports as `memory`, else its
 /// first. WASI works on memories with 32-bit addresses only.
-fn wasi_memory(
-  modules: &Modules<'_, '_>,
-  ends: &[Vec<End>],
-  number: usize,
-) -> Option<Definition> {
+fn wasi_memory(modules: &Modules<'_, '_>, ends: &[Vec<End>], number: usize) -> Option<Definition> {
   let module = modules.modules.get(number)?;
   let index = module
     .exported(names::MEMORY, Kind::Memory)
@@ -956,6 +980,10 @@ fn describe_limits(minimum: u64, maximum: Option<u64>) -> String {
 }
 
 fn describe_global(global: &wasmparser::GlobalType) -> String {
-  let mutable = if global.mutable { "mutable" } else { "constant" };
+  let mutable = if global.mutable {
+    "mutable"
+  } else {
+    "constant"
+  };
   format!("a {mutable} global of type {}", global.content_type)
 }

@@ -205,14 +205,18 @@ impl TypeTable {
 
     match (ty, of) {
       (HeapType::Concrete(ty), HeapType::Concrete(of)) => self.is_subtype(ty, of),
-      (HeapType::Concrete(ty), HeapType::Abstract { shared: false, ty: of }) => {
-        match self.entry(ty).map(|entry| &entry.kind) {
-          Some(Composite::Function(_)) => of == Func,
-          Some(Composite::Struct) => matches!(of, Struct | Eq | Any),
-          Some(Composite::Array) => matches!(of, Array | Eq | Any),
-          Option::None => false,
-        }
-      }
+      (
+        HeapType::Concrete(ty),
+        HeapType::Abstract {
+          shared: false,
+          ty: of,
+        },
+      ) => match self.entry(ty).map(|entry| &entry.kind) {
+        Some(Composite::Function(_)) => of == Func,
+        Some(Composite::Struct) => matches!(of, Struct | Eq | Any),
+        Some(Composite::Array) => matches!(of, Array | Eq | Any),
+        Option::None => false,
+      },
       (HeapType::Abstract { shared: false, ty }, HeapType::Concrete(of)) => {
         match self.entry(of).map(|entry| &entry.kind) {
           Some(Composite::Function(_)) => ty == NoFunc,
@@ -220,7 +224,13 @@ impl TypeTable {
           Option::None => false,
         }
       }
-      (HeapType::Abstract { shared, ty }, HeapType::Abstract { shared: other, ty: of }) => {
+      (
+        HeapType::Abstract { shared, ty },
+        HeapType::Abstract {
+          shared: other,
+          ty: of,
+        },
+      ) => {
         shared == other
           && (ty == of
             || match of {
