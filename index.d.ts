@@ -271,10 +271,15 @@ export interface PluginOptions extends ManifestOptions {
   /**
    * How much fuel a call has, from 1 to 2⁵³ − 1: about one unit for each WebAssembly instruction, the
    * same in each run. A call that uses it up is rejected with `FUEL_EXHAUSTED`, and its instance
-   * replaced. The initialization of an instance has as much. Calls of a plugin with fuel cost several
-   * microseconds more. There is no limit without it.
+   * replaced. The initialization of an instance has as much. Counting slows guests down. There is no
+   * limit without it.
    */
   fuel?: number
+  /**
+   * Ends the loading of the plugin: `createPlugin` is rejected with the signal's reason at once, even
+   * if the compiler still runs. It has no effect on a plugin that has been loaded.
+   */
+  signal?: AbortSignal
   /**
    * How many bytes an output may have, from 1 to 4,294,967,295. A longer one is not copied, and the
    * call is rejected with `OUTPUT_TOO_LARGE`.

@@ -177,6 +177,16 @@ test('options win over the manifest, which may be written in snake_case', async 
   await plugin.close()
 })
 
+test('a signal ends the loading at once, even while the compiler runs', async () => {
+  const reason = new Error('enough')
+  await expect(createPlugin(wasm, { signal: AbortSignal.abort(reason) })).rejects.toBe(reason)
+  const controller = new AbortController()
+  const loading = createPlugin(wasm, { signal: controller.signal, compileCache: false })
+  setTimeout(() => controller.abort(reason), 1)
+  await expect(loading).rejects.toBe(reason)
+  await expect(createPlugin(wasm, { signal: 'now' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+})
+
 test('a Plugin cannot be made without createPlugin', () => {
   expect(() => new Plugin()).toThrow(/createPlugin/)
 })

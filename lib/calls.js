@@ -91,7 +91,7 @@ function complete (native, start, signal, about, name) {
     if (signal !== undefined) {
       call.abort = () => {
         if (about !== undefined) about.isOver = true
-        native.cancel(number)
+        native?.cancel(number)
         reject(signal.reason)
       }
       signal.addEventListener('abort', call.abort, { once: true })
@@ -355,10 +355,10 @@ function caller (native) {
   }
 }
 
-/** Loads a plugin and resolves to its native part. */
-function open (options, store) {
+/** Loads a plugin and resolves to its native part, unless `signal` is aborted first. */
+function open (options, store, signal) {
   watchSignalListeners(binding.putBackSignalHandlers)
-  return complete(undefined, (number) => binding.openPlugin(number, options, store, boundary))
+  return complete(undefined, (number) => binding.openPlugin(number, options, store, boundary), signal)
 }
 
 /** Fills the compile cache with what such a plugin needs. */

@@ -4,7 +4,7 @@
 
 const { resolve } = require('node:path')
 const binding = require('../binding.js')
-const { asInteger } = require('./checks.js')
+const { asInteger, checkSignal } = require('./checks.js')
 const { describe, invalidArgument } = require('./errors.js')
 const { asFunctions } = require('./host-functions.js')
 const { asLevel, asLogger } = require('./logging.js')
@@ -36,6 +36,7 @@ const OPTION_KEYS = {
   logLevel: 'logLevel',
   compileCache: 'compileCache',
   fetch: 'fetch',
+  signal: 'signal',
   runInWorker: 'runInWorker',
   sharedArrayBufferSize: 'sharedArrayBufferSize',
   nodeWorkerArgs: 'nodeWorkerArgs'
@@ -243,7 +244,8 @@ function pluginOptions ({ wasm, ...rest }, options) {
     storePermissions: permissions,
     logLevel: level
   }
-  return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { bodies, logger, level, instances: native.instances } }
+  if (merged.signal !== undefined) checkSignal(merged.signal)
+  return { native, store, signal: merged.signal, allowedPaths: merged.allowedPaths, inJavaScript: { bodies, logger, level, instances: native.instances } }
 }
 
 module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pickOptions, pluginOptions }

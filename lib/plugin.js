@@ -174,11 +174,12 @@ async function load (source, options) {
 }
 
 async function createPlugin (source, options) {
-  const { native, store, inJavaScript, ...rest } = await load(source, options)
+  const { native, store, inJavaScript, signal, ...rest } = await load(source, options)
   const allowedPaths = await allowedPathsOf(rest.allowedPaths, native.useWasi)
+  signal?.throwIfAborted()
   const table = addTable(inJavaScript)
   try {
-    return new Plugin(SECRET, await open({ ...native, allowedPaths, table: table.number }, store), table)
+    return new Plugin(SECRET, await open({ ...native, allowedPaths, table: table.number }, store, signal), table)
   } catch (error) {
     removeTable(table)
     if (error.code === 'HOST_FUNCTION_ERROR' && table.thrown !== undefined) throw table.thrown.error

@@ -124,15 +124,17 @@ impl FunctionType {
     })
   }
 
-  /// Reads the notation of the tables below: one letter a number (`i` i32, `l` i64), parameters,
+  /// Reads the notation of the tables below: one letter a number (`i` i32, `l` i64, `f` f32, `d` f64), parameters,
   /// a colon, results.
-  fn from_letters(letters: &str) -> Self {
+  pub(crate) fn from_letters(letters: &str) -> Self {
     let (params, results) = letters.split_once(':').unwrap_or((letters, ""));
     let numbers = |letters: &str| {
       letters
         .chars()
         .map(|letter| match letter {
           'l' => ValueType::I64,
+          'f' => ValueType::F32,
+          'd' => ValueType::F64,
           _ => ValueType::I32,
         })
         .collect::<Vec<_>>()

@@ -1,5 +1,6 @@
 //! Plugins: what to load, the instances, and the threads that run them.
 
+mod compilation;
 mod compile_cache;
 mod engine;
 pub mod instance;
@@ -31,7 +32,7 @@ use crate::host::output::Output;
 use crate::host::store::{StoreCounters, StoreStats};
 use crate::host::{self, Environment, Vars, vars};
 use crate::{Code, Error, Result, kernel};
-use compile_cache::{Artefact, ArtefactDirectory, Key};
+use compile_cache::{Artefact, ArtefactDirectory, Cached, Key};
 use engine::Kind;
 use instance::{Settings, Template};
 use interrupt::Interruptions;
@@ -40,6 +41,9 @@ use workers::Workers;
 
 /// How long an initialization may run where calls have no limit.
 const INITIALIZATION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Part of the cache's key. Raise it when the linker writes something else for the same input.
+const LINKER_VERSION: [u8; 1] = [1];
 
 /// How large an instance's kernel memory may be between two calls: 64 MiB.
 const MAX_IDLE_MEMORY: u64 = 64 << 20;
@@ -239,14 +243,7 @@ fn link_and_compile(
     untyped: &environment.functions,
     vars,
   };
-  let linked = link::link(&modules, &options).map_err(link_error)?;
-  drop(modules);
   let engine = engine::engine(kind)?;
-  let module = compile(&engine, &linked.bytes, cache)?;
-  Ok((linked, module))
-}
-
-fn compile(engine: &Engine, bytes: &[u8], cache: Option<&ArtefactDirectory>) -> Result<Module> {
   let failed = |error: wasmtime::Error| {
     Error::new(
       Code::InvalidWasm,
@@ -254,19 +251,59 @@ fn compile(engine: &Engine, bytes: &[u8], cache: Option<&ArtefactDirectory>) -> 
     )
   };
   let Some(cache) = cache else {
-    return Module::new(engine, bytes).map_err(failed);
+    let linked = link::link(&modules, &options).map_err(link_error)?;
+    let _turn = compilation::wait_for_turn();
+    let module = Module::new(&engine, &linked.bytes).map_err(failed)?;
+    return Ok((linked, module));
   };
-  let key = Key::new(&[b"module", bytes, &compatibility(engine)]);
-  if let Some(module) = cache.load(&key, engine) {
-    return Ok(module);
+  let key = cache_key(&modules, &options, &engine);
+  if let Some(Cached {
+    module,
+    description,
+  }) = cache.load(&key, &engine)
+    && let Some(linked) = Linked::from_description(&description, &options)
+  {
+    return Ok((linked, module));
   }
-  let artefact = Artefact::compile(engine, bytes).map_err(failed)?;
+  let linked = link::link(&modules, &options).map_err(link_error)?;
+  let turn = compilation::wait_for_turn();
+  let artefact = Artefact::compile(&engine, &linked.bytes, linked.describe()).map_err(failed)?;
+  drop(turn);
   // A cache that cannot be written to is one that is not used.
   let _ = cache.store(&key, &artefact);
-  match cache.load(&key, engine) {
-    Some(module) => Ok(module),
-    None => artefact.to_module(engine).map_err(failed),
+  let module = match cache.load(&key, &engine) {
+    Some(cached) => cached.module,
+    None => artefact.to_module(&engine).map_err(failed)?,
+  };
+  Ok((linked, module))
+}
+
+/// A digest of everything that the linked and compiled module depends on.
+fn cache_key(modules: &[LoadedModule], options: &link::Options<'_>, engine: &Engine) -> Key {
+  let settings = format!(
+    "{} {} {} {:?} {:?} {:?}",
+    env!("CARGO_PKG_VERSION"),
+    options.wasi,
+    options.checks,
+    options.limits,
+    options.functions,
+    options
+      .untyped
+      .iter()
+      .map(|function| (&function.namespace, &function.name))
+      .collect::<Vec<_>>(),
+  );
+  let compatibility = compatibility(engine);
+  let mut parts: Vec<&[u8]> = vec![
+    &LINKER_VERSION,
+    options.kernel,
+    settings.as_bytes(),
+    &compatibility,
+  ];
+  for module in modules {
+    parts.extend([module.name.as_bytes(), module.bytes.as_slice()]);
   }
+  Key::new(&parts)
 }
 
 /// What tells artefacts of this engine from those of another configuration or version of Wasmtime.

@@ -1,7 +1,8 @@
 //! Keeps compiled modules between starts.
 //!
-//! Each artefact is one file, `modules/<key>.cwasm`: what Wasmtime compiled, then a trailer with a
-//! magic number and a digest. Wasmtime maps such a file from its first byte and ignores the trailer.
+//! Each artefact is one file, `modules/<key>.cwasm`: what Wasmtime compiled, what the linker told about
+//! it, then a trailer with a magic number and a digest. Wasmtime maps such a file from its first byte
+//! and ignores what follows the code.
 //!
 //! The digest protects against damage: Wasmtime executes an artefact without checking it, so one
 //! flipped bit can crash the process. It does not protect against tampering, which is why the
@@ -13,7 +14,7 @@
 mod directory;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -35,7 +36,7 @@ const TOUCH_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 const ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// Marks the format of the file. Change it together with the format.
-const MAGIC: [u8; 8] = *b"EXTHOST1";
+const MAGIC: [u8; 8] = *b"EXTHOST2";
 
 const TRAILER_LENGTH: usize = MAGIC.len() + size_of::<u128>();
 
@@ -140,30 +141,37 @@ impl Key {
   }
 }
 
-/// The output of Wasmtime's compiler.
+/// The output of Wasmtime's compiler, and a description of it.
 ///
 /// To load foreign bytes as an artefact is to execute them, so there are only constructors that compile
 /// them here.
-pub struct Artefact(Vec<u8>);
+pub struct Artefact {
+  code: Vec<u8>,
+  description: Vec<u8>,
+}
 
 impl Artefact {
-  /// Compiles a module.
-  pub fn compile(engine: &Engine, wasm: &[u8]) -> wasmtime::Result<Self> {
-    engine.precompile_module(wasm).map(Self)
-  }
-
-  /// Copies the compiled code of a module.
-  pub fn of(module: &Module) -> wasmtime::Result<Self> {
-    module.serialize().map(Self)
+  /// Compiles a module. What `description` says of it comes back with it.
+  pub fn compile(engine: &Engine, wasm: &[u8], description: Vec<u8>) -> wasmtime::Result<Self> {
+    let code = engine.precompile_module(wasm)?;
+    Ok(Self { code, description })
   }
 
   /// Makes a module of a copy of the artefact. Fails if the engine has other settings than the one that
   /// compiled it.
   pub fn to_module(&self, engine: &Engine) -> wasmtime::Result<Module> {
-    // SAFETY: the bytes must come from Wasmtime's compiler. They do: only `compile` and `of` make an
+    // SAFETY: the bytes must come from Wasmtime's compiler. They do: only `compile` makes an
     // `Artefact`, and nothing changes it. Wasmtime checks the settings of the engine itself.
-    unsafe { Module::deserialize(engine, &self.0) }
+    unsafe { Module::deserialize(engine, &self.code) }
   }
+}
+
+/// An artefact that was found.
+pub struct Cached {
+  /// The module.
+  pub module: Module,
+  /// What was stored with it.
+  pub description: Vec<u8>,
 }
 
 /// A private directory with artefacts.
@@ -189,7 +197,7 @@ impl ArtefactDirectory {
   ///
   /// The file is opened once. Its digest is checked and its content mapped through that one descriptor,
   /// so it does not matter what happens to the name meanwhile.
-  pub fn load(&self, key: &Key, engine: &Engine) -> Option<Module> {
+  pub fn load(&self, key: &Key, engine: &Engine) -> Option<Cached> {
     let path = self.path.join(file_name(key));
     let file = directory::open_executable(&path).ok()?;
     let metadata = file.metadata().ok()?;
@@ -205,8 +213,11 @@ impl ArtefactDirectory {
       true => map_intact(&file, engine),
       false => None,
     };
-    // Code cannot be mapped from a file system that is mounted with `noexec`.
-    mapped.or_else(|| read(&file, key, engine))
+    Some(Cached {
+      // Code cannot be mapped from a file system that is mounted with `noexec`.
+      module: mapped.or_else(|| read(&file, key, engine))?,
+      description: read_description(&file, metadata.len())?,
+    })
   }
 
   /// Stores an artefact, then evicts the least recently used ones until all fit into the limit.
@@ -214,8 +225,15 @@ impl ArtefactDirectory {
   /// Fails if the directory cannot be written to, or if the artefact alone exceeds the limit. Unless the
   /// cache is to be filled, ignore that: [`load`](Self::load) keeps working.
   pub fn store(&self, key: &Key, artefact: &Artefact) -> io::Result<()> {
-    let Artefact(bytes) = artefact;
-    let length = (bytes.len() + TRAILER_LENGTH) as u64;
+    let Artefact { code, description } = artefact;
+    let description_length = (description.len() as u64).to_le_bytes();
+    let parts = [
+      code.as_slice(),
+      description.as_slice(),
+      &description_length,
+    ];
+    let length = parts.iter().map(|part| part.len()).sum::<usize>() + TRAILER_LENGTH;
+    let length = length as u64;
     if length > self.max_bytes {
       let message = format!(
         "the compiled module has {length} bytes, compileCache.maxBytes is {}",
@@ -226,9 +244,11 @@ impl ArtefactDirectory {
     let name = file_name(key);
     let path = self.path.join(&name);
     let mut digest = XxHash3_128::new();
-    digest.write(bytes);
     let mut file = TemporaryFile::beside(&path)?;
-    file.write_all(bytes)?;
+    for part in parts {
+      digest.write(part);
+      file.write_all(part)?;
+    }
     file.write_all(&trailer(digest, key))?;
     if let Err(error) = file.rename(&path) {
       // Windows does not replace a file that somebody has mapped. If it is intact, all is well.
@@ -354,6 +374,24 @@ fn is_intact(mut file: impl Read, length: u64, key: &Key) -> io::Result<bool> {
   }
 }
 
+/// The description in a file that was found intact.
+fn read_description(mut file: &File, length: u64) -> Option<Vec<u8>> {
+  let end = length.checked_sub((TRAILER_LENGTH + size_of::<u64>()) as u64)?;
+  file.seek(SeekFrom::Start(end)).ok()?;
+  let mut description_length = [0; size_of::<u64>()];
+  file.read_exact(&mut description_length).ok()?;
+  let description_length = u64::from_le_bytes(description_length);
+  file
+    .seek(SeekFrom::Start(end.checked_sub(description_length)?))
+    .ok()?;
+  let mut description = Vec::new();
+  file
+    .take(description_length)
+    .read_to_end(&mut description)
+    .ok()?;
+  Some(description)
+}
+
 /// Makes a module of the mapped file, if the system allows that and the engine can use it.
 ///
 /// The file must have been found intact through this descriptor, and `keeps_open_files` must hold.
@@ -447,7 +485,7 @@ mod tests {
           (i32.const {number})))"#
     );
     let wasm = wat::parse_str(text).expect("the text is a module");
-    Artefact::compile(engine, &wasm).expect("it can be compiled")
+    Artefact::compile(engine, &wasm, b"described".to_vec()).expect("it can be compiled")
   }
 
   fn number(module: &Module) -> i32 {
@@ -535,7 +573,11 @@ mod tests {
     // Not `load` alone, which would read the file if it could not be mapped.
     let file = directory::open_executable(&path(&cache, &key(1))).expect("it exists");
     let mapped = map_intact(&file, &engine).expect("code can be mapped");
-    let loaded = cache.load(&key(1), &engine).expect("it is there");
+    let Cached {
+      module: loaded,
+      description,
+    } = cache.load(&key(1), &engine).expect("it is there");
+    assert_eq!(description, b"described");
     // The files of loaded modules can be removed and replaced.
     cache
       .store(&key(1), &artefact)
@@ -570,7 +612,7 @@ mod tests {
     cache.store(&key(1), &artefact).expect("it can be stored");
     let path = path(&cache, &key(1));
     let intact = fs::read(&path).expect("it exists");
-    let mut damaged = vec![Vec::new(), vec![0; intact.len()], artefact.0.clone()];
+    let mut damaged = vec![Vec::new(), vec![0; intact.len()], artefact.code.clone()];
     let random = BuildHasherDefault::<DefaultHasher>::default();
     for round in 0..300_u32 {
       // Half of them in the trailer and shortly before.
@@ -623,7 +665,7 @@ mod tests {
   fn the_least_recently_used_artefacts_are_evicted() {
     let (base, engine) = (Temporary::new(), Engine::default());
     let artefact = artefact(&engine, 1);
-    let length = (artefact.0.len() + TRAILER_LENGTH) as u64;
+    let length = (artefact.code.len() + artefact.description.len() + size_of::<u64>() + TRAILER_LENGTH) as u64;
     let cache = base.cache(3 * length);
     for number in 1..=3 {
       cache
@@ -634,7 +676,7 @@ mod tests {
         24 * HOUR * (10 - u32::from(number)),
       );
     }
-    cache.load(&key(1), &engine).expect("it is there");
+    cache.load(&key(1), &engine).expect("it is there").module;
     fs::write(cache.path.join("other"), vec![0; 1 << 20]).expect("it is ours");
     cache.store(&key(4), &artefact).expect("it can be stored");
     let mut expected = vec!["other".to_owned()];
@@ -653,7 +695,7 @@ mod tests {
   fn an_artefact_that_exceeds_the_limit_alone_is_not_stored_and_evicts_nothing() {
     let (base, engine) = (Temporary::new(), Engine::default());
     let artefact = artefact(&engine, 1);
-    let length = (artefact.0.len() + TRAILER_LENGTH) as u64;
+    let length = (artefact.code.len() + artefact.description.len() + size_of::<u64>() + TRAILER_LENGTH) as u64;
     base
       .cache(length)
       .store(&key(1), &artefact)
@@ -674,10 +716,10 @@ mod tests {
     stored.expect("it can be stored");
     let path = path(&cache, &key(1));
     set_age(&path, 23 * HOUR);
-    cache.load(&key(1), &engine).expect("it is there");
+    cache.load(&key(1), &engine).expect("it is there").module;
     assert!(age(&path) >= 23 * HOUR);
     set_age(&path, 25 * HOUR);
-    cache.load(&key(1), &engine).expect("it is there");
+    cache.load(&key(1), &engine).expect("it is there").module;
     assert!(age(&path) < HOUR);
   }
 
@@ -754,7 +796,7 @@ mod tests {
         max_bytes: None,
       };
       let cache = options.open().expect("it can be read").expect("it is on");
-      let module = cache.load(&key(1), &engine).expect("it is there");
+      let module = cache.load(&key(1), &engine).expect("it is there").module;
       assert_eq!(number(&module), 1);
       assert!(cache.load(&key(2), &engine).is_none());
       assert!(cache.store(&key(3), &artefact).is_err());
@@ -783,7 +825,7 @@ mod tests {
           for round in 0..100 {
             let place = (thread + round) % 4;
             let key = key(place as u8);
-            if let Some(module) = cache.load(&key, engine) {
+            if let Some(Cached { module, .. }) = cache.load(&key, engine) {
               assert_eq!(number(&module), place as i32);
               hits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             }

@@ -8,10 +8,12 @@
 //! * `type_table`: numbers the types of all modules.
 //! * `resolve`: what each import stands for.
 //! * `merge`: writes the one module.
+//! * `description`: what the cache keeps of the result beside its code.
 //!
 //! The result has no start section: nothing of a guest runs until the host calls it. It imports only
 //! functions, and exports only what [`Linked`] lists and [`names`] describes.
 
+mod description;
 pub mod limits;
 mod merge;
 mod module;

@@ -1,0 +1,149 @@
+//! What the cache keeps of a linked module beside its code, so that a cache hit links nothing.
+
+use serde_json::{Value, json};
+
+use super::{
+  Callable, ExportDescription, ImportDescription, Initializer, Kind, Linked, Options,
+};
+use crate::abi::{FunctionType, ValueType};
+
+impl Linked {
+  /// Everything but the bytes.
+  pub fn describe(&self) -> Vec<u8> {
+    let exports = self.exports.iter();
+    let imports = self.imports.iter();
+    let functions = self.functions.iter();
+    json!({
+      "initializers": self.initializers.iter()
+        .map(|initializer| json!([initializer.export, initializer.function.to_letters()]))
+        .collect::<Vec<_>>(),
+      "callables": self.callables.iter()
+        .map(|callable| {
+          let result = FunctionType::new([], callable.result);
+          json!([callable.name, callable.export, result.to_letters()])
+        })
+        .collect::<Vec<_>>(),
+      "exports": exports.map(|export| json!([export.name, export.kind.as_str()])).collect::<Vec<_>>(),
+      "imports": imports
+        .map(|import| json!([import.module, import.name, import.kind.as_str()]))
+        .collect::<Vec<_>>(),
+      "functions": functions
+        .map(|(number, function)| {
+          json!([number, function.namespace, function.name, function.function.to_letters()])
+        })
+        .collect::<Vec<_>>(),
+      "wasiMemories": self.wasi_memories,
+      "usesWasi": self.uses_wasi,
+      "initialPages": self.initial_pages,
+    })
+    .to_string()
+    .into_bytes()
+  }
+
+  /// What was described, without the bytes. The options must be those that it was linked with, but for
+  /// what their functions do. `None` if it is not a description.
+  pub fn from_description(description: &[u8], options: &Options<'_>) -> Option<Self> {
+    let description: Value = serde_json::from_slice(description).ok()?;
+    let list = |name: &str| description.get(name)?.as_array();
+    Some(Self {
+      bytes: Vec::new(),
+      initializers: list("initializers")?
+        .iter()
+        .map(|initializer| {
+          Some(Initializer {
+            export: text(initializer, 0)?,
+            function: FunctionType::from_letters(&text(initializer, 1)?),
+          })
+        })
+        .collect::<Option<_>>()?,
+      callables: list("callables")?
+        .iter()
+        .map(|callable| {
+          let result = FunctionType::from_letters(&text(callable, 2)?);
+          Some(Callable {
+            name: text(callable, 0)?,
+            export: text(callable, 1)?,
+            result: result.results.first().copied(),
+          })
+        })
+        .collect::<Option<_>>()?,
+      exports: list("exports")?
+        .iter()
+        .map(|export| {
+          Some(ExportDescription {
+            name: text(export, 0)?,
+            kind: Kind::from_name(&text(export, 1)?)?,
+          })
+        })
+        .collect::<Option<_>>()?,
+      imports: list("imports")?
+        .iter()
+        .map(|import| {
+          Some(ImportDescription {
+            module: text(import, 0)?,
+            name: text(import, 1)?,
+            kind: Kind::from_name(&text(import, 2)?)?,
+          })
+        })
+        .collect::<Option<_>>()?,
+      functions: list("functions")?
+        .iter()
+        .map(|function| {
+          let number = usize::try_from(function.get(0)?.as_u64()?).ok()?;
+          let known = options.functions.get(number).cloned();
+          let found = match known {
+            Some(known) => known,
+            None => {
+              let (namespace, name) = (text(function, 1)?, text(function, 2)?);
+              let is_it = |untyped: &&crate::host::UntypedFunction| {
+                untyped.namespace == namespace && untyped.name == name
+              };
+              let untyped = options.untyped.iter().find(is_it)?;
+              let ty = FunctionType::from_letters(&text(function, 3)?);
+              (untyped.typed)(ty, options.vars)
+            }
+          };
+          Some((number, found))
+        })
+        .collect::<Option<_>>()?,
+      wasi_memories: usize::try_from(description.get("wasiMemories")?.as_u64()?).ok()?,
+      uses_wasi: description.get("usesWasi")?.as_bool()?,
+      initial_pages: description.get("initialPages")?.as_u64()?,
+    })
+  }
+}
+
+/// The text at a position of a list.
+fn text(list: &Value, position: usize) -> Option<String> {
+  Some(list.get(position)?.as_str()?.to_owned())
+}
+
+impl Kind {
+  /// The kind with that name in JavaScript.
+  fn from_name(name: &str) -> Option<Self> {
+    let kinds = [
+      Self::Function,
+      Self::Table,
+      Self::Memory,
+      Self::Global,
+      Self::Tag,
+    ];
+    kinds.into_iter().find(|kind| kind.as_str() == name)
+  }
+}
+
+impl FunctionType {
+  /// One letter for each parameter, a colon, and one for each result.
+  fn to_letters(&self) -> String {
+    let letters = |types: &[ValueType]| -> String {
+      let letter = |ty: &ValueType| match ty {
+        ValueType::I32 => 'i',
+        ValueType::I64 => 'l',
+        ValueType::F32 => 'f',
+        ValueType::F64 => 'd',
+      };
+      types.iter().map(letter).collect()
+    };
+    format!("{}:{}", letters(&self.params), letters(&self.results))
+  }
+}
