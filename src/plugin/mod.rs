@@ -1,7 +1,7 @@
 //! Plugins: what to load, the instances, and the threads that run them.
 
 mod compile_cache;
-mod engine;
+pub mod engine;
 pub mod instance;
 pub mod interrupt;
 pub mod link;
