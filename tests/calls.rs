@@ -421,11 +421,12 @@ fn initialization_may_fail() {
 }
 
 /// Interrupts a new instance a moment after it has begun to run these calls.
-fn interrupted(body: &str, calls: &[(&str, &[u8])], interruptions: Interruptions) -> common::Report {
-  let plugin = World::new().load_with(
-    &[(None, &guest(body))],
-    Use::interrupted_by(interruptions),
-  );
+fn interrupted(
+  body: &str,
+  calls: &[(&str, &[u8])],
+  interruptions: Interruptions,
+) -> common::Report {
+  let plugin = World::new().load_with(&[(None, &guest(body))], Use::interrupted_by(interruptions));
   let mut instance = plugin.instance();
   let interrupt = instance.interrupt().clone();
   std::thread::spawn(move || {
@@ -534,7 +535,10 @@ fn fuel_is_for_each_call() {
   let report = plugin.run(&[short; 10]);
   assert_eq!((report.ending, report.results.len()), (Ending::Stopped, 10));
   let report = plugin.run(&[("short", b""), ("endless", b"")]);
-  assert_eq!((report.ending, report.results.len()), (Ending::OutOfFuel, 1));
+  assert_eq!(
+    (report.ending, report.results.len()),
+    (Ending::OutOfFuel, 1)
+  );
 }
 
 #[test]
