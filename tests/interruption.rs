@@ -4,13 +4,11 @@
 
 mod common;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use common::{Ending, Loaded, Use, World, guest};
-use extism_host::plugin::instance::Outcome;
+use common::{Ending, INNOCENT, Loaded, Use, World, beside_an_innocent, guest};
 use extism_host::plugin::interrupt::{Interrupt, Interruptions};
 
 /// Between two interruptions of one instance, where one may be missed.
@@ -161,51 +159,6 @@ fn run_interrupted(plugin: &Loaded, round: u64) -> common::Report {
     has_ended.store(true, Ordering::SeqCst);
     report
   })
-}
-
-/// Counts: the instance that nobody interrupts. Each call adds to what the calls before have left, so
-/// whatever is lost shows.
-const INNOCENT: &str = r#"
-  (global $sum (mut i64) (i64.const 0))
-  (func (export "add") (local $left i32)
-    (local.set $left (i32.const 2000))
-    (loop $next
-      (global.set $sum (i64.add (global.get $sum) (i64.const 1)))
-      (local.set $left (i32.sub (local.get $left) (i32.const 1)))
-      (br_if $next (local.get $left)))
-    (call $store_u64 (call $input_offset) (global.get $sum))
-    (call $output_set (call $input_offset) (i64.const 8)))"#;
-
-/// Runs `body` beside an instance that counts, on the same engine, and checks that nothing of the count is
-/// lost.
-fn beside_an_innocent(interruptions: Interruptions, body: impl FnOnce()) {
-  let plugin = World::new().load_with(
-    &[(None, &guest(INNOCENT))],
-    Use::interrupted_by(interruptions),
-  );
-  let is_over = Arc::new(AtomicBool::new(false));
-  let calls = Arc::new(AtomicU64::new(0));
-  let (stop, counted) = (Arc::clone(&is_over), Arc::clone(&calls));
-  let innocent = std::thread::spawn(move || {
-    let mut instance = plugin.instance();
-    instance.initialize().expect("it has nothing to initialize");
-    let export = plugin.export("add");
-    while !stop.load(Ordering::SeqCst) || counted.load(Ordering::SeqCst) == 0 {
-      let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
-      match instance.call(number, export, vec![0; 8]) {
-        Outcome::Returned(Ok(sum)) => {
-          assert_eq!(sum, (number * 2000).to_le_bytes(), "call {number}");
-        }
-        other => panic!("call {number}: {other:?}"),
-      }
-      instance.reset();
-    }
-  });
-  body();
-  is_over.store(true, Ordering::SeqCst);
-  innocent
-    .join()
-    .expect("the innocent instance loses nothing");
 }
 
 /// Runs `body` on a thread of its own and fails if it does not end. An instance that does not heed its

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -245,8 +246,9 @@ impl World {
       fuel: allowed.fuel,
       growth_pages,
       live_bytes: allowed
-        .growth_pages
-        .map_or(u64::MAX / 2, |pages| pages * 65536),
+        .live_bytes
+        .or_else(|| Some(allowed.growth_pages? * 65536))
+        .unwrap_or(u64::MAX / 2),
       table_elements: allowed.table_elements,
       max_output: 1 << 20,
       output: Output::Off,
@@ -267,9 +269,11 @@ impl World {
 pub struct Use {
   pub interruptions: Interruptions,
   pub fuel: Option<u64>,
-  /// Pages by which memories may grow, and which live blocks may have. `None`: what a plugin without a
+  /// Pages by which memories may grow, and that live blocks may have. `None`: what a plugin without a
   /// limit of its own has.
   pub growth_pages: Option<u64>,
+  /// Bytes that live blocks may have, if not what `growth_pages` says.
+  pub live_bytes: Option<u64>,
   /// Elements by which tables may grow.
   pub table_elements: u64,
 }
@@ -280,6 +284,7 @@ impl Default for Use {
       interruptions: Interruptions::default(),
       fuel: None,
       growth_pages: None,
+      live_bytes: None,
       table_elements: link::Limits::default().table_elements,
     }
   }
@@ -421,6 +426,51 @@ impl From<instance::Ending> for Ending {
       instance::Ending::Panicked(message) => Self::Panicked(message),
     }
   }
+}
+
+/// Counts: the instance that nobody interrupts. Each call adds to what the calls before have left, so
+/// whatever is lost shows.
+pub const INNOCENT: &str = r#"
+  (global $sum (mut i64) (i64.const 0))
+  (func (export "add") (local $left i32)
+    (local.set $left (i32.const 2000))
+    (loop $next
+      (global.set $sum (i64.add (global.get $sum) (i64.const 1)))
+      (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+      (br_if $next (local.get $left)))
+    (call $store_u64 (call $input_offset) (global.get $sum))
+    (call $output_set (call $input_offset) (i64.const 8)))"#;
+
+/// Runs `body` beside an instance that counts, on the same engine, and checks that nothing of the count is
+/// lost.
+pub fn beside_an_innocent(interruptions: Interruptions, body: impl FnOnce()) {
+  let plugin = World::new().load_with(
+    &[(None, &guest(INNOCENT))],
+    Use::interrupted_by(interruptions),
+  );
+  let is_over = Arc::new(AtomicBool::new(false));
+  let calls = Arc::new(AtomicU64::new(0));
+  let (stop, counted) = (Arc::clone(&is_over), Arc::clone(&calls));
+  let innocent = std::thread::spawn(move || {
+    let mut instance = plugin.instance();
+    instance.initialize().expect("it has nothing to initialize");
+    let export = plugin.export("add");
+    while !stop.load(Ordering::SeqCst) || counted.load(Ordering::SeqCst) == 0 {
+      let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
+      match instance.call(number, export, vec![0; 8]) {
+        Outcome::Returned(Ok(sum)) => {
+          assert_eq!(sum, (number * 2000).to_le_bytes(), "call {number}");
+        }
+        other => panic!("call {number}: {other:?}"),
+      }
+      instance.reset();
+    }
+  });
+  body();
+  is_over.store(true, Ordering::SeqCst);
+  innocent
+    .join()
+    .expect("the innocent instance loses nothing");
 }
 
 /// Runs the body in a child process, because what is tested would take the process with it. The
