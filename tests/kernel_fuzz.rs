@@ -132,6 +132,9 @@ const STEPS: [(Step, &str, bool, u64); 25] = [
   (HostError, "(call $host_error (local.get $a))", true, 2),
 ];
 
+/// The place of a step.
+const LOAD_BYTE: usize = 4;
+
 /// What ends a call.
 const END: u64 = 0xff;
 /// Added to a step for the other module.
@@ -336,6 +339,10 @@ struct Fuzz {
   operands: [u64; 2],
   expected: Expected,
   steps: u64,
+  /// The start of the block that the guest has read or written last.
+  last_used: u64,
+  /// What it has freed last.
+  last_freed: u64,
 }
 
 /// Bytes of that length that differ from block to block.
@@ -358,6 +365,8 @@ impl Fuzz {
       operands: [0; 2],
       expected: Expected::Result,
       steps: 0,
+      last_used: 0,
+      last_freed: 0,
     }
   }
 
@@ -417,6 +426,13 @@ impl Fuzz {
       }
       ticket -= weight;
     }
+    // The kernel remembers the block that was used last; not for longer than it lives.
+    if self.step == Free && self.nonsense > 0 && self.random.below(30) == 0 {
+      self.step = LoadByte;
+      self.operands = [self.last_freed, 0];
+      self.expected = self.expect();
+      return LOAD_BYTE as u64;
+    }
     self.step = STEPS[chosen].0;
     let mut operands = match self.step {
       Alloc | HostAlloc => [self.size(), 0],
@@ -432,11 +448,23 @@ impl Fuzz {
       }
       _ => [self.random.below(300), self.random.next()],
     };
-    // Text as an error often, so that both kinds of messages are seen.
+    if self.step == Free && self.random.below(3) == 0 {
+      operands[0] = self.last_used;
+    }
     if self.is_nonsense() {
       let nasty = self.random.nasty();
-      operands[0] = match self.random.below(3) {
+      operands[0] = match self.random.below(6) {
         0 => operands[0].wrapping_add(nasty),
+        1 => operands[0]
+          .wrapping_add(self.random.below(17))
+          .wrapping_sub(8),
+        // From inside the block to behind it, or right behind it.
+        2 | 3 => {
+          let block = self.block();
+          let length = self.model.live.get(&block).map_or(0, Vec::len) as u64;
+          (block + length).wrapping_sub(self.random.below(8))
+        }
+        4 => self.last_freed,
         _ => nasty,
       };
     }
@@ -472,6 +500,14 @@ impl Fuzz {
     assert_eq!(self.expected, Expected::Result, "the guest goes on");
     let ([a, b], model) = (self.operands, &mut self.model);
     let (input, input_length) = model.input;
+    match self.step {
+      Free => self.last_freed = a,
+      LoadByte | LoadWord | StoreByte | StoreWord => {
+        let block = model.live.range(..=a).next_back();
+        self.last_used = block.map_or(0, |(start, _)| *start);
+      }
+      _ => {}
+    }
     let expected = match self.step {
       Alloc if a == 0 || a > LARGEST => 0,
       Alloc => {
