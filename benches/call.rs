@@ -1,26 +1,26 @@
-//! What a call costs in Rust: on one thread, and handed from one thread to another and back; and what the
-//! store adds to a host function.
+//! What a call costs in Rust: on one thread, in a new instance, with a mebibyte, and handed from one thread
+//! to another and back; and what the store adds to a host function.
 //!
 //! `cargo bench --ignore-rust-version --bench call` compares with the run before. With
 //! `-- --profile-time 5` it does nothing but calls, for a profiler.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::hint::spin_loop;
 use std::num::NonZeroUsize;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use extism_host::abi::ValueType;
+use extism_host::host::output::Output;
 use extism_host::host::{self, Answer, Environment, HostFunction, Vars};
-use extism_host::plugin::instance::{CompileOptions, Compiled, Ending, Finished, Job, Jobs};
-use extism_host::plugin::prepare::{self, Options};
-use extism_host::plugin::types::ValueType;
-use extism_host::plugin::wasi::Program;
+use extism_host::kernel;
+use extism_host::plugin::engine::{Kind, engine};
+use extism_host::plugin::instance::{Instance, Outcome, Settings, Template};
+use extism_host::plugin::interrupt::Interruptions;
+use extism_host::plugin::link::{self, Options, link};
 use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
 use extism_host::store::{MemoryStore, Store, Value};
+use wasmtime::Module;
 
 struct Guest {
   function: &'static str,
@@ -73,32 +73,6 @@ fn store() -> Arc<dyn Store> {
   Arc::new(store)
 }
 
-/// As many jobs as are to be measured, one after the other.
-struct Measured {
-  job: Job,
-  output: &'static str,
-  left: Cell<u64>,
-  start: Cell<Option<Instant>>,
-  took: Cell<Duration>,
-  is_checked: RefCell<bool>,
-}
-
-impl Jobs for Measured {
-  fn next(&self) -> Option<Job> {
-    let start = self.start.get().unwrap_or_else(Instant::now);
-    self.start.set(Some(start));
-    self.took.set(start.elapsed());
-    self.left.set(self.left.get().checked_sub(1)?);
-    Some(self.job.clone())
-  }
-
-  fn done(&self, finished: Finished) {
-    if !self.is_checked.replace(true) {
-      assert_eq!(finished.result.as_deref(), Ok(self.output.as_bytes()));
-    }
-  }
-}
-
 /// The guest calls its host as often as this in one call.
 const HOST_CALLS: u64 = 1_000;
 
@@ -147,9 +121,7 @@ fn looking_up(criterion: &mut Criterion) {
     }],
     ..Manifest::default()
   };
-  let vars = Arc::new(Vars::default());
-  let mut functions = host::functions(&manifest, &Environment::new(Arc::new(store)), &vars)
-    .expect("the manifest is valid");
+  let mut functions = host_functions(&manifest, Arc::new(store));
   functions.push(HostFunction::new(
     "extism:host/user",
     "copy",
@@ -160,11 +132,12 @@ fn looking_up(criterion: &mut Criterion) {
       Ok(Answer::Bytes(Arc::clone(&value)))
     },
   ));
+  let plugin = compile(&manifest, &functions);
   for function in ["copy", "hostMemoryGet"] {
-    let compiled = compile(&manifest, &functions, &vars);
     group.throughput(Throughput::Elements(HOST_CALLS));
+    let mut instance = plugin.instance();
     group.bench_function(function, |bencher| {
-      bencher.iter_custom(|iterations| measure(&compiled, function, b"", "", iterations));
+      bencher.iter(|| plugin.call(&mut instance, function, Vec::new()));
     });
   }
 }
@@ -172,70 +145,130 @@ fn looking_up(criterion: &mut Criterion) {
 fn on_one_thread(criterion: &mut Criterion) {
   let mut group = criterion.benchmark_group("on one thread");
   for guest in guests() {
-    let vars = Arc::new(Vars::default());
-    let functions = host::functions(&guest.manifest, &Environment::new(store()), &vars)
-      .expect("the manifest is valid");
-    let compiled = compile(&guest.manifest, &functions, &vars);
+    let plugin = compile(&guest.manifest, &host_functions(&guest.manifest, store()));
+    let mut instance = plugin.instance();
+    let output = plugin.call(&mut instance, guest.function, guest.input.to_vec());
+    assert_eq!(output, guest.output.as_bytes());
     group.bench_function(guest.function, |bencher| {
-      bencher.iter_custom(|iterations| {
-        measure(
-          &compiled,
-          guest.function,
-          guest.input,
-          guest.output,
-          iterations,
-        )
-      });
+      bencher.iter(|| plugin.call(&mut instance, guest.function, guest.input.to_vec()));
     });
+    group.bench_function(
+      format!("{}, in a new instance", guest.function),
+      |bencher| {
+        bencher.iter(|| plugin.call(&mut plugin.instance(), guest.function, guest.input.to_vec()));
+      },
+    );
   }
 }
 
-/// A plugin that can be called, and the numbers of its functions.
-type CompiledGuest = (Compiled, BTreeMap<String, u32>);
-
-fn compile(manifest: &Manifest, functions: &[HostFunction], vars: &Arc<Vars>) -> CompiledGuest {
-  let modules = manifest.load().expect("the guest loads");
-  let options = Options {
-    wasi: manifest.use_wasi,
-    program: &Program::default(),
-    limits: prepare::Limits::default(),
-    functions,
-    untyped: &[],
-    vars,
+/// What it costs to copy a mebibyte into the guest's memory, and out of it.
+fn large(criterion: &mut Criterion) {
+  let wasm = wat::parse_str(
+    r#"(module
+      (import "extism:host/env" "input_offset" (func $offset (result i64)))
+      (import "extism:host/env" "input_length" (func $length (result i64)))
+      (import "extism:host/env" "output_set" (func $set (param i64 i64)))
+      (func (export "echo") (call $set (call $offset) (call $length))))"#,
+  );
+  let manifest = Manifest {
+    wasm: vec![Wasm {
+      source: Source::Bytes(wasm.expect("the guest is valid")),
+      name: None,
+      hash: None,
+    }],
+    ..Manifest::default()
   };
-  let prepared = prepare::prepare(&modules, &options).expect("the guest is prepared");
-  let options = CompileOptions {
-    wasi: manifest.use_wasi,
-    ..CompileOptions::default()
-  };
-  let compiled = Compiled::new(&prepared, &options).expect("the guest compiles");
-  (compiled, prepared.callable)
+  let plugin = compile(&manifest, &host_functions(&manifest, store()));
+  let mut instance = plugin.instance();
+  let input = vec![b'x'; 1 << 20];
+  assert_eq!(plugin.call(&mut instance, "echo", input.clone()), input);
+  let mut group = criterion.benchmark_group("1 MiB");
+  group.throughput(Throughput::Bytes(1 << 20));
+  group.bench_function("in and out", |bencher| {
+    let input = || input.clone();
+    let echo = |input| plugin.call(&mut instance, "echo", input);
+    bencher.iter_batched(input, echo, BatchSize::LargeInput);
+  });
 }
 
-/// How long that many calls take.
-fn measure(
-  (compiled, callable): &CompiledGuest,
-  function: &str,
-  input: &[u8],
-  output: &'static str,
-  calls: u64,
-) -> Duration {
-  let jobs = Rc::new(Measured {
-    job: Job {
-      number: 0,
-      export: callable[function],
-      input: input.to_vec(),
-    },
-    output,
-    left: Cell::new(calls),
-    start: Cell::default(),
-    took: Cell::default(),
-    is_checked: RefCell::default(),
-  });
-  let instance = compiled.instantiate().expect("the guest is instantiated");
-  let ending = instance.run(Rc::clone(&jobs) as Rc<dyn Jobs>, u64::MAX);
-  assert_eq!(ending, Ending::Stopped);
-  jobs.took.get()
+fn host_functions(manifest: &Manifest, store: Arc<dyn Store>) -> Vec<HostFunction> {
+  let settings = host::Settings {
+    config: &manifest.config,
+    http: &manifest.http,
+    timeout: manifest.timeout,
+  };
+  host::functions(settings, &Environment::new(store), &Arc::default())
+    .expect("the manifest is valid")
+}
+
+/// A plugin of which instances can be called.
+struct Compiled {
+  template: Arc<Template>,
+  /// The names of its functions, by their numbers.
+  functions: Vec<String>,
+}
+
+fn compile(manifest: &Manifest, functions: &[HostFunction]) -> Compiled {
+  let modules = manifest.load().expect("the guest loads");
+  let kind = Kind {
+    interruptions: manifest.interruptions,
+    has_fuel: false,
+  };
+  let options = Options {
+    wasi: manifest.use_wasi,
+    checks: kind.interruptions == Interruptions::Page,
+    kernel: kernel::module().expect("the kernel is assembled"),
+    limits: link::Limits::default(),
+    functions,
+    untyped: &[],
+    vars: &Arc::new(Vars::default()),
+  };
+  let linked = link(&modules, &options).expect("the guest is linked");
+  let engine = engine(kind).expect("the engine starts");
+  let module = Module::new(&engine, &linked.bytes).expect("the guest compiles");
+  let settings = Settings {
+    kind,
+    fuel: None,
+    growth_pages: link::Limits::default().memory_pages,
+    live_bytes: u64::MAX / 2,
+    table_elements: link::Limits::default().table_elements,
+    max_output: u64::MAX,
+    output: Output::Off,
+    arguments: Vec::new(),
+    environment: Vec::new(),
+    allowed_paths: Vec::new(),
+  };
+  let template = Template::new(&module, &linked, settings).expect("the guest is linked");
+  Compiled {
+    template: Arc::new(template),
+    functions: linked
+      .callables
+      .into_iter()
+      .map(|callable| callable.name)
+      .collect(),
+  }
+}
+
+impl Compiled {
+  fn instance(&self) -> Instance {
+    let mut instance = Instance::new(&self.template).expect("the guest is instantiated");
+    instance.initialize().expect("the guest is initialized");
+    instance
+  }
+
+  fn call(&self, instance: &mut Instance, function: &str, input: Vec<u8>) -> Vec<u8> {
+    let mut functions = self.functions.iter();
+    let export = functions
+      .position(|name| name == function)
+      .expect("it exists");
+    match instance.call(0, export as u32, input) {
+      Outcome::Returned(Ok(output)) => {
+        instance.reset();
+        output
+      }
+      other => panic!("{other:?}"),
+    }
+  }
 }
 
 /// Who waits for the one call.
@@ -290,5 +323,5 @@ fn between_threads(criterion: &mut Criterion) {
   }
 }
 
-criterion_group!(benches, on_one_thread, looking_up, between_threads);
+criterion_group!(benches, on_one_thread, looking_up, large, between_threads);
 criterion_main!(benches);

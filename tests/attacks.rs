@@ -1,16 +1,17 @@
-//! Guests that attack the host. What Extism lets through ends the process, or hangs it, so each
-//! attack runs in a child process. It must end with an error or an empty value, and the process
-//! must be sound afterwards: an honest plugin is run after each.
+//! Guests that attack the host. An attack that succeeds may end the process or hang it, so each runs in
+//! a child process. It must end with an error or an empty value, and the process must be sound
+//! afterwards: an honest call follows each attack.
 
 mod common;
 
-use common::{Report, World, guest, in_child, wat};
-use extism_host::plugin::instance::{CallError, Ending};
+use common::{Ending, Report, Use, World, guest, in_child, wat};
+use extism_host::plugin::instance::CallError;
+use extism_host::plugin::link::LinkError;
 
 /// How an attack ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-  /// The guard or the kernel stops it.
+  /// The kernel or WebAssembly stops it.
   Trap,
   /// A host function finds that it was passed nothing, and says so.
   Refused,
@@ -27,7 +28,7 @@ fn outcome(report: &Report) -> Outcome {
       Outcome::Trap
     }
     (Ending::HostFunction(_), None) => Outcome::Refused,
-    (Ending::Stopped, Some(finished)) => match &finished.result {
+    (Ending::Stopped, Some(result)) => match result {
       Ok(output) if output.is_empty() => Outcome::Empty,
       Err(CallError::Failed {
         message: Some(message),
@@ -64,7 +65,7 @@ fn attacker(body: &str) -> Vec<u8> {
                (local.set $index (i64.add (local.get $index) (i64.const 1)))
                (br_if $next (i64.lt_u (local.get $index) (i64.const 64)))))
            (func (export "echo") (call $output (call $input_offset)))
-           (func (export "attack") (local $p i64) (local $q i64) (local $r i64) {body})"#
+           (func $attack_again (export "attack") (local $p i64) (local $q i64) (local $r i64) {body})"#
   ))
 }
 
@@ -96,15 +97,17 @@ const TAKES_OFFSET: [&str; 14] = [
 fn forged_header() {
   in_child("forged_header", || {
     check(&[
-      // The four bytes before the block are the kernel's length of it.
+      // Where another allocator keeps its header.
       (
-        "(local.set $p (call $alloc (i64.const 8)))
+        "(drop (call $alloc (i64.const 1)))
+                 (local.set $p (call $alloc (i64.const 8)))
                  (call $store_u8 (i64.sub (local.get $p) (i64.const 1)) (i32.const 0x7f))
                  (drop (call $host_memory_get (local.get $p)))",
         Outcome::Trap,
       ),
       (
-        "(local.set $p (call $alloc (i64.const 8)))
+        "(drop (call $alloc (i64.const 1)))
+                 (local.set $p (call $alloc (i64.const 8)))
                  (call $store_u64 (i64.sub (local.get $p) (i64.const 8)) (i64.const -1))
                  (call $log_error (local.get $p))",
         Outcome::Trap,
@@ -151,6 +154,11 @@ fn forged_header() {
       ),
       (
         "(call $store_u8 (call $memory_bytes) (i32.const 1))",
+        Outcome::Trap,
+      ),
+      // The byte right behind the input, which fills its block.
+      (
+        "(drop (call $load_u8 (i64.add (call $input_offset) (i64.const 16))))",
         Outcome::Trap,
       ),
       // Before, between and behind, after another block was used.
@@ -208,7 +216,8 @@ fn forged_after_error_set() {
   in_child("forged_after_error_set", || {
     check(&[
       (
-        "(local.set $p (call $ok))
+        "(drop (call $alloc (i64.const 1)))
+                 (local.set $p (call $ok))
                  (call $error_set (local.get $p))
                  (call $store_u8 (i64.sub (local.get $p) (i64.const 1)) (i32.const 0x7f))",
         Outcome::Trap,
@@ -419,7 +428,8 @@ fn outputs_outside_blocks() {
     ] {
       check(&[(
         &format!(
-          "(local.set $p (call $alloc (i64.const 8)))
+          "(drop (call $alloc (i64.const 1)))
+                     (local.set $p (call $alloc (i64.const 8)))
                      (drop (call $alloc (i64.const 8)))
                      (call $output_set {offset} {length})"
         ),
@@ -444,7 +454,6 @@ fn outputs_outside_blocks() {
     // An output may begin inside a block. Freed, it is still there when the host reads it.
     let report = attack(
       "(local.set $p (call $color))
-             (call $exhaust)
              (call $output_set (i64.add (local.get $p) (i64.const 2)) (i64.const 3))
              (call $free (local.get $p))
              (local.set $q (call $alloc (i64.const 5)))
@@ -555,14 +564,17 @@ fn functions_of_the_host_side() {
 #[test]
 fn garbage_offsets() {
   in_child("garbage_offsets", || {
-    // The only blocks are the input, 16 bytes from 77, and those that the functions make.
+    // The only blocks are the input, 16 bytes from 64, and those that the functions make.
     let offsets = [
       1_i64,
-      64,
+      16,
+      63,
       65,
-      78,
-      92,
-      93,
+      71,
+      72,
+      73,
+      79,
+      81,
       65472,
       65536,
       -1,
@@ -570,9 +582,10 @@ fn garbage_offsets() {
       0x7fff_ffff,
       0xffff_ffff,
       0x1_0000_0000,
-      0x1_0000_004d,
+      0x1_0000_0040,
       i64::MAX,
       i64::MIN,
+      i64::MIN + 64,
     ];
     let run = |function: &str, expected: &dyn Fn(i64) -> Outcome| {
       let plugin = World::new().load(&[(
@@ -605,7 +618,7 @@ fn garbage_offsets() {
     }
     let in_input = |size: i64| {
       move |offset: i64| {
-        if offset >= 77 && offset <= 93 - size {
+        if offset >= 64 && offset <= 80 - size {
           Outcome::Empty
         } else {
           Outcome::Trap
@@ -631,39 +644,33 @@ fn garbage_offsets() {
 
 #[test]
 fn inner_names() {
-  use extism_host::plugin::prepare::PrepareError;
-
   let world = World::new();
   for (module, name) in [
-    ("extism-host:host", "next"),
-    ("extism-host:host", "take"),
-    ("extism-host:guard", "control.reset"),
-    ("extism-host:gate", "function/0"),
-    ("extism-host:module/00000000", "run"),
+    ("extism-host:kernel", "alloc"),
+    ("extism-host:function", "0"),
+    ("extism-host:wasi/1", "fd_write"),
     ("extism-host:", ""),
   ] {
     let guest = wat(&format!(r#"(module (import "{module}" "{name}" (func)))"#));
     assert_eq!(
-      world.prepare(&[(None, &guest)]).unwrap_err(),
-      PrepareError::ReservedName {
+      world.link(&[(None, &guest)]).unwrap_err(),
+      LinkError::ReservedName {
         name: module.to_owned()
       }
     );
   }
-  // What the guard, the gate and the driver export is not found under the kernel's name either.
+  // What the linker adds is not found under the kernel's name either.
   for name in [
-    "control.limit",
-    "control.reset",
-    "control.input",
-    "control.alloc",
-    "control.error_length",
-    "next",
-    "out_of_memory",
-    "done",
-    "take",
-    "exit",
+    "blocks",
+    "table",
+    "memory",
+    "extism-host:blocks",
+    "extism-host:table",
+    "extism-host:interrupt",
+    "extism-host:init/0",
+    "extism-host:call/0",
     "function/0",
-    "extism-host:run",
+    "0",
     "__heap_base",
   ] {
     for (module, prefix) in [
@@ -678,8 +685,8 @@ fn inner_names() {
       ));
       assert!(
         matches!(
-          world.prepare(&[(None, &guest)]).unwrap_err(),
-          PrepareError::MissingImport { .. }
+          world.link(&[(None, &guest)]).unwrap_err(),
+          LinkError::MissingImport { .. }
         ),
         "{module} {name}"
       );
@@ -687,12 +694,15 @@ fn inner_names() {
   }
   for import in [
     r#""extism:host/env" "memory" (memory 1)"#,
+    r#""extism:host/env" "blocks" (memory 1)"#,
+    r#""extism:host/env" "table" (memory 1)"#,
+    r#""extism:host/env" "extism-host:interrupt" (memory 0)"#,
     r#""extism:host/env" "extism_context" (global (mut externref))"#,
     r#""extism:host/env" "alloc" (memory 1)"#,
     r#""extism:host/env" "alloc" (func (param i32) (result i32))"#,
   ] {
     let guest = wat(&format!("(module (import {import}))"));
-    assert!(world.prepare(&[(None, &guest)]).is_err(), "{import}");
+    assert!(world.link(&[(None, &guest)]).is_err(), "{import}");
   }
 }
 
@@ -733,23 +743,20 @@ fn blocks_of_another_call() {
   });
 }
 
-/// Blocks that the kernel makes of freed ones: whole, and split, with a new header where bytes of the guest were.
+/// A block in the place of a freed one that was larger: what was behind its end is gone.
 #[test]
 fn blocks_in_the_place_of_others() {
   in_child("blocks_in_the_place_of_others", || {
-    let begin = "(local.set $p (call $alloc (i64.const 1000)))
+    let begin = "(drop (call $alloc (i64.const 1)))
+             (local.set $p (call $alloc (i64.const 1000)))
              (local.set $q (call $alloc (i64.const 64)))
-             (call $exhaust)
              (call $free (local.get $p))
-             (local.set $r (call $alloc (i64.const 100)))
-             (if (i32.or
-                   (i64.lt_u (local.get $r) (local.get $p))
-                   (i64.gt_u (local.get $r) (local.get $q)))
-               (then (call $error_set (call $ok))))";
+             (local.set $r (call $alloc (i64.const 600)))
+             (if (i64.ne (local.get $r) (local.get $p)) (then (unreachable)))";
     for (body, expected) in [
       ("", Outcome::Empty),
       (
-        "(call $store_u8 (local.get $p) (i32.const 1))",
+        "(call $store_u8 (i64.add (local.get $r) (i64.const 600)) (i32.const 1))",
         Outcome::Trap,
       ),
       (
@@ -757,16 +764,17 @@ fn blocks_in_the_place_of_others() {
         Outcome::Trap,
       ),
       (
-        "(call $store_u64 (i64.add (local.get $r) (i64.const 93)) (i64.const 1))",
+        "(call $store_u64 (i64.add (local.get $r) (i64.const 593)) (i64.const 1))",
         Outcome::Trap,
       ),
-      ("(call $scribble (local.get $r))", Outcome::Empty),
-      ("(call $error_set (local.get $p))", Outcome::Trap),
       (
-        "(call $output_set (local.get $p) (i64.const 1000))",
+        "(call $store_u64 (i64.add (local.get $r) (i64.const 592)) (i64.const 1))",
+        Outcome::Empty,
+      ),
+      (
+        "(call $output_set (local.get $p) (i64.const 601))",
         Outcome::Trap,
       ),
-      ("(call $log_error (local.get $p))", Outcome::Refused),
       (
         "(call $free (local.get $p)) (call $free (local.get $r)) (call $free (local.get $r))
                  (local.set $r (call $alloc (i64.const 100)))
@@ -775,11 +783,399 @@ fn blocks_in_the_place_of_others() {
                  (call $scribble (local.get $p))
                  (if (i64.ne (call $length (local.get $p)) (i64.const 700)) (then (unreachable)))
                  (if (i64.ne (call $length (local.get $q)) (i64.const 64)) (then (unreachable)))
-                 (call $log_error (local.get $p)) (call $log_error (local.get $q))",
+                 (call $log_error (local.get $q))",
+        Outcome::Empty,
+      ),
+      // Nothing of the block that was there before is left in it.
+      (
+        "(call $scribble (local.get $r)) (call $free (local.get $r))
+                 (local.set $r (call $alloc (i64.const 1000)))
+                 (if (i64.ne (local.get $r) (local.get $p)) (then (unreachable)))
+                 (if (i64.ne (call $load_u64 (local.get $r)) (i64.const 0)) (then (unreachable)))",
         Outcome::Empty,
       ),
     ] {
       check(&[(&format!("{begin} {body}"), expected)]);
     }
+  });
+}
+
+/// Every function that takes a place in a block, with `$p` in its place. All trap outside of blocks.
+const TAKES_PLACE: [&str; 6] = [
+  "(drop (call $load_u8 (local.get $p)))",
+  "(drop (call $load_u64 (local.get $p)))",
+  "(call $store_u8 (local.get $p) (i32.const 1))",
+  "(call $store_u64 (local.get $p) (i64.const 1))",
+  "(call $output_set (local.get $p) (i64.const 1))",
+  "(call $error_set (local.get $p))",
+];
+
+/// A live block whose offset is moved by this many bytes: where 32 bits wrap, and where 64 do.
+const MOVED: [&str; 12] = [
+  "0x100000000",
+  "0x200000000",
+  "0x7fffffff00000000",
+  "0x8000000000000000",
+  "0xffffffff00000000",
+  "0xffffffff80000000",
+  "0x80000000",
+  "0xfffffff8",
+  "0xfffffffffffffff8",
+  "0xffffffffffffffff",
+  "0x0000ffff00000000",
+  "0x4000000000000000",
+];
+
+#[test]
+fn offsets_that_wrap() {
+  in_child("offsets_that_wrap", || {
+    let begin = "(local.set $q (call $alloc (i64.const 8)))
+                 (local.set $p (call $alloc (i64.const 64)))
+                 (drop (call $load_u64 (local.get $p)))";
+    for moved in MOVED {
+      let moved = format!("(local.set $p (i64.add (local.get $p) (i64.const {moved})))");
+      for function in TAKES_PLACE {
+        check(&[(&format!("{begin} {moved} {function}"), Outcome::Trap)]);
+      }
+      check(&[(
+        &format!(
+          "{begin} (local.set $r (local.get $p)) {moved}
+           (if (i64.ne (call $length (local.get $p)) (i64.const 0)) (then (unreachable)))
+           (if (i64.ne (call $length_unsafe (local.get $p)) (i64.const 0)) (then (unreachable)))
+           (call $free (local.get $p))
+           (if (i64.ne (call $length (local.get $r)) (i64.const 64)) (then (unreachable)))
+           (call $store_u64 (local.get $r) (i64.const -1))"
+        ),
+        Outcome::Empty,
+      )]);
+      // A length that makes the end wrap back to the block.
+      check(&[(
+        &format!("{begin} (local.set $r (local.get $p)) {moved}
+           (call $output_set (local.get $p) (i64.add (i64.sub (local.get $r) (local.get $p)) (i64.const 1)))"),
+        Outcome::Trap,
+      )]);
+    }
+    for length in [
+      "65",
+      "0x100000000",
+      "0x100000001",
+      "0x7fffffffffffffff",
+      "-1",
+      "-64",
+    ] {
+      check(&[(
+        &format!("{begin} (call $output_set (local.get $p) (i64.const {length}))"),
+        Outcome::Trap,
+      )]);
+    }
+  });
+}
+
+#[test]
+fn frees_of_what_the_call_still_needs() {
+  in_child("frees_of_what_the_call_still_needs", || {
+    // Each time the guest frees the block, takes memory again and writes there.
+    let reuse = "(call $free (local.get $p)) (call $free (local.get $p))
+                 (local.set $q (call $alloc (i64.const 5)))
+                 (call $store_u8 (local.get $q) (i32.const 0x21))
+                 (if (i64.eq (local.get $q) (local.get $p)) (then (unreachable)))
+                 (if (i64.eqz (call $length (local.get $p))) (then (unreachable)))
+                 (drop (call $load_u8 (local.get $p)))";
+    let report = attack(&format!(
+      "(local.set $p (call $color)) (call $output (local.get $p)) {reuse}"
+    ));
+    assert_eq!(report.outputs(), ["color"]);
+    let report = attack(&format!(
+      "(local.set $p (call $color))
+       (call $output_set (i64.add (local.get $p) (i64.const 4)) (i64.const 1)) {reuse}"
+    ));
+    assert_eq!(report.outputs(), ["r"]);
+    let report = attack(&format!(
+      "(local.set $p (call $color)) (call $error_set (local.get $p)) {reuse}"
+    ));
+    assert_eq!(report.outputs(), ["error: color"]);
+    let report = attack(&format!(
+      "(local.set $p (call $input_offset)) (call $output_set (local.get $p) (i64.const 7)) {reuse}"
+    ));
+    assert_eq!(report.outputs(), ["sixteen"]);
+    // What was an output or an error and is not any more can be freed.
+    for replaced in [
+      "(call $output (local.get $p)) (call $output (call $input_offset))",
+      "(call $output (local.get $p)) (call $output_set (i64.const 0) (i64.const 0))",
+      "(call $error_set (local.get $p)) (call $error_set (i64.const 0))",
+    ] {
+      check(&[(
+        &format!(
+          "(local.set $p (call $color)) {replaced} (call $free (local.get $p))
+           (drop (call $load_u8 (local.get $p)))"
+        ),
+        Outcome::Trap,
+      )]);
+    }
+    // Inside a block, at its last byte, right behind it.
+    for inside in ["1", "4", "5", "8", "16", "-1", "-16"] {
+      check(&[(
+        &format!(
+          "(local.set $p (call $alloc (i64.const 5)))
+           (call $free (i64.add (local.get $p) (i64.const {inside})))
+           (if (i64.ne (call $length (local.get $p)) (i64.const 5)) (then (unreachable)))
+           (call $store_u8 (local.get $p) (i32.const 1))"
+        ),
+        Outcome::Empty,
+      )]);
+    }
+  });
+}
+
+/// Two guests with memories and tables of their own. The linked module has more of each: the other
+/// guest's, the kernel's and those of the interrupt checks. No index leads there.
+#[test]
+fn indices_of_what_belongs_to_others() {
+  let world = World::new();
+  let honest = wat(
+    r#"(module (memory 1) (table 4 funcref) (global (mut i64) (i64.const 7)) (func)
+         (data "secret") (func (export "value") (result i32) (i32.const 1)))"#,
+  );
+  let module = |body: &str| {
+    wat(&format!(
+      r#"(module
+           (import "honest" "value" (func $value (result i32)))
+           (memory 1) (memory 1) (table 4 funcref) (global $own (mut i64) (i64.const 0))
+           (type $plain (func)) (elem $own func $value) (data $own "x")
+           (func (export "attack") {body}))"#
+    ))
+  };
+  let linked = |body: &str| world.link(&[(Some("honest"), &honest), (None, &module(body))]);
+  // What is its own.
+  for body in [
+    "(drop (i32.load 1 (i32.const 0)))",
+    "(memory.copy 0 1 (i32.const 0) (i32.const 0) (i32.const 1))",
+    "(drop (table.get 0 (i32.const 0)))",
+    "(global.set 0 (i64.const 1))",
+    "(memory.init 1 0 (i32.const 0) (i32.const 0) (i32.const 1))",
+  ] {
+    assert!(linked(body).is_ok(), "{body}");
+  }
+  for index in [2, 3, 4, 5, 6, 100, u32::MAX] {
+    for body in [
+      format!("(drop (i32.load {index} (i32.const 0)))"),
+      format!("(i32.store {index} (i32.const 0) (i32.const 1))"),
+      format!("(drop (v128.load {index} (i32.const 0)))"),
+      format!("(drop (memory.size {index}))"),
+      format!("(drop (memory.grow {index} (i32.const 1)))"),
+      format!("(memory.fill {index} (i32.const 0) (i32.const 1) (i32.const 1))"),
+      format!("(memory.copy 0 {index} (i32.const 0) (i32.const 0) (i32.const 1))"),
+      format!("(memory.copy {index} 0 (i32.const 0) (i32.const 0) (i32.const 1))"),
+      format!("(memory.init {index} 0 (i32.const 0) (i32.const 0) (i32.const 1))"),
+      format!("(memory.init 0 {index} (i32.const 0) (i32.const 0) (i32.const 1))"),
+      format!("(data.drop {index})"),
+      format!("(elem.drop {index})"),
+      format!("(drop (table.get {index} (i32.const 0)))"),
+      format!("(table.set {index} (i32.const 0) (ref.null func))"),
+      format!("(drop (table.grow {index} (ref.null func) (i32.const 1)))"),
+      format!("(call_indirect {index} (type $plain) (i32.const 0))"),
+      format!("(table.copy 0 {index} (i32.const 0) (i32.const 0) (i32.const 1))"),
+      format!("(drop (global.get {index}))"),
+      format!("(global.set {index} (i64.const 0))"),
+      format!("(call {index})"),
+      format!("(return_call {index})"),
+      format!("(drop (ref.func {index}))"),
+    ] {
+      let error = linked(&body).expect_err(&body);
+      assert!(
+        matches!(error, LinkError::InvalidWasm { .. }),
+        "{body}: {error}"
+      );
+    }
+  }
+  // In segments and exports too.
+  for module in [
+    r#"(module (memory 1) (data (memory 1) (i32.const 0) "x"))"#,
+    r#"(module (table 1 funcref) (func) (elem (table 1) (i32.const 0) func 0))"#,
+    r#"(module (memory 1) (export "stolen" (memory 1)))"#,
+    r#"(module (table 1 funcref) (export "stolen" (table 1)))"#,
+    r#"(module (export "stolen" (func 0)))"#,
+    r#"(module (global i32 (global.get 5)))"#,
+    r#"(module (start 9))"#,
+  ] {
+    let error = world.link(&[(None, &wat(module))]).expect_err(module);
+    assert!(
+      matches!(error, LinkError::InvalidWasm { .. }),
+      "{module}: {error}"
+    );
+  }
+}
+
+/// Runs the `attack` of a module, then its `honest` in another instance of the same plugin.
+fn attack_module(module: &str) -> Report {
+  let module = wat(&format!("(module {module} (func (export \"honest\")))"));
+  let plugin = World::new().load_with(&[(None, &module)], Use::growing_by(64));
+  let report = plugin.run(&[("attack", b"")]);
+  let after = plugin.run(&[("honest", b"")]);
+  assert_eq!((after.ending, after.results.len()), (Ending::Stopped, 1));
+  report
+}
+
+#[test]
+fn growth_without_end() {
+  in_child("growth_without_end", || {
+    for (memories, grow) in [
+      ("(memory 1)", "(memory.grow (i32.const 1))"),
+      ("(memory 1)", "(memory.grow (i32.const 65535))"),
+      ("(memory 0) (memory 0)", "(memory.grow 1 (i32.const 7))"),
+      (
+        "(memory i64 1)",
+        "(i32.wrap_i64 (memory.grow (i64.const 1)))",
+      ),
+      (
+        "(memory i64 1)",
+        "(i32.wrap_i64 (memory.grow (i64.const 0x100000000)))",
+      ),
+    ] {
+      let report = attack_module(&format!(
+        r#"{memories} (func (export "attack")
+             (loop $next (br_if $next (i32.ne {grow} (i32.const -1)))))"#
+      ));
+      assert_eq!(report.ending, Ending::OutOfMemory, "{memories} {grow}");
+    }
+    // What no memory or table can have is refused, and the guest goes on: WebAssembly's -1.
+    for (definition, grow) in [
+      ("(memory 1 3)", "(memory.grow (i32.const 3))"),
+      ("(memory 1 3)", "(memory.grow (i32.const -1))"),
+      (
+        "(table 1 funcref)",
+        "(table.grow (ref.null func) (i32.const -1))",
+      ),
+      (
+        "(table 1 3 funcref)",
+        "(table.grow (ref.null func) (i32.const 3))",
+      ),
+      (
+        "(table 1 externref)",
+        "(table.grow (ref.null extern) (i32.const 0x7fffffff))",
+      ),
+      (
+        "(table i64 1 funcref)",
+        "(i32.wrap_i64 (table.grow (ref.null func) (i64.const -1)))",
+      ),
+    ] {
+      let report = attack_module(&format!(
+        r#"{definition} (func (export "attack") (result i32) {grow})"#
+      ));
+      assert_eq!(report.ending, Ending::Stopped, "{definition} {grow}");
+      assert_eq!(report.outputs(), ["error: the plugin returned the code -1"]);
+    }
+    // Both tables together reach the limit, and no more.
+    let report = attack_module(
+      r#"(table $a 0 funcref) (table $b 0 externref)
+         (func (export "attack") (result i32) (local $grown i32)
+           (block $end (loop $next
+             (br_if $end (i32.eq (table.grow $a (ref.null func) (i32.const 1000)) (i32.const -1)))
+             (br_if $end (i32.eq (table.grow $b (ref.null extern) (i32.const 1000)) (i32.const -1)))
+             (br $next)))
+           (i32.add (table.size $a) (table.size $b)))"#,
+    );
+    let allowed = Use::default().table_elements / 1000 * 1000;
+    assert_eq!(
+      report.outputs(),
+      [format!("error: the plugin returned the code {allowed}")]
+    );
+  });
+}
+
+#[test]
+fn garbage_without_end() {
+  in_child("garbage_without_end", || {
+    let types = "(type $bytes (array (mut i8)))
+                 (type $refs (array (mut (ref null $bytes))))
+                 (type $nested (array (mut (ref null $refs))))
+                 (type $cell (struct (field (mut (ref null $cell))) (field i64)))
+                 (global $list (mut (ref null $cell)) (ref.null $cell))
+                 (global $kept (mut (ref null $refs)) (ref.null $refs))";
+    for body in [
+      "(loop $next
+         (global.set $list (struct.new $cell (global.get $list) (i64.const 1))) (br $next))",
+      "(drop (array.new_default $bytes (i32.const -1)))",
+      "(drop (array.new_default $bytes (i32.const 0x7fffffff)))",
+      "(drop (array.new_default $refs (i32.const -1)))",
+      "(drop (array.new_default $refs (i32.const 0x20000000)))",
+      "(drop (array.new_default $nested (i32.const 0x40000000)))",
+      "(drop (array.new $bytes (i32.const 1) (i32.const 0xfffffff0)))",
+      "(loop $next
+         (global.set $kept (array.new $refs
+           (array.new_default $bytes (i32.const 1000000)) (i32.const 100000)))
+         (global.set $list (struct.new $cell (global.get $list) (i64.const 1)))
+         (local.set $held (array.new $nested (global.get $kept) (i32.const 100000)))
+         (call $attack)
+         (drop (array.len (local.get $held))))",
+    ] {
+      let report = attack_module(&format!(
+        r#"{types} (func $attack (export "attack") (local $held (ref null $nested)) {body})"#
+      ));
+      assert_eq!(report.ending, Ending::OutOfMemory, "{body}");
+    }
+    // What is garbage is collected, so a guest may make more of it than it may hold.
+    let report = attack_module(&format!(
+      r#"{types} (func (export "attack") (local $left i32) (local.set $left (i32.const 500))
+           (loop $next
+             (drop (array.new_default $bytes (i32.const 100000)))
+             (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+             (br_if $next (local.get $left))))"#
+    ));
+    assert_eq!(report.ending, Ending::Stopped);
+  });
+}
+
+#[test]
+fn recursion_without_end() {
+  in_child("recursion_without_end", || {
+    for (definitions, body) in [
+      ("", "(call $attack)"),
+      ("(func $other (call $attack))", "(call $other)"),
+      (
+        "(table funcref (elem $attack)) (type $plain (func))",
+        "(call_indirect (type $plain) (i32.const 0))",
+      ),
+      (
+        "(type $plain (func)) (elem declare func $attack)",
+        "(call_ref $plain (ref.func $attack))",
+      ),
+      (
+        // Large frames.
+        "(func $wide (param i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 v128 v128 v128 v128)
+           (call $attack)
+           (drop (i64.add (local.get 0) (local.get 11))))",
+        "(call $wide (i64.const 1) (i64.const 2) (i64.const 3) (i64.const 4) (i64.const 5)
+           (i64.const 6) (i64.const 7) (i64.const 8) (i64.const 9) (i64.const 10) (i64.const 11)
+           (i64.const 12) (v128.const i64x2 1 1) (v128.const i64x2 1 1) (v128.const i64x2 1 1)
+           (v128.const i64x2 1 1))",
+      ),
+    ] {
+      let report = attack_module(&format!(
+        r#"{definitions} (func $attack (export "attack") {body})"#
+      ));
+      assert_eq!(
+        report.ending,
+        Ending::Trapped("wasm trap: call stack exhausted".to_owned()),
+        "{body}"
+      );
+    }
+    // Host functions at the end of the stack.
+    let report = attack(
+      "(drop (call $host_memory_get (call $hello))) (call $free (i64.const 1)) (call $attack_again)",
+    );
+    assert_eq!(
+      report.ending,
+      Ending::Trapped("wasm trap: call stack exhausted".to_owned())
+    );
+    // Tail calls need no stack, however many there are.
+    let report = attack_module(
+      r#"(func $attack (export "attack") (return_call $count (i32.const 20000000)))
+         (func $count (param $left i32)
+           (if (local.get $left)
+             (then (return_call $other (i32.sub (local.get $left) (i32.const 1))))))
+         (func $other (param $left i32) (return_call $count (local.get $left)))"#,
+    );
+    assert_eq!(report.ending, Ending::Stopped);
   });
 }

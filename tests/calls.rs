@@ -2,17 +2,13 @@
 
 mod common;
 
-use std::cell::Cell;
-use std::ops::ControlFlow;
-use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{World, guest, wat};
-use extism::CancelHandle;
+use common::{Ending, Use, World, guest, wat};
+use extism_host::abi::ValueType;
 use extism_host::host::{Answer, HostFunction, HostFunctionError};
-use extism_host::plugin::instance::{CallError, Ending, Finished, Job, Jobs};
-use extism_host::plugin::prepare::Limits;
-use extism_host::plugin::types::ValueType;
+use extism_host::plugin::instance::CallError;
+use extism_host::plugin::interrupt::Interruptions;
 
 const ECHO: &str = r#"
     (func (export "echo") (result i32)
@@ -33,7 +29,7 @@ fn echoes() {
     ],
   );
   assert_eq!(report.ending, Ending::Stopped);
-  assert_eq!(report.initialized, 1);
+  assert!(report.is_initialized);
   assert_eq!(report.outputs(), ["one", "", &"x".repeat(500_000), "four"]);
 }
 
@@ -416,7 +412,7 @@ fn initialization_may_fail() {
       r#"(func $begin {body}) (start $begin) (func (export "run"))"#
     ));
     let report = World::new().run(&[(None, &guest)], &[("run", b"")]);
-    assert_eq!((report.initialized, report.taken), (0, 0));
+    assert_eq!((report.is_initialized, report.taken), (false, 0));
     match ending {
       Some(ending) => assert_eq!(report.ending, ending),
       None => assert!(report.is_trapped(), "{:?}", report.ending),
@@ -424,67 +420,47 @@ fn initialization_may_fail() {
   }
 }
 
-/// One job, which is interrupted a moment after the run has started.
-struct Interrupted(Cell<Option<Job>>);
-
-impl Jobs for Interrupted {
-  fn started(&self, interrupt: CancelHandle) -> ControlFlow<()> {
-    std::thread::spawn(move || {
-      std::thread::sleep(Duration::from_millis(50));
-      interrupt.cancel().unwrap();
-    });
-    ControlFlow::Continue(())
-  }
-
-  fn next(&self) -> Option<Job> {
-    self.0.take()
-  }
-
-  fn done(&self, _: Finished) {
-    panic!("it is endless");
-  }
+/// Interrupts a new instance a moment after it has begun to run these calls.
+fn interrupted(
+  body: &str,
+  calls: &[(&str, &[u8])],
+  interruptions: Interruptions,
+) -> common::Report {
+  let plugin = World::new().load_with(&[(None, &guest(body))], Use::interrupted_by(interruptions));
+  let mut instance = plugin.instance();
+  let interrupt = instance.interrupt().clone();
+  std::thread::spawn(move || {
+    std::thread::sleep(Duration::from_millis(50));
+    interrupt.interrupt();
+  });
+  plugin.run_instance(&mut instance, calls)
 }
 
 #[test]
 fn an_endless_initialization_is_interrupted() {
-  let guest = guest(r#"(func $begin (loop (br 0))) (start $begin) (func (export "run"))"#);
-  let instance = World::new()
-    .load(&[(None, &guest)])
-    .compiled
-    .instantiate()
-    .unwrap();
-  let started = Instant::now();
-  let ending = instance.run(Rc::new(Interrupted(Cell::new(None))), 1);
-  assert_eq!(ending, Ending::Interrupted);
-  assert!(started.elapsed() < Duration::from_secs(2));
+  for interruptions in [Interruptions::Page, Interruptions::Epoch] {
+    let body = r#"(func $begin (loop (br 0))) (start $begin) (func (export "run"))"#;
+    let report = interrupted(body, &[("run", b"")], interruptions);
+    assert_eq!(report.ending, Ending::Interrupted);
+    assert!(!report.is_initialized);
+  }
 }
 
 #[test]
-fn a_run_that_is_broken_off_where_it_starts_runs_nothing_of_the_guest() {
-  struct Broken;
-  impl Jobs for Broken {
-    fn started(&self, _: CancelHandle) -> ControlFlow<()> {
-      ControlFlow::Break(())
-    }
-    fn initialized(&self) {
-      panic!("the run has not gone on");
-    }
-    fn next(&self) -> Option<Job> {
-      panic!("the run has not gone on");
-    }
-    fn done(&self, _: Finished) {
-      panic!("the run has not gone on");
-    }
+fn an_instance_that_is_interrupted_before_it_runs_runs_nothing_of_the_guest() {
+  for interruptions in [Interruptions::Page, Interruptions::Epoch] {
+    let world = World::new();
+    let guest = guest(
+      r#"(func $begin (call $count (i32.const 1))) (start $begin)
+         (func (export "run") (call $count (i32.const 2)))"#,
+    );
+    let plugin = world.load_with(&[(None, &guest)], Use::interrupted_by(interruptions));
+    let mut instance = plugin.instance();
+    instance.interrupt().interrupt();
+    let report = plugin.run_instance(&mut instance, &[("run", b"")]);
+    assert_eq!(report.ending, Ending::Interrupted);
+    assert!(world.counts().is_empty());
   }
-  let world = World::new();
-  let guest = guest(r#"(func $begin (call $count (i32.const 1))) (start $begin)"#);
-  let instance = world
-    .load(&[(None, &guest)])
-    .compiled
-    .instantiate()
-    .unwrap();
-  assert_eq!(instance.run(Rc::new(Broken), 1), Ending::Interrupted);
-  assert!(world.counts().is_empty());
 }
 
 #[test]
@@ -529,18 +505,40 @@ fn endings_are_told_apart() {
 
 #[test]
 fn an_endless_loop_is_interrupted() {
-  let guest = guest(r#"(func (export "run") (loop (br 0)))"#);
-  let loaded = World::new().load(&[(None, &guest)]);
-  let job = Job {
-    number: 0,
-    export: loaded.prepared.callable["run"],
-    input: Vec::new(),
+  for interruptions in [Interruptions::Page, Interruptions::Epoch] {
+    let body = r#"(func (export "run") (loop (br 0)))"#;
+    let report = interrupted(body, &[("run", b"")], interruptions);
+    assert_eq!(report.ending, Ending::Interrupted);
+    assert_eq!((report.is_initialized, report.taken), (true, 1));
+    assert!(report.results.is_empty());
+  }
+}
+
+#[test]
+fn fuel_is_for_each_call() {
+  let guest = wat(
+    r#"(module
+         (func $spin (param $left i32)
+           (loop $next
+             (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+             (br_if $next (local.get $left))))
+         (func (export "short") (call $spin (i32.const 1000)))
+         (func (export "endless") (loop (br 0))))"#,
+  );
+  let fuel = Use {
+    fuel: Some(10_000),
+    ..Use::default()
   };
-  let instance = loaded.compiled.instantiate().unwrap();
-  let started = Instant::now();
-  let ending = instance.run(Rc::new(Interrupted(Cell::new(Some(job)))), 1);
-  assert_eq!(ending, Ending::Interrupted);
-  assert!(started.elapsed() < Duration::from_secs(2));
+  let plugin = World::new().load_with(&[(None, &guest)], fuel);
+  // Together they need more than one call may.
+  let short: (&str, &[u8]) = ("short", b"");
+  let report = plugin.run(&[short; 10]);
+  assert_eq!((report.ending, report.results.len()), (Ending::Stopped, 10));
+  let report = plugin.run(&[("short", b""), ("endless", b"")]);
+  assert_eq!(
+    (report.ending, report.results.len()),
+    (Ending::OutOfFuel, 1)
+  );
 }
 
 #[test]
@@ -554,11 +552,11 @@ fn a_guest_may_exit() {
     common::LIBRARY
   ));
   let report = World::new().run(&[(None, &guest)], &[("run", b"")]);
-  assert_eq!(report.ending, Ending::Exited(0));
+  assert_eq!(report.ending, Ending::Exited);
   assert_eq!(report.outputs(), [""]);
 
   let report = World::new().run(&[(None, &guest)], &[("run", b"abc")]);
-  assert_eq!(report.ending, Ending::Exited(3));
+  assert_eq!(report.ending, Ending::Exited);
   assert_eq!(
     *report.error(0),
     CallError::Failed {
@@ -579,11 +577,11 @@ fn a_command_runs_once() {
     common::LIBRARY
   ));
   let report = World::new().run(&[(None, &guest)], &[("_start", b""), ("_start", b"")]);
-  assert_eq!((report.ending, report.taken), (Ending::Spent, 1));
+  assert_eq!((report.ending, report.taken), (Ending::Exited, 1));
 
   let report = World::new().run(&[(None, &guest)], &[("_start", b"abc")]);
   assert_eq!(report.outputs(), ["abc"]);
-  assert_eq!(report.ending, Ending::Exited(0));
+  assert_eq!(report.ending, Ending::Exited);
 }
 
 #[test]
@@ -699,15 +697,14 @@ fn tables_are_limited() {
   let guest = wat(
     r#"(module (table 10 funcref) (table 10 externref)
              (func $grow (export "grow") (result i32)
-               (drop (table.grow 0 (ref.null func) (i32.const 490)))
+               (drop (table.grow 0 (ref.null func) (i32.const 1000)))
                (i32.add
                  (table.grow 0 (ref.null func) (i32.const 1))
                  (table.grow 1 (ref.null extern) (i32.const 1000)))))"#,
   );
-  let limits = Limits {
-    memory_pages: 100,
-    growth_pages: None,
+  let limits = Use {
     table_elements: 1000,
+    ..Use::default()
   };
   let report = World::new().run_with(&[(None, &guest)], &[("grow", b"")], limits);
   assert_eq!(report.outputs(), ["error: the plugin returned the code -2"]);
@@ -739,13 +736,6 @@ fn vars_are_shared_and_limited() {
   );
 }
 
-fn growing_by(pages: u32) -> Limits {
-  Limits {
-    growth_pages: Some(pages),
-    ..Limits::default()
-  }
-}
-
 #[test]
 fn live_blocks_have_a_limit_together() {
   // Two pages: the input, what the guest makes, what host functions answer with.
@@ -769,7 +759,7 @@ fn live_blocks_have_a_limit_together() {
            (func (export "ask")
              (drop (call $host_memory_get (call $block (i32.const 0) (i32.const 5)))))"#,
   );
-  let plugin = World::new().load_with(&[(None, &guest)], growing_by(2));
+  let plugin = World::new().load_with(&[(None, &guest)], Use::growing_by(2));
   let bytes = |number: u64| number.to_le_bytes();
   let (fits, too_much) = (bytes(2 * 65536 - 8), bytes(2 * 65536 - 7));
   // Each call begins with nothing.
@@ -804,7 +794,7 @@ fn memories_grow_by_as_much_as_they_may_whatever_they_begin_with() {
                (i32.const 0))
              (func (export "grow_more") (result i32) (memory.grow (i32.const 3))))"#,
   );
-  let plugin = World::new().load_with(&[(None, &guest)], growing_by(2));
+  let plugin = World::new().load_with(&[(None, &guest)], Use::growing_by(2));
   assert_eq!(plugin.run(&[("grow", b"")]).ending, Ending::Stopped);
   assert_eq!(
     plugin.run(&[("grow_more", b"")]).ending,
@@ -831,10 +821,6 @@ fn garbage_is_limited() {
   );
   for export in ["keep", "large"] {
     let report = World::new().run(&[(None, &list)], &[(export, b"")]);
-    assert!(
-      matches!(report.ending, Ending::OutOfMemory | Ending::Trapped(_)),
-      "{report:?}"
-    );
-    println!("{export}: {:?}", report.ending);
+    assert_eq!(report.ending, Ending::OutOfMemory, "{export}");
   }
 }

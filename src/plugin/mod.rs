@@ -2,7 +2,7 @@
 
 mod compilation;
 mod compile_cache;
-mod engine;
+pub mod engine;
 pub mod instance;
 pub mod interrupt;
 pub mod link;

@@ -1,26 +1,29 @@
-//! What the tests share: a plugin made of guests in WAT, run with a list of jobs.
+//! What the tests share: a plugin made of guests in WAT, run with a list of calls.
 
 #![allow(dead_code)] // Each test crate uses its own part.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::collections::VecDeque;
 use std::process::{Command, Stdio};
-use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use extism_host::abi::ValueType;
 use extism_host::host::host_memory_get::host_memory_get;
 use extism_host::host::log::{Level, Logger};
+use extism_host::host::output::Output;
 use extism_host::host::vars::Vars;
-use extism_host::host::{Access, HostFunction, Permissions, config, http, log, store, vars};
-use extism_host::plugin::LoadedModule;
-use extism_host::plugin::instance::{
-  CallError, CompileOptions, Compiled, Ending, Finished, Job, Jobs,
+use extism_host::host::{
+  Access, HostFunction, HostFunctionError, Permissions, config, http, log, store, vars,
 };
-use extism_host::plugin::prepare::{Limits, Options, PrepareError, Prepared, prepare};
-use extism_host::plugin::wasi::Program;
+use extism_host::kernel;
+use extism_host::plugin::LoadedModule;
+use extism_host::plugin::engine::{Kind, engine};
+use extism_host::plugin::instance::{self, CallError, Instance, Outcome, Settings, Template};
+use extism_host::plugin::interrupt::Interruptions;
+use extism_host::plugin::link::{self, LinkError, Linked, Options, link};
 use extism_host::store::{MemoryStore, Store};
+use wasmtime::Module;
 
 /// The imports of the kernel, for guests.
 pub const KERNEL: &str = r#"
@@ -82,13 +85,6 @@ pub const LIBRARY: &str = r#"
         (local.set $index (i32.add (local.get $index) (i32.const 1)))
         (br $next)))
       (local.get $offset))
-    ;; Leaves the kernel with next to no room at the end of its memory, so that it looks for freed
-    ;; blocks. (Its memory begins at 65, and a block has a header of 12 bytes.)
-    (func $exhaust (local $position i64) (local $left i64)
-      (local.set $position (i64.sub (call $alloc (i64.const 8)) (i64.const 57)))
-      (local.set $left (i64.sub (i64.sub (call $memory_bytes) (local.get $position)) (i64.const 64)))
-      (if (i64.gt_s (local.get $left) (i64.const 20))
-        (then (drop (call $alloc (i64.sub (local.get $left) (i64.const 14)))))))
     ;; Makes the block the output.
     (func $output (param $offset i64)
       (call $output_set (local.get $offset) (call $length (local.get $offset))))
@@ -132,8 +128,6 @@ impl World {
 
   /// With another limit for variables.
   pub fn with_vars(limit: usize) -> Self {
-    use extism_host::plugin::types::ValueType;
-
     let counts = Arc::new(Mutex::new(Vec::new()));
     let lines = Arc::new(Lines::default());
     let vars = Arc::new(Vars::new(limit));
@@ -184,17 +178,16 @@ impl World {
     self.counts.lock().unwrap().clone()
   }
 
-  /// A module without a name is the main module.
-  pub fn prepare(&self, modules: &[(Option<&str>, &[u8])]) -> Result<Prepared, PrepareError> {
-    self.prepare_with(modules, Limits::default(), true)
+  /// Links modules. A module without a name is the main module.
+  pub fn link(&self, modules: &[(Option<&str>, &[u8])]) -> Result<Linked, LinkError> {
+    self.link_with(modules, Use::default())
   }
 
-  pub fn prepare_with(
+  pub fn link_with(
     &self,
     modules: &[(Option<&str>, &[u8])],
-    limits: Limits,
-    wasi: bool,
-  ) -> Result<Prepared, PrepareError> {
+    allowed: Use,
+  ) -> Result<Linked, LinkError> {
     let modules = modules
       .iter()
       .map(|(name, bytes)| LoadedModule {
@@ -202,12 +195,13 @@ impl World {
         bytes: bytes.to_vec(),
       })
       .collect::<Vec<_>>();
-    prepare(
+    link(
       &modules,
       &Options {
-        wasi,
-        program: &Program::default(),
-        limits,
+        wasi: true,
+        checks: allowed.interruptions == Interruptions::Page,
+        kernel: kernel::module().expect("the kernel is assembled"),
+        limits: link::Limits::default(),
         functions: &self.functions,
         untyped: &[],
         vars: &Arc::default(),
@@ -215,81 +209,170 @@ impl World {
     )
   }
 
-  pub fn compile(&self, prepared: &Prepared) -> Compiled {
-    let options = CompileOptions {
-      wasi: true,
-      ..CompileOptions::default()
-    };
-    Compiled::new(prepared, &options).unwrap()
-  }
-
   /// Runs one instance with calls of these exports.
   pub fn run(&self, modules: &[(Option<&str>, &[u8])], calls: &[(&str, &[u8])]) -> Report {
-    self.run_with(modules, calls, Limits::default())
+    self.run_with(modules, calls, Use::default())
   }
 
   pub fn run_with(
     &self,
     modules: &[(Option<&str>, &[u8])],
     calls: &[(&str, &[u8])],
-    limits: Limits,
+    allowed: Use,
   ) -> Report {
-    self.load_with(modules, limits).run(calls)
+    self.load_with(modules, allowed).run(calls)
   }
 
   pub fn load(&self, modules: &[(Option<&str>, &[u8])]) -> Loaded {
-    self.load_with(modules, Limits::default())
+    self.load_with(modules, Use::default())
   }
 
-  pub fn load_with(&self, modules: &[(Option<&str>, &[u8])], limits: Limits) -> Loaded {
-    let prepared = self
-      .prepare_with(modules, limits, true)
+  pub fn load_with(&self, modules: &[(Option<&str>, &[u8])], allowed: Use) -> Loaded {
+    let linked = self
+      .link_with(modules, allowed)
       .unwrap_or_else(|error| panic!("{error}"));
+    let kind = Kind {
+      interruptions: allowed.interruptions,
+      has_fuel: allowed.fuel.is_some(),
+    };
+    let engine = engine(kind).expect("the engine starts");
+    let module = Module::new(&engine, &linked.bytes).unwrap_or_else(|error| panic!("{error:#}"));
+    let growth_pages = match allowed.growth_pages {
+      Some(pages) => pages,
+      None => link::Limits::default().memory_pages - linked.initial_pages,
+    };
+    let settings = Settings {
+      kind,
+      fuel: allowed.fuel,
+      growth_pages,
+      live_bytes: allowed
+        .live_bytes
+        .or_else(|| Some(allowed.growth_pages? * 65536))
+        .unwrap_or(u64::MAX / 2),
+      table_elements: allowed.table_elements,
+      max_output: 1 << 20,
+      output: Output::Off,
+      arguments: Vec::new(),
+      environment: Vec::new(),
+      allowed_paths: Vec::new(),
+    };
+    let template = Template::new(&module, &linked, settings).expect("the plugin is linked");
     Loaded {
-      compiled: self.compile(&prepared),
-      prepared,
+      linked,
+      template: Arc::new(template),
+    }
+  }
+}
+
+/// What an instance may use, and how it is interrupted.
+#[derive(Clone, Copy)]
+pub struct Use {
+  pub interruptions: Interruptions,
+  pub fuel: Option<u64>,
+  /// Pages by which memories may grow, and that live blocks may have. `None`: what a plugin without a
+  /// limit of its own has.
+  pub growth_pages: Option<u64>,
+  /// Bytes that live blocks may have, if not what `growth_pages` says.
+  pub live_bytes: Option<u64>,
+  /// Elements by which tables may grow.
+  pub table_elements: u64,
+}
+
+impl Default for Use {
+  fn default() -> Self {
+    Self {
+      interruptions: Interruptions::default(),
+      fuel: None,
+      growth_pages: None,
+      live_bytes: None,
+      table_elements: link::Limits::default().table_elements,
+    }
+  }
+}
+
+impl Use {
+  pub fn growing_by(pages: u64) -> Self {
+    Self {
+      growth_pages: Some(pages),
+      ..Self::default()
+    }
+  }
+
+  pub fn interrupted_by(interruptions: Interruptions) -> Self {
+    Self {
+      interruptions,
+      ..Self::default()
     }
   }
 }
 
 /// A plugin of which instances can be run.
 pub struct Loaded {
-  pub prepared: Prepared,
-  pub compiled: Compiled,
+  pub linked: Linked,
+  pub template: Arc<Template>,
 }
 
 impl Loaded {
-  /// Runs a new instance with calls of these exports.
+  /// The number of a function.
+  pub fn export(&self, name: &str) -> u32 {
+    let mut callables = self.linked.callables.iter();
+    let number = callables.position(|callable| callable.name == name);
+    number.unwrap_or_else(|| panic!("{name} cannot be called")) as u32
+  }
+
+  /// A new instance. Nothing of the guest has run.
+  pub fn instance(&self) -> Instance {
+    Instance::new(&self.template).expect("the plugin is instantiated")
+  }
+
+  /// Runs a new instance with calls of these exports, as a worker does.
   pub fn run(&self, calls: &[(&str, &[u8])]) -> Report {
-    let list = Rc::new(List::new(calls.iter().map(|(name, input)| {
-      Job {
-        number: 0,
-        export: *self
-          .prepared
-          .callable
-          .get(*name)
-          .unwrap_or_else(|| panic!("{name} cannot be called")),
-        input: input.to_vec(),
-      }
-    })));
-    let instance = self.compiled.instantiate().unwrap();
-    let ending = instance.run(list.clone(), 1 << 20);
-    Report {
-      initialized: list.initialized.get(),
-      taken: list.taken.get(),
-      results: list.results.take(),
-      ending,
+    self.run_instance(&mut self.instance(), calls)
+  }
+
+  /// The same with an instance that has not run.
+  pub fn run_instance(&self, instance: &mut Instance, calls: &[(&str, &[u8])]) -> Report {
+    let mut report = Report {
+      is_initialized: false,
+      taken: 0,
+      results: Vec::new(),
+      ending: Ending::Stopped,
+    };
+    if let Err(ending) = instance.initialize() {
+      report.ending = ending.into();
+      return report;
     }
+    report.is_initialized = true;
+    for (name, input) in calls {
+      report.taken += 1;
+      match instance.call(0, self.export(name), input.to_vec()) {
+        Outcome::Returned(result) => {
+          report.results.push(result);
+          instance.reset();
+        }
+        Outcome::Exited(result) => {
+          report.results.push(result);
+          report.ending = Ending::Exited;
+          return report;
+        }
+        Outcome::Ended(ending) => {
+          report.ending = ending.into();
+          return report;
+        }
+      }
+    }
+    report
   }
 }
 
 /// How a run went.
 #[derive(Debug)]
 pub struct Report {
-  pub initialized: u32,
-  /// How many jobs were handed over.
+  pub is_initialized: bool,
+  /// How many calls were begun.
   pub taken: usize,
-  pub results: Vec<Finished>,
+  /// Of the calls that the guest has ended.
+  pub results: Vec<Result<Vec<u8>, CallError>>,
   pub ending: Ending,
 }
 
@@ -298,7 +381,7 @@ impl Report {
     self
       .results
       .iter()
-      .map(|finished| match &finished.result {
+      .map(|result| match result {
         Ok(output) => String::from_utf8_lossy(output).into_owned(),
         Err(error) => format!("error: {error}"),
       })
@@ -309,52 +392,91 @@ impl Report {
     matches!(self.ending, Ending::Trapped(_))
   }
 
-  pub fn error(&self, job: usize) -> &CallError {
-    self.results[job].result.as_ref().unwrap_err()
+  pub fn error(&self, call: usize) -> &CallError {
+    self.results[call].as_ref().unwrap_err()
   }
 }
 
-/// Jobs from a list.
-pub struct List {
-  jobs: RefCell<VecDeque<Job>>,
-  pub initialized: Cell<u32>,
-  pub taken: Cell<usize>,
-  pub results: RefCell<Vec<Finished>>,
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+  /// All calls were made; the instance could serve another.
+  Stopped,
+  /// The guest exited, or its `_start` has run.
+  Exited,
+  /// With this code, during the initialization.
+  ExitedEarly(i32),
+  Trapped(String),
+  OutOfMemory,
+  OutOfFuel,
+  Interrupted,
+  HostFunction(HostFunctionError),
+  Panicked(String),
 }
 
-impl List {
-  pub fn new(jobs: impl IntoIterator<Item = Job>) -> Self {
-    Self {
-      jobs: RefCell::new(jobs.into_iter().collect()),
-      initialized: Cell::new(0),
-      taken: Cell::new(0),
-      results: RefCell::new(Vec::new()),
+impl From<instance::Ending> for Ending {
+  fn from(ending: instance::Ending) -> Self {
+    match ending {
+      instance::Ending::Exited(code) => Self::ExitedEarly(code),
+      instance::Ending::Trapped { message, .. } => Self::Trapped(message),
+      instance::Ending::OutOfMemory => Self::OutOfMemory,
+      instance::Ending::OutOfFuel => Self::OutOfFuel,
+      instance::Ending::Interrupted => Self::Interrupted,
+      instance::Ending::HostFunction(error) => Self::HostFunction(error),
+      instance::Ending::Panicked(message) => Self::Panicked(message),
     }
   }
 }
 
-impl Jobs for List {
-  fn initialized(&self) {
-    self.initialized.set(self.initialized.get() + 1);
-  }
+/// Counts: the instance that nobody interrupts. Each call adds to what the calls before have left, so
+/// whatever is lost shows.
+pub const INNOCENT: &str = r#"
+  (global $sum (mut i64) (i64.const 0))
+  (func (export "add") (local $left i32)
+    (local.set $left (i32.const 2000))
+    (loop $next
+      (global.set $sum (i64.add (global.get $sum) (i64.const 1)))
+      (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+      (br_if $next (local.get $left)))
+    (call $store_u64 (call $input_offset) (global.get $sum))
+    (call $output_set (call $input_offset) (i64.const 8)))"#;
 
-  fn next(&self) -> Option<Job> {
-    let job = self.jobs.borrow_mut().pop_front();
-    if job.is_some() {
-      self.taken.set(self.taken.get() + 1);
+/// Runs `body` beside an instance that counts, on the same engine, and checks that nothing of the count is
+/// lost.
+pub fn beside_an_innocent(interruptions: Interruptions, body: impl FnOnce()) {
+  let plugin = World::new().load_with(
+    &[(None, &guest(INNOCENT))],
+    Use::interrupted_by(interruptions),
+  );
+  let is_over = Arc::new(AtomicBool::new(false));
+  let calls = Arc::new(AtomicU64::new(0));
+  let (stop, counted) = (Arc::clone(&is_over), Arc::clone(&calls));
+  let innocent = std::thread::spawn(move || {
+    let mut instance = plugin.instance();
+    instance.initialize().expect("it has nothing to initialize");
+    let export = plugin.export("add");
+    while !stop.load(Ordering::SeqCst) || counted.load(Ordering::SeqCst) == 0 {
+      let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
+      match instance.call(number, export, vec![0; 8]) {
+        Outcome::Returned(Ok(sum)) => {
+          assert_eq!(sum, (number * 2000).to_le_bytes(), "call {number}");
+        }
+        other => panic!("call {number}: {other:?}"),
+      }
+      instance.reset();
     }
-    job
-  }
-
-  fn done(&self, finished: Finished) {
-    self.results.borrow_mut().push(finished);
-  }
+  });
+  body();
+  is_over.store(true, Ordering::SeqCst);
+  innocent
+    .join()
+    .expect("the innocent instance loses nothing");
 }
 
 /// Runs the body in a child process, because what is tested would take the process with it. The
 /// child is this test binary, asked for this one test.
 pub fn in_child(test: &str, body: impl FnOnce()) {
-  const MARK: &str = "GUARD_TEST_CHILD";
+  const MARK: &str = "EXTISM_HOST_TEST_CHILD";
   if std::env::var(MARK).as_deref() == Ok(test) {
     body();
     return;

@@ -105,8 +105,6 @@ struct Shared {
   limits: Limits,
   counters: Counters,
   results: Arc<dyn Results>,
-  /// Where instances come from.
-  template: Arc<Template>,
   /// For the threads that are started later.
   this: Weak<Shared>,
 }
@@ -119,14 +117,13 @@ impl Workers {
     template: Arc<Template>,
   ) -> Result<Self> {
     let shared = Arc::new_cyclic(|this| Shared {
-      queue: Mutex::default(),
+      queue: Mutex::new(Queue::new(template)),
       changed: Condvar::new(),
       unfinished: AtomicUsize::new(0),
       has_news: Flag::default(),
       limits,
       counters: Counters::default(),
       results,
-      template,
       this: Weak::clone(this),
     });
     let watched = Arc::downgrade(&shared);

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::super::instance::Template;
 use super::super::spin::{SpinBackoff, Spinner};
 use super::scaling::ScaleUp;
 use super::slot::Slot;
@@ -34,6 +35,9 @@ pub struct Queue {
   /// How long a thread waited for the last call that had to be waited for.
   last_wait: Option<Duration>,
   pub slots: Vec<Arc<Slot>>,
+  /// Where instances come from; `None` once the plugin is closed and its last slot has gone. It holds
+  /// the host functions, and with them the plugin's store.
+  pub template: Option<Arc<Template>>,
   /// `None` when no further instance may be started.
   pub scale_up: Option<ScaleUp>,
   /// How many threads are stuck in host calls and have been replaced.
@@ -44,10 +48,22 @@ pub struct Queue {
 }
 
 impl Queue {
-  /// What is to be run now that the last slot has gone; nothing before that.
+  /// An empty queue, for instances from there.
+  pub fn new(template: Arc<Template>) -> Self {
+    Self {
+      template: Some(template),
+      ..Self::default()
+    }
+  }
+
+  /// What is to be run now that the last slot has gone, and frees what instances are made from;
+  /// nothing before that.
   pub fn closed_callbacks(&mut self) -> Vec<Box<dyn FnOnce() + Send>> {
     match self.is_closed && self.slots.is_empty() {
-      true => std::mem::take(&mut self.on_closed),
+      true => {
+        self.template = None;
+        std::mem::take(&mut self.on_closed)
+      }
       false => Vec::new(),
     }
   }

@@ -86,7 +86,12 @@ impl Worker {
 
   /// Makes an instance, initializes it, and serves calls until something stops it.
   fn run_instance(&self, initialized: &Failure) -> Stopped {
-    let mut instance = match Instance::new(&self.shared.template) {
+    let template = self.shared.lock().template.clone();
+    let Some(template) = template else {
+      // The plugin is closed, and needs this slot no more.
+      return Stopped::Done;
+    };
+    let mut instance = match Instance::new(&template) {
       Ok(instance) => instance,
       Err(error) => {
         self.end_in_flight(Err(error));

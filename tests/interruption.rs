@@ -1,0 +1,277 @@
+//! Endless guests end when they are interrupted, whatever they are doing, and no other instance notices.
+//!
+//! `INTERRUPTION_ROUNDS` says how often each kind of guest is interrupted.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use common::{Ending, INNOCENT, Loaded, Use, World, beside_an_innocent, guest};
+use extism_host::plugin::interrupt::{Interrupt, Interruptions};
+
+/// Between two interruptions of one instance, where one may be missed.
+const REPEAT: Duration = Duration::from_millis(1);
+
+/// What never ends by itself: definitions, and what runs them.
+const ENDLESS: [(&str, &str); 10] = [
+  (
+    "an empty loop",
+    r#"(func (export "run") (loop $next (br $next)))"#,
+  ),
+  (
+    "nested loops",
+    r#"(func (export "run") (local $left i32)
+         (loop $outer
+           (local.set $left (i32.const 3))
+           (loop $inner
+             (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+             (br_if $inner (local.get $left)))
+           (br $outer)))"#,
+  ),
+  (
+    // Deep, and wide enough to be endless.
+    "a recursion",
+    r#"(func $recurse (param $depth i32)
+         (if (local.get $depth) (then
+           (call $recurse (i32.sub (local.get $depth) (i32.const 1)))
+           (call $recurse (i32.sub (local.get $depth) (i32.const 1))))))
+       (func (export "run") (call $recurse (i32.const 1000)))"#,
+  ),
+  (
+    "a recursion through a table",
+    r#"(type $step (func (param i32)))
+       (table 2 funcref) (elem (i32.const 0) $left $right)
+       (func $left (param $depth i32)
+         (if (local.get $depth) (then
+           (call_indirect (type $step) (i32.sub (local.get $depth) (i32.const 1)) (i32.const 1))
+           (call_indirect (type $step) (i32.sub (local.get $depth) (i32.const 1)) (i32.const 0)))))
+       (func $right (param $depth i32)
+         (if (local.get $depth) (then
+           (call_indirect (type $step) (i32.sub (local.get $depth) (i32.const 1)) (i32.const 0))
+           (call_indirect (type $step) (i32.sub (local.get $depth) (i32.const 1)) (i32.const 1)))))
+       (func (export "run") (call $left (i32.const 1000)))"#,
+  ),
+  (
+    "a br_table",
+    r#"(func (export "run") (local $state i32)
+         (loop $next
+           (block $b (block $a
+             (br_table $next $a $b $next (local.get $state)))
+             (local.set $state (i32.const 2)) (br $next))
+           (local.set $state (i32.const 7)) (br $next)))"#,
+  ),
+  (
+    "tail calls",
+    r#"(func $even (param i32) (return_call $odd (i32.add (local.get 0) (i32.const 1))))
+       (func $odd (param i32) (return_call $even (i32.sub (local.get 0) (i32.const 1))))
+       (func (export "run") (return_call $even (i32.const 0)))"#,
+  ),
+  (
+    "tail calls through a table",
+    r#"(type $plain (func))
+       (table 1 funcref) (elem (i32.const 0) $again)
+       (func $again (export "run") (return_call_indirect (type $plain) (i32.const 0)))"#,
+  ),
+  (
+    "a loop that calls the host",
+    r#"(func (export "run") (loop $next (call $tick) (br $next)))"#,
+  ),
+  (
+    "a loop that allocates",
+    r#"(func (export "run")
+         (loop $next (call $free (call $alloc (i64.const 100))) (br $next)))"#,
+  ),
+  (
+    "a loop through the blocks",
+    r#"(func (export "run") (local $block i64)
+         (local.set $block (call $alloc (i64.const 100)))
+         (loop $next
+           (call $store_u8 (local.get $block) (i32.add (call $load_u8 (local.get $block)) (i32.const 1)))
+           (br $next)))"#,
+  ),
+];
+
+/// Initializations that never end.
+const ENDLESS_INITIALIZATIONS: [(&str, &str); 3] = [
+  (
+    "a start function",
+    r#"(func $begin (loop $next (br $next))) (start $begin) (func (export "run"))"#,
+  ),
+  (
+    "_initialize",
+    r#"(func (export "_initialize") (loop $next (br $next))) (func (export "run"))"#,
+  ),
+  (
+    "a constructor that calls the host",
+    r#"(func (export "__wasm_call_ctors") (loop $next (call $tick) (br $next)))
+       (func (export "run"))"#,
+  ),
+];
+
+fn rounds() -> u64 {
+  let rounds = std::env::var("INTERRUPTION_ROUNDS").ok();
+  rounds.map_or(200, |rounds| rounds.parse().expect("a number"))
+}
+
+/// A world with a function that does nothing, and a guest with it.
+fn load(body: &str, interruptions: Interruptions) -> Loaded {
+  let mut world = World::new();
+  world.functions.push(extism_host::host::HostFunction::new(
+    "extism:host/user",
+    "tick",
+    [],
+    None,
+    |_| Ok(extism_host::host::Answer::Nothing),
+  ));
+  let text = format!(
+    r#"(module {} (import "extism:host/user" "tick" (func $tick)) {} {body})"#,
+    common::KERNEL,
+    common::LIBRARY
+  );
+  let wasm = common::wat(&text);
+  world.load_with(&[(None, &wasm)], Use::interrupted_by(interruptions))
+}
+
+/// Interrupts as a watchdog does: again while the instance goes on, if one may be missed.
+fn interrupt_until(interrupt: &Interrupt, has_ended: &AtomicBool) {
+  interrupt.interrupt();
+  while interrupt.needs_repeating() && !has_ended.load(Ordering::SeqCst) {
+    std::thread::sleep(REPEAT);
+    interrupt.interrupt();
+  }
+}
+
+/// Runs the guest and interrupts it after some time, which is different in each round.
+fn run_interrupted(plugin: &Loaded, round: u64) -> common::Report {
+  let mut instance = plugin.instance();
+  let interrupt = instance.interrupt().clone();
+  let has_ended = AtomicBool::new(false);
+  let has_ended = &has_ended;
+  let delay = Duration::from_micros(round * 37 % 1000);
+  std::thread::scope(|scope| {
+    scope.spawn(move || {
+      std::thread::sleep(delay);
+      interrupt_until(&interrupt, has_ended);
+    });
+    let report = plugin.run_instance(&mut instance, &[("run", b"input")]);
+    has_ended.store(true, Ordering::SeqCst);
+    report
+  })
+}
+
+/// Runs `body` on a thread of its own and fails if it does not end. An instance that does not heed its
+/// interruption would run for ever.
+fn must_end(what: String, body: impl FnOnce() + Send + 'static) {
+  let (sender, ended) = channel();
+  let thread = std::thread::spawn(move || {
+    body();
+    let _ = sender.send(());
+  });
+  match ended.recv_timeout(Duration::from_secs(100)) {
+    Err(RecvTimeoutError::Timeout) => panic!("{what} goes on"),
+    _ => thread
+      .join()
+      .unwrap_or_else(|_| panic!("{what}: see above")),
+  }
+}
+
+fn all_end(interruptions: Interruptions) {
+  beside_an_innocent(interruptions, || {
+    for (name, body) in ENDLESS {
+      let plugin = load(body, interruptions);
+      must_end(name.to_owned(), move || {
+        for round in 0..rounds() {
+          let report = run_interrupted(&plugin, round);
+          assert_eq!(report.ending, Ending::Interrupted, "{name}, round {round}");
+          assert!(report.results.is_empty());
+        }
+      });
+    }
+    for (name, body) in ENDLESS_INITIALIZATIONS {
+      let plugin = load(body, interruptions);
+      must_end(name.to_owned(), move || {
+        for round in 0..rounds() {
+          let report = run_interrupted(&plugin, round);
+          assert_eq!(report.ending, Ending::Interrupted, "{name}, round {round}");
+          assert!(!report.is_initialized, "{name}, round {round}");
+        }
+      });
+    }
+  });
+}
+
+#[test]
+fn endless_guests_end_by_the_interrupt_page() {
+  all_end(Interruptions::Page);
+}
+
+#[test]
+fn endless_guests_end_by_the_epoch() {
+  all_end(Interruptions::Epoch);
+}
+
+/// While a host function runs, nothing of the guest does. The guest ends when the function returns.
+#[test]
+fn an_interruption_during_a_host_function_ends_the_guest_after_it() {
+  use extism_host::host::{Answer, HostFunction};
+
+  for interruptions in [Interruptions::Page, Interruptions::Epoch] {
+    let mut world = World::new();
+    let (interrupts, next_interrupt) = channel::<Interrupt>();
+    let next_interrupt = std::sync::Mutex::new(next_interrupt);
+    world.functions.push(HostFunction::new(
+      "extism:host/user",
+      "interrupt",
+      [],
+      None,
+      move |_| {
+        let interrupts = next_interrupt.lock().expect("no panic");
+        interrupts.recv().expect("the test sends one").interrupt();
+        Ok(Answer::Nothing)
+      },
+    ));
+    let wasm = common::wat(&format!(
+      r#"(module {} (import "extism:host/user" "interrupt" (func $interrupt)) {}
+           (func $after (call $count (i32.const 1)))
+           (func (export "run") (call $interrupt) (call $after)))"#,
+      common::KERNEL,
+      common::LIBRARY
+    ));
+    let plugin = world.load_with(&[(None, &wasm)], Use::interrupted_by(interruptions));
+    for _ in 0..rounds() {
+      let mut instance = plugin.instance();
+      interrupts
+        .send(instance.interrupt().clone())
+        .expect("the function waits");
+      let report = plugin.run_instance(&mut instance, &[("run", b"")]);
+      assert_eq!(report.ending, Ending::Interrupted);
+    }
+    assert!(world.counts().is_empty());
+  }
+}
+
+/// An interruption that comes too late, or twice, changes nothing for anybody else.
+#[test]
+fn an_interruption_of_an_instance_that_is_gone_reaches_nobody() {
+  for interruptions in [Interruptions::Page, Interruptions::Epoch] {
+    let plugin = World::new().load_with(
+      &[(None, &guest(INNOCENT))],
+      Use::interrupted_by(interruptions),
+    );
+    for _ in 0..rounds() {
+      let gone = plugin.instance().interrupt().clone();
+      // Its memory is likely to be where that of the other was.
+      let mut instance = plugin.instance();
+      gone.interrupt();
+      gone.interrupt();
+      let report = plugin.run_instance(&mut instance, &[("add", &[0; 8]), ("add", &[0; 8])]);
+      assert_eq!(report.ending, Ending::Stopped);
+      assert_eq!(
+        report.results[1].as_deref().expect("it counts"),
+        4000_u64.to_le_bytes()
+      );
+    }
+  }
+}
