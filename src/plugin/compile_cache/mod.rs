@@ -526,6 +526,12 @@ mod tests {
     modified.elapsed().unwrap_or_default()
   }
 
+  /// How many bytes the file of an artefact has.
+  fn length(artefact: &Artefact) -> u64 {
+    let parts = artefact.code.len() + artefact.description.len();
+    (parts + size_of::<u64>() + TRAILER_LENGTH) as u64
+  }
+
   const HOUR: Duration = Duration::from_secs(60 * 60);
 
   #[test]
@@ -665,7 +671,7 @@ mod tests {
   fn the_least_recently_used_artefacts_are_evicted() {
     let (base, engine) = (Temporary::new(), Engine::default());
     let artefact = artefact(&engine, 1);
-    let length = (artefact.code.len() + artefact.description.len() + size_of::<u64>() + TRAILER_LENGTH) as u64;
+    let length = length(&artefact);
     let cache = base.cache(3 * length);
     for number in 1..=3 {
       cache
@@ -695,7 +701,7 @@ mod tests {
   fn an_artefact_that_exceeds_the_limit_alone_is_not_stored_and_evicts_nothing() {
     let (base, engine) = (Temporary::new(), Engine::default());
     let artefact = artefact(&engine, 1);
-    let length = (artefact.code.len() + artefact.description.len() + size_of::<u64>() + TRAILER_LENGTH) as u64;
+    let length = length(&artefact);
     base
       .cache(length)
       .store(&key(1), &artefact)
@@ -814,7 +820,7 @@ mod tests {
   fn threads_store_load_and_evict_at_once() {
     let (base, engine) = (Temporary::new(), Engine::default());
     let artefacts: Vec<_> = (0..4).map(|number| artefact(&engine, number)).collect();
-    let length = (artefacts[0].0.len() + TRAILER_LENGTH) as u64;
+    let length = length(&artefacts[0]);
     // Small enough for evictions: 4 artefacts have to share the place of 3.
     let cache = base.cache(3 * length + length / 2);
     let hits = std::sync::atomic::AtomicU32::new(0);
