@@ -259,6 +259,13 @@ export interface PluginOptions {
   environment: Record<string, string>
   /** Where their output goes: `process`, `logger`, or nowhere. */
   output?: string
+  /**
+   * How a call that runs for too long is interrupted: `page` or `epoch`; the best way of the system
+   * without it.
+   */
+  interruption?: string
+  /** What runs the plugin: `extism` for the reference runtime; the default without it. */
+  runtime?: string
   /** Where compiled modules are kept; nowhere without it. */
   compileCache?: CompileCacheOptions
   /** How many instances; at least 1. */

@@ -6,6 +6,7 @@ pub mod instance;
 pub mod interrupt;
 pub mod link;
 mod manifest;
+mod reference;
 pub mod spin;
 pub mod stats;
 mod wasi;
@@ -20,8 +21,8 @@ use wasmtime::{Engine, Module};
 
 pub use compile_cache::CompileCache;
 pub use manifest::{
-  AllowedPath, DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, OutputTo, Source,
-  Wasm,
+  AllowedPath, DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, OutputTo,
+  RuntimeKind, Source, Wasm,
 };
 pub use workers::{Call, Queued, Results};
 
@@ -29,13 +30,14 @@ pub use stats::Stats;
 
 use crate::host::output::Output;
 use crate::host::store::{StoreCounters, StoreStats};
-use crate::host::{self, Environment, Vars, vars};
+use crate::host::{self, Environment, HostFunction, Vars, vars};
 use crate::{Code, Error, Result, kernel};
 use compile_cache::{Artefact, ArtefactDirectory, Key};
 use engine::Kind;
-use instance::{Settings, Template};
+use instance::{Runtime, Settings, Template};
 use interrupt::Interruptions;
 use link::{ExportDescription, ImportDescription, LinkError, Linked};
+use reference::Reference;
 use workers::Workers;
 
 /// How long an initialization may run where calls have no limit.
@@ -89,17 +91,36 @@ impl Plugin {
     environment: &Environment,
     results: Arc<dyn Results>,
   ) -> Result<Self> {
+    if manifest.runtime == RuntimeKind::Extism {
+      reference::check(manifest, limits, environment)?;
+    }
     let cache = manifest.compile_cache.open()?;
     let vars = Arc::new(Vars::new(manifest.max_vars.unwrap_or(vars::DEFAULT_LIMIT)));
-    let (linked, module) = link_and_compile(manifest, environment, &vars, cache.as_ref())?;
-    let settings = settings(manifest, environment, &linked)?;
-    let template = Template::new(&module, &linked, settings)?;
+    let (modules, functions, linked) = link(manifest, environment, &vars)?;
+    let (runtime, initialization_timeout) = match manifest.runtime {
+      RuntimeKind::Wasmtime => {
+        drop(modules);
+        let module = compile(
+          &engine::engine(kind(manifest))?,
+          &linked.bytes,
+          cache.as_ref(),
+        )?;
+        let settings = settings(manifest, environment, &linked)?;
+        let template = Template::new(&module, &linked, settings)?;
+        (Runtime::Wasmtime(Arc::new(template)), manifest.timeout)
+      }
+      RuntimeKind::Extism => {
+        let reference = Reference::new(manifest, modules, functions, &linked)?;
+        // Each instance compiles the plugin, which is not to count as the plugin's time.
+        (Runtime::Extism(Arc::new(reference)), None)
+      }
+    };
     let limits = workers::Limits {
       instances: limits.instances,
       is_eager: limits.is_eager,
       max_queue: limits.max_queue,
       timeout: manifest.timeout,
-      initialization_timeout: manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT),
+      initialization_timeout: initialization_timeout.unwrap_or(INITIALIZATION_TIMEOUT),
       max_idle_memory: MAX_IDLE_MEMORY,
       is_isolated: limits.is_isolated,
     };
@@ -115,16 +136,25 @@ impl Plugin {
       interface,
       vars,
       store_counters: Arc::clone(environment.store.counters()),
-      workers: Workers::start(limits, results, Arc::new(template))?,
+      workers: Workers::start(limits, results, runtime)?,
     })
   }
 
   /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. Nothing
   /// of the plugin is run. Fails where there is no cache.
   pub fn precompile(manifest: &Manifest, environment: &Environment) -> Result<()> {
+    if manifest.runtime == RuntimeKind::Extism {
+      return Err(reference::unsupported("precompile"));
+    }
     let cache = manifest.compile_cache.open_to_fill()?;
     // The values of variables make no difference to what is compiled.
-    link_and_compile(manifest, environment, &Arc::default(), Some(&cache)).map(drop)
+    let (_, _, linked) = link(manifest, environment, &Arc::default())?;
+    compile(
+      &engine::engine(kind(manifest))?,
+      &linked.bytes,
+      Some(&cache),
+    )
+    .map(drop)
   }
 
   /// The functions of the main module that can be called, with the numbers of their exports.
@@ -201,18 +231,17 @@ impl Plugin {
 /// The engine's kind for a manifest.
 fn kind(manifest: &Manifest) -> Kind {
   Kind {
-    interruptions: manifest.interruptions,
+    interruptions: manifest.interruptions.unwrap_or_default(),
     has_fuel: manifest.fuel.is_some(),
   }
 }
 
-/// Reads and checks the modules, makes one of them, and compiles that, unless the cache has it.
-fn link_and_compile(
+/// Reads and checks the modules, and makes one of them.
+fn link(
   manifest: &Manifest,
   environment: &Environment,
   vars: &Arc<Vars>,
-  cache: Option<&ArtefactDirectory>,
-) -> Result<(Linked, Module)> {
+) -> Result<(Vec<LoadedModule>, Vec<HostFunction>, Linked)> {
   let modules = manifest.load()?;
   let settings = host::Settings {
     config: &manifest.config,
@@ -220,11 +249,10 @@ fn link_and_compile(
     timeout: manifest.timeout,
   };
   let functions = host::functions(settings, environment, vars)?;
-  let kind = kind(manifest);
   let kernel = kernel::module().map_err(|message| Error::new(Code::Internal, message))?;
   let options = link::Options {
     wasi: manifest.use_wasi,
-    checks: kind.interruptions == Interruptions::Page,
+    checks: kind(manifest).interruptions == Interruptions::Page,
     kernel,
     limits: link::Limits {
       memory_pages: u64::from(manifest.max_pages.unwrap_or(0).max(DEFAULT_MAX_PAGES)),
@@ -235,12 +263,10 @@ fn link_and_compile(
     vars,
   };
   let linked = link::link(&modules, &options).map_err(link_error)?;
-  drop(modules);
-  let engine = engine::engine(kind)?;
-  let module = compile(&engine, &linked.bytes, cache)?;
-  Ok((linked, module))
+  Ok((modules, functions, linked))
 }
 
+/// Compiles the linked module, unless the cache has it.
 fn compile(engine: &Engine, bytes: &[u8], cache: Option<&ArtefactDirectory>) -> Result<Module> {
   let failed = |error: wasmtime::Error| {
     Error::new(
@@ -274,16 +300,10 @@ fn compatibility(engine: &Engine) -> [u8; 8] {
 }
 
 fn settings(manifest: &Manifest, environment: &Environment, linked: &Linked) -> Result<Settings> {
-  let growth_pages = match manifest.max_pages {
-    // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
-    // compiler has chosen, and many begin with a megabyte.
-    Some(pages) => u64::from(pages),
-    None => u64::from(DEFAULT_MAX_PAGES).saturating_sub(linked.initial_pages),
-  };
   Ok(Settings {
     kind: kind(manifest),
     fuel: manifest.fuel,
-    growth_pages,
+    growth_pages: growth_pages(manifest, linked),
     live_bytes: manifest
       .max_pages
       .map_or(u64::MAX / 2, |pages| u64::from(pages) * host::guest::PAGE),
@@ -298,6 +318,16 @@ fn settings(manifest: &Manifest, environment: &Environment, linked: &Linked) -> 
     environment: manifest.environment.clone().into_iter().collect(),
     allowed_paths: manifest.allowed_paths.clone(),
   })
+}
+
+/// Pages by which the memories of an instance may grow together.
+fn growth_pages(manifest: &Manifest, linked: &Linked) -> u64 {
+  match manifest.max_pages {
+    // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
+    // compiler has chosen, and many begin with a megabyte.
+    Some(pages) => u64::from(pages),
+    None => u64::from(DEFAULT_MAX_PAGES).saturating_sub(linked.initial_pages),
+  }
 }
 
 fn link_error(error: LinkError) -> Error {

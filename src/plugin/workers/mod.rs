@@ -26,7 +26,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use super::instance::{CallError, Ending, Template};
+use super::instance::{CallError, Ending, Runtime};
 use super::spin::Flag;
 use super::stats::{Counters, Stats};
 use crate::{Code, Error, Result, watchdog};
@@ -106,18 +106,14 @@ struct Shared {
   counters: Counters,
   results: Arc<dyn Results>,
   /// Where instances come from.
-  template: Arc<Template>,
+  runtime: Runtime,
   /// For the threads that are started later.
   this: Weak<Shared>,
 }
 
 impl Workers {
   /// Starts the first instance, or with [`Limits::is_eager`] all, each with a thread of its own.
-  pub fn start(
-    limits: Limits,
-    results: Arc<dyn Results>,
-    template: Arc<Template>,
-  ) -> Result<Self> {
+  pub fn start(limits: Limits, results: Arc<dyn Results>, runtime: Runtime) -> Result<Self> {
     let shared = Arc::new_cyclic(|this| Shared {
       queue: Mutex::default(),
       changed: Condvar::new(),
@@ -126,7 +122,7 @@ impl Workers {
       limits,
       counters: Counters::default(),
       results,
-      template,
+      runtime,
       this: Weak::clone(this),
     });
     let watched = Arc::downgrade(&shared);
