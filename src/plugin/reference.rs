@@ -443,7 +443,9 @@ impl Run for ReferenceInstance {
     };
     self.largest = self.largest.max(input.len() as u64 + length);
     match called {
-      Ok(_) if length > limit => Outcome::Exited(Err(CallError::OutputTooLarge { length, limit })),
+      Ok(_) if length > limit => {
+        Outcome::Returned(Err(CallError::OutputTooLarge { length, limit }))
+      }
       Ok(output) if name == "_start" => Outcome::Exited(Ok(output.to_vec())),
       Ok(output) => Outcome::Returned(Ok(output.to_vec())),
       Err(error) => match self.recorded() {
