@@ -264,6 +264,8 @@ export interface PluginOptions {
    * without it.
    */
   interruption?: string
+  /** What runs the plugin: `extism` for the reference runtime; the default without it. */
+  runtime?: string
   /** Where compiled modules are kept; nowhere without it. */
   compileCache?: CompileCacheOptions
   /** How many instances; at least 1. */

@@ -287,6 +287,29 @@ export interface PluginOptions extends ManifestOptions {
    */
   maxOutputBytes?: number
   /**
+   * How a call is interrupted when it is aborted or its time is over. Both ways stop any guest.
+   *
+   * - `'page'`: each loop and each function reads a page of memory, which an interruption makes
+   *   inaccessible. Guests run at almost full speed.
+   * - `'epoch'`: they compare a counter instead, which slows loops down, up to two times.
+   * @default 'page' on Linux on x64, 'epoch' elsewhere
+   */
+  interruption?: 'page' | 'epoch'
+  /**
+   * What runs the plugin. `'extism'` is the reference: the official `extism` crate, with the same host
+   * functions, queue and errors. Use it to find out whether a problem comes from this library's own
+   * runtime, and only with plugins you trust: one that forges memory blocks can crash the process. It is
+   * slower to start and to call.
+   *
+   * It does not support these options, and rejects with `UNSUPPORTED` if they are given: `functions`,
+   * `isolation: 'call'`, `fuel`, `interruption`, `allowedHosts`, `wasi`, `enableWasiOutput`,
+   * `compileCache`, nor `precompile`. A plugin that calls a host function while it initializes itself
+   * is also `UNSUPPORTED`. Its initialization may take 30 s, whatever `timeoutMs` is, and is not
+   * interrupted: one that never ends keeps its thread busy.
+   * @default 'wasmtime'
+   */
+  runtime?: 'wasmtime' | 'extism'
+  /**
    * Whether the plugin may read the headers of the responses to its HTTP requests.
    * @default false
    */
@@ -499,7 +522,7 @@ export type ErrorCode =
   | 'STORE_DAMAGED'
   /** A call would have waited for ever: for what only this thread can do, or for itself. */
   | 'WOULD_DEADLOCK'
-  /** What the JavaScript SDK has and this library cannot have; the message says what to use. */
+  /** This library, or the plugin's `runtime`, does not support it; the message says what to do. */
   | 'UNSUPPORTED'
   /** A defect in this library. */
   | 'INTERNAL'

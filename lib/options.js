@@ -31,6 +31,7 @@ const OPTION_KEYS = {
   isolation: 'isolation',
   fuel: 'fuel',
   interruption: 'interruption',
+  runtime: 'runtime',
   functions: 'functions',
   logger: 'logger',
   logLevel: 'logLevel',
@@ -61,6 +62,11 @@ function asBoolean (value, name) {
 function asInterruption (interruption) {
   if (interruption === undefined || interruption === 'page' || interruption === 'epoch') return interruption
   throw invalidArgument(`interruption must be 'page' or 'epoch', not ${describe(interruption)}`)
+}
+
+function asRuntime (runtime = 'wasmtime') {
+  if (runtime === 'wasmtime' || runtime === 'extism') return runtime
+  throw invalidArgument(`runtime must be 'wasmtime' or 'extism', not ${describe(runtime)}`)
 }
 
 function asConfig (config = {}) {
@@ -209,6 +215,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
   const merged = { ...manifest, ...options }
   checkFetch(merged.fetch, merged.allowedHosts)
 
+  const runtime = asRuntime(merged.runtime)
   const { store, permissions } = asStoreOption(merged.store)
   const { names, bodies } = asFunctions(merged.functions)
   const level = asLevel(merged.logLevel)
@@ -232,11 +239,13 @@ function pluginOptions ({ wasm, ...rest }, options) {
     maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
     fuel: asInteger(merged.fuel, 'fuel', undefined, Number.MAX_SAFE_INTEGER),
     interruption: asInterruption(merged.interruption),
+    runtime,
     isIsolated: asIsolation(merged.isolation) === 'call',
     useWasi: asBoolean(merged.useWasi, 'useWasi'),
     ...asWasi(merged.wasi),
     output: asOutput(merged.enableWasiOutput),
-    compileCache: asCompileCache(merged.compileCache),
+    // The reference runtime has no cache, and refuses one that was asked for.
+    compileCache: asCompileCache(runtime === 'extism' ? merged.compileCache ?? false : merged.compileCache),
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
     eager: asBoolean(merged.eager, 'eager'),
     maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32),

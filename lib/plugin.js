@@ -189,7 +189,7 @@ async function createPlugin (source, options) {
 
 async function precompile (source, options) {
   const { native } = await load(source, options)
-  if (native.compileCache === undefined) {
+  if (native.compileCache === undefined && native.runtime !== 'extism') {
     if (options?.compileCache === false) throw invalidArgument('compileCache must not be false, or there is nothing to fill')
     throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off, and compileCache does not turn it on')
   }

@@ -45,6 +45,8 @@ pub enum Code {
   Unavailable,
   /// There is no place where compiled modules could be kept.
   CacheUnavailable,
+  /// The runtime that was chosen for the plugin does not support an option.
+  Unsupported,
   /// The plugin, or the store, has been closed.
   Closed,
   /// A synchronous call would wait for ever.
@@ -67,7 +69,7 @@ pub enum Code {
 
 impl Code {
   /// All codes, each at the place of its [`number`](Self::number) less one.
-  pub const ALL: [Self; 28] = [
+  pub const ALL: [Self; 29] = [
     Code::InvalidArgument,
     Code::FileNotFound,
     Code::InvalidWasm,
@@ -87,6 +89,7 @@ impl Code {
     Code::QueueFull,
     Code::Unavailable,
     Code::CacheUnavailable,
+    Code::Unsupported,
     Code::Closed,
     Code::WouldDeadlock,
     Code::NoSuchStore,
@@ -125,6 +128,7 @@ impl Code {
       Code::QueueFull => "QUEUE_FULL",
       Code::Unavailable => "UNAVAILABLE",
       Code::CacheUnavailable => "CACHE_UNAVAILABLE",
+      Code::Unsupported => "UNSUPPORTED",
       Code::Closed => "CLOSED",
       Code::WouldDeadlock => "WOULD_DEADLOCK",
       Code::NoSuchStore => "NO_SUCH_STORE",

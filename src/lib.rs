@@ -22,9 +22,9 @@
 #![warn(clippy::clone_on_ref_ptr)]
 
 // Its functions are called by Node alone; in a test nobody does.
+pub mod abi;
 #[cfg(not(test))]
 mod binding;
-pub mod abi;
 mod error;
 pub mod host;
 pub mod kernel;

@@ -83,7 +83,10 @@ impl Watchdog {
       self.next.store(NEVER, Ordering::SeqCst);
       let watched: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
       let now = Instant::now();
-      let next = watched.iter().filter_map(|watched| watched.poll_deadlines(now)).min();
+      let next = watched
+        .iter()
+        .filter_map(|watched| watched.poll_deadlines(now))
+        .min();
       if let Some(next) = next {
         self.schedule(next);
       }

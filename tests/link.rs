@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
+use extism_host::abi::{FunctionType, ValueType};
 use extism_host::host::{Answer, HostFunction, UntypedFunction};
 use extism_host::plugin::LoadedModule;
 use extism_host::plugin::link::{
   ExportDescription, ImportDescription, Kind, Limits, LinkError, Linked, Options, limits, link,
   names,
 };
-use extism_host::abi::{FunctionType, ValueType};
 use wasmtime::{Caller, Config, Engine, Extern, Instance, Linker, Module, Store, Val};
 
 /// A stand-in for the kernel: enough of the ABI to see that calls arrive.

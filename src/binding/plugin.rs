@@ -22,8 +22,8 @@ use super::memory_store::MemoryStore;
 use super::store::Store as AnyStore;
 use crate::host::store::DEFAULT_MAX_VALUE;
 use crate::host::{Access, Environment, Permissions, http};
-use crate::plugin::spin::SpinBackoff;
 use crate::plugin::interrupt::Interruptions;
+use crate::plugin::spin::SpinBackoff;
 use crate::plugin::{self, CompileCache, Limits, Queued, Source};
 use crate::store::Store;
 use crate::{Code, Error};
@@ -68,6 +68,8 @@ pub struct PluginOptions {
   /// How a call that runs for too long is interrupted: `page` or `epoch`; the best way of the system
   /// without it.
   pub interruption: Option<String>,
+  /// What runs the plugin: `extism` for the reference runtime; the default without it.
+  pub runtime: Option<String>,
   /// Where compiled modules are kept; nowhere without it.
   pub compile_cache: Option<CompileCacheOptions>,
   /// How many instances; at least 1.
@@ -269,9 +271,13 @@ impl From<PluginOptions> for plugin::Manifest {
         _ => plugin::OutputTo::Nowhere,
       },
       interruptions: match options.interruption.as_deref() {
-        Some("epoch") => Interruptions::Epoch,
-        Some("page") => Interruptions::Page,
-        _ => Interruptions::default(),
+        Some("epoch") => Some(Interruptions::Epoch),
+        Some("page") => Some(Interruptions::Page),
+        _ => None,
+      },
+      runtime: match options.runtime.as_deref() {
+        Some("extism") => plugin::RuntimeKind::Extism,
+        _ => plugin::RuntimeKind::Wasmtime,
       },
       compile_cache: options.compile_cache.into(),
     }

@@ -196,7 +196,23 @@ impl HostFunction {
     params: &[Val],
     results: &mut [Val],
   ) -> Result<(), Stop> {
-    let mut invocation = Invocation { caller, params };
+    let runtime = Runtime::Wasmtime(caller);
+    self.invoke(Invocation { runtime, params }, results)
+  }
+
+  /// The same for a guest of the reference runtime.
+  pub(crate) fn call_from(
+    &self,
+    caller: &mut dyn ReferenceCaller,
+    params: &[Val],
+    results: &mut [Val],
+  ) -> Result<(), Stop> {
+    let runtime = Runtime::Reference(caller);
+    self.invoke(Invocation { runtime, params }, results)
+  }
+
+  #[inline]
+  fn invoke(&self, mut invocation: Invocation<'_>, results: &mut [Val]) -> Result<(), Stop> {
     // Nothing that a panic may have left half done is used again: the run ends, and with it the
     // instance. What the body shares with other threads must see to itself.
     let called = catch_unwind(AssertUnwindSafe(|| (self.body)(&mut invocation)));
@@ -211,8 +227,7 @@ impl HostFunction {
       Answer::F32(value) => Some(Val::F32(value.to_bits())),
       Answer::F64(value) => Some(Val::F64(value.to_bits())),
       Answer::Bytes(bytes) => {
-        let mut store = invocation.caller.as_context_mut();
-        let offset = Kernel::store(&mut store, &bytes).map_err(|error| match error {
+        let offset = invocation.try_store(&bytes).map_err(|error| match error {
           AllocError::OutOfMemory => Stop::OutOfMemory,
         })?;
         Some(Val::I64(offset as i64))
@@ -250,9 +265,29 @@ impl fmt::Debug for HostFunction {
   }
 }
 
+/// What a host function has of a guest of the reference runtime.
+pub(crate) trait ReferenceCaller {
+  /// The number of the plugin's call; `None` during the initialization.
+  fn call(&self) -> Option<u64>;
+  fn interruption(&self) -> Arc<Interruption>;
+  fn last_response(&mut self) -> &mut http::LastResponse;
+  /// The bytes of the block that starts at the offset, which is an argument of the host function.
+  fn block(&self, offset: u64) -> Option<&[u8]>;
+  fn alloc(&mut self, length: u64) -> Result<u64, AllocError>;
+  fn store(&mut self, bytes: &[u8]) -> Result<u64, AllocError>;
+  /// Whether there was room for the message.
+  fn set_error(&mut self, message: &[u8]) -> bool;
+}
+
+/// The guest that calls a host function.
+enum Runtime<'a> {
+  Wasmtime(Caller<'a, Guest>),
+  Reference(&'a mut dyn ReferenceCaller),
+}
+
 /// One call of a host function.
 pub struct Invocation<'a> {
-  caller: Caller<'a, Guest>,
+  runtime: Runtime<'a>,
   params: &'a [Val],
 }
 
@@ -260,17 +295,26 @@ impl Invocation<'_> {
   /// The number of the plugin's call that this is part of; `None` during the initialization of an
   /// instance.
   pub fn call(&self) -> Option<u64> {
-    self.caller.data().call
+    match &self.runtime {
+      Runtime::Wasmtime(caller) => caller.data().call,
+      Runtime::Reference(caller) => caller.call(),
+    }
   }
 
   /// What a host function that waits has to watch.
   pub fn interruption(&self) -> Arc<Interruption> {
-    Arc::clone(&self.caller.data().interruption)
+    match &self.runtime {
+      Runtime::Wasmtime(caller) => Arc::clone(&caller.data().interruption),
+      Runtime::Reference(caller) => caller.interruption(),
+    }
   }
 
   /// What the last HTTP request of the plugin's call brought.
   pub(crate) fn last_response(&mut self) -> &mut http::LastResponse {
-    &mut self.caller.data_mut().last_response
+    match &mut self.runtime {
+      Runtime::Wasmtime(caller) => &mut caller.data_mut().last_response,
+      Runtime::Reference(caller) => caller.last_response(),
+    }
   }
 
   /// An argument as the guest passed it.
@@ -295,23 +339,41 @@ impl Invocation<'_> {
 
   /// The bytes of the block that starts at the offset; `None` if no live block does.
   pub fn block(&self, offset: u64) -> Option<&[u8]> {
-    Kernel::block(&self.caller, offset)
+    match &self.runtime {
+      Runtime::Wasmtime(caller) => Kernel::block(caller, offset),
+      Runtime::Reference(caller) => caller.block(offset),
+    }
   }
 
   /// Makes a block of zeros and returns its offset; 0 where there is no room, or no length.
   pub fn alloc(&mut self, length: u64) -> u64 {
-    Kernel::alloc(&mut self.caller.as_context_mut(), length).unwrap_or(0)
+    let allocated = match &mut self.runtime {
+      Runtime::Wasmtime(caller) => Kernel::alloc(&mut caller.as_context_mut(), length),
+      Runtime::Reference(caller) => caller.alloc(length),
+    };
+    allocated.unwrap_or(0)
   }
 
   /// Makes a block with these bytes and returns its offset; 0 where there is no room, or no bytes.
   pub fn store(&mut self, bytes: &[u8]) -> u64 {
-    Kernel::store(&mut self.caller.as_context_mut(), bytes).unwrap_or(0)
+    self.try_store(bytes).unwrap_or(0)
+  }
+
+  fn try_store(&mut self, bytes: &[u8]) -> Result<u64, AllocError> {
+    match &mut self.runtime {
+      Runtime::Wasmtime(caller) => Kernel::store(&mut caller.as_context_mut(), bytes),
+      Runtime::Reference(caller) => caller.store(bytes),
+    }
   }
 
   /// Makes these bytes the error of the plugin's call; none takes the error away. Whether there was
   /// room.
   pub fn set_error(&mut self, message: &[u8]) -> bool {
-    let mut store = self.caller.as_context_mut();
+    let caller = match &mut self.runtime {
+      Runtime::Wasmtime(caller) => caller,
+      Runtime::Reference(caller) => return caller.set_error(message),
+    };
+    let mut store = caller.as_context_mut();
     let offset = Kernel::store(&mut store, message);
     if let Ok(offset) = offset {
       Kernel::set_error(&mut store, offset);

@@ -358,7 +358,13 @@ impl Kernel {
 
   /// The error of the call: `None` if there is none.
   pub fn error<'a, T: HasKernel>(store: &'a impl AsContext<Data = T>) -> Option<&'a [u8]> {
-    let table = store.as_context().data().kernel().memories?.table.data(store);
+    let table = store
+      .as_context()
+      .data()
+      .kernel()
+      .memories?
+      .table
+      .data(store);
     match read_u64(table, layout::ERROR_OFFSET)? {
       0 => None,
       offset => Self::block(store, offset),

@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use wasmtime::{
-  AsContextMut, Func, FuncType, InstancePre, Linker, Module, ModuleExport, Store, Trap,
-  TypedFunc, WasmBacktrace,
+  AsContextMut, Func, FuncType, InstancePre, Linker, Module, ModuleExport, Store, Trap, TypedFunc,
+  WasmBacktrace,
 };
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder};
 
@@ -16,16 +16,17 @@ use super::engine::Kind;
 use super::interrupt::Interrupt;
 use super::link::{self, Linked};
 use super::manifest::AllowedPath;
+use super::reference::Reference;
 use super::wasi;
 use crate::abi::{self, ValueType};
 use crate::host::guest::Limiter;
 use crate::host::output::{Output, SharedStreams};
-use crate::host::{Guest, HostFunctionError, Stop};
+use crate::host::{Guest, HostFunctionError, Interruption, Stop};
 use crate::kernel::{AllocError, HasKernel, Kernel};
 use crate::{Code, Error, Result, signals};
 
 /// How many bytes of a guest's error message are kept: 64 KiB. A message is for people.
-const MAX_MESSAGE: usize = 64 << 10;
+pub(super) const MAX_MESSAGE: usize = 64 << 10;
 
 /// How many functions a backtrace names.
 const MAX_FRAMES: usize = 32;
@@ -103,10 +104,7 @@ impl Template {
     if linked.uses_wasi {
       wasi::add_to_linker(&mut linker, abi::WASI, link::names::MEMORY).map_err(internal)?;
       for number in 1..=linked.wasi_memories {
-        let (namespace, memory) = (
-          link::names::wasi(number),
-          link::names::wasi_memory(number),
-        );
+        let (namespace, memory) = (link::names::wasi(number), link::names::wasi_memory(number));
         wasi::add_to_linker(&mut linker, &namespace, &memory).map_err(internal)?;
       }
     }
@@ -219,6 +217,50 @@ pub enum Ending {
   Panicked(String),
 }
 
+impl From<Stop> for Ending {
+  fn from(stop: Stop) -> Self {
+    match stop {
+      Stop::OutOfMemory => Self::OutOfMemory,
+      Stop::HostFunction(error) => Self::HostFunction(error),
+      Stop::Panicked(message) => Self::Panicked(message),
+      Stop::Interrupted => Self::Interrupted,
+    }
+  }
+}
+
+/// What instances of a plugin are made from.
+#[derive(Clone)]
+pub enum Runtime {
+  /// This crate's own core.
+  Wasmtime(Arc<Template>),
+  /// The reference.
+  Extism(Arc<Reference>),
+}
+
+/// What a worker does with an instance.
+pub trait Run {
+  /// What interrupts it.
+  fn interrupt(&self) -> &Interrupt;
+
+  /// What its host functions watch.
+  fn interruption(&self) -> Arc<Interruption>;
+
+  /// Runs what initializes the guest. Once, before the first call.
+  fn initialize(&mut self) -> Result<(), Ending>;
+
+  /// Calls the export of that number.
+  fn call(&mut self, number: u64, export: u32, input: Vec<u8>) -> Outcome;
+
+  /// Forgets everything of the last call but the guest's own state.
+  fn reset(&mut self);
+
+  /// The bytes of the memory that blocks lie in, which never shrinks.
+  fn kernel_bytes(&self) -> u64;
+
+  /// Whether the guest keeps more files open than it may between calls.
+  fn keeps_files(&self) -> bool;
+}
+
 /// A function that can be called.
 #[derive(Clone)]
 enum Entry {
@@ -302,105 +344,6 @@ impl Instance {
     })
   }
 
-  /// What interrupts it.
-  pub fn interrupt(&self) -> &Interrupt {
-    &self.interrupt
-  }
-
-  /// What its host functions watch.
-  pub fn interruption(&self) -> Arc<crate::host::Interruption> {
-    Arc::clone(&self.store.data().interruption)
-  }
-
-  /// Runs what initializes the guest. Once, before the first call.
-  pub fn initialize(&mut self) -> Result<(), Ending> {
-    let template = Arc::clone(&self.template);
-    for export in &template.initializers {
-      let function = self.instance.get_module_export(&mut self.store, export);
-      let Some(function) = function.and_then(wasmtime::Extern::into_func) else {
-        continue;
-      };
-      let ty = function.ty(&self.store);
-      // Arguments are zeros and results are dropped: Haskell's `hs_init(0, 0)`.
-      let zeros = |types: Vec<wasmtime::ValType>| {
-        let zero = |ty| wasmtime::Val::default_for_ty(&ty).unwrap_or(wasmtime::Val::I32(0));
-        types.into_iter().map(zero).collect::<Vec<_>>()
-      };
-      let (params, mut results) = (zeros(ty.params().collect()), zeros(ty.results().collect()));
-      self.fill_fuel();
-      let in_guest = signals::enter_guest();
-      let ran = function.call(&mut self.store, &params, &mut results);
-      drop(in_guest);
-      self.store.data().streams.end();
-      ran.map_err(|error| self.ending_of(&error))?;
-    }
-    // The guest may have called the host, and the host may have handed out blocks.
-    self.reset();
-    Ok(())
-  }
-
-  /// Calls the export of that number.
-  pub fn call(&mut self, number: u64, export: u32, input: Vec<u8>) -> Outcome {
-    let Some(entry) = self.entry(export) else {
-      let message = "there is no such function".to_owned();
-      return Outcome::Ended(trapped(message));
-    };
-    let guest = self.store.data_mut();
-    guest.call = Some(number);
-    guest.streams.begin(Some(number));
-    if let Err(AllocError::OutOfMemory) =
-      Kernel::set_input(&mut self.store.as_context_mut(), &input)
-    {
-      return Outcome::Ended(Ending::OutOfMemory);
-    }
-    if input.capacity() <= MAX_SPARE {
-      // So a short call allocates and frees memory on the thread of its caller only.
-      self.spare = input;
-    }
-    self.fill_fuel();
-    let in_guest = signals::enter_guest();
-    let ran = match &entry {
-      Entry::Plain(function) => function.call(&mut self.store, ()).map(|()| 0),
-      Entry::Coded(function) => function.call(&mut self.store, ()),
-      Entry::Other(function, ty) => function
-        .call(&mut self.store, &[], &mut [ty.zero()])
-        .map(|()| 0),
-    };
-    drop(in_guest);
-    self.store.data().streams.end();
-    match ran {
-      Ok(code) => {
-        let result = self.result(code);
-        match self.template.start == Some(export) {
-          true => Outcome::Exited(result),
-          false => Outcome::Returned(result),
-        }
-      }
-      Err(error) => match self.ending_of(&error) {
-        Ending::Exited(code) => Outcome::Exited(self.result(code)),
-        ending => Outcome::Ended(ending),
-      },
-    }
-  }
-
-  /// Forgets everything of the last call but the guest's own state.
-  pub fn reset(&mut self) {
-    Kernel::reset(&mut self.store.as_context_mut());
-    let guest = self.store.data_mut();
-    guest.call = None;
-    guest.last_response = Default::default();
-  }
-
-  /// The bytes of the memory that blocks lie in, which never shrinks.
-  pub fn kernel_bytes(&self) -> u64 {
-    Kernel::bytes(&self.store)
-  }
-
-  /// Whether the guest keeps more files open than it may between calls.
-  pub fn keeps_files(&self) -> bool {
-    self.store.data().open_descriptors > wasi::MAX_KEPT_OPEN
-  }
-
   fn fill_fuel(&mut self) {
     if let Some(fuel) = self.template.settings.fuel {
       // Fails only for an engine that does not count.
@@ -458,12 +401,8 @@ impl Instance {
     if let Some(I32Exit(code)) = error.downcast_ref() {
       return Ending::Exited(*code);
     }
-    match error.downcast_ref() {
-      Some(Stop::OutOfMemory) => return Ending::OutOfMemory,
-      Some(Stop::HostFunction(error)) => return Ending::HostFunction(error.clone()),
-      Some(Stop::Panicked(message)) => return Ending::Panicked(message.clone()),
-      Some(Stop::Interrupted) => return Ending::Interrupted,
-      None => {}
+    if let Some(stop) = error.downcast_ref::<Stop>() {
+      return stop.clone().into();
     }
     let trap = error.downcast_ref::<Trap>();
     if self.interrupt.is_interrupted() && trap.is_some() {
@@ -477,23 +416,121 @@ impl Instance {
     if error.is::<wasmtime::GcHeapOutOfMemory<()>>() {
       return Ending::OutOfMemory;
     }
-    let frames = error.downcast_ref::<WasmBacktrace>();
-    let frames = frames.map(WasmBacktrace::frames).unwrap_or_default();
-    let name = |frame: &wasmtime::FrameInfo| match frame.func_name() {
-      Some(name) => name
-        .get(..name.floor_char_boundary(MAX_FRAME_NAME))
-        .unwrap_or(name)
-        .to_owned(),
-      None => format!("wasm-function[{}]", frame.func_index()),
-    };
     Ending::Trapped {
       message: error.root_cause().to_string(),
-      backtrace: frames.iter().take(MAX_FRAMES).map(name).collect(),
+      backtrace: backtrace(error.downcast_ref()),
     }
   }
 }
 
-fn trapped(message: String) -> Ending {
+impl Run for Instance {
+  fn interrupt(&self) -> &Interrupt {
+    &self.interrupt
+  }
+
+  fn interruption(&self) -> Arc<Interruption> {
+    Arc::clone(&self.store.data().interruption)
+  }
+
+  fn initialize(&mut self) -> Result<(), Ending> {
+    let template = Arc::clone(&self.template);
+    for export in &template.initializers {
+      let function = self.instance.get_module_export(&mut self.store, export);
+      let Some(function) = function.and_then(wasmtime::Extern::into_func) else {
+        continue;
+      };
+      let ty = function.ty(&self.store);
+      // Arguments are zeros and results are dropped: Haskell's `hs_init(0, 0)`.
+      let zeros = |types: Vec<wasmtime::ValType>| {
+        let zero = |ty| wasmtime::Val::default_for_ty(&ty).unwrap_or(wasmtime::Val::I32(0));
+        types.into_iter().map(zero).collect::<Vec<_>>()
+      };
+      let (params, mut results) = (zeros(ty.params().collect()), zeros(ty.results().collect()));
+      self.fill_fuel();
+      let in_guest = signals::enter_guest();
+      let ran = function.call(&mut self.store, &params, &mut results);
+      drop(in_guest);
+      self.store.data().streams.end();
+      ran.map_err(|error| self.ending_of(&error))?;
+    }
+    // The guest may have called the host, and the host may have handed out blocks.
+    self.reset();
+    Ok(())
+  }
+
+  fn call(&mut self, number: u64, export: u32, input: Vec<u8>) -> Outcome {
+    let Some(entry) = self.entry(export) else {
+      let message = "there is no such function".to_owned();
+      return Outcome::Ended(trapped(message));
+    };
+    let guest = self.store.data_mut();
+    guest.call = Some(number);
+    guest.streams.begin(Some(number));
+    if let Err(AllocError::OutOfMemory) =
+      Kernel::set_input(&mut self.store.as_context_mut(), &input)
+    {
+      return Outcome::Ended(Ending::OutOfMemory);
+    }
+    if input.capacity() <= MAX_SPARE {
+      // So a short call allocates and frees memory on the thread of its caller only.
+      self.spare = input;
+    }
+    self.fill_fuel();
+    let in_guest = signals::enter_guest();
+    let ran = match &entry {
+      Entry::Plain(function) => function.call(&mut self.store, ()).map(|()| 0),
+      Entry::Coded(function) => function.call(&mut self.store, ()),
+      Entry::Other(function, ty) => function
+        .call(&mut self.store, &[], &mut [ty.zero()])
+        .map(|()| 0),
+    };
+    drop(in_guest);
+    self.store.data().streams.end();
+    match ran {
+      Ok(code) => {
+        let result = self.result(code);
+        match self.template.start == Some(export) {
+          true => Outcome::Exited(result),
+          false => Outcome::Returned(result),
+        }
+      }
+      Err(error) => match self.ending_of(&error) {
+        Ending::Exited(code) => Outcome::Exited(self.result(code)),
+        ending => Outcome::Ended(ending),
+      },
+    }
+  }
+
+  fn reset(&mut self) {
+    Kernel::reset(&mut self.store.as_context_mut());
+    let guest = self.store.data_mut();
+    guest.call = None;
+    guest.last_response = Default::default();
+  }
+
+  fn kernel_bytes(&self) -> u64 {
+    Kernel::bytes(&self.store)
+  }
+
+  fn keeps_files(&self) -> bool {
+    self.store.data().open_descriptors > wasi::MAX_KEPT_OPEN
+  }
+}
+
+/// The functions that were running, the innermost first.
+pub(super) fn backtrace(backtrace: Option<&WasmBacktrace>) -> Vec<String> {
+  let frames = backtrace.map(WasmBacktrace::frames).unwrap_or_default();
+  let name = |frame: &wasmtime::FrameInfo| match frame.func_name() {
+    Some(name) => name
+      .get(..name.floor_char_boundary(MAX_FRAME_NAME))
+      .unwrap_or(name)
+      .to_owned(),
+    None => format!("wasm-function[{}]", frame.func_index()),
+  };
+  frames.iter().take(MAX_FRAMES).map(name).collect()
+}
+
+pub(super) fn trapped(message: String) -> Ending {
   Ending::Trapped {
     message,
     backtrace: Vec::new(),
@@ -519,7 +556,7 @@ fn wasi_context(settings: &Settings) -> wasmtime::Result<wasmtime_wasi::p1::Wasi
 }
 
 /// The text of an error message that has `length` bytes, of which these are the first.
-fn message(bytes: &[u8], length: usize) -> String {
+pub(super) fn message(bytes: &[u8], length: usize) -> String {
   let mut text = String::from_utf8_lossy(bytes).into_owned();
   // What is not UTF-8 is replaced by something longer.
   if length <= MAX_MESSAGE && text.len() <= MAX_MESSAGE {

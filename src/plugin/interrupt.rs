@@ -8,11 +8,14 @@
 //!
 //! Elsewhere, and with `interruption: 'epoch'`, an interruption sets a flag and raises the engine's
 //! epoch: every instance looks at its own flag then, and all but one go on.
+//!
+//! The reference runtime interrupts an instance through Extism's `CancelHandle`.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use extism::CancelHandle;
 use wasmtime::{Engine, Store, UpdateDeadline};
 
 use crate::host::{Guest, Stop};
@@ -43,11 +46,14 @@ impl Default for Interruptions {
 #[derive(Clone)]
 pub struct Interrupt(Arc<Shared>);
 
+#[derive(Default)]
 struct Shared {
   is_interrupted: AtomicBool,
   page: Mutex<Page>,
   /// There if epochs interrupt.
   engine: Option<Engine>,
+  /// There if Extism interrupts, from when the instance has been linked.
+  cancel_handle: OnceLock<CancelHandle>,
 }
 
 #[derive(Default)]
@@ -73,9 +79,8 @@ impl Interrupt {
     };
     let is_epoch = engine.is_some();
     let interrupt = Self(Arc::new(Shared {
-      is_interrupted: AtomicBool::new(false),
-      page: Mutex::default(),
       engine,
+      ..Shared::default()
     }));
     if is_epoch {
       let own = interrupt.clone();
@@ -87,6 +92,18 @@ impl Interrupt {
       });
     }
     interrupt
+  }
+
+  /// For an instance of the reference runtime. Until [`set_cancel_handle`](Self::set_cancel_handle), an
+  /// interruption is only recorded.
+  pub fn for_extism() -> Self {
+    Self(Arc::default())
+  }
+
+  /// Says how the instance is interrupted from now on.
+  pub fn set_cancel_handle(&self, cancel_handle: CancelHandle) {
+    // An instance has one, set once.
+    let _ = self.0.cancel_handle.set(cancel_handle);
   }
 
   /// Whether it has been interrupted.
@@ -102,16 +119,24 @@ impl Interrupt {
       engine.increment_epoch();
       return;
     }
+    if let Some(cancel_handle) = self.0.cancel_handle.get() {
+      // Fails only when the process ends.
+      let _ = cancel_handle.cancel();
+      return;
+    }
     let mut page = self.lock();
-    if !page.is_closed && let Some(address) = &page.address {
+    if !page.is_closed
+      && let Some(address) = &page.address
+    {
       page.is_closed = protect(address, false);
     }
   }
 
   /// Whether one interruption may be missed: an instance that is just looking at its flag, for
   /// somebody else's sake, sets its next deadline after ours has passed. A second one reaches it.
+  /// Extism forgets one that comes before the guest's function has started.
   pub fn needs_repeating(&self) -> bool {
-    self.0.engine.is_some()
+    self.0.engine.is_some() || self.0.cancel_handle.get().is_some()
   }
 
   fn lock(&self) -> MutexGuard<'_, Page> {

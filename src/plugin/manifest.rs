@@ -52,10 +52,22 @@ pub struct Manifest {
   pub environment: BTreeMap<String, String>,
   /// Where their standard output and error go.
   pub output: OutputTo,
-  /// How a call that runs for too long is interrupted.
-  pub interruptions: Interruptions,
+  /// How a call that runs for too long is interrupted; the best way of the system without it.
+  pub interruptions: Option<Interruptions>,
+  /// What runs it.
+  pub runtime: RuntimeKind,
   /// Where compiled modules are kept; in the user's cache directory unless it says otherwise.
   pub compile_cache: CompileCache,
+}
+
+/// What runs a plugin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RuntimeKind {
+  /// This crate's own core on Wasmtime.
+  #[default]
+  Wasmtime,
+  /// The reference: the `extism` crate. For plugins that are trusted; it supports fewer options.
+  Extism,
 }
 
 /// A directory that guests may use.

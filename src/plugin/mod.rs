@@ -7,6 +7,7 @@ pub mod instance;
 pub mod interrupt;
 pub mod link;
 mod manifest;
+mod reference;
 pub mod spin;
 pub mod stats;
 mod wasi;
@@ -21,8 +22,8 @@ use wasmtime::{Engine, Module};
 
 pub use compile_cache::CompileCache;
 pub use manifest::{
-  AllowedPath, DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, OutputTo, Source,
-  Wasm,
+  AllowedPath, DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, OutputTo,
+  RuntimeKind, Source, Wasm,
 };
 pub use workers::{Call, Queued, Results};
 
@@ -30,13 +31,14 @@ pub use stats::Stats;
 
 use crate::host::output::Output;
 use crate::host::store::{StoreCounters, StoreStats};
-use crate::host::{self, Environment, Vars, vars};
+use crate::host::{self, Environment, HostFunction, Vars, vars};
 use crate::{Code, Error, Result, kernel};
 use compile_cache::{Artefact, ArtefactDirectory, Cached, Key};
 use engine::Kind;
-use instance::{Settings, Template};
+use instance::{Runtime, Settings, Template};
 use interrupt::Interruptions;
 use link::{ExportDescription, ImportDescription, LinkError, Linked};
+use reference::Reference;
 use workers::Workers;
 
 /// How long an initialization may run where calls have no limit.
@@ -93,17 +95,34 @@ impl Plugin {
     environment: &Environment,
     results: Arc<dyn Results>,
   ) -> Result<Self> {
+    if manifest.runtime == RuntimeKind::Extism {
+      reference::check(manifest, limits, environment)?;
+    }
     let cache = manifest.compile_cache.open()?;
     let vars = Arc::new(Vars::new(manifest.max_vars.unwrap_or(vars::DEFAULT_LIMIT)));
-    let (linked, module) = link_and_compile(manifest, environment, &vars, cache.as_ref())?;
-    let settings = settings(manifest, environment, &linked)?;
-    let template = Template::new(&module, &linked, settings)?;
+    let (runtime, linked, initialization_timeout) = match manifest.runtime {
+      RuntimeKind::Wasmtime => {
+        let (linked, module) = link_and_compile(manifest, environment, &vars, cache.as_ref())?;
+        let settings = settings(manifest, environment, &linked)?;
+        let template = Template::new(&module, &linked, settings)?;
+        let runtime = Runtime::Wasmtime(Arc::new(template));
+        (runtime, linked, manifest.timeout)
+      }
+      RuntimeKind::Extism => {
+        let (modules, functions) = (manifest.load()?, functions(manifest, environment, &vars)?);
+        let options = link_options(manifest, environment, &functions, &vars)?;
+        let linked = link::link(&modules, &options).map_err(link_error)?;
+        let reference = Reference::new(manifest, modules, functions, &linked)?;
+        // Each instance compiles the plugin, which is not to count as the plugin's time.
+        (Runtime::Extism(Arc::new(reference)), linked, None)
+      }
+    };
     let limits = workers::Limits {
       instances: limits.instances,
       is_eager: limits.is_eager,
       max_queue: limits.max_queue,
       timeout: manifest.timeout,
-      initialization_timeout: manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT),
+      initialization_timeout: initialization_timeout.unwrap_or(INITIALIZATION_TIMEOUT),
       max_idle_memory: MAX_IDLE_MEMORY,
       is_isolated: limits.is_isolated,
     };
@@ -119,13 +138,16 @@ impl Plugin {
       interface,
       vars,
       store_counters: Arc::clone(environment.store.counters()),
-      workers: Workers::start(limits, results, Arc::new(template))?,
+      workers: Workers::start(limits, results, runtime)?,
     })
   }
 
   /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. Nothing
   /// of the plugin is run. Fails where there is no cache.
   pub fn precompile(manifest: &Manifest, environment: &Environment) -> Result<()> {
+    if manifest.runtime == RuntimeKind::Extism {
+      return Err(reference::unsupported("precompile"));
+    }
     let cache = manifest.compile_cache.open_to_fill()?;
     // The values of variables make no difference to what is compiled.
     link_and_compile(manifest, environment, &Arc::default(), Some(&cache)).map(drop)
@@ -210,9 +232,43 @@ pub fn put_back_signal_handlers() {
 /// The engine's kind for a manifest.
 fn kind(manifest: &Manifest) -> Kind {
   Kind {
-    interruptions: manifest.interruptions,
+    interruptions: manifest.interruptions.unwrap_or_default(),
     has_fuel: manifest.fuel.is_some(),
   }
+}
+
+/// The host functions that come with a plugin.
+fn functions(
+  manifest: &Manifest,
+  environment: &Environment,
+  vars: &Arc<Vars>,
+) -> Result<Vec<HostFunction>> {
+  let settings = host::Settings {
+    config: &manifest.config,
+    http: &manifest.http,
+    timeout: manifest.timeout,
+  };
+  host::functions(settings, environment, vars)
+}
+
+fn link_options<'a>(
+  manifest: &Manifest,
+  environment: &'a Environment,
+  functions: &'a [HostFunction],
+  vars: &'a Arc<Vars>,
+) -> Result<link::Options<'a>> {
+  Ok(link::Options {
+    wasi: manifest.use_wasi,
+    checks: kind(manifest).interruptions == Interruptions::Page,
+    kernel: kernel::module().map_err(|message| Error::new(Code::Internal, message))?,
+    limits: link::Limits {
+      memory_pages: u64::from(manifest.max_pages.unwrap_or(0).max(DEFAULT_MAX_PAGES)),
+      ..link::Limits::default()
+    },
+    functions,
+    untyped: &environment.functions,
+    vars,
+  })
 }
 
 /// Reads and checks the modules, makes one of them, and compiles that, unless the cache has it.
@@ -222,28 +278,9 @@ fn link_and_compile(
   vars: &Arc<Vars>,
   cache: Option<&ArtefactDirectory>,
 ) -> Result<(Linked, Module)> {
-  let modules = manifest.load()?;
-  let settings = host::Settings {
-    config: &manifest.config,
-    http: &manifest.http,
-    timeout: manifest.timeout,
-  };
-  let functions = host::functions(settings, environment, vars)?;
-  let kind = kind(manifest);
-  let kernel = kernel::module().map_err(|message| Error::new(Code::Internal, message))?;
-  let options = link::Options {
-    wasi: manifest.use_wasi,
-    checks: kind.interruptions == Interruptions::Page,
-    kernel,
-    limits: link::Limits {
-      memory_pages: u64::from(manifest.max_pages.unwrap_or(0).max(DEFAULT_MAX_PAGES)),
-      ..link::Limits::default()
-    },
-    functions: &functions,
-    untyped: &environment.functions,
-    vars,
-  };
-  let engine = engine::engine(kind)?;
+  let (modules, functions) = (manifest.load()?, functions(manifest, environment, vars)?);
+  let options = link_options(manifest, environment, &functions, vars)?;
+  let engine = engine::engine(kind(manifest))?;
   let failed = |error: wasmtime::Error| {
     Error::new(
       Code::InvalidWasm,
@@ -316,16 +353,10 @@ fn compatibility(engine: &Engine) -> [u8; 8] {
 }
 
 fn settings(manifest: &Manifest, environment: &Environment, linked: &Linked) -> Result<Settings> {
-  let growth_pages = match manifest.max_pages {
-    // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
-    // compiler has chosen, and many begin with a megabyte.
-    Some(pages) => u64::from(pages),
-    None => u64::from(DEFAULT_MAX_PAGES).saturating_sub(linked.initial_pages),
-  };
   Ok(Settings {
     kind: kind(manifest),
     fuel: manifest.fuel,
-    growth_pages,
+    growth_pages: growth_pages(manifest, linked),
     live_bytes: manifest
       .max_pages
       .map_or(u64::MAX / 2, |pages| u64::from(pages) * host::guest::PAGE),
@@ -340,6 +371,16 @@ fn settings(manifest: &Manifest, environment: &Environment, linked: &Linked) -> 
     environment: manifest.environment.clone().into_iter().collect(),
     allowed_paths: manifest.allowed_paths.clone(),
   })
+}
+
+/// Pages by which the memories of an instance may grow together.
+fn growth_pages(manifest: &Manifest, linked: &Linked) -> u64 {
+  match manifest.max_pages {
+    // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
+    // compiler has chosen, and many begin with a megabyte.
+    Some(pages) => u64::from(pages),
+    None => u64::from(DEFAULT_MAX_PAGES).saturating_sub(linked.initial_pages),
+  }
 }
 
 fn link_error(error: LinkError) -> Error {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 use wasmtime::{Caller, Extern, Linker};
-use wasmtime_wasi::p1::wasi_snapshot_preview1::{self as preview1, WasiSnapshotPreview1};
 use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::p1::wasi_snapshot_preview1::{self as preview1, WasiSnapshotPreview1};
 use wasmtime_wasi::runtime::in_tokio;
 use wiggle::GuestMemory;
 
@@ -119,12 +119,18 @@ pub fn add_to_linker(
   linker.func_wrap(
     namespace,
     "fd_write",
-    move |mut caller: Caller<'_, Guest>, descriptor: i32, buffers: i32, count: i32, written: i32| {
+    move |mut caller: Caller<'_, Guest>,
+          descriptor: i32,
+          buffers: i32,
+          count: i32,
+          written: i32| {
       if matches!(descriptor, 1 | 2) {
         return write_stream(&mut caller, &name, descriptor, [buffers, count, written]);
       }
       let (mut bytes, context) = split(&mut caller, &name)?;
-      in_tokio(preview1::fd_write(context, &mut bytes, descriptor, buffers, count, written))
+      in_tokio(preview1::fd_write(
+        context, &mut bytes, descriptor, buffers, count, written,
+      ))
     },
   )?;
   let name = Arc::clone(&memory);
@@ -152,7 +158,11 @@ pub fn add_to_linker(
       let (mut bytes, context) = split(&mut caller, &name)?;
       let moved = in_tokio(preview1::fd_renumber(context, &mut bytes, from, to))?;
       // What was at `to` has been closed.
-      Ok(if from == to { moved } else { count_closed(&mut caller, moved) })
+      Ok(if from == to {
+        moved
+      } else {
+        count_closed(&mut caller, moved)
+      })
     },
   )?;
   let name = Arc::clone(&memory);
@@ -175,7 +185,9 @@ pub fn add_to_linker(
         return Ok(TOO_MANY_FILES);
       }
       let (mut bytes, context) = split(&mut caller, &name)?;
-      let opened = in_tokio(preview1::path_open(context, &mut bytes, a, b, c, d, e, f, g, h, i))?;
+      let opened = in_tokio(preview1::path_open(
+        context, &mut bytes, a, b, c, d, e, f, g, h, i,
+      ))?;
       if opened == SUCCESS {
         caller.data_mut().open_descriptors += 1;
       }
@@ -228,7 +240,10 @@ fn split<'a>(
 const HOSTCALL_FUEL: usize = 128 << 20;
 
 /// Waits for `future` unless `canceled` comes first.
-async fn until<T>(future: impl Future<Output = T>, canceled: impl Future<Output = ()>) -> Option<T> {
+async fn until<T>(
+  future: impl Future<Output = T>,
+  canceled: impl Future<Output = ()>,
+) -> Option<T> {
   let (mut future, mut canceled) = (std::pin::pin!(future), std::pin::pin!(canceled));
   std::future::poll_fn(|context| {
     if let std::task::Poll::Ready(output) = future.as_mut().poll(context) {
@@ -271,7 +286,9 @@ fn write_stream(
   let mut total = 0_usize;
   for index in 0..count as usize {
     let entry = buffers + index * 8;
-    let (start, length) = number(entry).zip(number(entry + 4)).ok_or_else(out_of_bounds)?;
+    let (start, length) = number(entry)
+      .zip(number(entry + 4))
+      .ok_or_else(out_of_bounds)?;
     total += length;
     if total > i32::MAX as usize {
       return Ok(INVALID);

@@ -227,11 +227,7 @@ impl ArtefactDirectory {
   pub fn store(&self, key: &Key, artefact: &Artefact) -> io::Result<()> {
     let Artefact { code, description } = artefact;
     let description_length = (description.len() as u64).to_le_bytes();
-    let parts = [
-      code.as_slice(),
-      description.as_slice(),
-      &description_length,
-    ];
+    let parts = [code.as_slice(), description.as_slice(), &description_length];
     let length = parts.iter().map(|part| part.len()).sum::<usize>() + TRAILER_LENGTH;
     let length = length as u64;
     if length > self.max_bytes {

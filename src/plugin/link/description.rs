@@ -2,9 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{
-  Callable, ExportDescription, ImportDescription, Initializer, Kind, Linked, Options,
-};
+use super::{Callable, ExportDescription, ImportDescription, Initializer, Kind, Linked, Options};
 use crate::abi::{FunctionType, ValueType};
 
 impl Linked {

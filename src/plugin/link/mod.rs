@@ -24,10 +24,10 @@ mod type_table;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::abi::{FunctionType, ValueType};
+use crate::abi::{KERNEL, MAIN, RESERVED};
 use crate::host::{HostFunction, UntypedFunction, Vars};
 use crate::plugin::LoadedModule;
-use crate::abi::{KERNEL, MAIN, RESERVED};
-use crate::abi::{FunctionType, ValueType};
 use limits::Usage;
 use module::Module;
 use resolve::{Modules, inconsistent, internal};

@@ -17,9 +17,9 @@ use wasmparser::{Import, MemoryType, TableType, TypeRef};
 use super::module::{Module, Slot};
 use super::type_table::{TypeTable, UnknownType};
 use super::{Kind, LinkError, Options, names};
-use crate::host::{HostFunction, UntypedFunction, Vars};
-use crate::abi::{ENV, KERNEL, USER, WASI};
 use crate::abi::{self, FunctionType, ValueType};
+use crate::abi::{ENV, KERNEL, USER, WASI};
+use crate::host::{HostFunction, UntypedFunction, Vars};
 
 /// The user modules, then the kernel's. `types` has the numbers of each module's types.
 pub(super) struct Modules<'m, 'a> {

@@ -26,7 +26,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use super::instance::{CallError, Ending, Template};
+use super::instance::{CallError, Ending, Runtime};
 use super::spin::Flag;
 use super::stats::{Counters, Stats};
 use crate::{Code, Error, Result, watchdog};
@@ -111,13 +111,9 @@ struct Shared {
 
 impl Workers {
   /// Starts the first instance, or with [`Limits::is_eager`] all, each with a thread of its own.
-  pub fn start(
-    limits: Limits,
-    results: Arc<dyn Results>,
-    template: Arc<Template>,
-  ) -> Result<Self> {
+  pub fn start(limits: Limits, results: Arc<dyn Results>, runtime: Runtime) -> Result<Self> {
     let shared = Arc::new_cyclic(|this| Shared {
-      queue: Mutex::new(Queue::new(template)),
+      queue: Mutex::new(Queue::new(runtime)),
       changed: Condvar::new(),
       unfinished: AtomicUsize::new(0),
       has_news: Flag::default(),

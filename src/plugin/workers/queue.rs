@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::super::instance::Template;
+use super::super::instance::Runtime;
 use super::super::spin::{SpinBackoff, Spinner};
 use super::scaling::ScaleUp;
 use super::slot::Slot;
@@ -37,7 +37,7 @@ pub struct Queue {
   pub slots: Vec<Arc<Slot>>,
   /// Where instances come from; `None` once the plugin is closed and its last slot has gone. It holds
   /// the host functions, and with them the plugin's store.
-  pub template: Option<Arc<Template>>,
+  pub runtime: Option<Runtime>,
   /// `None` when no further instance may be started.
   pub scale_up: Option<ScaleUp>,
   /// How many threads are stuck in host calls and have been replaced.
@@ -49,9 +49,9 @@ pub struct Queue {
 
 impl Queue {
   /// An empty queue, for instances from there.
-  pub fn new(template: Arc<Template>) -> Self {
+  pub fn new(runtime: Runtime) -> Self {
     Self {
-      template: Some(template),
+      runtime: Some(runtime),
       ..Self::default()
     }
   }
@@ -61,7 +61,7 @@ impl Queue {
   pub fn closed_callbacks(&mut self) -> Vec<Box<dyn FnOnce() + Send>> {
     match self.is_closed && self.slots.is_empty() {
       true => {
-        self.template = None;
+        self.runtime = None;
         std::mem::take(&mut self.on_closed)
       }
       false => Vec::new(),

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread;
 
-use super::super::instance::{Ending, Instance, Outcome};
+use super::super::instance::{Ending, Instance, Outcome, Run, Runtime};
+use super::super::reference::ReferenceInstance;
 use super::super::stats::Replaced;
 use super::queue::Queue;
 use super::slot::{Failure, Ready, Slot, Waiter};
@@ -86,12 +87,18 @@ impl Worker {
 
   /// Makes an instance, initializes it, and serves calls until something stops it.
   fn run_instance(&self, initialized: &Failure) -> Stopped {
-    let template = self.shared.lock().template.clone();
-    let Some(template) = template else {
+    let runtime = self.shared.lock().runtime.clone();
+    match &runtime {
+      Some(Runtime::Wasmtime(template)) => self.run(Instance::new(template), initialized),
+      Some(Runtime::Extism(reference)) => self.run(ReferenceInstance::new(reference), initialized),
       // The plugin is closed, and needs this slot no more.
-      return Stopped::Done;
-    };
-    let mut instance = match Instance::new(&template) {
+      None => Stopped::Done,
+    }
+  }
+
+  /// A copy for each runtime: calls do not ask which it is.
+  fn run<I: Run>(&self, instance: Result<I>, initialized: &Failure) -> Stopped {
+    let mut instance = match instance {
       Ok(instance) => instance,
       Err(error) => {
         self.end_in_flight(Err(error));
