@@ -15,7 +15,7 @@ use extism_host::host::output::Output;
 use extism_host::host::{self, Answer, Environment, HostFunction, Vars};
 use extism_host::kernel;
 use extism_host::plugin::engine::{Kind, engine};
-use extism_host::plugin::instance::{Instance, Outcome, Settings, Template};
+use extism_host::plugin::instance::{Instance, Outcome, Run, Settings, Template};
 use extism_host::plugin::interrupt::Interruptions;
 use extism_host::plugin::link::{self, Options, link};
 use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
@@ -211,7 +211,7 @@ struct Compiled {
 fn compile(manifest: &Manifest, functions: &[HostFunction]) -> Compiled {
   let modules = manifest.load().expect("the guest loads");
   let kind = Kind {
-    interruptions: manifest.interruptions,
+    interruptions: manifest.interruptions.unwrap_or_default(),
     has_fuel: false,
   };
   let options = Options {

@@ -9,6 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use common::{Ending, INNOCENT, Loaded, Use, World, beside_an_innocent, guest};
+use extism_host::plugin::instance::Run;
 use extism_host::plugin::interrupt::{Interrupt, Interruptions};
 
 /// Between two interruptions of one instance, where one may be missed.

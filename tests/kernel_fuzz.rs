@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use common::{Ending, KERNEL, Loaded, Use, World, beside_an_innocent, guest, wat};
 use extism_host::abi::ValueType::{I32, I64};
 use extism_host::host::{Answer, HostFunction, Invocation};
-use extism_host::plugin::instance::{self, CallError, Outcome};
+use extism_host::plugin::instance::{self, CallError, Outcome, Run};
 use extism_host::plugin::interrupt::{Interrupt, Interruptions};
 
 const CORPUS: &str = include_str!("kernel_fuzz_corpus.txt");

@@ -328,10 +328,7 @@ impl Kernel {
   }
 
   /// The bytes of the block that starts at the offset; `None` if no live block does.
-  pub fn block<'a, T: HasKernel>(
-    store: &'a impl AsContext<Data = T>,
-    offset: u64,
-  ) -> Option<&'a [u8]> {
+  pub fn block<T: HasKernel>(store: &impl AsContext<Data = T>, offset: u64) -> Option<&[u8]> {
     let memories = store.as_context().data().kernel().memories?;
     let (_, entry) = find(memories.table.data(store), offset)?;
     let start = entry.start as usize;
@@ -342,7 +339,7 @@ impl Kernel {
   }
 
   /// The output of the call: `None` if the guest has set none.
-  pub fn output<'a, T: HasKernel>(store: &'a impl AsContext<Data = T>) -> Option<&'a [u8]> {
+  pub fn output<T: HasKernel>(store: &impl AsContext<Data = T>) -> Option<&[u8]> {
     let memories = store.as_context().data().kernel().memories?;
     let table = memories.table.data(store);
     if read_u32(table, layout::HAS_OUTPUT)? == 0 {
@@ -357,7 +354,7 @@ impl Kernel {
   }
 
   /// The error of the call: `None` if there is none.
-  pub fn error<'a, T: HasKernel>(store: &'a impl AsContext<Data = T>) -> Option<&'a [u8]> {
+  pub fn error<T: HasKernel>(store: &impl AsContext<Data = T>) -> Option<&[u8]> {
     let table = store
       .as_context()
       .data()
@@ -372,7 +369,7 @@ impl Kernel {
   }
 
   /// The bytes of the memory that blocks lie in. It never shrinks.
-  pub fn bytes<'a, T: HasKernel>(store: &'a impl AsContext<Data = T>) -> u64 {
+  pub fn bytes<T: HasKernel>(store: &impl AsContext<Data = T>) -> u64 {
     let memories = store.as_context().data().kernel().memories;
     memories.map_or(0, |memories| memories.blocks.data_size(store) as u64)
   }

@@ -19,7 +19,7 @@ use extism_host::host::{
 use extism_host::kernel;
 use extism_host::plugin::LoadedModule;
 use extism_host::plugin::engine::{Kind, engine};
-use extism_host::plugin::instance::{self, CallError, Instance, Outcome, Settings, Template};
+use extism_host::plugin::instance::{self, CallError, Instance, Outcome, Run, Settings, Template};
 use extism_host::plugin::interrupt::Interruptions;
 use extism_host::plugin::link::{self, LinkError, Linked, Options, link};
 use extism_host::store::{MemoryStore, Store};
