@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{Ending, Use, World, guest, wat};
 use extism_host::abi::ValueType;
 use extism_host::host::{Answer, HostFunction, HostFunctionError};
-use extism_host::plugin::instance::CallError;
+use extism_host::plugin::instance::{CallError, Run};
 use extism_host::plugin::interrupt::Interruptions;
 
 const ECHO: &str = r#"

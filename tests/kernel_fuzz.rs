@@ -553,7 +553,10 @@ impl Fuzz {
       MemoryBytes => {
         let last = model.live.last_key_value();
         let end = last.map_or(0, |(start, block)| start + block.len() as u64);
-        assert!(result >= end && result.is_multiple_of(65536), "{result} bytes");
+        assert!(
+          result >= end && result.is_multiple_of(65536),
+          "{result} bytes"
+        );
         result
       }
       HostAlloc => {
