@@ -476,7 +476,7 @@ export type ErrorCode =
   | 'HASH_MISMATCH'
   /** Nobody provides something that the module imports; the message names it. */
   | 'MISSING_IMPORT'
-  /** Modules of the manifest import from one another in a circle; the message names them. */
+  /** Modules of the manifest only pass an import on to one another, in a circle; the message names them. */
   | 'CIRCULAR_LINKING'
   /** A module uses a name that begins with `extism-host:`. */
   | 'RESERVED_NAME'

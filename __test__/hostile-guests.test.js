@@ -1,7 +1,7 @@
 'use strict'
 
 // What a guest does to itself must stay with it. What it tries on the host is in tests/attacks.rs and
-// tests/guard_fuzz.rs, so here is one such guest, on the whole addon.
+// tests/kernel_fuzz.rs, so here is one such guest, on the whole addon.
 
 const { createPlugin } = require('..')
 const { assemble, guest } = require('./support/guest.js')
