@@ -446,7 +446,7 @@ export interface PluginStats {
   /** Instances that there are. */
   instances: number
   /** Instances that were replaced, by what ended them. */
-  replaced: Record<'trap' | 'outOfMemory' | 'fuelExhausted' | 'interrupted' | 'hostFunctionError' | 'exited' | 'memory' | 'isolation' | 'internal', number>
+  replaced: Record<'trap' | 'outOfMemory' | 'fuelExhausted' | 'interrupted' | 'hostFunctionError' | 'exited' | 'memory' | 'descriptors' | 'isolation' | 'internal', number>
   /** Threads that hang in host calls which no interruption reaches. */
   abandonedThreads: number
   /** What its guests have asked of its store. */
@@ -530,6 +530,10 @@ export type ErrorCode =
 /** What this library throws and rejects with. With `INVALID_ARGUMENT` it is a `TypeError`. */
 export interface PluginError extends Error {
   code: ErrorCode
+  /** The function that was called, if it is the error of a call. */
+  function?: string
+  /** Of a `TRAP`: the guest's functions that were running, the innermost first; at most 32. */
+  wasmBacktrace?: string[]
 }
 
 /**
