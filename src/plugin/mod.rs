@@ -232,7 +232,11 @@ pub fn put_back_signal_handlers() {
 /// The engine's kind for a manifest.
 fn kind(manifest: &Manifest) -> Kind {
   Kind {
-    interruptions: manifest.interruptions.unwrap_or_default(),
+    // A page cannot be closed elsewhere.
+    interruptions: manifest
+      .interruptions
+      .filter(|interruptions| cfg!(unix) || *interruptions == Interruptions::Epoch)
+      .unwrap_or_default(),
     has_fuel: manifest.fuel.is_some(),
   }
 }
