@@ -9,7 +9,7 @@ use super::super::instance::{Ending, Instance, Outcome, Run, Runtime};
 use super::super::reference::ReferenceInstance;
 use super::super::stats::Replaced;
 use super::queue::Queue;
-use super::slot::{Failure, Ready, Slot, Waiter};
+use super::slot::{Ready, Slot, Waiter};
 use super::{Call, Shared, cannot_start, error_of, error_of_call};
 use crate::{Code, Error, Result};
 
@@ -66,7 +66,7 @@ impl Worker {
       let limit = self.shared.limits.initialization_timeout;
       let initialized = self.slot.begin_initialization(limit, ready.take());
       // A panic inside the runtime passes through here.
-      let run = AssertUnwindSafe(|| self.run_instance(&initialized));
+      let run = AssertUnwindSafe(|| self.run_instance());
       let stopped =
         catch_unwind(run).unwrap_or_else(|_| Stopped::Ended(Ending::Panicked(String::new())));
       if self.settle(stopped) {
@@ -86,18 +86,18 @@ impl Worker {
   }
 
   /// Makes an instance, initializes it, and serves calls until something stops it.
-  fn run_instance(&self, initialized: &Failure) -> Stopped {
+  fn run_instance(&self) -> Stopped {
     let runtime = self.shared.lock().runtime.clone();
     match &runtime {
-      Some(Runtime::Wasmtime(template)) => self.run(Instance::new(template), initialized),
-      Some(Runtime::Extism(reference)) => self.run(ReferenceInstance::new(reference), initialized),
+      Some(Runtime::Wasmtime(template)) => self.run(Instance::new(template)),
+      Some(Runtime::Extism(reference)) => self.run(ReferenceInstance::new(reference)),
       // The plugin is closed, and needs this slot no more.
       None => Stopped::Done,
     }
   }
 
   /// A copy for each runtime: calls do not ask which it is.
-  fn run<I: Run>(&self, instance: Result<I>, initialized: &Failure) -> Stopped {
+  fn run<I: Run>(&self, instance: Result<I>) -> Stopped {
     let mut instance = match instance {
       Ok(instance) => instance,
       Err(error) => {
@@ -122,7 +122,6 @@ impl Worker {
     if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
       self.shared.end(waiter, Ok(Vec::new()));
     }
-    debug_assert!(initialized.lock().is_ok_and(|failure| failure.is_none()));
     loop {
       if self.slot.lock().is_interrupted {
         return Stopped::Ended(Ending::Interrupted);
