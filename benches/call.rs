@@ -217,7 +217,7 @@ fn compile(manifest: &Manifest, functions: &[HostFunction]) -> Compiled {
   let options = Options {
     wasi: manifest.use_wasi,
     checks: kind.interruptions == Interruptions::Page,
-    kernel: kernel::module().expect("the kernel is assembled"),
+    kernel: kernel::TEXT,
     limits: link::Limits::default(),
     functions,
     untyped: &[],

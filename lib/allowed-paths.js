@@ -2,7 +2,7 @@
 
 // Directories that guests may use, and in which order they are named.
 
-const { opendir, stat } = require('node:fs/promises')
+const { promises } = require('node:fs')
 const { isAbsolute, resolve } = require('node:path')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { isObject, pick } = require('./objects.js')
@@ -23,7 +23,7 @@ const quote = (text) => JSON.stringify(text)
 
 async function isDirectory (path) {
   try {
-    return (await stat(path)).isDirectory()
+    return (await promises.stat(path)).isDirectory()
   } catch {
     return false
   }
@@ -32,7 +32,7 @@ async function isDirectory (path) {
 /** Whether there is nothing in a directory. One that cannot be read may have something. */
 async function isEmpty (path) {
   try {
-    const directory = await opendir(path)
+    const directory = await promises.opendir(path)
     try {
       return await directory.read() === null
     } finally {

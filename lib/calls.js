@@ -5,7 +5,6 @@
 // their bytes in `shared`, or in `apart` where they are too long for it.
 
 const { setImmediate } = require('node:timers')
-const { markAsUntransferable } = require('node:worker_threads')
 const binding = require('../binding.js')
 const { codedError } = require('./errors.js')
 const { hostCallOf, isStandingStill, run, tables } = require('./host-functions.js')
@@ -60,7 +59,8 @@ const inbox = new Uint8Array(INBOX_BYTES)
 const header = new Uint32Array(ITEMS + ITEM * MAX_ITEMS)
 
 const apart = []
-let shared = newShared()
+// Made when the first thing has been started: loading what it needs takes two milliseconds, in which that proceeds.
+let shared
 
 const boundary = new binding.Boundary(settle, inbox, header)
 const take = boundary.taker()
@@ -72,6 +72,7 @@ const freeNumbers = []
 let unfinished = 0
 
 function newShared () {
+  const { markAsUntransferable } = require('node:worker_threads')
   const bytes = new Uint8Array(SHARED_BYTES)
   // Who transfers one output's memory to a worker must not take the others' away.
   markAsUntransferable(bytes.buffer)
@@ -101,6 +102,7 @@ function complete (native, start, signal, about, name) {
     try {
       if (!isKeptAlive) keepAlive(true)
       start(number)
+      shared ??= newShared()
     } catch (error) {
       // It has not started: nothing will come of it.
       forget(number)
@@ -357,8 +359,9 @@ function caller (native) {
 
 /** Loads a plugin and resolves to its native part, unless `signal` is aborted first. */
 function open (options, store, signal) {
+  const opened = complete(undefined, (number) => binding.openPlugin(number, options, store, boundary), signal)
   watchSignalListeners(binding.putBackSignalHandlers)
-  return complete(undefined, (number) => binding.openPlugin(number, options, store, boundary), signal)
+  return opened
 }
 
 /** Fills the compile cache with what such a plugin needs. */

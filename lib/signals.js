@@ -3,14 +3,13 @@
 // A listener for one of these signals displaces the handler that makes errors of plugins' traps, and
 // removing the last listener leaves none. So the native part puts its handler back after each change.
 
-const { isMainThread } = require('node:worker_threads')
-
 const SIGNALS = new Set(['SIGSEGV', 'SIGILL', 'SIGFPE', 'SIGBUS'])
 
 let isWatching = false
 
 /** Calls `putBack` after each change of the listeners for these signals. Only the first call counts. */
 function watchSignalListeners (putBack) {
+  const { isMainThread } = require('node:worker_threads')
   // In a worker thread, listeners install no handlers.
   if (isWatching || !isMainThread || process.platform === 'win32') return
   isWatching = true

@@ -37,11 +37,6 @@ fn wat(text: &str) -> Vec<u8> {
   wat::parse_str(text).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn kernel() -> &'static [u8] {
-  static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
-  BYTES.get_or_init(|| wat(KERNEL))
-}
-
 fn functions() -> Vec<HostFunction> {
   let function = |namespace: &str, name: &str, params: &[ValueType], result| {
     HostFunction::new(namespace, name, params.to_vec(), result, |_| {
@@ -95,7 +90,7 @@ impl Settings<'_> {
       &Options {
         wasi: self.wasi,
         checks: self.checks,
-        kernel: kernel(),
+        kernel: KERNEL,
         limits: self.limits,
         functions: &functions(),
         untyped: self.untyped,
@@ -992,7 +987,7 @@ fn a_wrong_kernel_is_an_internal_error() {
     let options = Options {
       wasi: true,
       checks: true,
-      kernel: &wat(text),
+      kernel: text,
       limits: Limits::default(),
       functions: &[],
       untyped: &[],

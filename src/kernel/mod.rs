@@ -4,13 +4,11 @@
 //! frees and reads here, in safe Rust: an offset that leads nowhere is `None`, never undefined
 //! behaviour. No guest instruction can name the table of blocks, so what the table says is true.
 
-use std::sync::OnceLock;
-
 use wasmtime::{AsContext, AsContextMut, Memory, StoreContextMut};
 
-/// The kernel's text. It is assembled once in a process, in less than a millisecond, so that nothing
-/// generated has to be kept current.
-const TEXT: &str = include_str!("kernel.wat");
+/// The kernel's text. The linker assembles it, in less than a millisecond, so that no generated file has
+/// to be kept current.
+pub const TEXT: &str = include_str!("kernel.wat");
 
 /// Where things are in the table; `kernel.wat` has the same numbers.
 mod layout {
@@ -42,14 +40,6 @@ const MAX_INSPECTED: usize = 8;
 const NO_ENTRY: u32 = u32::MAX;
 
 const PAGE: u64 = 64 << 10;
-
-/// The kernel, assembled. The error is a defect of this crate, which a test would show.
-pub fn module() -> Result<&'static [u8], String> {
-  static MODULE: OnceLock<Result<Vec<u8>, String>> = OnceLock::new();
-  let assembled =
-    MODULE.get_or_init(|| wat::parse_str(TEXT).map_err(|error| format!("kernel: {error}")));
-  assembled.as_deref().map_err(Clone::clone)
-}
 
 /// Why there is no block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

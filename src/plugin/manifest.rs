@@ -1,6 +1,8 @@
 //! What to load: the modules of a plugin, where their bytes come from, and what the plugin may do.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +19,9 @@ pub const DEFAULT_MAX_PAGES: u32 = 4096;
 
 /// Bytes that an output may have unless the manifest says otherwise: 128 MiB.
 pub const DEFAULT_MAX_OUTPUT: u64 = 128 << 20;
+
+/// How much of a file is hashed at once: small enough for the processor's cache.
+const HASHED_BYTES: usize = 128 << 10;
 
 /// A plugin as its user describes it.
 #[derive(Clone, Debug, Default)]
@@ -122,28 +127,55 @@ pub struct LoadedModule {
   pub bytes: Vec<u8>,
 }
 
+/// What identifies a module: its name for linking, and the BLAKE3 digest of its bytes.
+pub type ModuleDigest = (String, blake3::Hash);
+
+impl LoadedModule {
+  /// Its digest.
+  pub fn digest(&self) -> ModuleDigest {
+    (self.name.clone(), blake3::hash(&self.bytes))
+  }
+}
+
 impl Manifest {
   /// Reads the modules, checks their hashes and gives each its name. Two may get the same here.
   ///
   /// The main module is the one named `main`, else the last one without a name, else the last one.
   /// Other modules without a name are named after their index.
   pub fn load(&self) -> Result<Vec<LoadedModule>> {
+    let load = |(name, wasm): (String, &Wasm)| {
+      let bytes = wasm.load()?;
+      Ok(LoadedModule { name, bytes })
+    };
+    self
+      .names()?
+      .into_iter()
+      .zip(&self.wasm)
+      .map(load)
+      .collect()
+  }
+
+  /// The digests of the modules, without keeping their bytes: nothing else is needed of a plugin that is in
+  /// the cache. `None` if a module cannot be read or has another hash; [`load`](Self::load) then says why.
+  pub fn digests(&self) -> Option<Vec<ModuleDigest>> {
+    let digest = |(name, wasm): (String, &Wasm)| Some((name, wasm.digest()?));
+    let names = self.names().ok()?;
+    names.into_iter().zip(&self.wasm).map(digest).collect()
+  }
+
+  fn names(&self) -> Result<Vec<String>> {
     let main = self.main_index().ok_or_else(|| {
       Error::new(
         Code::InvalidArgument,
         "the manifest names no module: its `wasm` is empty",
       )
     })?;
-    let load = |(index, wasm): (usize, &Wasm)| {
-      let name = match &wasm.name {
-        _ if index == main => MAIN.to_owned(),
-        Some(name) => name.clone(),
-        None => index.to_string(),
-      };
-      let bytes = wasm.load()?;
-      Ok(LoadedModule { name, bytes })
+    let name = |(index, wasm): (usize, &Wasm)| match &wasm.name {
+      _ if index == main => MAIN.to_owned(),
+      Some(name) => name.clone(),
+      None => index.to_string(),
     };
-    self.wasm.iter().enumerate().map(load).collect()
+    Ok(self.wasm.iter().enumerate().map(name).collect())
   }
 
   fn main_index(&self) -> Option<usize> {
@@ -158,6 +190,13 @@ impl Manifest {
 }
 
 impl Wasm {
+  fn digest(&self) -> Option<blake3::Hash> {
+    match &self.source {
+      Source::Path(path) if self.hash.is_none() => hash_file(path).ok(),
+      _ => Some(blake3::hash(&self.load().ok()?)),
+    }
+  }
+
   fn load(&self) -> Result<Vec<u8>> {
     let (bytes, origin) = match &self.source {
       Source::Path(path) => (read_file(path)?, format!("\"{}\"", path.display())),
@@ -186,22 +225,49 @@ impl Wasm {
   }
 }
 
+fn hash_file(path: &Path) -> Result<blake3::Hash> {
+  let mut file = BufReader::with_capacity(HASHED_BYTES, open_file(path)?);
+  let mut hasher = blake3::Hasher::new();
+  loop {
+    let bytes = file
+      .fill_buf()
+      .map_err(|error| unreadable(path, &error.to_string()))?;
+    let count = bytes.len();
+    if count == 0 {
+      return Ok(hasher.finalize());
+    }
+    hasher.update(bytes);
+    file.consume(count);
+  }
+}
+
 fn read_file(path: &Path) -> Result<Vec<u8>> {
-  let unreadable = |reason: String| {
-    Error::new(
-      Code::FileNotFound,
-      format!("cannot read \"{}\": {reason}", path.display()),
-    )
-  };
+  let mut bytes = Vec::new();
+  let mut file = open_file(path)?;
+  match file.read_to_end(&mut bytes) {
+    Ok(_) => Ok(bytes),
+    Err(error) => Err(unreadable(path, &error.to_string())),
+  }
+}
+
+fn unreadable(path: &Path, reason: &str) -> Error {
+  let path = path.display();
+  Error::new(
+    Code::FileNotFound,
+    format!("cannot read \"{path}\": {reason}"),
+  )
+}
+
+fn open_file(path: &Path) -> Result<File> {
   // Looked at before it is opened: a pipe or a device would keep the reader for ever.
-  let metadata = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
+  let metadata = std::fs::metadata(path).map_err(|error| unreadable(path, &error.to_string()))?;
   if metadata.is_dir() {
-    return Err(unreadable("it is a directory, not a file".to_owned()));
+    return Err(unreadable(path, "it is a directory, not a file"));
   }
   if !metadata.is_file() {
-    return Err(unreadable("it is not a regular file".to_owned()));
+    return Err(unreadable(path, "it is not a regular file"));
   }
-  std::fs::read(path).map_err(|error| unreadable(error.to_string()))
+  File::open(path).map_err(|error| unreadable(path, &error.to_string()))
 }
 
 pub(super) fn hexadecimal(bytes: &[u8]) -> String {

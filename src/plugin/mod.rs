@@ -22,8 +22,8 @@ use wasmtime::{Engine, Module};
 
 pub use compile_cache::CompileCache;
 pub use manifest::{
-  AllowedPath, DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, OutputTo,
-  RuntimeKind, Source, Wasm,
+  AllowedPath, DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, ModuleDigest,
+  OutputTo, RuntimeKind, Source, Wasm,
 };
 pub use workers::{Call, Queued, Results};
 
@@ -33,7 +33,7 @@ use crate::host::output::Output;
 use crate::host::store::{StoreCounters, StoreStats};
 use crate::host::{self, Environment, HostFunction, Vars, vars};
 use crate::{Code, Error, Result, kernel};
-use compile_cache::{Artefact, ArtefactDirectory, Cached, Key};
+use compile_cache::{Artefact, ArtefactDirectory, Key};
 use engine::Kind;
 use instance::{Runtime, Settings, Template};
 use interrupt::Interruptions;
@@ -110,7 +110,7 @@ impl Plugin {
       }
       RuntimeKind::Extism => {
         let (modules, functions) = (manifest.load()?, functions(manifest, environment, &vars)?);
-        let options = link_options(manifest, environment, &functions, &vars)?;
+        let options = link_options(manifest, environment, &functions, &vars);
         let linked = link::link(&modules, &options).map_err(link_error)?;
         let reference = Reference::new(manifest, modules, functions, &linked)?;
         // Each instance compiles the plugin, which is not to count as the plugin's time.
@@ -260,11 +260,11 @@ fn link_options<'a>(
   environment: &'a Environment,
   functions: &'a [HostFunction],
   vars: &'a Arc<Vars>,
-) -> Result<link::Options<'a>> {
-  Ok(link::Options {
+) -> link::Options<'a> {
+  link::Options {
     wasi: manifest.use_wasi,
     checks: kind(manifest).interruptions == Interruptions::Page,
-    kernel: kernel::module().map_err(|message| Error::new(Code::Internal, message))?,
+    kernel: kernel::TEXT,
     limits: link::Limits {
       memory_pages: u64::from(manifest.max_pages.unwrap_or(0).max(DEFAULT_MAX_PAGES)),
       ..link::Limits::default()
@@ -272,7 +272,7 @@ fn link_options<'a>(
     functions,
     untyped: &environment.functions,
     vars,
-  })
+  }
 }
 
 /// Reads and checks the modules, makes one of them, and compiles that, unless the cache has it.
@@ -282,31 +282,31 @@ fn link_and_compile(
   vars: &Arc<Vars>,
   cache: Option<&ArtefactDirectory>,
 ) -> Result<(Linked, Module)> {
-  let (modules, functions) = (manifest.load()?, functions(manifest, environment, vars)?);
-  let options = link_options(manifest, environment, &functions, vars)?;
+  let functions = functions(manifest, environment, vars)?;
+  let options = link_options(manifest, environment, &functions, vars);
   let engine = engine::engine(kind(manifest))?;
+  if let Some(cache) = cache
+    && let Some(digests) = manifest.digests()
+    && let Some(hit) = cache.load(&cache_key(&digests, &options, &engine), &engine)
+    && let Some(linked) = Linked::from_description(&hit.description, &options)
+  {
+    return Ok((linked, hit.module));
+  }
+  let modules = manifest.load()?;
   let failed = |error: wasmtime::Error| {
     Error::new(
       Code::InvalidWasm,
       format!("the plugin cannot be compiled: {error:#}"),
     )
   };
+  let linked = link::link(&modules, &options).map_err(link_error)?;
   let Some(cache) = cache else {
-    let linked = link::link(&modules, &options).map_err(link_error)?;
     let _turn = compilation::wait_for_turn();
     let module = Module::new(&engine, &linked.bytes).map_err(failed)?;
     return Ok((linked, module));
   };
-  let key = cache_key(&modules, &options, &engine);
-  if let Some(Cached {
-    module,
-    description,
-  }) = cache.load(&key, &engine)
-    && let Some(linked) = Linked::from_description(&description, &options)
-  {
-    return Ok((linked, module));
-  }
-  let linked = link::link(&modules, &options).map_err(link_error)?;
+  let digests: Vec<_> = modules.iter().map(LoadedModule::digest).collect();
+  let key = cache_key(&digests, &options, &engine);
   let turn = compilation::wait_for_turn();
   let artefact = Artefact::compile(&engine, &linked.bytes, linked.describe()).map_err(failed)?;
   drop(turn);
@@ -320,7 +320,7 @@ fn link_and_compile(
 }
 
 /// A digest of everything that the linked and compiled module depends on.
-fn cache_key(modules: &[LoadedModule], options: &link::Options<'_>, engine: &Engine) -> Key {
+fn cache_key(modules: &[ModuleDigest], options: &link::Options<'_>, engine: &Engine) -> Key {
   let settings = format!(
     "{} {} {} {:?} {:?} {:?}",
     env!("CARGO_PKG_VERSION"),
@@ -337,12 +337,12 @@ fn cache_key(modules: &[LoadedModule], options: &link::Options<'_>, engine: &Eng
   let compatibility = compatibility(engine);
   let mut parts: Vec<&[u8]> = vec![
     &LINKER_VERSION,
-    options.kernel,
+    options.kernel.as_bytes(),
     settings.as_bytes(),
     &compatibility,
   ];
-  for module in modules {
-    parts.extend([module.name.as_bytes(), module.bytes.as_slice()]);
+  for (name, digest) in modules {
+    parts.extend([name.as_bytes(), digest.as_bytes()]);
   }
   Key::new(&parts)
 }

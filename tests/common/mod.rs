@@ -200,7 +200,7 @@ impl World {
       &Options {
         wasi: true,
         checks: allowed.interruptions == Interruptions::Page,
-        kernel: kernel::module().expect("the kernel is assembled"),
+        kernel: kernel::TEXT,
         limits: link::Limits::default(),
         functions: &self.functions,
         untyped: &[],

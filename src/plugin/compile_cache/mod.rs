@@ -18,7 +18,6 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use sha2::{Digest, Sha256};
 use twox_hash::XxHash3_128;
 use wasmtime::{Engine, Module};
 
@@ -131,13 +130,13 @@ pub struct Key([u8; 32]);
 impl Key {
   /// Hashes the parts so that their borders matter: `["ab", "c"]` and `["a", "bc"]` differ.
   pub fn new(parts: &[&[u8]]) -> Self {
-    let mut digest = Sha256::new();
-    digest.update(b"extism-host artefact\0");
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"extism-host artefact\0");
     for part in parts {
-      digest.update((part.len() as u64).to_le_bytes());
-      digest.update(part);
+      hasher.update(&(part.len() as u64).to_le_bytes());
+      hasher.update(part);
     }
-    Self(digest.finalize().into())
+    Self(hasher.finalize().into())
   }
 }
 

@@ -60,9 +60,9 @@ pub struct Options<'a> {
   pub wasi: bool,
   /// Whether to insert interrupt checks.
   pub checks: bool,
-  /// The kernel's module, in WebAssembly. It imports nothing, exports two memories named `blocks` and
+  /// The kernel's module, as WebAssembly text. It imports nothing, exports two memories named `blocks` and
   /// `table`, and functions that are named as in Extism's ABI.
-  pub kernel: &'a [u8],
+  pub kernel: &'a str,
   /// How large memories and tables may be at first.
   pub limits: Limits,
   /// The host functions that exist. If two have the same namespace and name, the last one counts.
@@ -230,6 +230,7 @@ pub enum LinkError {
 /// Links the modules of a plugin. The main module is the one that is named so; text is refused.
 pub fn link(modules: &[LoadedModule], options: &Options<'_>) -> Result<Linked, LinkError> {
   check_names(modules)?;
+  let kernel_bytes = assemble(options.kernel)?;
   let mut usage = Usage::default();
   let mut parsed = modules
     .iter()
@@ -241,7 +242,7 @@ pub fn link(modules: &[LoadedModule], options: &Options<'_>) -> Result<Linked, L
     .ok_or(LinkError::NoMainModule)?;
   let initial_pages = check_sizes(&parsed, options.limits)?;
   let kernel = parsed.len();
-  parsed.push(parse_kernel(options.kernel)?);
+  parsed.push(parse_kernel(&kernel_bytes)?);
 
   let mut types = TypeTable::default();
   let type_numbers = parsed
@@ -338,6 +339,10 @@ fn check_sizes(modules: &[Module<'_>], limits: Limits) -> Result<u64, LinkError>
     }
   }
   Ok(limits.memory_pages - pages)
+}
+
+fn assemble(text: &str) -> Result<Vec<u8>, LinkError> {
+  wat::parse_str(text).map_err(|error| LinkError::Internal(format!("kernel: {error}")))
 }
 
 fn parse_kernel(bytes: &[u8]) -> Result<Module<'_>, LinkError> {
