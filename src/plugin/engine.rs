@@ -1,11 +1,20 @@
-//! The engines of the process: one for each kind of configuration, shared by all plugins.
+//! The engines of the process: two for each kind of configuration, shared by all plugins.
+//!
+//! The first keeps a *pool*: address space for the memories and tables of [`POOLED_MEMORIES`] and so on,
+//! reserved once, so that an instance is made and dropped in microseconds. The second maps the memories of
+//! each instance anew. It serves when the pool is full, and where address space is short (`ulimit -v`).
+//! Compiled code of a kind runs on both.
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use wasmtime::{Config, Engine, OptLevel, WasmBacktraceDetails};
+use wasmtime::{
+  Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+  WasmBacktraceDetails,
+};
 
 use super::interrupt::Interruptions;
+use super::link::limits;
 use crate::{Code, Error, Result, signals};
 
 /// What tells engines apart.
@@ -17,28 +26,101 @@ pub struct Kind {
   pub has_fuel: bool,
 }
 
-/// The engine of that kind. Made when it is first asked for.
+/// Where the memories and tables of instances come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Allocation {
+  /// From the pool.
+  Pooled,
+  /// From the operating system, for each instance.
+  OnDemand,
+}
+
+/// Memories in the pool of each kind. An instance has three besides its own: blocks, their table, and the
+/// interrupt page. Each reserves 4 GiB of address space and takes no memory until it is used; together they
+/// are 16 of the 128 TiB that a process has on x86-64.
+const POOLED_MEMORIES: u32 = 4096;
+
+/// Tables in the pool of each kind. Each reserves 16 MiB of address space.
+const POOLED_TABLES: u32 = 4096;
+
+/// Memories that the linker adds.
+const ADDED_MEMORIES: u32 = 3;
+
+/// Elements of a table: what all may begin with and what they may grow by.
+const MAX_TABLE_ELEMENTS: usize = 2 << 20;
+
+/// What Wasmtime keeps of an instance besides: functions, globals, imports.
+const MAX_INSTANCE_BYTES: usize = 64 << 20;
+
+/// What a memory reserves: all that 32 bits can address, so that no load needs a comparison.
+const MEMORY_BYTES: u64 = 4 << 30;
+
+/// And the inaccessible pages behind it, for the offsets in loads.
+const GUARD_BYTES: u64 = 32 << 20;
+
+/// The engine of that kind that makes instances as quickly as possible: from the pool, if there can be one.
+/// Made when it is first asked for.
 pub fn engine(kind: Kind) -> Result<Engine> {
   // Before the first engine, and again with each plugin, in case somebody has displaced the handlers.
   signals::ensure_installed();
-  static ENGINES: LazyLock<Mutex<HashMap<Kind, Engine>>> = LazyLock::new(Mutex::default);
+  match shared(kind, Allocation::Pooled) {
+    // A pool is address space and nothing else, so that is what is short.
+    Err(_) => on_demand(kind),
+    pooled => pooled,
+  }
+  .map_err(|error| {
+    let message = format!("the WebAssembly runtime cannot be started: {error:#}");
+    Error::new(Code::Internal, message)
+  })
+}
+
+/// The engine of that kind that needs no pool.
+pub fn on_demand(kind: Kind) -> wasmtime::Result<Engine> {
+  shared(kind, Allocation::OnDemand)
+}
+
+fn shared(kind: Kind, allocation: Allocation) -> wasmtime::Result<Engine> {
+  static ENGINES: LazyLock<Mutex<HashMap<(Kind, Allocation), Engine>>> =
+    LazyLock::new(Mutex::default);
   let mut engines = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
-  if let Some(engine) = engines.get(&kind) {
+  if let Some(engine) = engines.get(&(kind, allocation)) {
     return Ok(engine.clone());
   }
-  let engine = Engine::new(&configuration(kind)).map_err(|error| {
-    Error::new(
-      Code::Internal,
-      format!("the WebAssembly runtime cannot be started: {error:#}"),
-    )
-  })?;
-  engines.insert(kind, engine.clone());
+  let mut configuration = configuration(kind);
+  if allocation == Allocation::Pooled {
+    configuration.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+  }
+  let engine = Engine::new(&configuration)?;
+  engines.insert((kind, allocation), engine.clone());
   Ok(engine)
+}
+
+/// A pool that every plugin fits into which the linker accepts.
+fn pool() -> PoolingAllocationConfig {
+  let mut pool = PoolingAllocationConfig::new();
+  pool
+    .total_core_instances(POOLED_MEMORIES)
+    .total_memories(POOLED_MEMORIES)
+    .total_tables(POOLED_TABLES)
+    .total_gc_heaps(POOLED_MEMORIES)
+    // Guests run on the stacks of our threads.
+    .total_stacks(0)
+    .max_memories_per_module(limits::MEMORIES.most as u32 + ADDED_MEMORIES)
+    .max_tables_per_module(limits::TABLES.most as u32)
+    .table_elements(MAX_TABLE_ELEMENTS)
+    .max_core_instance_size(MAX_INSTANCE_BYTES)
+    .max_memory_size(MEMORY_BYTES as usize);
+  pool
 }
 
 fn configuration(kind: Kind) -> Config {
   let mut config = Config::new();
   config
+    // The same for all memories, garbage-collected heaps included, since they share the pool.
+    .memory_reservation(MEMORY_BYTES)
+    .memory_guard_size(GUARD_BYTES)
+    .gc_heap_reservation(MEMORY_BYTES)
+    .gc_heap_guard_size(GUARD_BYTES)
     .cranelift_opt_level(OptLevel::Speed)
     .consume_fuel(kind.has_fuel)
     .epoch_interruption(kind.interruptions == Interruptions::Epoch)

@@ -3,18 +3,19 @@
 //! An instance stays on one thread. What ends a run by anything but a return leaves the guest's state
 //! unknown, so the instance is dropped and another is made from the same [`Template`], in microseconds.
 
+use std::collections::BTreeMap;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use wasmtime::{
-  AsContextMut, Func, FuncType, InstancePre, Linker, Module, ModuleExport, Store, Trap, TypedFunc,
-  Val, WasmBacktrace,
+  AsContextMut, Engine, Func, FuncType, InstancePre, Linker, Module, ModuleExport,
+  PoolConcurrencyLimitError, Store, Trap, TypedFunc, Val, WasmBacktrace,
 };
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder};
 
-use super::engine::Kind;
+use super::engine::{self, Kind};
 use super::interrupt::Interrupt;
-use super::link::{self, Linked};
+use super::link::{self, Callable, Initializer, Linked};
 use super::manifest::AllowedPath;
 use super::reference::Reference;
 use super::wasi;
@@ -64,61 +65,121 @@ pub struct Settings {
 
 /// A compiled plugin, from which instances are made. Any number of threads may use it.
 pub struct Template {
-  pre: InstancePre<Guest>,
   settings: Settings,
-  uses_wasi: bool,
-  callables: Vec<(ModuleExport, Option<ValueType>)>,
+  imports: Imports,
+  callables: Vec<Callable>,
   /// The number of `_start`, after which an instance has run.
   start: Option<u32>,
+  initializers: Vec<Initializer>,
+  prepared: Arc<Prepared>,
+  /// The same on the engine without a pool, made when the pool is full for the first time.
+  on_demand: OnceLock<Arc<Prepared>>,
+}
+
+/// What a linked module imports from the host besides the kernel's functions.
+struct Imports {
+  functions: BTreeMap<usize, HostFunction>,
+  uses_wasi: bool,
+  wasi_memories: usize,
+}
+
+/// A module that is connected with its imports, on one engine.
+struct Prepared {
+  pre: InstancePre<Guest>,
+  callables: Vec<ModuleExport>,
   initializers: Vec<ModuleExport>,
 }
 
 impl Template {
   /// Connects a compiled module with the host functions that it imports.
   pub fn new(module: &Module, linked: &Linked, settings: Settings) -> Result<Self> {
-    let mut linker = Linker::new(module.engine());
-    let internal = |error: wasmtime::Error| {
+    let imports = Imports {
+      functions: linked.functions.clone(),
+      uses_wasi: linked.uses_wasi,
+      wasi_memories: linked.wasi_memories,
+    };
+    let (callables, initializers) = (linked.callables.clone(), linked.initializers.clone());
+    let prepared = Prepared::new(module, &imports, &callables, &initializers)?;
+    Ok(Self {
+      settings,
+      imports,
+      start: (0..)
+        .zip(&callables)
+        .find(|(_, callable)| callable.name == "_start")
+        .map(|(number, _)| number),
+      callables,
+      initializers,
+      prepared: Arc::new(prepared),
+      on_demand: OnceLock::new(),
+    })
+  }
+
+  /// For an instance that the pool has no place for.
+  fn on_demand(&self) -> Result<&Arc<Prepared>> {
+    if let Some(prepared) = self.on_demand.get() {
+      return Ok(prepared);
+    }
+    let load = || {
+      let code = self.prepared.pre.module().serialize()?;
+      let engine = engine::on_demand(self.settings.kind)?;
+      // SAFETY: the bytes must be what Wasmtime's compiler has made. They are those of a module.
+      unsafe { Module::deserialize(&engine, code) }
+    };
+    let module = load().map_err(|error: wasmtime::Error| {
+      let message = format!("the plugin cannot be loaded without the pool: {error:#}");
+      Error::new(Code::Internal, message)
+    })?;
+    let prepared = Prepared::new(&module, &self.imports, &self.callables, &self.initializers)?;
+    Ok(self.on_demand.get_or_init(|| Arc::new(prepared)))
+  }
+}
+
+impl Prepared {
+  fn new(
+    module: &Module,
+    imports: &Imports,
+    callables: &[Callable],
+    initializers: &[Initializer],
+  ) -> Result<Self> {
+    let linker = imports.define(module.engine()).map_err(|error| {
       let message = format!("the plugin cannot be linked: {error:#}");
       Error::new(Code::Internal, message)
-    };
-    define_kernel(&mut linker).map_err(internal)?;
-    for (number, function) in &linked.functions {
-      define_host_function(&mut linker, &number.to_string(), function.clone()).map_err(internal)?;
-    }
-    if linked.uses_wasi {
-      wasi::add_to_linker(&mut linker, abi::WASI, link::names::MEMORY).map_err(internal)?;
-      for number in 1..=linked.wasi_memories {
-        let (namespace, memory) = (link::names::wasi(number), link::names::wasi_memory(number));
-        wasi::add_to_linker(&mut linker, &namespace, &memory).map_err(internal)?;
-      }
-    }
+    })?;
     let export = |name: &str| {
       module
         .get_export_index(name)
         .ok_or_else(|| Error::new(Code::Internal, format!("the linker left out {name}")))
     };
-    let callables = linked.callables.iter();
+    let callables = callables.iter().map(|callable| export(&callable.export));
+    let initializers = initializers
+      .iter()
+      .map(|initializer| export(&initializer.export));
     Ok(Self {
-      callables: callables
-        .clone()
-        .map(|callable| Ok((export(&callable.export)?, callable.result)))
-        .collect::<Result<_>>()?,
-      start: (0..)
-        .zip(callables)
-        .find(|(_, callable)| callable.name == "_start")
-        .map(|(number, _)| number),
-      initializers: linked
-        .initializers
-        .iter()
-        .map(|initializer| export(&initializer.export))
-        .collect::<Result<_>>()?,
       pre: linker.instantiate_pre(module).map_err(|error| {
         let message = format!("the plugin cannot be linked: {error:#}");
         Error::new(Code::InvalidWasm, message)
       })?,
-      uses_wasi: linked.uses_wasi,
-      settings,
+      callables: callables.collect::<Result<_>>()?,
+      initializers: initializers.collect::<Result<_>>()?,
     })
+  }
+}
+
+impl Imports {
+  fn define(&self, engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
+    let mut linker = Linker::new(engine);
+    define_kernel(&mut linker)?;
+    for (number, function) in &self.functions {
+      define_host_function(&mut linker, &number.to_string(), function.clone())?;
+    }
+    if self.uses_wasi {
+      wasi::add_to_linker(&mut linker, abi::WASI, link::names::MEMORY)?;
+      for number in 1..=self.wasi_memories {
+        let (namespace, memory) = (link::names::wasi(number), link::names::wasi_memory(number));
+        wasi::add_to_linker(&mut linker, &namespace, &memory)?;
+      }
+    }
+    Ok(linker)
   }
 }
 
@@ -295,6 +356,7 @@ enum Entry {
 /// One instance of a plugin.
 pub struct Instance {
   template: Arc<Template>,
+  prepared: Arc<Prepared>,
   interrupt: Interrupt,
   /// By number; looked up when they are first called.
   entries: Vec<Option<Entry>>,
@@ -313,44 +375,51 @@ impl Drop for Instance {
 impl Instance {
   /// Makes an instance. No code of the guest runs.
   pub fn new(template: &Arc<Template>) -> Result<Self> {
+    match Self::on_engine(template, &template.prepared) {
+      Err(error) if error.is::<PoolConcurrencyLimitError>() => {
+        Self::on_engine(template, template.on_demand()?)
+      }
+      made => made,
+    }
+    .map_err(|error| match error.downcast_ref::<Trap>() {
+      // An active segment outside its memory or table.
+      Some(trap) => Error::new(Code::Trap, format!("the plugin trapped: {trap}")),
+      None => {
+        let message = format!("the plugin cannot be instantiated: {error:#}");
+        Error::new(Code::InvalidWasm, message)
+      }
+    })
+  }
+
+  fn on_engine(template: &Arc<Template>, prepared: &Arc<Prepared>) -> wasmtime::Result<Self> {
     let settings = &template.settings;
-    let failed = |error: wasmtime::Error| {
-      let message = format!("the plugin cannot be instantiated: {error:#}");
-      Error::new(Code::InvalidWasm, message)
-    };
     let streams = SharedStreams::new(settings.output.clone());
     let limiter = Limiter::new(settings.growth_pages, settings.table_elements);
     let mut guest = Guest::new(Kernel::new(settings.live_bytes), limiter, streams);
-    if template.uses_wasi {
-      guest.wasi = Some(wasi_context(settings).map_err(failed)?);
+    if template.imports.uses_wasi {
+      guest.wasi = Some(wasi_context(settings)?);
     }
-    let mut store = Store::new(template.pre.module().engine(), guest);
+    let mut store = Store::new(prepared.pre.module().engine(), guest);
     store.limiter(|guest| &mut guest.limiter);
     if template.settings.fuel.is_some() {
       // What instantiation runs is not the guest's.
-      store.set_fuel(u64::MAX).map_err(failed)?;
+      store.set_fuel(u64::MAX)?;
     }
     let interrupt = Interrupt::new(&mut store, settings.kind.interruptions);
     signals::ensure_installed();
     let in_guest = signals::enter_guest();
-    let instance = template.pre.instantiate(&mut store);
+    let instance = prepared.pre.instantiate(&mut store);
     drop(in_guest);
-    let instance = instance.map_err(|error| {
-      match error.downcast_ref::<Trap>() {
-        // An active segment outside its memory or table.
-        Some(trap) => Error::new(Code::Trap, format!("the plugin trapped: {trap}")),
-        None => failed(error),
-      }
-    })?;
+    let instance = instance?;
     let memory = |store: &mut Store<Guest>, name: &str| {
-      let missing = || Error::new(Code::Internal, format!("the linker left out {name}"));
+      let missing = || wasmtime::format_err!("the linker left out {name}");
       instance.get_memory(store, name).ok_or_else(missing)
     };
     let blocks = memory(&mut store, link::names::BLOCKS)?;
     let table = memory(&mut store, link::names::TABLE)?;
     store.data_mut().kernel_mut().attach(blocks, table);
     if let Some(page) = instance.get_memory(&mut store, link::names::INTERRUPT) {
-      page.grow(&mut store, 1).map_err(failed)?;
+      page.grow(&mut store, 1)?;
       if let Some(address) = NonNull::new(page.data_ptr(&store)) {
         interrupt.arm_page(address);
       }
@@ -358,6 +427,7 @@ impl Instance {
     store.data_mut().limiter.start();
     Ok(Self {
       template: Arc::clone(template),
+      prepared: Arc::clone(prepared),
       interrupt,
       entries: vec![None; template.callables.len()],
       instance,
@@ -378,7 +448,8 @@ impl Instance {
     if let Some(entry) = self.entries.get(index)? {
       return Some(entry.clone());
     }
-    let (export, result) = self.template.callables.get(index)?;
+    let export = self.prepared.callables.get(index)?;
+    let result = self.template.callables.get(index)?.result;
     let function = self
       .instance
       .get_module_export(&mut self.store, export)?
@@ -386,7 +457,7 @@ impl Instance {
     let entry = match result {
       None => Entry::Plain(function.typed(&self.store).ok()?),
       Some(ValueType::I32) => Entry::Coded(function.typed(&self.store).ok()?),
-      Some(result) => Entry::Other(function, *result),
+      Some(result) => Entry::Other(function, result),
     };
     *self.entries.get_mut(index)? = Some(entry.clone());
     Some(entry)
@@ -455,8 +526,8 @@ impl Run for Instance {
   }
 
   fn initialize(&mut self) -> Result<(), Ending> {
-    let template = Arc::clone(&self.template);
-    for export in &template.initializers {
+    let prepared = Arc::clone(&self.prepared);
+    for export in &prepared.initializers {
       let function = self.instance.get_module_export(&mut self.store, export);
       let Some(function) = function.and_then(wasmtime::Extern::into_func) else {
         continue;
