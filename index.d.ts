@@ -457,8 +457,8 @@ export interface PluginStats {
     hits: number
     /** Changes that were made. */
     writes: number
-    /** What was refused or failed, by code. */
-    failed: Partial<Record<ErrorCode, number>>
+    /** What was refused or failed, by code; `CANCELED` if the guest's call ended while it waited for the store. */
+    failed: Partial<Record<ErrorCode | 'CANCELED', number>>
   }
 }
 

@@ -321,6 +321,28 @@ describe('a call that waits for a host function', () => {
     expect(plugin.stats().abandonedThreads).toBe(0)
   })
 
+  test('keeps no thread while a slow store in JavaScript is waited for: by a deadline, a signal, or when the plugin is closed', async () => {
+    const slowStore = { get: () => sleep(60_000, undefined, { ref: false }) }
+    const plugin = await asking(async (context) => slowStore.get('key'), { timeoutMs: 100, instances: 3, eager: true })
+    const controller = new AbortController()
+    const reason = new Error('nobody waits')
+    const calls = Promise.allSettled([
+      plugin.call('ask'), plugin.call('ask', '', undefined, { signal: controller.signal, timeoutMs: 60_000 })
+    ])
+    await sleep(20)
+    controller.abort(reason)
+    const [late, aborted] = await calls
+    expect(late.reason).toMatchObject({ code: 'TIMEOUT' })
+    expect(aborted.reason).toBe(reason)
+    // Longer than an interrupted thread may take before it is abandoned.
+    await sleep(500)
+    expect(plugin.stats()).toMatchObject({ abandonedThreads: 0, replaced: { interrupted: 2 } })
+    const last = plugin.call('ask').catch((error) => error.code)
+    await plugin.close()
+    expect(await last).toBe('TIMEOUT')
+    expect(plugin.stats()).toMatchObject({ abandonedThreads: 0, instances: 0 })
+  })
+
   test('leaves nothing behind where its function never answers', async () => {
     const plugin = await asking(() => new Promise(() => {}), { timeoutMs: 20 })
     await Promise.allSettled(Array.from({ length: 3 }, () => plugin.call('ask')))

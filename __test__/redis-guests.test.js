@@ -9,7 +9,7 @@ const { setTimeout: sleep } = require('node:timers/promises')
 const { openStore } = require('..')
 const { ROOT, startServer } = require('./support/processes.js')
 const { clusterUrl, startCluster, startRedis } = require('./support/redis.js')
-const { openStoreGuest } = require('./support/store-guest.js')
+const { list, openStoreGuest } = require('./support/store-guest.js')
 
 jest.setTimeout(120_000)
 
@@ -122,6 +122,76 @@ describe('on one server', () => {
     expect(String(await run('get', 'key'))).toBe('again')
     expect(plugin.stats().store.failed.STORE_UNAVAILABLE).toBeGreaterThan(2)
     await plugin.close()
+  })
+
+  describe('that is silent', () => {
+    const OPERATIONS = [
+      ['hostMemoryGet', 'key'], ['get', 'key'], ['set', 'key', 'value', 0], ['delete', 'key'], ['exists', 'key'], ['keys', '', '', 0],
+      ['increment', 'n', 1], ['compareAndSwap', 'key', -1, 'value', 0], ['getMany', list(['key'])]
+    ]
+    /** Longer than an interrupted thread may take before it is abandoned. */
+    const GRACE_MS = 500
+    let plugin
+    let run
+
+    const openGuest = async (options) => {
+      ({ plugin, run } = await openStoreGuest({ store: { store, access: 'write' }, ...options }))
+    }
+
+    /** Expects that no thread hangs, and that the guest goes on when the server does. */
+    async function expectThreadsBack (interrupted) {
+      await sleep(GRACE_MS)
+      expect(plugin.stats()).toMatchObject({ abandonedThreads: 0, replaced: { interrupted, hostFunctionError: 0 } })
+      server.resume()
+      await until(async () => await run('set', 'after', 'value', 0) === 0)
+    }
+
+    afterEach(async () => {
+      server.resume()
+      await plugin.close()
+    })
+
+    test.each(OPERATIONS)('keeps no thread of a guest beyond the deadline: %s', async (...operation) => {
+      await openGuest({ timeoutMs: 100 })
+      server.suspend()
+      await expect(run(...operation)).rejects.toMatchObject({ code: 'TIMEOUT' })
+      await expectThreadsBack(1)
+      expect(plugin.stats().store.failed).toMatchObject({ CANCELED: 1 })
+    })
+
+    test('keeps no thread of a call that is aborted', async () => {
+      await openGuest({ instances: OPERATIONS.length, eager: true })
+      server.suspend()
+      const controller = new AbortController()
+      const calls = OPERATIONS.map((operation) => run(...operation, controller.signal))
+      await until(() => plugin.stats().busy === OPERATIONS.length)
+      await sleep(100)
+      const reason = new Error('nobody waits')
+      controller.abort(reason)
+      for (const call of calls) await expect(call).rejects.toBe(reason)
+      await expectThreadsBack(OPERATIONS.length)
+    })
+
+    test('keeps no plugin from closing once its calls have ended', async () => {
+      await openGuest({ timeoutMs: 100, instances: OPERATIONS.length, eager: true })
+      server.suspend()
+      const calls = Promise.allSettled(OPERATIONS.map((operation) => run(...operation)))
+      await plugin.close()
+      for (const { reason } of await calls) expect(reason).toMatchObject({ code: 'TIMEOUT' })
+      expect(plugin.stats()).toMatchObject({ abandonedThreads: 0, busy: 0, instances: 0 })
+    })
+
+    test('keeps no thread of guests that wait for another to count the keys', async () => {
+      ({ plugin, run } = await openStoreGuest({
+        store: { store, access: 'write', maxKeys: 5 }, timeoutMs: 300, instances: 4, eager: true
+      }))
+      // Only the count waits: the servers' other answers are remembered.
+      await Promise.all(['a', 'b', 'c', 'd'].map((key) => run('get', key)))
+      server.suspend()
+      const calls = await Promise.allSettled(['a', 'b', 'c', 'd'].map((key) => run('set', key, 'value', 0)))
+      for (const { reason } of calls) expect(reason).toMatchObject({ code: 'TIMEOUT' })
+      await expectThreadsBack(4)
+    })
   })
 
   test('server.js answers 503 while Redis is stopped for 10 s under load, and then what is there now', async () => {

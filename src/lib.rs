@@ -27,6 +27,7 @@ pub mod abi;
 mod binding;
 mod error;
 pub mod host;
+mod interruption;
 pub mod kernel;
 pub mod plugin;
 pub mod signals;

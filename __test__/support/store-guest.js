@@ -42,14 +42,17 @@ function items (bytes) {
 
 /**
  * Opens the guest. Its `run(name, ...args)` calls a function with strings, bytes and numbers, and resolves
- * to the bytes that it returns, or the number.
+ * to the bytes that it returns, or the number. An AbortSignal among them is the call's.
  */
 async function openStoreGuest (options) {
   const plugin = await createPlugin(await guest('store'), options)
   return {
     plugin,
     async run (name, ...args) {
-      const output = Buffer.from((await plugin.call(name, Buffer.concat(args.map(argument)))).bytes())
+      const signal = args.find((value) => value instanceof AbortSignal)
+      const values = args.filter((value) => value !== signal)
+      const result = await plugin.call(name, Buffer.concat(values.map(argument)), null, { signal })
+      const output = Buffer.from(result.bytes())
       if (output.length > 8) return output.subarray(8)
       return Number(output.readBigInt64LE())
     }

@@ -7,7 +7,6 @@ pub mod config;
 pub mod guest;
 pub mod host_memory_get;
 pub mod http;
-pub mod interruption;
 pub mod log;
 pub mod output;
 pub mod store;
@@ -27,8 +26,8 @@ use crate::kernel::{AllocError, Kernel};
 use crate::store::Store;
 use crate::{Code, Error};
 
+pub use crate::interruption::Interruption;
 pub use guest::{Guest, Stop};
-pub use interruption::Interruption;
 pub use log::Logger;
 pub use store::{Access, Permissions};
 pub use vars::Vars;

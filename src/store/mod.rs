@@ -7,6 +7,7 @@ mod memory;
 mod open;
 mod redb;
 mod redis;
+pub mod wait;
 mod watch;
 
 use std::sync::Arc;
@@ -27,7 +28,8 @@ pub type Bytes = Arc<[u8]>;
 pub const MAX_KEY: usize = 64 << 10;
 
 /// A store. All methods may be called from any thread, many at a time, and block until they are done: a
-/// guest has a thread of its own, and JavaScript has others do it.
+/// guest has a thread of its own, and JavaScript has others do it. On a guest's thread they block no longer
+/// than the guest's call runs: see [`wait`].
 ///
 /// Keys are text of up to [`MAX_KEY`] bytes, an empty one included. Values are bytes. Where a method fails,
 /// it has changed nothing, unless it says otherwise. The codes are

@@ -373,4 +373,58 @@ mod tests {
     assert_eq!(store.list("", None, 99)?.keys.len(), 28);
     Ok(())
   }
+
+  /// Keeps the writer's thread from going on until it is dropped.
+  struct BlockedWriter(Option<std::sync::mpsc::Sender<()>>, Option<Watch>);
+
+  impl BlockedWriter {
+    fn new(store: &RedbStore) -> Result<Self> {
+      struct Blocking(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+      impl Watcher for Blocking {
+        fn changed(&self, _: &crate::store::Change) {
+          let _ = self.0.lock().unwrap().recv();
+        }
+      }
+      let (sender, receiver) = std::sync::mpsc::channel();
+      let watch = store.watch("blocking", Arc::new(Blocking(receiver.into())))?;
+      let set = Operation::Set {
+        entries: vec![("blocking".to_owned(), Bytes::default())],
+        lifetime: None,
+      };
+      drop(store.shared.queue.add(set)?);
+      wait_until(|| store.get("blocking").is_ok_and(|value| value.is_some()));
+      Ok(Self(Some(sender), Some(watch)))
+    }
+  }
+
+  impl Drop for BlockedWriter {
+    fn drop(&mut self) {
+      drop(self.0.take());
+      drop(self.1.take());
+    }
+  }
+
+  #[test]
+  fn a_call_that_ends_waits_no_longer_and_its_change_is_made_all_the_same() -> Result<()> {
+    let directory = Directory::new();
+    let store = RedbStore::open(&directory.file(), None)?;
+    let blocked = BlockedWriter::new(&store)?;
+    let interruption = Arc::<crate::interruption::Interruption>::default();
+    std::thread::scope(|scope| {
+      let guest = scope.spawn(|| {
+        let _current = interruption.enter();
+        store.set("key", b"value", None)
+      });
+      std::thread::sleep(Duration::from_millis(20));
+      assert!(!guest.is_finished());
+      interruption.cancel();
+      let set = guest.join().unwrap().map_err(|error| error.code);
+      assert_eq!(set, Err(Code::Canceled));
+    });
+    drop(blocked);
+    // On this thread nothing is interrupted.
+    store.set("other", b"value", None)?;
+    assert_eq!(store.get("key")?.as_deref(), Some(&b"value"[..]));
+    Ok(())
+  }
 }

@@ -30,7 +30,7 @@ use self::node::{Answer, Effect, Request};
 use self::servers::Servers;
 use self::settings::{Address, Settings};
 use super::checks::check_key;
-use super::{Bytes, OpenOptions, Page, Store, Watch, Watcher};
+use super::{Bytes, OpenOptions, Page, Store, Watch, Watcher, wait};
 use crate::{Code, Error, Result};
 
 /// The longest value that Redis takes, in bytes.
@@ -106,7 +106,7 @@ impl RedisStore {
   }
 
   fn run(&self, requests: &[Request<'_>]) -> Result<Vec<Answer>> {
-    self.runtime.block_on(self.servers.run(requests))
+    wait::block_on(self.runtime, self.servers.run(requests))
   }
 
   /// The answer to one command, which is no refusal.
@@ -312,11 +312,12 @@ impl Store for RedisStore {
       }
       scan.arg("COUNT").arg(limit.clamp(10, BATCH));
       let limit_of_time = self.servers.settings.timeout;
-      let scanned = self
-        .runtime
-        .block_on(async { timeout(limit_of_time, connection.order(&scan)).await });
-      let late = |_| errors::unreachable_for(&node.server, "it has not answered in time");
-      let Value::Array(parts) = scanned.map_err(late)?? else {
+      let scanned = wait::block_on(self.runtime, async {
+        let late = |_| errors::unreachable_for(&node.server, "it has not answered in time");
+        let answer = timeout(limit_of_time, connection.order(&scan)).await;
+        answer.map_err(late)?
+      });
+      let Value::Array(parts) = scanned? else {
         return Err(self.strange());
       };
       let Ok([next, found]) = <[Value; 2]>::try_from(parts) else {

@@ -4,18 +4,15 @@ use std::error::Error;
 use std::io;
 use std::iter;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::future::{Either, select};
 use reqwest::header::LOCATION;
 use reqwest::{Request, Response, redirect};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use tokio::runtime::{self, Runtime};
-use tokio::sync::Notify;
 use url::Url;
 
 use super::allowed_hosts::{AllowedHosts, without_query};
@@ -75,17 +72,11 @@ impl Client {
     self.allowed.check(request.url())?;
     let runtime = runtime()?;
     let client = made_once(&self.client, || self.make())?;
-    let struck = Arc::new(Notify::new());
-    let striking = Arc::clone(&struck);
-    let _watch = interruption.watch(move || striking.notify_one());
-    runtime.block_on(async {
-      let exchange = pin!(self.follow(client, request));
-      match select(pin!(struck.notified()), exchange).await {
-        Either::Left(_) => Err(HostFunctionError::new(
-          "http_request: the call was interrupted",
-        )),
-        Either::Right((result, _)) => result,
-      }
+    let exchange = interruption.block_on(runtime, self.follow(client, request));
+    exchange.unwrap_or_else(|| {
+      Err(HostFunctionError::new(
+        "http_request: the call was interrupted",
+      ))
     })
   }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::host::Interruption;
-use crate::store::{Bytes, MAX_KEY, Page, Store};
+use crate::store::{Bytes, MAX_KEY, Page, Store, wait};
 use crate::{Code, Error, Result};
 
 /// Bytes that a value may have when nothing else is said: 1 MiB.
@@ -88,6 +88,14 @@ struct Count {
   again: Option<Instant>,
 }
 
+impl Count {
+  /// Whether the keys must be counted before one is added.
+  fn is_due(&self, max: u64) -> bool {
+    self.keys.is_none_or(|keys| keys >= max)
+      && self.again.is_none_or(|again| again <= Instant::now())
+  }
+}
+
 /// A store as the guests of one plugin have it. All methods may be called from any thread; they block as
 /// those of the store do, and have its errors. [`Code::AccessDenied`] where the permissions do not allow it.
 pub struct Access {
@@ -95,6 +103,8 @@ pub struct Access {
   permissions: Permissions,
   counters: Arc<StoreCounters>,
   count: Mutex<Count>,
+  /// Locked by the thread that counts.
+  counting: Mutex<()>,
 }
 
 impl Access {
@@ -105,6 +115,7 @@ impl Access {
       permissions,
       counters: Arc::default(),
       count: Mutex::default(),
+      counting: Mutex::default(),
     }
   }
 
@@ -296,15 +307,14 @@ impl Access {
     if self.store.exists(key)? {
       return Ok(Room::not_needed(self));
     }
-    let mut count = self.lock();
-    let is_full = count.keys.is_none_or(|keys| keys >= max);
-    if is_full && count.again.is_none_or(|again| again <= Instant::now()) {
-      let started = Instant::now();
-      count.keys = Some(self.number_of_keys(max, interruption)?);
-      // A tenth of the time may go into counting.
-      let pause = LEAST_TIME_BETWEEN_COUNTS.max(started.elapsed() * 10);
-      count.again = Some(Instant::now() + pause);
+    if self.lock().is_due(max) {
+      let _counting = wait::lock(&self.counting)?;
+      // Another thread may just have counted.
+      if self.lock().is_due(max) {
+        self.count_keys(max, interruption)?;
+      }
     }
+    let mut count = self.lock();
     let keys = count.keys.unwrap_or(max);
     if keys >= max {
       return Err(Error::new(
@@ -317,6 +327,19 @@ impl Access {
       access: self,
       is_taken: true,
     })
+  }
+
+  /// Counts the keys. The store may take its time, so `count` is not locked meanwhile.
+  fn count_keys(&self, max: u64, interruption: &Interruption) -> Result<()> {
+    let started = Instant::now();
+    let keys = self.number_of_keys(max, interruption)?;
+    // A tenth of the time may go into counting.
+    let pause = LEAST_TIME_BETWEEN_COUNTS.max(started.elapsed() * 10);
+    *self.lock() = Count {
+      keys: Some(keys),
+      again: Some(Instant::now() + pause),
+    };
+    Ok(())
   }
 
   /// How many keys there are, as far as it matters.
@@ -371,10 +394,10 @@ impl<'a> Room<'a> {
     }
   }
 
-  /// Gives it back where the store has failed. One that did not answer in time may have the key.
+  /// Gives it back if the store has failed. One that has not answered in time may have the key.
   fn back(&self) -> impl Fn(Error) -> Error + '_ {
     |error| {
-      if error.code != Code::StoreUnavailable {
+      if !matches!(error.code, Code::StoreUnavailable | Code::Canceled) {
         self.give_back();
       }
       error

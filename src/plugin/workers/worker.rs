@@ -105,6 +105,8 @@ impl Worker {
         return Stopped::Done;
       }
     };
+    // What the guest waits for on this thread ends with its call.
+    let _current = instance.interruption().enter();
     let mut record = self.slot.lock();
     if record.is_interrupted {
       return Stopped::Ended(Ending::Interrupted);

@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::operation::Operation;
+use crate::store::wait;
 use crate::{Code, Error, Result};
 
 /// How many bytes may wait. Who has more waits until there is room; one that is larger by itself waits for
@@ -60,10 +61,7 @@ impl Queue {
     let has_no_room = |state: &mut State| {
       !state.is_closed && !state.waiting.is_empty() && state.bytes + bytes > MAX_WAITING
     };
-    let mut state = self
-      .taken
-      .wait_while(self.lock(), has_no_room)
-      .unwrap_or_else(PoisonError::into_inner);
+    let mut state = wait::wait_while(&self.taken, self.lock(), has_no_room)?;
     if state.is_closed {
       return Err(Error::new(Code::Closed, "the store is closed"));
     }

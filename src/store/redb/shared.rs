@@ -10,6 +10,7 @@ use super::Stored;
 use super::database::{damaged, error_of};
 use super::operation::Operation;
 use super::queue::Queue;
+use crate::store::wait;
 use crate::store::watch::Watchers;
 use crate::{Code, Error, Result};
 
@@ -26,7 +27,8 @@ pub struct Snapshot {
 pub enum State {
   /// There is.
   Open(Arc<Snapshot>),
-  /// The file could not be opened again after a failure. The next who needs it tries to.
+  /// The file is being opened again after a failure, or could not be: the writer knows. Who needs it asks
+  /// the writer to see to it.
   Failed(Error),
   /// It has been closed.
   Closed,
@@ -37,16 +39,16 @@ pub struct Shared {
   pub path: PathBuf,
   pub cache_bytes: usize,
   pub queue: Queue,
-  /// Locked for writing while the file is opened again, so that readers wait for it.
+  /// Never locked for long.
   pub state: RwLock<State>,
   pub watchers: Arc<Watchers>,
 }
 
 impl Shared {
-  /// Has an operation done, and waits until it is, durably.
+  /// Has an operation done, and waits until it is, durably. It is done too if the waiting is interrupted.
   pub fn change(&self, operation: Operation) -> Result<i64> {
     let answer = self.queue.add(operation)?;
-    answer.recv().unwrap_or_else(|_| {
+    wait::receive(&answer)?.unwrap_or_else(|| {
       let message = "the thread that writes the store has ended";
       Err(Error::new(Code::Internal, message))
     })

@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -97,6 +97,14 @@ fn open(path: &std::path::Path, cache_bytes: usize, opening: u64) -> Result<(Dat
 fn snapshot(database: &Database, opening: u64) -> Result<Snapshot, redb::Error> {
   let entries = database.begin_read()?.open_table(ENTRIES)?;
   Ok(Snapshot { opening, entries })
+}
+
+fn reopening(path: &std::path::Path) -> Error {
+  let path = path.display();
+  Error::new(
+    Code::StoreUnavailable,
+    format!("the store {path} is being opened again after a failure"),
+  )
 }
 
 impl Writer {
@@ -250,21 +258,21 @@ impl Writer {
   fn reopen(&mut self, error: Option<Error>) -> Result<()> {
     let begun = Instant::now();
     let shared = Arc::clone(&self.shared);
-    let mut state = shared.state.write().unwrap_or_else(PoisonError::into_inner);
+    // Readers wait in the queue meanwhile: there an interruption reaches them.
+    shared.set_state(State::Failed(reopening(&shared.path)));
     self.close();
     self.opening += 1;
     let opened = match open(&shared.path, shared.cache_bytes, self.opening) {
       Ok((database, snapshot)) => {
-        *state = State::Open(Arc::new(snapshot));
+        shared.set_state(State::Open(Arc::new(snapshot)));
         self.database = Some(database);
         Ok(())
       }
       Err(error) => {
-        *state = State::Failed(error.clone());
+        shared.set_state(State::Failed(error.clone()));
         Err(error)
       }
     };
-    drop(state);
     let least = match opened {
       Ok(()) => SHORT_PAUSE,
       Err(_) => LONG_REST,
