@@ -276,10 +276,20 @@ export interface PluginOptions extends ManifestOptions {
    */
   fuel?: number
   /**
-   * Ends the loading of the plugin: `createPlugin` is rejected with the signal's reason at once, even
-   * if the compiler still runs. It has no effect on a plugin that has been loaded.
+   * Ends the opening of the plugin: `createPlugin` is rejected with the signal's reason at once, even
+   * if the compiler still runs. It has no effect on a plugin that has been opened.
    */
   signal?: AbortSignal
+  /**
+   * How many milliseconds the opening may take, from 1 to 2,147,483,647: fetching, compiling, and the
+   * initialization of the instances that it waits for. `createPlugin` is rejected with `TIMEOUT` then, even
+   * if the compiler still runs: it goes on in the background, and its result is not used. There is no
+   * limit without it.
+   *
+   * `timeoutMs` does not limit the opening: a call may have to end within 50 ms while a module that is not
+   * in the compile cache takes seconds to compile.
+   */
+  openTimeoutMs?: number
   /**
    * How many bytes an output may have, from 1 to 4,294,967,295. A longer one is not copied, and the
    * call is rejected with `OUTPUT_TOO_LARGE`.
@@ -324,9 +334,9 @@ export interface PluginOptions extends ManifestOptions {
    */
   compileCache?: boolean | CompileCacheOptions
   /**
-   * What fetches plugins that are given as URLs; for a time limit, say, which there is none without:
-   * `(url, init) => fetch(url, { ...init, signal: AbortSignal.timeout(5_000) })`. Requests that plugins
-   * make do not go through it: with `allowedHosts` it is `INVALID_ARGUMENT`.
+   * What fetches plugins that are given as URLs; to send a header, say:
+   * `(url, init) => fetch(url, { ...init, headers })`. `init.signal` is aborted when the opening ends early
+   * (`signal`, `openTimeoutMs`). Requests that plugins make do not go through it: with `allowedHosts` it is `INVALID_ARGUMENT`.
    * @default the global `fetch`
    */
   fetch?: typeof globalThis.fetch
@@ -486,7 +496,10 @@ export type ErrorCode =
   | 'PLUGIN_ERROR'
   /** The plugin did what WebAssembly forbids. Its instance has been replaced. */
   | 'TRAP'
-  /** The call, or the initialization, ran longer than `timeoutMs`. Its instance has been replaced. */
+  /**
+   * The call, or the initialization, ran longer than `timeoutMs`, and its instance has been replaced; or the
+   * plugin was not opened within `openTimeoutMs`.
+   */
   | 'TIMEOUT'
   /** The output is longer than `maxOutputBytes`. */
   | 'OUTPUT_TOO_LARGE'

@@ -42,6 +42,7 @@ plugins:
     hash: abc
     wasi: true
     instances: 2
+    openTimeoutMs: 5000
     allowedPaths: [{ host: data, guest: /data, readOnly: true }]
     store: { prefix: 'g:', access: write }
     smoke: { function: greet, input: Jane }
@@ -56,6 +57,7 @@ admin: { token: '\${TOKEN}' }
     source: { wasm: [{ url: 'https://example.com/greeter.wasm', hash: 'abc' }] },
     useWasi: true,
     instances: 2,
+    openTimeoutMs: 5_000,
     allowedPaths: [{ host: join(directory, 'data'), guest: '/data', readOnly: true }],
     permissions: { prefix: 'g:', access: 'write' },
     smoke: { function: 'greet', input: 'Jane' }

@@ -5,8 +5,9 @@ const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { pathToFileURL } = require('node:url')
-const { createPlugin, MemoryStore, Plugin, PluginOutput } = require('..')
-const { assemble, guest } = require('./support/guest.js')
+const { createPlugin, MemoryStore, Plugin, PluginOutput, precompile } = require('..')
+const { assemble, guest, slowToCompile } = require('./support/guest.js')
+const { runNode } = require('./support/processes.js')
 
 let directory
 let wasm
@@ -117,6 +118,8 @@ describe('createPlugin rejects', () => {
     'maxQueue: 0': { maxQueue: 0 },
     'timeoutMs: -1': { timeoutMs: -1 },
     'timeoutMs: NaN': { timeoutMs: NaN },
+    'openTimeoutMs: 0': { openTimeoutMs: 0 },
+    'openTimeoutMs: 2 ** 31': { openTimeoutMs: 2 ** 31 },
     'useWasi: "yes"': { useWasi: 'yes' },
     'a Map as the store': { store: new Map() },
     'a number in config': { config: { key: 1 } },
@@ -185,6 +188,60 @@ test('a signal ends the loading at once, even while the compiler runs', async ()
   setTimeout(() => controller.abort(reason), 1)
   await expect(loading).rejects.toBe(reason)
   await expect(createPlugin(wasm, { signal: 'now' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+})
+
+describe('openTimeoutMs', () => {
+  const late = { code: 'TIMEOUT', message: 'the plugin was not opened within 50 ms (openTimeoutMs)' }
+
+  test('ends the opening while the compiler runs, which timeoutMs does not', async () => {
+    const slow = await slowToCompile()
+    const controller = new AbortController()
+    const reason = new Error('enough')
+    const opening = createPlugin(slow, { timeoutMs: 50, compileCache: false, signal: controller.signal })
+    let isSettled = false
+    const settled = () => { isSettled = true }
+    opening.then(settled, settled)
+    await expect(createPlugin(slow, { openTimeoutMs: 50, compileCache: false })).rejects.toMatchObject(late)
+    // The limit for calls is as short.
+    expect(isSettled).toBe(false)
+    controller.abort(reason)
+    await expect(opening).rejects.toBe(reason)
+  })
+
+  test('ends an initialization, a source that does not arrive, and precompile', async () => {
+    const endless = await assemble('(module (func (export "_initialize") (loop (br 0))))')
+    await expect(createPlugin(endless, { openTimeoutMs: 50 })).rejects.toMatchObject(late)
+    await expect(createPlugin(new Promise(() => {}), { openTimeoutMs: 50 })).rejects.toMatchObject(late)
+    await expect(precompile(new Promise(() => {}), { openTimeoutMs: 50 })).rejects.toMatchObject(late)
+  })
+
+  test('lets the process end while the compiler runs', async () => {
+    const slow = join(directory, 'slow.wasm')
+    // It takes longer than a test may.
+    writeFileSync(slow, await slowToCompile(30))
+    const { code, output } = await runNode(['-e', `
+      const { createPlugin } = require('.')
+      const options = { openTimeoutMs: 50, compileCache: false }
+      createPlugin(${JSON.stringify(slow)}, options).catch(({ code }) => { console.log(code) })
+    `])
+    expect({ code, output }).toEqual({ code: 0, output: 'TIMEOUT\n' })
+  })
+
+  test('leaves a plugin alone that was opened in time', async () => {
+    const plugin = await createPlugin(wasm, { openTimeoutMs: 60_000 })
+    expect((await plugin.call('echo', 'hello')).text()).toBe('hello')
+    await plugin.close()
+  })
+
+  test('a source that is rejected is heard even if the options are wrong', async () => {
+    const unheard = []
+    const listener = (reason) => unheard.push(reason)
+    process.on('unhandledRejection', listener)
+    await expect(createPlugin(Promise.reject(new Error('no source')), { openTimeoutMs: 0 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    await new Promise(setImmediate)
+    process.off('unhandledRejection', listener)
+    expect(unheard).toEqual([])
+  })
 })
 
 test('a Plugin cannot be made without createPlugin', () => {

@@ -224,6 +224,17 @@ describe('the option fetch', () => {
       .rejects.toMatchObject({ code: 'FETCH_FAILED', cause: { name: 'TimeoutError' } })
   })
 
+  test('is told when the opening ends early', async () => {
+    routes['/slow'] = () => {}
+    let signal
+    const mine = (url, init) => {
+      signal = init.signal
+      return fetch(url, init)
+    }
+    await expect(createPlugin(`${base}/slow`, { fetch: mine, openTimeoutMs: 50 })).rejects.toMatchObject({ code: 'TIMEOUT' })
+    expect(signal.reason).toMatchObject({ code: 'TIMEOUT' })
+  })
+
   test('is not used where the options are wrong', async () => {
     await expect(createPlugin(`${base}/plugin.wasm`, { unknown: true })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     expect(paths).toEqual([])

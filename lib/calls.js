@@ -88,11 +88,12 @@ function newShared () {
 function complete (native, start, signal, about, name) {
   return new Promise((resolve, reject) => {
     const number = freeNumbers.pop() ?? calls.length
-    const call = { native, resolve, reject, signal, abort: undefined, about, name }
+    const call = { native, resolve, reject, signal, abort: undefined, isGivenUp: false, about, name }
     if (signal !== undefined) {
       call.abort = () => {
         if (about !== undefined) about.isOver = true
-        native?.cancel(number)
+        if (native === undefined) giveUp(call)
+        else native.cancel(number)
         reject(signal.reason)
       }
       signal.addEventListener('abort', call.abort, { once: true })
@@ -123,7 +124,7 @@ function completeSync (native, start, about, table, name) {
   const number = freeNumbers.pop() ?? calls.length
   const resolve = (value) => { outcome = { value } }
   const reject = (error) => { outcome = { error } }
-  calls[number] = { native, resolve, reject, signal: undefined, abort: undefined, about, name }
+  calls[number] = { native, resolve, reject, signal: undefined, abort: undefined, isGivenUp: false, about, name }
   unfinished++
   try {
     start(number)
@@ -167,11 +168,18 @@ function completeInBackground (native, start) {
   return promise
 }
 
+/** Keeps the process alive no longer for what cannot be canceled, such as a compilation. */
+function giveUp (call) {
+  call.isGivenUp = true
+  unfinished--
+  if (unfinished === 0) afterwards.then(letGo)
+}
+
 function forget (number) {
   const call = calls[number]
   calls[number] = undefined
   freeNumbers.push(number)
-  unfinished--
+  if (!call.isGivenUp) unfinished--
   call.signal?.removeEventListener('abort', call.abort)
   call.about?.running?.end()
   return call
@@ -364,9 +372,9 @@ function open (options, store, signal) {
   return opened
 }
 
-/** Fills the compile cache with what such a plugin needs. */
-function fillCache (options) {
-  return complete(undefined, (number) => binding.precompile(number, options, boundary))
+/** Fills the compile cache with what such a plugin needs, unless `signal` is aborted first. */
+function fillCache (options, signal) {
+  return complete(undefined, (number) => binding.precompile(number, options, boundary), signal)
 }
 
 /** Opens the store of a URL and resolves to its native part. */

@@ -14,6 +14,8 @@ const { nativeStore } = require('./store.js')
 const DEFAULT_MAX_QUEUE = 10_000
 const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
+/** What a timer takes. */
+const MAX_TIMER_MS = 2 ** 31 - 1
 
 // What manifests and options may have.
 const MANIFEST_KEYS = inBothSpellings('config', 'timeoutMs', 'memory', 'allowedHosts', 'allowedPaths')
@@ -38,6 +40,7 @@ const OPTION_KEYS = {
   compileCache: 'compileCache',
   fetch: 'fetch',
   signal: 'signal',
+  openTimeoutMs: 'openTimeoutMs',
   runInWorker: 'runInWorker',
   sharedArrayBufferSize: 'sharedArrayBufferSize',
   nodeWorkerArgs: 'nodeWorkerArgs'
@@ -203,6 +206,8 @@ function pickOptions (options) {
   const picked = pick(options ?? {}, OPTION_KEYS, 'options')
   checkWorkerOptions(picked)
   checkFetch(picked.fetch, undefined)
+  if (picked.signal !== undefined) checkSignal(picked.signal)
+  asInteger(picked.openTimeoutMs, 'openTimeoutMs', undefined, MAX_TIMER_MS)
   return picked
 }
 
@@ -253,8 +258,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
     storePermissions: permissions,
     logLevel: level
   }
-  if (merged.signal !== undefined) checkSignal(merged.signal)
-  return { native, store, signal: merged.signal, allowedPaths: merged.allowedPaths, inJavaScript: { bodies, logger, level, instances: native.instances } }
+  return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { bodies, logger, level, instances: native.instances } }
 }
 
 module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pickOptions, pluginOptions }

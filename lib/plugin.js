@@ -6,6 +6,7 @@ const { allowedPathsOf } = require('./allowed-paths.js')
 const { asBytes } = require('./bytes.js')
 const { caller, complete, completeSync, fillCache, isUnfinished, open } = require('./calls.js')
 const { asInteger, checkSignal } = require('./checks.js')
+const { within } = require('./deadline.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { AsyncLocalStorage, addTable, forgotten, removeTable, waitForOwn } = require('./host-functions.js')
 const { asLogger } = require('./logging.js')
@@ -165,18 +166,31 @@ class Plugin {
   }
 }
 
-/** The native options of a plugin and its store, once its manifest is there. */
-async function load (source, options) {
-  // First, so that what is wrong with the options leaves no promise that rejects unheard.
-  const given = await source
+/**
+ * Passes the plugin's options to `work` once its manifest is there, with a signal that is aborted when the
+ * options' signal is, or after `openTimeoutMs`. Then it rejects at once, whatever `work` waits for.
+ */
+async function load (source, options, work) {
+  const given = Promise.resolve(source)
+  // If the options are wrong, nobody else hears of a source that is rejected.
+  given.catch(() => {})
   const picked = pickOptions(options)
-  return pluginOptions(await loadManifest(given, picked.fetch), picked)
+  const { signal, openTimeoutMs: milliseconds } = picked
+  const timeout = () => codedError('TIMEOUT', `the plugin was not opened within ${milliseconds} ms (openTimeoutMs)`)
+  return within({ signal, milliseconds, timeout }, async (ending) => {
+    const manifest = await loadManifest(await given, picked.fetch, ending)
+    ending.throwIfAborted()
+    return work(pluginOptions(manifest, picked), ending)
+  })
 }
 
-async function createPlugin (source, options) {
-  const { native, store, inJavaScript, signal, ...rest } = await load(source, options)
+function createPlugin (source, options) {
+  return load(source, options, openPlugin)
+}
+
+async function openPlugin ({ native, store, inJavaScript, ...rest }, signal) {
   const allowedPaths = await allowedPathsOf(rest.allowedPaths, native.useWasi)
-  signal?.throwIfAborted()
+  signal.throwIfAborted()
   const table = addTable(inJavaScript)
   try {
     return new Plugin(SECRET, await open({ ...native, allowedPaths, table: table.number }, store, signal), table)
@@ -187,13 +201,14 @@ async function createPlugin (source, options) {
   }
 }
 
-async function precompile (source, options) {
-  const { native } = await load(source, options)
-  if (native.compileCache === undefined && native.runtime !== 'extism') {
-    if (options?.compileCache === false) throw invalidArgument('compileCache must not be false, or there is nothing to fill')
-    throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off, and compileCache does not turn it on')
-  }
-  await fillCache({ ...native, allowedPaths: [], table: 0 })
+function precompile (source, options) {
+  return load(source, options, async ({ native }, signal) => {
+    if (native.compileCache === undefined && native.runtime !== 'extism') {
+      if (options?.compileCache === false) throw invalidArgument('compileCache must not be false, or there is nothing to fill')
+      throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off, and compileCache does not turn it on')
+    }
+    await fillCache({ ...native, allowedPaths: [], table: 0 }, signal)
+  })
 }
 
 module.exports = { Plugin, createPlugin, precompile }

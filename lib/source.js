@@ -59,9 +59,9 @@ function fetchFailed (what, error) {
   return failure
 }
 
-async function fetchResponse (url, fetch) {
+async function fetchResponse (url, { fetch, signal }) {
   try {
-    return await fetch(url, { redirect: 'follow' })
+    return await fetch(url, { redirect: 'follow', signal })
   } catch (error) {
     throw fetchFailed(withoutSecrets(url), error)
   }
@@ -113,7 +113,7 @@ function asData (data, what) {
 }
 
 /** One module of a manifest, with its `path` or its `data`. */
-async function loadWasm (item, index, fetch, isRemote) {
+async function loadWasm (item, index, network, isRemote) {
   const what = `wasm[${index}] of the manifest`
   const { name, hash, ...source } = pick(item, WASM_KEYS, what)
   for (const [key, value] of Object.entries({ name, hash, path: source.path })) {
@@ -125,10 +125,10 @@ async function loadWasm (item, index, fetch, isRemote) {
   if (keys.length !== 1) {
     throw invalidArgument(`${what} must have one of path, data, url and response, and no other`)
   }
-  return { ...await loadBytes(keys[0], source[keys[0]], { what, hash, fetch, isRemote }), name, hash }
+  return { ...await loadBytes(keys[0], source[keys[0]], { what, hash, network, isRemote }), name, hash }
 }
 
-async function loadBytes (key, value, { what, hash, fetch, isRemote }) {
+async function loadBytes (key, value, { what, hash, network, isRemote }) {
   if (key === 'data') return { data: asData(value, what) }
   if (key === 'path') return { path: checkPath(value, what, isRemote) }
   if (key === 'module') {
@@ -145,7 +145,7 @@ async function loadBytes (key, value, { what, hash, fetch, isRemote }) {
     const url = asURL(value, `"url" of ${what}`)
     if (url.protocol === 'file:') return { path: checkPath(asPath(url), what, isRemote) }
     where = withoutSecrets(url)
-    response = await fetchResponse(url, fetch)
+    response = await fetchResponse(url, network)
   }
   const { bytes } = await readResponse(response, where)
   if (bytes === undefined) throw invalidArgument(`"${key}" of ${what} gives a manifest, where a module must be`)
@@ -162,7 +162,7 @@ function checkPath (path, what, isRemote) {
 }
 
 /** The manifest that a source stands for, as it is written, and whether it came from the network. */
-async function asManifest (source, fetch) {
+async function asManifest (source, network) {
   if (typeof source === 'string') {
     if (source === '') throw invalidArgument('the path of the plugin is empty')
     if (/^\s*\{/.test(source)) return { manifest: parseManifest(source), isRemote: false }
@@ -171,7 +171,7 @@ async function asManifest (source, fetch) {
   if (typeof source === 'string' || isA(source, 'URL')) {
     const url = asURL(source, 'the source of the plugin')
     if (url.protocol === 'file:') return { manifest: { wasm: [{ path: asPath(url) }] }, isRemote: false }
-    return ofResponse(await fetchResponse(url, fetch), withoutSecrets(url))
+    return ofResponse(await fetchResponse(url, network), withoutSecrets(url))
   }
   const data = asBytes(source)
   if (data !== undefined) return { manifest: { wasm: [{ data }] }, isRemote: false }
@@ -186,9 +186,13 @@ async function ofResponse (response, where) {
   return { manifest, isRemote: true }
 }
 
-/** The manifest of a source, each of its modules with a `path` or `data` in bytes. */
-async function loadManifest (source, fetch = globalThis.fetch) {
-  const { manifest, isRemote } = await asManifest(source, fetch)
+/**
+ * The manifest of a source, each of its modules with a `path` or `data` in bytes. `signal` ends what is
+ * fetched.
+ */
+async function loadManifest (source, fetch = globalThis.fetch, signal) {
+  const network = { fetch, signal }
+  const { manifest, isRemote } = await asManifest(source, network)
   if (!isObject(manifest) || manifest.wasm === undefined) {
     throw invalidArgument(
       'a plugin\'s source must be a path, a URL, bytes, a Response, or a manifest {wasm: [{path | data | url | response}]}, ' +
@@ -201,7 +205,7 @@ async function loadManifest (source, fetch = globalThis.fetch) {
   if (isRemote && (manifest.allowedPaths ?? manifest.allowed_paths) !== undefined) {
     throw invalidArgument('a manifest from the network must not have allowedPaths; give them as an option')
   }
-  const wasm = await Promise.all(manifest.wasm.map((item, index) => loadWasm(item, index, fetch, isRemote)))
+  const wasm = await Promise.all(manifest.wasm.map((item, index) => loadWasm(item, index, network, isRemote)))
   return { ...manifest, wasm }
 }
 

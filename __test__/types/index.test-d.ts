@@ -33,6 +33,7 @@ expectType<Promise<Plugin>>(createPlugin(new Uint8Array(8), {
   maxQueue: 100,
   config: { key: 'value' },
   timeoutMs: 1000,
+  openTimeoutMs: 1000,
   memory: { maxPages: 16, maxVarBytes: 0 },
   maxOutputBytes: 1024,
   compileCache: { directory: '/tmp/cache', maxBytes: 1 }

@@ -63,6 +63,7 @@ async function call (path, functionName, flags) {
       allowedHosts: flags.allowHost,
       allowedPaths: asAllowedPaths(flags.allowPath),
       timeoutMs: flags.timeout,
+      openTimeoutMs: flags.openTimeout,
       memory: { maxPages: flags.memoryMax, maxHttpResponseBytes: flags.memoryHttpMax, maxVarBytes: flags.memoryVarMax },
       logger: toStandardError,
       logLevel: flags.logLevel,

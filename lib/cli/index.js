@@ -38,6 +38,7 @@ function program () {
     .option('--allow-host <host>', 'a host that it may send requests to, * for any part of a name; may be repeated', collect)
     .option('--allow-path <directory[:guest]>', 'a directory that it may use, with ro: before it to read only; may be repeated', collect)
     .option('--timeout <ms>', 'how long a call may take', number)
+    .option('--open-timeout <ms>', 'how long opening the plugin may take', number)
     .option('--memory-max <pages>', 'how many pages of 64 KiB it may add to its memory', number)
     .option('--memory-http-max <bytes>', 'how large the answer to a request may be', number)
     .option('--memory-var-max <bytes>', 'how much its variables may hold', number)
