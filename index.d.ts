@@ -513,7 +513,7 @@ export type ErrorCode =
   | 'QUEUE_FULL'
   /** All threads of the plugin are stuck in host calls that do not return. */
   | 'UNAVAILABLE'
-  /** There is no directory in which `precompile` could keep what it compiles. */
+  /** There is no directory in which `precompile` could keep what it compiles, or it does not fit in there. */
   | 'CACHE_UNAVAILABLE'
   /** The plugin is closed, or the store. */
   | 'CLOSED'
@@ -887,8 +887,9 @@ export default createPlugin
  * `functions`, and whether there is `fuel`, are part of what is compiled, and `compileCache` says where it is kept.
  * The others are checked and make no difference. Resolves at once where all is there already.
  *
- * Rejects as `createPlugin` does, with `INVALID_ARGUMENT` where `compileCache` is `false`, and with
- * `CACHE_UNAVAILABLE` where there is no cache otherwise: the default directory cannot be had, or
- * `EXTISM_HOST_CACHE_DIR` turns it off.
+ * Rejects as `createPlugin` does, with `INVALID_ARGUMENT` if `compileCache` is `false`, and with
+ * `CACHE_UNAVAILABLE` if there is no cache otherwise (the default directory cannot be used, or
+ * `EXTISM_HOST_CACHE_DIR` turns it off), or if it cannot keep what was compiled: the compiled plugin has
+ * more than `compileCache.maxBytes`, or the disk is full. The message says which.
  */
 export function precompile (source: ManifestLike | PromiseLike<ManifestLike>, options?: PluginOptions): Promise<void>

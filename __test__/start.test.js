@@ -266,6 +266,17 @@ describe('precompile', () => {
     }
   })
 
+  test('rejects if the cache cannot keep what was compiled, which createPlugin does without', async () => {
+    const compileCache = { directory: join(base, 'small'), maxBytes: 100 }
+    await expect(precompile(wasm, { compileCache })).rejects.toMatchObject({
+      code: 'CACHE_UNAVAILABLE',
+      message: expect.stringMatching(/^the compiled plugin cannot be kept: the compiled module has \d+ bytes, compileCache.maxBytes is 100$/)
+    })
+    expect(readdirSync(join(compileCache.directory, 'modules'))).toEqual([])
+    const plugin = await createPlugin(wasm, { compileCache })
+    await plugin.close()
+  })
+
   test('rejects where there is no cache to fill', async () => {
     await expect(precompile(wasm, { compileCache: false })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     const { output } = await runNode(['-e', `

@@ -14,6 +14,7 @@ mod wasi;
 mod workers;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,7 +103,8 @@ impl Plugin {
     let vars = Arc::new(Vars::new(manifest.max_vars.unwrap_or(vars::DEFAULT_LIMIT)));
     let (runtime, linked, initialization_timeout) = match manifest.runtime {
       RuntimeKind::Wasmtime => {
-        let (linked, module) = link_and_compile(manifest, environment, &vars, cache.as_ref())?;
+        // A cache that cannot be written to is not used.
+        let (linked, module, _) = link_and_compile(manifest, environment, &vars, cache.as_ref())?;
         let settings = settings(manifest, environment, &linked)?;
         let template = Template::new(&module, &linked, settings)?;
         let runtime = Runtime::Wasmtime(Arc::new(template));
@@ -143,14 +145,18 @@ impl Plugin {
   }
 
   /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. Nothing
-  /// of the plugin is run. Fails where there is no cache.
+  /// of the plugin is run. [`Code::CacheUnavailable`] if there is no cache, or if it cannot keep that.
   pub fn precompile(manifest: &Manifest, environment: &Environment) -> Result<()> {
     if manifest.runtime == RuntimeKind::Extism {
       return Err(reference::unsupported("precompile"));
     }
     let cache = manifest.compile_cache.open_to_fill()?;
     // The values of variables make no difference to what is compiled.
-    link_and_compile(manifest, environment, &Arc::default(), Some(&cache)).map(drop)
+    let (_, _, stored) = link_and_compile(manifest, environment, &Arc::default(), Some(&cache))?;
+    stored.map_err(|error| {
+      let message = format!("the compiled plugin cannot be kept: {error}");
+      Error::new(Code::CacheUnavailable, message)
+    })
   }
 
   /// The functions of the main module that can be called, with the numbers of their exports.
@@ -275,13 +281,14 @@ fn link_options<'a>(
   }
 }
 
-/// Reads and checks the modules, makes one of them, and compiles that, unless the cache has it.
+/// Reads and checks the modules, makes one of them, and compiles that, unless the cache has it. Tells
+/// too whether the cache has it now.
 fn link_and_compile(
   manifest: &Manifest,
   environment: &Environment,
   vars: &Arc<Vars>,
   cache: Option<&ArtefactDirectory>,
-) -> Result<(Linked, Module)> {
+) -> Result<(Linked, Module, io::Result<()>)> {
   let functions = functions(manifest, environment, vars)?;
   let options = link_options(manifest, environment, &functions, vars);
   let engine = engine::engine(kind(manifest))?;
@@ -290,7 +297,7 @@ fn link_and_compile(
     && let Some(hit) = cache.load(&cache_key(&digests, &options, &engine), &engine)
     && let Some(linked) = Linked::from_description(&hit.description, &options)
   {
-    return Ok((linked, hit.module));
+    return Ok((linked, hit.module, Ok(())));
   }
   let modules = manifest.load()?;
   let failed = |error: wasmtime::Error| {
@@ -303,20 +310,19 @@ fn link_and_compile(
   let Some(cache) = cache else {
     let _turn = compilation::wait_for_turn();
     let module = Module::new(&engine, &linked.bytes).map_err(failed)?;
-    return Ok((linked, module));
+    return Ok((linked, module, Ok(())));
   };
   let digests: Vec<_> = modules.iter().map(LoadedModule::digest).collect();
   let key = cache_key(&digests, &options, &engine);
   let turn = compilation::wait_for_turn();
   let artefact = Artefact::compile(&engine, &linked.bytes, linked.describe()).map_err(failed)?;
   drop(turn);
-  // A cache that cannot be written to is one that is not used.
-  let _ = cache.store(&key, &artefact);
+  let stored = cache.store(&key, &artefact);
   let module = match cache.load(&key, &engine) {
     Some(cached) => cached.module,
     None => artefact.to_module(&engine).map_err(failed)?,
   };
-  Ok((linked, module))
+  Ok((linked, module, stored))
 }
 
 /// A digest of everything that the linked and compiled module depends on.
