@@ -130,6 +130,14 @@ describe('the time limit of a call', () => {
     await expect(plugin.call('echo', 'x', null, { timeout: 5 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
   })
 
+  test('leaves a guest alone that sleeps in WASI for a shorter time', async () => {
+    const plugin = await start({ useWasi: true, timeoutMs: 10_000 }, await guest('sleeping'))
+    await expect(plugin.call('fault')).resolves.toBeNull()
+    const begun = performance.now()
+    await expect(plugin.call('nap')).resolves.toBeNull()
+    expect(performance.now() - begun).toBeGreaterThan(9)
+  })
+
   test('holds for a guest that sleeps in WASI, and the plugin goes on at once', async () => {
     const plugin = await start({ useWasi: true, timeoutMs: 100 }, await guest('sleeping'))
     let isAwake = false
@@ -138,5 +146,8 @@ describe('the time limit of a call', () => {
     expect((await plugin.call('echo', 'still here')).text()).toBe('still here')
     clearTimeout(alarm)
     expect(isAwake).toBe(false)
+    // Longer than an interrupted thread may take before it is abandoned.
+    await sleep(500)
+    expect(plugin.stats()).toMatchObject({ abandonedThreads: 0, replaced: { interrupted: 1 } })
   })
 })

@@ -7,7 +7,9 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::pin::pin;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use tokio::runtime::Runtime;
@@ -87,6 +89,16 @@ impl Interruption {
         Either::Right((output, _)) => Some(output),
       }
     })
+  }
+
+  /// Sleeps on this thread; false if it is canceled before the time is over.
+  pub fn sleep(&self, time: Duration) -> bool {
+    let (wake, woken) = sync_channel(1);
+    let _watch = self.watch(move || {
+      // Whoever has been woken already needs no second time.
+      let _ = wake.try_send(());
+    });
+    woken.recv_timeout(time).is_err()
   }
 
   fn lock(&self) -> MutexGuard<'_, State> {

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
-use extism_host::host::Environment;
+use extism_host::host::{Answer, Environment, HostFunction, UntypedFunction};
 use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
 use extism_host::store::{MemoryStore, Store, Value};
 use extism_host::{Code, Result};
@@ -68,18 +68,53 @@ impl Deref for Opened {
 }
 
 fn try_open(manifest: &Manifest, limits: Limits, store: Arc<dyn Store>) -> Result<Opened> {
+  try_open_with(manifest, limits, &Environment::new(store))
+}
+
+fn try_open_with(manifest: &Manifest, limits: Limits, environment: &Environment) -> Result<Opened> {
   let waiting = Arc::<Waiting>::default();
-  let plugin = Plugin::open(
-    manifest,
-    limits,
-    &Environment::new(store),
-    Arc::clone(&waiting) as _,
-  )?;
+  let plugin = Plugin::open(manifest, limits, environment, Arc::clone(&waiting) as _)?;
   Ok(Opened { plugin, waiting })
 }
 
 fn open(manifest: &Manifest, limits: Limits) -> Opened {
   try_open(manifest, limits, Arc::new(MemoryStore::new())).expect("the plugin opens")
+}
+
+/// Opens a plugin whose function `block` calls a host function that no interruption reaches for that time.
+fn open_blocking(time: Duration, timeout: Duration, limits: Limits) -> Opened {
+  let guest = r#"(module
+    (import "extism:host/env" "input_offset" (func $input_offset (result i64)))
+    (import "extism:host/env" "input_length" (func $input_length (result i64)))
+    (import "extism:host/env" "output_set" (func $output_set (param i64 i64)))
+    (import "extism:host/user" "block" (func $block))
+    (func (export "block") (call $block))
+    (func (export "echo") (call $output_set (call $input_offset) (call $input_length))))"#;
+  let block = UntypedFunction {
+    namespace: "extism:host/user".to_owned(),
+    name: "block".to_owned(),
+    typed: Arc::new(move |function, _| {
+      HostFunction::new(
+        "extism:host/user",
+        "block",
+        function.params,
+        None,
+        move |_| {
+          std::thread::sleep(time);
+          Ok(Answer::Nothing)
+        },
+      )
+    }),
+  };
+  let environment = Environment {
+    functions: vec![block],
+    ..Environment::new(Arc::new(MemoryStore::new()))
+  };
+  let manifest = Manifest {
+    timeout: Some(timeout),
+    ..manifest(guest)
+  };
+  try_open_with(&manifest, limits, &environment).expect("the plugin opens")
 }
 
 /// Queues a call; its number, and where its result arrives.
@@ -273,20 +308,17 @@ fn a_call_that_is_canceled_ends_at_once_and_only_it() {
 #[test]
 fn threads_that_no_interruption_reaches_are_replaced_up_to_a_number_and_then_calls_are_refused() {
   // Longer than it takes to have that many of them.
-  let sleeping =
-    include_str!("../__test__/guests/sleeping.wat").replace("5000000000", "9000000000");
-  let manifest = Manifest {
-    use_wasi: true,
-    timeout: Some(Duration::from_millis(50)),
-    ..manifest(&sleeping)
-  };
-  let plugin = open(&manifest, limits(1, 100));
+  let plugin = open_blocking(
+    Duration::from_secs(9),
+    Duration::from_millis(50),
+    limits(1, 100),
+  );
   for abandoned in 0..16 {
     assert_eq!(plugin.abandoned_threads(), abandoned);
-    assert_eq!(call(&plugin, "sleep", b""), Err(Code::Timeout));
+    assert_eq!(call(&plugin, "block", b""), Err(Code::Timeout));
     assert_eq!(call(&plugin, "echo", b"replaced"), Ok(b"replaced".to_vec()));
   }
-  assert_eq!(call(&plugin, "sleep", b""), Err(Code::Timeout));
+  assert_eq!(call(&plugin, "block", b""), Err(Code::Timeout));
   assert_eq!(call(&plugin, "echo", b""), Err(Code::Unavailable));
   assert_eq!(call(&plugin, "echo", b""), Err(Code::Unavailable));
   while plugin.abandoned_threads() > 0 || call(&plugin, "echo", b"x") == Err(Code::Unavailable) {
@@ -300,17 +332,14 @@ fn threads_that_no_interruption_reaches_are_replaced_up_to_a_number_and_then_cal
 
 #[test]
 fn where_all_instances_that_were_started_are_stuck_the_next_call_gets_another() {
-  let sleeping =
-    include_str!("../__test__/guests/sleeping.wat").replace("5000000000", "60000000000");
-  let manifest = Manifest {
-    use_wasi: true,
-    timeout: Some(Duration::from_millis(100)),
-    ..manifest(&sleeping)
-  };
-  let plugin = open(&manifest, limits(2, 100));
+  let plugin = open_blocking(
+    Duration::from_secs(60),
+    Duration::from_millis(100),
+    limits(2, 100),
+  );
   // One after the other, so one instance is enough for them; the last is stuck for good.
   for _ in 0..17 {
-    assert_eq!(call(&plugin, "sleep", b""), Err(Code::Timeout));
+    assert_eq!(call(&plugin, "block", b""), Err(Code::Timeout));
   }
   assert_eq!(call(&plugin, "echo", b"x"), Ok(b"x".to_vec()));
   assert_eq!(plugin.abandoned_threads(), 16);
@@ -318,16 +347,13 @@ fn where_all_instances_that_were_started_are_stuck_the_next_call_gets_another() 
 
 #[test]
 fn closing_does_not_wait_for_threads_that_no_interruption_reaches() {
-  let sleeping =
-    include_str!("../__test__/guests/sleeping.wat").replace("5000000000", "60000000000");
-  let manifest = Manifest {
-    use_wasi: true,
-    timeout: Some(Duration::from_millis(20)),
-    ..manifest(&sleeping)
-  };
-  let plugin = open(&manifest, limits(2, 100));
+  let plugin = open_blocking(
+    Duration::from_secs(60),
+    Duration::from_millis(20),
+    limits(2, 100),
+  );
   // More than may be abandoned, so that one slot is stuck when the plugin is closed.
-  let calls: Vec<_> = (0..17).map(|_| start(&plugin, "sleep", b"")).collect();
+  let calls: Vec<_> = (0..17).map(|_| start(&plugin, "block", b"")).collect();
   for call in calls {
     let result = call.recv().expect("done is run");
     assert_eq!(result.map_err(|error| error.code), Err(Code::Timeout));

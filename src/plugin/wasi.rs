@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use wasmtime::{Caller, Extern, Linker};
@@ -19,8 +20,16 @@ use crate::host::{Guest, Stop};
 // WASI's error numbers.
 const SUCCESS: i32 = 0;
 const BAD_DESCRIPTOR: i32 = 8;
+const FAULT: i32 = 21;
 const INVALID: i32 = 28;
 const TOO_MANY_FILES: i32 = 33;
+
+/// The bytes of a subscription and of an event of `poll_oneoff`, the tag of those of a clock, and the flag
+/// for a time of day.
+const SUBSCRIPTION: usize = 48;
+const EVENT: usize = 32;
+const CLOCK: u8 = 0;
+const ABSOLUTE: u8 = 1;
 
 /// The last of the standard streams.
 const LAST_STREAM: u32 = 2;
@@ -200,6 +209,14 @@ pub fn add_to_linker(
     "poll_oneoff",
     move |mut caller: Caller<'_, Guest>, a: i32, b: i32, c: i32, d: i32| -> wasmtime::Result<i32> {
       let interruption = Arc::clone(&caller.data().interruption);
+      if c == 1
+        && let Some((time, event)) = sleep(&mut caller, &name, a)?
+      {
+        if !interruption.sleep(time) {
+          return Err(wasmtime::Error::new(Stop::Interrupted));
+        }
+        return slept(&mut caller, &name, event, [b, d]);
+      }
       let canceled = Arc::new(Notify::new());
       let notify = Arc::clone(&canceled);
       let _watch = interruption.watch(move || notify.notify_one());
@@ -238,6 +255,54 @@ fn split<'a>(
 
 /// How many bytes one call of WASI may copy out of the guest: Wasmtime's default.
 const HOSTCALL_FUEL: usize = 128 << 20;
+
+/// How long a guest wants to sleep, and the event for then; `None` if the subscription is for something
+/// else. Wasmtime's `poll_oneoff` blocks the thread for a sleep, where no interruption reaches it.
+fn sleep(
+  caller: &mut Caller<'_, Guest>,
+  memory: &str,
+  subscription: i32,
+) -> wasmtime::Result<Option<(Duration, [u8; EVENT])>> {
+  let (GuestMemory::Unshared(bytes), _) = split(caller, memory)? else {
+    return Ok(None);
+  };
+  let subscription = bytes.get(subscription as u32 as usize..);
+  let Some(subscription) = subscription.and_then(<[u8]>::first_chunk::<SUBSCRIPTION>) else {
+    return Ok(None);
+  };
+  let [userdata, tag, _, timeout, _, flags] = *subscription.as_chunks::<8>().0 else {
+    return Ok(None);
+  };
+  if tag[0] != CLOCK || flags[0] & ABSOLUTE != 0 {
+    return Ok(None);
+  }
+  let mut event = [0; EVENT];
+  event[..8].copy_from_slice(&userdata);
+  event[10] = CLOCK;
+  Ok(Some((
+    Duration::from_nanos(u64::from_le_bytes(timeout)),
+    event,
+  )))
+}
+
+/// Tells a guest that it has slept.
+fn slept(
+  caller: &mut Caller<'_, Guest>,
+  memory: &str,
+  event: [u8; EVENT],
+  [events, count]: [i32; 2],
+) -> wasmtime::Result<i32> {
+  let (GuestMemory::Unshared(bytes), _) = split(caller, memory)? else {
+    return Ok(INVALID);
+  };
+  let mut write = |at: i32, what: &[u8]| {
+    let place = bytes.get_mut(at as u32 as usize..)?;
+    place.get_mut(..what.len())?.copy_from_slice(what);
+    Some(())
+  };
+  let written = write(events, &event).and_then(|()| write(count, &1_u32.to_le_bytes()));
+  Ok(written.map_or(FAULT, |()| SUCCESS))
+}
 
 /// Waits for `future` unless `canceled` comes first.
 async fn until<T>(
