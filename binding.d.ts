@@ -310,8 +310,11 @@ export interface PluginStats {
  */
 export declare function precompile(call: number, options: PluginOptions, boundary: Boundary): void
 
-/** Puts the handlers back that make errors of guests' traps, if somebody has displaced them. Cheap. */
-export declare function putBackSignalHandlers(): void
+/**
+ * Puts the handlers back that make errors of guests' traps, if somebody has displaced them. `listened` are
+ * the names of those signals that JavaScript has listeners for now. Cheap.
+ */
+export declare function putBackSignalHandlers(listened: Array<string>): void
 
 /** Why something is refused. */
 export interface Refusal {

@@ -98,6 +98,26 @@ describeUnix('a trap is an error', () => {
       console.log('done')`)).toEqual(ENDED_WELL)
   })
 
+  test('at any moment while listeners come and go', async () => {
+    expect(await run(`
+      let isOver = false
+      const trapping = ['unreachable', 'divide', 'out_of_bounds'].map(async (name) => {
+        while (!isOver) {
+          const error = await plugin.call(name).catch((error) => error)
+          if (error?.code !== 'TRAP') throw new Error(name + ' did not trap', { cause: error })
+        }
+      })
+      for (let round = 0; round < 2_000; round++) {
+        for (const signal of SIGNALS) process.on(signal, listener)
+        await new Promise(setImmediate)
+        for (const signal of SIGNALS) process.off(signal, listener)
+        await new Promise(setImmediate)
+      }
+      isOver = true
+      await Promise.all(trapping)
+      console.log('done')`)).toEqual(ENDED_WELL)
+  })
+
   test('in a synchronous call, on the thread of JavaScript', async () => {
     expect(await run(`
       for (const signal of SIGNALS) process.on(signal, listener)

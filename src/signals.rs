@@ -17,11 +17,19 @@
 //! A host function needs nothing: Wasmtime looks at the program counter, declines faults outside
 //! compiled code, and ours passes them on.
 //!
+//! # Listeners that come and go
+//!
+//! libuv would install `SIG_DFL` when the last listener of a signal is removed, and a trap before our
+//! handler is back would end the process. So [`listeners_changed`] first makes libuv keep its handler for
+//! ever (`libuv`), behind ours. What we do not give to Wasmtime goes to libuv's handler only while
+//! JavaScript has listeners, and else to what libuv's displaced.
+//!
 //! # What it cannot do
 //!
 //! From the moment another handler is installed until ours is back, a trap goes to that handler. A
-//! handler that returns, such as libuv's, only delays the trap. With `SIG_DFL`, which libuv leaves
-//! when the last listener is removed, a trap in those microseconds ends the process.
+//! handler that returns only delays the trap. If native code installs `SIG_DFL`, a trap until the next
+//! instance starts ends the process. A listener that native code adds to libuv itself hears these signals
+//! only while JavaScript has listeners too.
 //!
 //! # Why there are layers
 //!
@@ -31,10 +39,13 @@
 //! entry point that chains to it, while the older entry points keep chaining to what they displaced.
 
 #[cfg(unix)]
-pub use unix::{GuestScope, ensure_installed, enter_guest};
+mod libuv;
+
+#[cfg(unix)]
+pub use unix::{GuestScope, ensure_installed, enter_guest, listeners_changed};
 
 #[cfg(not(unix))]
-pub use elsewhere::{GuestScope, ensure_installed, enter_guest};
+pub use elsewhere::{GuestScope, ensure_installed, enter_guest, listeners_changed};
 
 /// Other systems report faults in another way, which signal handlers do not touch.
 #[cfg(not(unix))]
@@ -49,6 +60,9 @@ mod elsewhere {
   pub fn ensure_installed() {}
 
   /// Does nothing on this system.
+  pub fn listeners_changed(_: &[String]) {}
+
+  /// Does nothing on this system.
   #[inline]
   pub fn enter_guest() -> GuestScope {
     GuestScope(PhantomData)
@@ -60,11 +74,13 @@ mod unix {
   use std::marker::PhantomData;
   use std::mem::{self, MaybeUninit};
   use std::ptr;
-  use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+  use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
   use std::sync::{Mutex, PoisonError};
 
   use libc::{c_int, c_void, sigaction, siginfo_t};
   use wasmtime::{Config, Engine};
+
+  use super::libuv;
 
   type Handler = unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
   type PlainHandler = unsafe extern "C" fn(c_int);
@@ -92,10 +108,10 @@ mod unix {
   /// in a handler ends the process with or without it.
   const OUR_FLAGS: c_int = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
 
-  static SEGV: Watched = Watched::new(libc::SIGSEGV);
-  static ILL: Watched = Watched::new(libc::SIGILL);
-  static FPE: Watched = Watched::new(libc::SIGFPE);
-  static BUS: Watched = Watched::new(libc::SIGBUS);
+  static SEGV: Watched = Watched::new(libc::SIGSEGV, "SIGSEGV");
+  static ILL: Watched = Watched::new(libc::SIGILL, "SIGILL");
+  static FPE: Watched = Watched::new(libc::SIGFPE, "SIGFPE");
+  static BUS: Watched = Watched::new(libc::SIGBUS, "SIGBUS");
   static WATCHED: [&Watched; 4] = [&SEGV, &ILL, &FPE, &BUS];
 
   /// `SIG_DFL`, as an action to chain to.
@@ -104,6 +120,9 @@ mod unix {
     // is a value; a zero handler is SIG_DFL.
     unsafe { mem::zeroed() }
   };
+
+  /// The address of libuv's handler, if it stays for ever; else 0.
+  static LIBUV: AtomicUsize = AtomicUsize::new(0);
 
   /// Whether the first installation is over. Handlers never take this lock.
   static IS_PREPARED: Mutex<bool> = Mutex::new(false);
@@ -123,6 +142,35 @@ mod unix {
     for watched in WATCHED {
       watched.put_back();
     }
+  }
+
+  /// Puts our handlers in front, as [`ensure_installed`], and says for which signals JavaScript has
+  /// listeners now. The main thread of JavaScript, before it has made an engine if possible.
+  pub fn listeners_changed(listened: &[String]) {
+    static IS_KEPT: Mutex<bool> = Mutex::new(false);
+    let mut is_kept = IS_KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    for watched in WATCHED {
+      let is_listened = listened.iter().any(|name| name == watched.name);
+      watched.is_listened.store(is_listened, Ordering::Release);
+    }
+    if !*is_kept {
+      *is_kept = true;
+      let found = WATCHED.map(|watched| watched.current());
+      let handler = libuv::listen(WATCHED.map(|watched| watched.signal));
+      for (watched, found) in WATCHED.into_iter().zip(found) {
+        // Otherwise JavaScript had listeners, or another thread has made an engine; then the default
+        // action is what libuv would leave.
+        if let Some(found) = found.filter(|found| !is_ours(found))
+          && Some(found.sa_sigaction) != handler
+        {
+          watched.before_libuv.store(leak(found), Ordering::Release);
+        }
+      }
+      // From now on they are told apart.
+      LIBUV.store(handler.unwrap_or(0), Ordering::Release);
+    }
+    drop(is_kept);
+    ensure_installed();
   }
 
   /// Marks this thread as inside a guest until the returned scope is dropped. Scopes nest.
@@ -265,6 +313,11 @@ mod unix {
   /// A signal, and whom to ask about it.
   struct Watched {
     signal: c_int,
+    name: &'static str,
+    /// Whether JavaScript has listeners. It counts as having some until it has said.
+    is_listened: AtomicBool,
+    /// What libuv's handler displaced; null for SIG_DFL. Never freed.
+    before_libuv: AtomicPtr<sigaction>,
     /// Wasmtime's action; null if Wasmtime does not use the signal. Never freed.
     runtime: AtomicPtr<sigaction>,
     /// What each layer displaced; null if the layer is not in use. Never freed: a handler may read
@@ -273,9 +326,12 @@ mod unix {
   }
 
   impl Watched {
-    const fn new(signal: c_int) -> Self {
+    const fn new(signal: c_int, name: &'static str) -> Self {
       Watched {
         signal,
+        name,
+        is_listened: AtomicBool::new(true),
+        before_libuv: AtomicPtr::new(ptr::null_mut()),
         runtime: AtomicPtr::new(ptr::null_mut()),
         displaced: [const { AtomicPtr::new(ptr::null_mut()) }; LAYERS],
       }
@@ -388,6 +444,19 @@ mod unix {
       }
     }
 
+    /// Where the action is to which a layer chains now. Runs in a handler.
+    fn chained(&self, layer: usize) -> &AtomicPtr<sigaction> {
+      let displaced = &self.displaced[layer];
+      // SAFETY: it was leaked, is static or null.
+      let action = unsafe { displaced.load(Ordering::Acquire).as_ref() };
+      let libuv = LIBUV.load(Ordering::Acquire);
+      let is_libuv = libuv != 0 && action.is_some_and(|action| action.sa_sigaction == libuv);
+      match is_libuv && !self.is_listened.load(Ordering::Acquire) {
+        true => &self.before_libuv,
+        false => displaced,
+      }
+    }
+
     /// The layer that chains to `action`: one that does already, or a new one.
     fn layer_over(&self, action: sigaction) -> usize {
       let chains_to = |displaced: &AtomicPtr<sigaction>| {
@@ -477,7 +546,7 @@ mod unix {
       }
     }
     // SAFETY: as for this function.
-    unsafe { chain(&watched.displaced[layer], signal, info, context) }
+    unsafe { chain(watched, layer, signal, info, context) }
   }
 
   /// What Wasmtime calls if a fault is not one of compiled code.
@@ -491,7 +560,7 @@ mod unix {
       set_thread_place(DECLINED);
     } else if let Some(watched) = Watched::of(signal) {
       // SAFETY: as for this function.
-      unsafe { chain(&watched.displaced[0], signal, info, context) }
+      unsafe { chain(watched, 0, signal, info, context) }
     }
   }
 
@@ -507,17 +576,19 @@ mod unix {
     code > 0 && (cfg!(any(target_os = "linux", target_os = "android")) || code < 0x10001)
   }
 
-  /// Does what would have happened if ours had not displaced that action.
+  /// Does what would have happened if that layer had not displaced its action, and libuv came and went.
   ///
   /// # Safety
   ///
   /// As for [`on_signal`].
   unsafe fn chain(
-    displaced: &AtomicPtr<sigaction>,
+    watched: &Watched,
+    layer: usize,
     signal: c_int,
     info: *mut siginfo_t,
     context: *mut c_void,
   ) {
+    let displaced = watched.chained(layer);
     let action = displaced.load(Ordering::Acquire);
     // SAFETY: it was leaked, is static or null.
     let action = unsafe { action.as_ref() }.unwrap_or(&DEFAULT);

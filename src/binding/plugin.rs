@@ -311,10 +311,11 @@ pub fn open_plugin(
   });
 }
 
-/// Puts the handlers back that make errors of guests' traps, if somebody has displaced them. Cheap.
+/// Puts the handlers back that make errors of guests' traps, if somebody has displaced them. `listened` are
+/// the names of those signals that JavaScript has listeners for now. Cheap.
 #[napi(catch_unwind)]
-pub fn put_back_signal_handlers() {
-  plugin::put_back_signal_handlers();
+pub fn put_back_signal_handlers(listened: Vec<String>) {
+  plugin::put_back_signal_handlers(&listened);
 }
 
 /// What the plugin has of JavaScript.

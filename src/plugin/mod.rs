@@ -230,9 +230,10 @@ impl Plugin {
   }
 }
 
-/// Puts the handlers back that make errors of guests' traps, if somebody has displaced them.
-pub fn put_back_signal_handlers() {
-  crate::signals::ensure_installed();
+/// Puts the handlers back that make errors of guests' traps, if somebody has displaced them. JavaScript
+/// has listeners for these signals.
+pub fn put_back_signal_handlers(listened: &[String]) {
+  crate::signals::listeners_changed(listened);
 }
 
 /// The engine's kind for a manifest.
