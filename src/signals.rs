@@ -145,31 +145,29 @@ mod unix {
   }
 
   /// Puts our handlers in front, as [`ensure_installed`], and says for which signals JavaScript has
-  /// listeners now. The main thread of JavaScript, before it has made an engine if possible.
+  /// listeners now. Only JavaScript's main thread may call it.
   pub fn listeners_changed(listened: &[String]) {
-    static IS_KEPT: Mutex<bool> = Mutex::new(false);
-    let mut is_kept = IS_KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    static IS_KEPT: AtomicBool = AtomicBool::new(false);
+    // Another thread may be making the first engine.
+    let preparing = IS_PREPARED.lock().unwrap_or_else(PoisonError::into_inner);
     for watched in WATCHED {
       let is_listened = listened.iter().any(|name| name == watched.name);
       watched.is_listened.store(is_listened, Ordering::Release);
     }
-    if !*is_kept {
-      *is_kept = true;
+    if !IS_KEPT.swap(true, Ordering::AcqRel) {
       let found = WATCHED.map(|watched| watched.current());
       let handler = libuv::listen(WATCHED.map(|watched| watched.signal));
       for (watched, found) in WATCHED.into_iter().zip(found) {
-        // Otherwise JavaScript had listeners, or another thread has made an engine; then the default
-        // action is what libuv would leave.
-        if let Some(found) = found.filter(|found| !is_ours(found))
-          && Some(found.sa_sigaction) != handler
-        {
+        let found = found.map(|found| watched.behind(found));
+        // If JavaScript has listeners already, the default action is what libuv would leave.
+        if let Some(found) = found.filter(|found| Some(found.sa_sigaction) != handler) {
           watched.before_libuv.store(leak(found), Ordering::Release);
         }
       }
       // From now on they are told apart.
       LIBUV.store(handler.unwrap_or(0), Ordering::Release);
     }
-    drop(is_kept);
+    drop(preparing);
     ensure_installed();
   }
 
@@ -442,6 +440,17 @@ mod unix {
         }
         found = displaced;
       }
+    }
+
+    /// What an action chains to if it is one of ours; else the action.
+    fn behind(&self, action: sigaction) -> sigaction {
+      let is_it = |entry_point: &Handler| address(*entry_point) == action.sa_sigaction;
+      let layer = ENTRY_POINTS.iter().position(is_it);
+      let displaced = layer.map(|layer| self.displaced[layer].load(Ordering::Acquire));
+      // SAFETY: it was leaked, is static or null.
+      displaced.map_or(action, |displaced| {
+        unsafe { displaced.as_ref() }.map_or(DEFAULT, |displaced| *displaced)
+      })
     }
 
     /// Where the action is to which a layer chains now. Runs in a handler.
