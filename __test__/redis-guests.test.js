@@ -143,7 +143,8 @@ describe('on one server', () => {
       await sleep(GRACE_MS)
       expect(plugin.stats()).toMatchObject({ abandonedThreads: 0, replaced: { interrupted, hostFunctionError: 0 } })
       server.resume()
-      await until(async () => await run('set', 'after', 'value', 0) === 0)
+      // On a busy machine a call may still be late.
+      await until(() => run('set', 'after', 'value', 0).then((status) => status === 0, () => false))
     }
 
     afterEach(async () => {
@@ -183,7 +184,7 @@ describe('on one server', () => {
 
     test('keeps no thread of guests that wait for another to count the keys', async () => {
       ({ plugin, run } = await openStoreGuest({
-        store: { store, access: 'write', maxKeys: 5 }, timeoutMs: 300, instances: 4, eager: true
+        store: { store, access: 'write', maxKeys: 5 }, timeoutMs: 1_000, instances: 4, eager: true
       }))
       // Only the count waits: the servers' other answers are remembered.
       await Promise.all(['a', 'b', 'c', 'd'].map((key) => run('get', key)))
