@@ -7,13 +7,14 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::pin::pin;
-use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
+
+use crate::sync::{Mutex, MutexGuard, sync_channel};
 
 thread_local! {
   /// The interruption of the instance that this thread runs.

@@ -32,6 +32,7 @@ pub mod kernel;
 pub mod plugin;
 pub mod signals;
 pub mod store;
+mod sync;
 mod watchdog;
 
 pub use error::{Code, Error, Result};

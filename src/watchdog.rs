@@ -4,10 +4,11 @@
 //! it waits for. When it wakes, it looks at all that it watches and finds the next. So with calls
 //! of the same limit it wakes at most once in the time of that limit, and a call costs it nothing.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError, Weak};
-use std::thread;
+use std::sync::atomic::Ordering;
+use std::sync::{LazyLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
+
+use crate::sync::{self, AtomicU64, Condvar, Mutex, MutexGuard, process_static, thread};
 
 /// What has deadlines.
 pub trait Watched: Send + Sync {
@@ -22,32 +23,35 @@ struct Watchdog {
   next: AtomicU64,
   watched: Mutex<Vec<Weak<dyn Watched>>>,
   earlier: Condvar,
+  is_started: Mutex<bool>,
 }
 
 const NEVER: u64 = u64::MAX;
 
-static WATCHDOG: OnceLock<Watchdog> = OnceLock::new();
+process_static! {
+  static WATCHDOG: LazyLock<Watchdog> = LazyLock::new(|| Watchdog {
+    epoch: sync::now(),
+    next: AtomicU64::new(NEVER),
+    watched: Mutex::default(),
+    earlier: Condvar::new(),
+    is_started: Mutex::default(),
+  });
+}
 
 /// Has `watched` looked at from now on, for as long as it lives. An error where the thread cannot
 /// be started.
 pub fn watch(watched: Weak<dyn Watched>) -> std::io::Result<()> {
-  let watchdog = WATCHDOG.get_or_init(|| Watchdog {
-    epoch: Instant::now(),
-    next: AtomicU64::new(NEVER),
-    watched: Mutex::default(),
-    earlier: Condvar::new(),
-  });
   // Started under the lock, so that there is one however many plugins are opened at once.
-  static STARTED: Mutex<bool> = Mutex::new(false);
-  let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-  if !*started {
+  let is_started = WATCHDOG.is_started.lock();
+  let mut is_started = is_started.unwrap_or_else(PoisonError::into_inner);
+  if !*is_started {
     thread::Builder::new()
       .name("extism-watchdog".to_owned())
-      .spawn(|| watchdog.run())?;
-    *started = true;
+      .spawn(|| WATCHDOG.run())?;
+    *is_started = true;
   }
-  drop(started);
-  let mut list = watchdog.lock();
+  drop(is_started);
+  let mut list = WATCHDOG.lock();
   list.retain(|watched| watched.strong_count() > 0);
   list.push(watched);
   Ok(())
@@ -55,13 +59,11 @@ pub fn watch(watched: Weak<dyn Watched>) -> std::io::Result<()> {
 
 /// Makes sure that the watchdog looks no later than at `deadline`.
 pub fn schedule(deadline: Instant) {
-  if let Some(watchdog) = WATCHDOG.get() {
-    watchdog.schedule(deadline);
-  }
+  WATCHDOG.schedule(deadline);
 }
 
 impl Watchdog {
-  fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn Watched>>> {
+  fn lock(&self) -> MutexGuard<'_, Vec<Weak<dyn Watched>>> {
     self.watched.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
@@ -82,7 +84,7 @@ impl Watchdog {
       // From here on who has a deadline tells of it again, and what is found below does.
       self.next.store(NEVER, Ordering::SeqCst);
       let watched: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
-      let now = Instant::now();
+      let now = sync::now();
       let next = watched
         .iter()
         .filter_map(|watched| watched.poll_deadlines(now))
@@ -98,7 +100,7 @@ impl Watchdog {
     let mut list = self.lock();
     loop {
       let next = self.next.load(Ordering::SeqCst);
-      let now = self.epoch.elapsed();
+      let now = sync::now() - self.epoch;
       let left = match next {
         NEVER => Duration::MAX,
         next => Duration::from_nanos(next).saturating_sub(now),

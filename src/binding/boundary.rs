@@ -8,9 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use napi::bindgen_prelude::{
   Array, ArrayBuffer, Either3, Function, FunctionCallContext, Null, ToNapiValue, Uint8Array,
@@ -20,13 +18,14 @@ use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, Status};
 use napi_derive::napi;
 
+use super::event_queue::EventQueue;
 use super::host_call::{BlockReply, Channel, HostCall, HostCalls, Step};
 use super::logger::Message;
 use super::plugin::Plugin;
 use super::silence_panics;
 use super::store::{Place, Reply};
 use crate::host::{Answer, Bytes, HostFunctionError};
-use crate::plugin::{self, spin};
+use crate::plugin;
 use crate::{Code, Result};
 
 /// Outputs up to this many bytes share a buffer; longer ones have one of their own.
@@ -54,9 +53,6 @@ const APART: u32 = u32::MAX;
 
 /// In place of a length: what is handed over apart is what JavaScript gets.
 const AS_IT_IS: u32 = 1;
-
-/// How long JavaScript's thread looks for the result of its only call before it goes on.
-const LOOK: Duration = Duration::from_micros(20);
 
 /// In place of a code: a host function in JavaScript has been called; its message is where an output
 /// would be.
@@ -94,31 +90,16 @@ type Wake = ThreadsafeFunction<(), (), (), Status, false, true>;
 
 /// Calls that have ended, and what else has happened that JavaScript has not seen yet.
 pub struct Finished {
-  /// In the order in which it happened. The event loop has been woken for them if there are any, or
-  /// looks for them, so only the one who adds the first wakes it.
-  list: Mutex<VecDeque<Event>>,
+  events: EventQueue<Event>,
   wake: Wake,
-  /// Whether JavaScript's thread looks for them, in [`look`](Self::look).
-  is_looked_for: AtomicBool,
-  /// What it looks at there: whether any have been added since.
-  has_any: spin::Flag,
-  /// Signalled, where JavaScript's thread looks for them, when one has been added.
-  added: Condvar,
 }
 
 impl Finished {
   fn new(wake: Wake) -> Self {
     Self {
-      list: Mutex::default(),
+      events: EventQueue::new(),
       wake,
-      is_looked_for: AtomicBool::new(false),
-      has_any: spin::Flag::default(),
-      added: Condvar::new(),
     }
-  }
-
-  fn lock(&self) -> MutexGuard<'_, VecDeque<Event>> {
-    self.list.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
   /// Adds what came of the call that JavaScript numbered `call`. Any thread.
@@ -128,53 +109,15 @@ impl Finished {
 
   /// Adds something that has happened. Any thread.
   pub fn push(&self, event: Event) {
-    let mut list = self.lock();
-    list.push_back(event);
-    let is_looked_for = self.is_looked_for.load(Ordering::Relaxed);
-    let must_wake = list.len() == 1 && !is_looked_for;
-    drop(list);
-    self.has_any.set();
-    if is_looked_for {
-      // A system call only where somebody sleeps, in `wait`.
-      self.added.notify_one();
-    }
-    if must_wake {
+    if self.events.push(event) {
       // Fails only when the environment is going away, and nobody waits any more.
       self.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
     }
   }
 
-  /// Waits for a moment for a call to end; whether one has. Then it must be taken: nobody is woken for
-  /// it. JavaScript's thread only, which does nothing else meanwhile.
+  /// See [`EventQueue::spin_wait`].
   pub fn look(&self) -> bool {
-    self.has_any.clear();
-    self.is_looked_for.store(true, Ordering::Relaxed);
-    spin::until(LOOK, || self.has_any.is_set());
-    // Under the lock: who adds one from here on wakes the event loop.
-    let list = self.lock();
-    self.is_looked_for.store(false, Ordering::Relaxed);
-    !list.is_empty()
-  }
-
-  /// Waits until a call has ended, however long that takes. As [`look`](Self::look) otherwise.
-  pub fn wait(&self) {
-    if self.look() {
-      return;
-    }
-    let mut list = self.lock();
-    self.is_looked_for.store(true, Ordering::Relaxed);
-    while list.is_empty() {
-      list = self
-        .added
-        .wait(list)
-        .unwrap_or_else(PoisonError::into_inner);
-    }
-    self.is_looked_for.store(false, Ordering::Relaxed);
-  }
-
-  /// Puts all that there are into `list`, which is empty; its memory is used for the next.
-  fn take_all(&self, list: &mut VecDeque<Event>) {
-    std::mem::swap(&mut *self.lock(), list);
+    self.events.spin_wait()
   }
 }
 
@@ -257,7 +200,7 @@ impl Boundary {
   /// Waits until there is a finished call to be taken. The event loop stands still meanwhile.
   #[napi(catch_unwind)]
   pub fn wait(&self) {
-    self.near.finished.wait();
+    self.near.finished.events.wait();
   }
 
   /// Answers a call of a function in JavaScript with the bits of a number. This and all that follow
@@ -424,7 +367,7 @@ impl Near {
     let mut header = self.header.borrow_mut();
     let mut rest = self.rest.borrow_mut();
     if rest.is_empty() {
-      self.finished.take_all(&mut rest);
+      self.finished.events.take_all(&mut rest);
     }
     // SAFETY: both are memory of JavaScript, whose thread is this one and does not run JavaScript
     // before they have been dropped, so nothing else reads or writes them and they stay where they

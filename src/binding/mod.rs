@@ -2,6 +2,7 @@
 //! here, and makes the errors, since an `Error` made natively is of another realm under Jest.
 
 mod boundary;
+mod event_queue;
 mod host_call;
 mod logger;
 mod memory_store;

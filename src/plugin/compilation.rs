@@ -1,11 +1,12 @@
 //! How many plugins are compiled at once: each compilation takes all cores that it gets, and memory.
 
 use std::num::NonZeroUsize;
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::thread;
+use std::sync::PoisonError;
 
-static RUNNING: Mutex<usize> = Mutex::new(0);
-static ENDED: Condvar = Condvar::new();
+use crate::sync::{Condvar, Mutex, process_static, thread};
+
+process_static! { static RUNNING: Mutex<usize> = Mutex::new(0); }
+process_static! { static ENDED: Condvar = Condvar::new(); }
 
 /// A compilation may run for as long as this lives.
 #[must_use]

@@ -12,17 +12,15 @@
 //! The reference runtime interrupts an instance through Extism's `CancelHandle`.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use extism::CancelHandle;
 use wasmtime::{Engine, Store, UpdateDeadline};
 
+use super::page::{Address, protect};
 use crate::host::{Guest, Stop};
-
-/// How much of the interrupt memory is closed: the load reads its first byte.
-#[cfg(unix)]
-const CLOSED: usize = 4096;
+use crate::sync::{AtomicBool, Mutex, MutexGuard};
 
 /// How instances are interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,13 +60,6 @@ struct Page {
   address: Option<Address>,
   is_closed: bool,
 }
-
-/// The address of an interrupt page.
-struct Address(NonNull<u8>);
-
-// SAFETY: it is only ever handed to `mprotect`, which any thread may call, under the lock of the `Page`
-// that it is in.
-unsafe impl Send for Address {}
 
 impl Interrupt {
   /// For an instance of that engine. `store` is the instance's: nothing has run in it yet.
@@ -146,7 +137,7 @@ impl Interrupt {
   /// Says where the instance's interrupt page is. One that was interrupted before is so from now on.
   pub fn arm_page(&self, address: NonNull<u8>) {
     let mut page = self.lock();
-    let address = Address(address);
+    let address = Address::new(address);
     if self.is_interrupted() {
       page.is_closed = protect(&address, false);
     }
@@ -163,25 +154,4 @@ impl Interrupt {
     }
     page.is_closed = false;
   }
-}
-
-/// Opens or closes a page; whether that could be done.
-#[cfg(unix)]
-fn protect(address: &Address, is_open: bool) -> bool {
-  use rustix::mm::{MprotectFlags, mprotect};
-
-  let flags = match is_open {
-    true => MprotectFlags::READ | MprotectFlags::WRITE,
-    false => MprotectFlags::empty(),
-  };
-  // SAFETY: the address is that of the interrupt memory of an instance that exists: `disarm` forgets it
-  // under the lock that we hold, before the memory is given back. Nobody reads or writes the page but
-  // the checks in the instance's own code, of which Wasmtime makes a trap; the host never touches it,
-  // and the memory cannot move or shrink, as its maximum is one page.
-  unsafe { mprotect(address.0.as_ptr().cast(), CLOSED, flags) }.is_ok()
-}
-
-#[cfg(not(unix))]
-fn protect(_: &Address, _: bool) -> bool {
-  false
 }

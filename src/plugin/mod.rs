@@ -7,6 +7,7 @@ pub mod instance;
 pub mod interrupt;
 pub mod link;
 mod manifest;
+mod page;
 mod reference;
 pub mod spin;
 pub mod stats;

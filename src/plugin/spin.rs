@@ -4,11 +4,12 @@
 //! call takes. So where calls are made one after the other, each as soon as the one before has
 //! ended, the thread that serves them stays awake for a moment and looks for the next.
 
-use std::hint;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::sync::{self, AtomicBool, AtomicUsize, process_static, thread};
 
 /// How long a thread looks for the next call before it sleeps. It has to be longer than a caller that
 /// sleeps takes to wake up and call again: only then does either begin to stay awake.
@@ -48,10 +49,11 @@ pub fn until(limit: Duration, is_due: impl Fn() -> bool) -> bool {
       if is_due() {
         return true;
       }
-      hint::spin_loop();
+      sync::spin_loop();
     }
     // The clock costs as much as several looks, and more often than not it is not needed.
-    if start.get_or_insert_with(Instant::now).elapsed() > limit {
+    let now = sync::now();
+    if now - *start.get_or_insert(now) > limit {
       return is_due();
     }
   }
@@ -100,12 +102,11 @@ impl SpinBackoff {
 /// A thread's place among those of the process that spin; there are fewer than there are cores.
 pub struct Spinner(());
 
-static SPINNERS: AtomicUsize = AtomicUsize::new(0);
+process_static! { static SPINNERS: AtomicUsize = AtomicUsize::new(0); }
 
 impl Spinner {
   /// `None` where all places are taken; always so on one core.
   pub fn new() -> Option<Self> {
-    use std::sync::OnceLock;
     static CORES: OnceLock<usize> = OnceLock::new();
     let cores = *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
     let is_free = |spinners| (spinners + 1 < cores).then_some(spinners + 1);
@@ -125,21 +126,5 @@ impl Spinner {
 impl Drop for Spinner {
   fn drop(&mut self) {
     SPINNERS.fetch_sub(1, Ordering::Relaxed);
-  }
-}
-
-#[cfg(test)]
-mod tests {
-  use super::*;
-
-  #[test]
-  fn who_finds_no_place_takes_none_away() {
-    let places = || {
-      let spinners: Vec<_> = std::iter::from_fn(Spinner::new).collect();
-      spinners.len()
-    };
-    let before = places();
-    assert_eq!(places(), before);
-    assert_eq!(SPINNERS.load(Ordering::Relaxed), 0);
   }
 }

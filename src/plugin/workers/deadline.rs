@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::slot::{InFlight, Slot};
 use super::{Shared, timed_out, worker};
+use crate::sync;
 use crate::watchdog::Watched;
 
 /// How long an interrupted instance may take to end before its thread is abandoned.
@@ -69,7 +70,7 @@ impl Shared {
     let mut queue = self.lock();
     let mut record = slot.lock();
     let is_due =
-      |in_flight: &&mut InFlight| in_flight.abandon_at.is_some_and(|at| at <= Instant::now());
+      |in_flight: &&mut InFlight| in_flight.abandon_at.is_some_and(|at| at <= sync::now());
     let Some(in_flight) = record.in_flight.as_mut().filter(is_due) else {
       return;
     };

@@ -21,14 +21,14 @@ mod worker;
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use super::instance::{CallError, Ending, Runtime};
 use super::spin::Flag;
 use super::stats::{Counters, Stats};
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Receiver, sync_channel};
 use crate::{Code, Error, Result, watchdog};
 use queue::Queue;
 use scaling::ScaleUp;

@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use super::super::instance::Runtime;
 use super::super::spin::{SpinBackoff, Spinner};
 use super::scaling::ScaleUp;
 use super::slot::Slot;
 use super::{Call, Shared};
+use crate::sync::{self, MutexGuard};
 use crate::watchdog;
 
 /// How soon a call must have come for a thread to spin for the next. Longer than it looks: it includes
@@ -81,7 +82,7 @@ impl Queue {
 
   /// Has the watchdog try again to abandon the threads of stuck slots, as something has changed.
   pub fn reconsider_stuck_slots(&self) {
-    let now = Instant::now();
+    let now = sync::now();
     for slot in &self.slots {
       if !slot.is_stuck.load(Ordering::Relaxed) {
         continue;
@@ -124,13 +125,13 @@ impl Shared {
       if queue.is_closed {
         return None;
       }
-      let since = Instant::now();
+      let since = sync::now();
       let is_due = queue.is_spinning_due();
       queue = match is_due.then(Spinner::new).flatten() {
         Some(spinner) => self.spin(queue, spinner),
         None => self.sleep(queue),
       };
-      queue.last_wait = Some(since.elapsed());
+      queue.last_wait = Some(sync::now() - since);
     }
   }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::queue::Queue;
 use super::{Shared, worker};
-use crate::Result;
+use crate::{Result, sync};
 
 /// How long no further instance is started after one that could not be. Each failure after that
 /// doubles it, up to [`MAX_PAUSE`].
@@ -37,7 +37,7 @@ impl ScaleUp {
   fn pause(&mut self) {
     let doublings = self.failures.saturating_sub(1).min(16);
     let pause = (FIRST_PAUSE * (1 << doublings)).min(MAX_PAUSE);
-    self.not_before = Instant::now().checked_add(pause);
+    self.not_before = sync::now().checked_add(pause);
   }
 }
 
@@ -53,7 +53,7 @@ pub fn scale_up(shared: &Shared, queue: &mut Queue, unfinished: usize) {
   {
     return;
   }
-  let is_due = |scale_up: &&mut ScaleUp| scale_up.not_before.is_none_or(|at| at <= Instant::now());
+  let is_due = |scale_up: &&mut ScaleUp| scale_up.not_before.is_none_or(|at| at <= sync::now());
   let Some(scale_up) = queue.scale_up.as_mut().filter(is_due) else {
     return;
   };

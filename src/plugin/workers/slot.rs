@@ -1,12 +1,12 @@
 //! The place of one instance, and the record of what it is doing.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::super::interrupt::Interrupt;
 use super::deadline::GRACE;
 use crate::host::Interruption;
+use crate::sync::{self, AtomicBool, Mutex, MutexGuard};
 use crate::{Error, Result, watchdog};
 
 /// The place of one instance. An abandoned thread keeps its slot; its replacement gets a new one.
@@ -88,7 +88,7 @@ impl Slot {
 impl Record {
   /// Something runs from now on.
   pub fn begin(&mut self, waiter: Waiter, is_initialization: bool, limit: Option<Duration>) {
-    let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+    let deadline = limit.and_then(|limit| sync::now().checked_add(limit));
     self.in_flight = Some(InFlight {
       waiter: Some(waiter),
       is_initialization,
@@ -113,7 +113,7 @@ impl Record {
       interruption.cancel();
     }
     if let Some(in_flight) = &mut self.in_flight {
-      let abandon_at = Instant::now() + GRACE;
+      let abandon_at = sync::now() + GRACE;
       in_flight.abandon_at = Some(abandon_at);
       watchdog::schedule(abandon_at);
     }

@@ -3,7 +3,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::thread;
 
 use super::super::instance::{Ending, Instance, Outcome, Run, Runtime};
 use super::super::reference::ReferenceInstance;
@@ -11,6 +10,7 @@ use super::super::stats::Replaced;
 use super::queue::Queue;
 use super::slot::{Ready, Slot, Waiter};
 use super::{Call, Shared, cannot_start, error_of, error_of_call};
+use crate::sync::thread;
 use crate::{Code, Error, Result};
 
 /// Puts a slot into the queue and starts its thread. `ready` is told whether its first instance could
