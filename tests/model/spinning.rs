@@ -1,0 +1,114 @@
+//! Threads that spin lose no call, and give their places back.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::plugin::compilation;
+use crate::plugin::instance::export;
+use crate::plugin::spin::Spinner;
+use crate::plugin::workers::{Limits, Queued};
+use crate::scenario::{Plugin, any, call, check, limits, pause};
+use crate::sync::{AtomicUsize, thread};
+use crate::violation;
+
+/// Enough calls one after the other for the thread to spin for the next.
+fn calls_alone(plugin: &Plugin, first: u64) -> u64 {
+  let next = first + 10;
+  for number in first..next {
+    let mut alone = call(number, export::RETURN);
+    alone.is_alone = true;
+    plugin.push(alone);
+    assert_eq!(plugin.wait(number), Ok(()));
+  }
+  next
+}
+
+#[test]
+fn no_call_is_lost_to_a_thread_that_spins() {
+  check(|| {
+    let plugin = Plugin::start(
+      Limits {
+        is_eager: true,
+        ..limits(any(&[1, 2]))
+      },
+      &[],
+    )
+    .unwrap();
+    let next = calls_alone(&plugin, 0);
+    pause();
+    let last = next + any(&[1, 2, 3]);
+    let mut is_asleep = false;
+    for number in next..last {
+      let mut next = call(number, any(&[export::RETURN, export::EXIT]));
+      next.is_alone = any(&[false, true]);
+      is_asleep |= plugin.workers.push(next) == Queued::Asleep;
+    }
+    if is_asleep {
+      plugin.workers.wake();
+    }
+    for number in next..last {
+      assert_eq!(plugin.wait(number), Ok(()));
+    }
+    plugin.close_and_wait();
+  });
+}
+
+#[test]
+fn a_close_ends_a_thread_that_spins() {
+  check(|| {
+    let plugin = Plugin::start(limits(1), &[]).unwrap();
+    calls_alone(&plugin, 0);
+    pause();
+    plugin.close_and_wait();
+  });
+}
+
+#[test]
+fn fewer_threads_spin_than_there_are_cores() {
+  check(|| {
+    let spinning = Arc::new(AtomicUsize::new(0));
+    let threads: Vec<_> = (0..4)
+      .map(|_| {
+        let spinning = Arc::clone(&spinning);
+        thread::spawn(move || {
+          if let Some(spinner) = Spinner::new() {
+            if spinning.fetch_add(1, Ordering::Relaxed) >= 2 {
+              violation("more threads spin than may");
+            }
+            spinning.fetch_sub(1, Ordering::Relaxed);
+            drop(spinner);
+          }
+        })
+      })
+      .collect();
+    threads
+      .into_iter()
+      .for_each(|thread| thread.join().unwrap());
+    // Who found no place has taken none away.
+    let places: Vec<_> = std::iter::from_fn(Spinner::new).collect();
+    assert_eq!(places.len(), 2);
+  });
+}
+
+#[test]
+fn each_compilation_gets_its_turn() {
+  check(|| {
+    let running = Arc::new(AtomicUsize::new(0));
+    let threads: Vec<_> = (0..5)
+      .map(|_| {
+        let running = Arc::clone(&running);
+        thread::spawn(move || {
+          let turn = compilation::wait_for_turn();
+          if running.fetch_add(1, Ordering::Relaxed) >= 3 {
+            violation("more compilations run than there are cores");
+          }
+          running.fetch_sub(1, Ordering::Relaxed);
+          drop(turn);
+        })
+      })
+      .collect();
+    threads
+      .into_iter()
+      .for_each(|thread| thread.join().unwrap());
+  });
+}

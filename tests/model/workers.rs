@@ -1,0 +1,364 @@
+//! Each call ends once, whatever else happens.
+
+use std::time::Duration;
+
+use crate::Code;
+use crate::plugin::instance::{Beginning, export, open_gate};
+use crate::plugin::page;
+use crate::plugin::workers::{Limits, Queued};
+use crate::scenario::{Plugin, Time, any, call, check, limits};
+use crate::sync::thread;
+use crate::violation;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The ways in which a guest ends by itself.
+const BY_ITSELF: [u32; 3] = [export::RETURN, export::TRAP, export::EXIT];
+
+fn expected(export: u32) -> Result<(), Code> {
+  match export {
+    export::TRAP => Err(Code::Trap),
+    _ => Ok(()),
+  }
+}
+
+/// What an instance that begins so ends with. It may also be too late.
+fn failure(beginning: Beginning) -> Result<(), Code> {
+  match beginning {
+    Beginning::Succeeds => Ok(()),
+    Beginning::Fails => Err(Code::InvalidWasm),
+    Beginning::Traps => Err(Code::Trap),
+    Beginning::Loops | Beginning::Hangs => Err(Code::Timeout),
+  }
+}
+
+fn nothing_is_left() {
+  let instances = page::owned();
+  if instances > 0 {
+    violation(format!("{instances} instances are left"));
+  }
+}
+
+#[test]
+fn no_call_is_lost_while_threads_fall_asleep_and_instances_are_added() {
+  check(|| {
+    let plugin = Plugin::start(limits(2), &[]).unwrap();
+    let exports = [any(&BY_ITSELF), any(&BY_ITSELF), any(&BY_ITSELF)];
+    for (number, export) in (0..).zip(exports) {
+      plugin.push(call(number, export));
+    }
+    for (number, export) in (0..).zip(exports) {
+      assert_eq!(plugin.wait(number), expected(export));
+    }
+    plugin.close_and_wait();
+    nothing_is_left();
+  });
+}
+
+#[test]
+fn a_further_instance_serves_while_the_first_is_busy() {
+  check(|| {
+    let plugin = Plugin::start(limits(2), &[]).unwrap();
+    plugin.push(call(0, export::LOOP));
+    plugin.push(call(1, export::RETURN));
+    plugin.push(call(2, export::RETURN));
+    assert_eq!(plugin.wait(1), Ok(()));
+    assert_eq!(plugin.wait(2), Ok(()));
+    plugin.workers.cancel(0);
+    assert_eq!(plugin.wait(0), Err(Code::Canceled));
+    plugin.close_and_wait();
+    nothing_is_left();
+  });
+}
+
+#[test]
+fn one_wake_up_is_enough_for_several_calls() {
+  check(|| {
+    let plugin = Plugin::start(
+      Limits {
+        is_eager: true,
+        ..limits(2)
+      },
+      &[],
+    )
+    .unwrap();
+    for first in [0, 3] {
+      let exports = [export::LOOP, export::RETURN, export::RETURN];
+      let mut is_asleep = false;
+      for (number, export) in (first..).zip(exports) {
+        is_asleep |= plugin.workers.push(call(number, export)) == Queued::Asleep;
+      }
+      if is_asleep {
+        plugin.workers.wake();
+      }
+      assert_eq!(plugin.wait(first + 1), Ok(()));
+      assert_eq!(plugin.wait(first + 2), Ok(()));
+      plugin.workers.cancel(first);
+      assert_eq!(plugin.wait(first), Err(Code::Canceled));
+    }
+    plugin.close_and_wait();
+    nothing_is_left();
+  });
+}
+
+#[test]
+fn a_cancel_ends_one_call_and_reaches_no_other() {
+  check(|| {
+    let instances = any(&[1, 2]);
+    let plugin = Plugin::start(limits(instances), &[]).unwrap();
+    let export = any(&[export::RETURN, export::LOOP, export::WAIT]);
+    plugin.push(call(0, export));
+    plugin.push(call(1, export::RETURN));
+    let canceler = plugin.clone();
+    let canceler = thread::spawn(move || canceler.workers.cancel(0));
+    plugin.push(call(2, export::RETURN));
+    let result = plugin.wait(0);
+    assert!(result == Err(Code::Canceled) || (result == Ok(()) && export == export::RETURN));
+    assert_eq!(plugin.wait(1), Ok(()));
+    assert_eq!(plugin.wait(2), Ok(()));
+    canceler.join().unwrap();
+    plugin.close_and_wait();
+    nothing_is_left();
+  });
+}
+
+#[test]
+fn a_deadline_ends_one_call_and_reaches_no_other() {
+  check(|| {
+    let instances = any(&[1, 2]);
+    let plugin = Plugin::start(limits(instances), &[]).unwrap();
+    let export = any(&[export::RETURN, export::LOOP, export::WAIT]);
+    let time = Time::passes(SECOND / 10);
+    let mut late = call(0, export);
+    late.timeout = Some(SECOND / 2);
+    plugin.push(late);
+    plugin.push(call(1, export::RETURN));
+    let result = plugin.wait(0);
+    assert!(result == Err(Code::Timeout) || (result == Ok(()) && export == export::RETURN));
+    plugin.push(call(2, export::RETURN));
+    assert_eq!(plugin.wait(1), Ok(()));
+    assert_eq!(plugin.wait(2), Ok(()));
+    plugin.close_and_wait();
+    drop(time);
+  });
+}
+
+#[test]
+fn a_deadline_and_a_cancel_end_a_call_once() {
+  check(|| {
+    let plugin = Plugin::start(limits(1), &[]).unwrap();
+    let time = Time::passes(SECOND / 10);
+    for number in 0..2 {
+      let mut late = call(number, any(&[export::LOOP, export::WAIT]));
+      late.timeout = Some(SECOND / 2);
+      plugin.push(late);
+    }
+    plugin.workers.cancel(0);
+    assert!([Err(Code::Timeout), Err(Code::Canceled)].contains(&plugin.wait(0)));
+    assert_eq!(plugin.wait(1), Err(Code::Timeout));
+    plugin.push(call(2, export::RETURN));
+    assert_eq!(plugin.wait(2), Ok(()));
+    plugin.close_and_wait();
+    drop(time);
+  });
+}
+
+#[test]
+fn an_earlier_deadline_than_the_one_awaited_is_kept() {
+  check(|| {
+    let plugin = Plugin::start(
+      Limits {
+        is_eager: true,
+        ..limits(2)
+      },
+      &[],
+    )
+    .unwrap();
+    let time = Time::passes(SECOND / 4);
+    for (number, limit) in [(0, 1000 * SECOND), (1, SECOND)] {
+      let mut late = call(number, export::LOOP);
+      late.timeout = Some(limit);
+      plugin.push(late);
+    }
+    assert_eq!(plugin.wait(1), Err(Code::Timeout));
+    plugin.workers.cancel(0);
+    assert_eq!(plugin.wait(0), Err(Code::Canceled));
+    plugin.close_and_wait();
+    drop(time);
+  });
+}
+
+#[test]
+fn a_close_is_told_once_after_the_last_call() {
+  check(|| {
+    let plugin = Plugin::start(limits(2), &[]).unwrap();
+    let export = any(&BY_ITSELF);
+    plugin.push(call(0, export));
+    plugin.push(call(1, export::LOOP));
+    let closer = plugin.clone();
+    let closer = thread::spawn(move || closer.close());
+    let canceler = plugin.clone();
+    let canceler = thread::spawn(move || canceler.workers.cancel(1));
+    plugin.push(call(2, export::RETURN));
+    plugin.close_and_wait();
+    closer.join().unwrap();
+    canceler.join().unwrap();
+    plugin.wait_until_closed();
+    assert_eq!(plugin.wait(0), expected(export));
+    assert_eq!(plugin.wait(1), Err(Code::Canceled));
+    assert!([Ok(()), Err(Code::Closed)].contains(&plugin.wait(2)));
+    nothing_is_left();
+  });
+}
+
+#[test]
+fn a_dropped_plugin_leaves_nothing() {
+  check(|| {
+    let plugin = Plugin::start(limits(2), &[]).unwrap();
+    for number in 0..2 {
+      plugin.push(call(
+        number,
+        any(&[export::RETURN, export::LOOP, export::WAIT]),
+      ));
+    }
+    drop(plugin);
+    while page::owned() > 0 {
+      thread::yield_now();
+    }
+  });
+}
+
+#[test]
+fn an_abandoned_thread_is_replaced_and_its_result_dropped() {
+  check(|| {
+    let instances = any(&[1, 2]);
+    let plugin = Plugin::start(limits(instances), &[]).unwrap();
+    let time = Time::passes(SECOND / 10);
+    let mut late = call(0, export::HANG);
+    late.timeout = Some(SECOND / 2);
+    plugin.push(late);
+    assert_eq!(plugin.wait(0), Err(Code::Timeout));
+    plugin.push(call(1, export::RETURN));
+    assert_eq!(plugin.wait(1), Ok(()));
+    let opener = thread::spawn(open_gate);
+    plugin.push(call(2, export::RETURN));
+    assert_eq!(plugin.wait(2), Ok(()));
+    opener.join().unwrap();
+    while plugin.workers.abandoned() > 0 {
+      thread::yield_now();
+    }
+    plugin.close_and_wait();
+    nothing_is_left();
+    drop(time);
+  });
+}
+
+#[test]
+fn a_host_call_that_returns_while_it_is_abandoned_costs_no_call() {
+  check(|| {
+    let plugin = Plugin::start(limits(1), &[]).unwrap();
+    let time = Time::passes(SECOND / 10);
+    let mut late = call(0, export::HANG);
+    late.timeout = Some(SECOND / 2);
+    plugin.push(late);
+    let export = any(&BY_ITSELF);
+    plugin.push(call(1, export));
+    let opener = thread::spawn(open_gate);
+    assert!([Ok(()), Err(Code::Timeout)].contains(&plugin.wait(0)));
+    assert_eq!(plugin.wait(1), expected(export));
+    let is_closed_first = any(&[false, true]);
+    if !is_closed_first {
+      plugin.push(call(2, export::LOOP));
+      plugin.workers.cancel(2);
+      assert_eq!(plugin.wait(2), Err(Code::Canceled));
+    }
+    plugin.close_and_wait();
+    opener.join().unwrap();
+    drop(time);
+  });
+}
+
+#[test]
+fn calls_end_where_all_threads_are_stuck() {
+  check(|| {
+    let plugin = Plugin::start(limits(1), &[]).unwrap();
+    let time = Time::passes(SECOND / 10);
+    // One more than may be abandoned.
+    let last = 16;
+    for number in 0..=last {
+      let mut late = call(number, export::HANG);
+      late.timeout = Some(SECOND / 2);
+      plugin.push(late);
+      assert_eq!(plugin.wait(number), Err(Code::Timeout));
+    }
+    // It may come before its thread is known to be stuck.
+    plugin.push(call(last + 1, export::RETURN));
+    let is_closed_first = any(&[false, true]);
+    if is_closed_first {
+      plugin.close_and_wait();
+    }
+    assert_eq!(plugin.wait(last + 1), Err(Code::Unavailable));
+    open_gate();
+    plugin.close_and_wait();
+    drop(time);
+  });
+}
+
+#[test]
+fn a_further_instance_that_does_not_start_costs_no_call() {
+  use Beginning::{Fails, Hangs, Loops, Succeeds, Traps};
+
+  check(|| {
+    let beginning = any(&[Fails, Traps, Loops, Hangs]);
+    let limits = Limits {
+      initialization_timeout: SECOND,
+      ..limits(2)
+    };
+    let plugin = Plugin::start(limits, &[Succeeds, beginning, Succeeds]).unwrap();
+    let time = Time::passes(SECOND / 10);
+    plugin.push(call(0, export::RETURN));
+    plugin.push(call(1, export::RETURN));
+    plugin.push(call(2, export::RETURN));
+    assert_eq!(plugin.wait(0), Ok(()));
+    assert_eq!(plugin.wait(1), Ok(()));
+    assert_eq!(plugin.wait(2), Ok(()));
+    let opener = thread::spawn(open_gate);
+    plugin.close_and_wait();
+    opener.join().unwrap();
+    drop(time);
+  });
+}
+
+#[test]
+fn a_plugin_starts_with_all_instances_or_not() {
+  use Beginning::{Fails, Hangs, Loops, Succeeds, Traps};
+
+  check(|| {
+    let limits = Limits {
+      is_eager: true,
+      initialization_timeout: SECOND,
+      ..limits(2)
+    };
+    let time = Time::passes(SECOND / 10);
+    let first = any(&[Succeeds, Fails, Traps, Loops, Hangs]);
+    let second = any(&[Succeeds, Fails, Traps, Loops, Hangs]);
+    let plugin = Plugin::start(limits, &[first, second, Succeeds]);
+    open_gate();
+    match plugin {
+      Ok(plugin) => {
+        assert_eq!((first, second), (Succeeds, Succeeds));
+        plugin.push(call(0, export::RETURN));
+        assert_eq!(plugin.wait(0), Ok(()));
+        plugin.close_and_wait();
+      }
+      Err(error) => {
+        let failures = [failure(first), failure(second), Err(Code::Timeout)];
+        assert!(failures.contains(&Err(error.code)));
+      }
+    }
+    while page::owned() > 0 {
+      thread::yield_now();
+    }
+    drop(time);
+  });
+}
