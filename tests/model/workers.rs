@@ -330,6 +330,36 @@ fn a_further_instance_that_does_not_start_costs_no_call() {
 }
 
 #[test]
+fn a_replacement_that_does_not_start_costs_one_call() {
+  use Beginning::{Fails, Hangs, Loops, Succeeds, Traps};
+
+  check(|| {
+    let beginning = any(&[Fails, Traps, Loops, Hangs]);
+    let limits = Limits {
+      initialization_timeout: SECOND,
+      ..limits(1)
+    };
+    let plugin = Plugin::start(limits, &[Succeeds, beginning, Succeeds]).unwrap();
+    let time = Time::passes(SECOND / 10);
+    plugin.push(call(0, export::TRAP));
+    assert_eq!(plugin.wait(0), Err(Code::Trap));
+    plugin.push(call(1, export::RETURN));
+    plugin.push(call(2, export::RETURN));
+    assert!([failure(beginning), Err(Code::Timeout)].contains(&plugin.wait(1)));
+    // Time may have passed too fast for the instances after that one, too.
+    assert!([Ok(()), Err(Code::Timeout)].contains(&plugin.wait(2)));
+    drop(time);
+    plugin.push(call(3, export::RETURN));
+    assert!([Ok(()), Err(Code::Timeout)].contains(&plugin.wait(3)));
+    plugin.push(call(4, export::RETURN));
+    assert_eq!(plugin.wait(4), Ok(()));
+    let opener = thread::spawn(open_gate);
+    plugin.close_and_wait();
+    opener.join().unwrap();
+  });
+}
+
+#[test]
 fn a_plugin_starts_with_all_instances_or_not() {
   use Beginning::{Fails, Hangs, Loops, Succeeds, Traps};
 
