@@ -39,9 +39,12 @@ impl Shared {
     }
     let is_late = in_flight.deadline.is_some_and(|deadline| deadline <= now);
     let mut ended = None;
-    if is_late && let Some(waiter) = in_flight.waiter.take() {
-      ended = Some((waiter, timed_out(in_flight.is_initialization)));
-      record.interrupt();
+    if is_late {
+      let error = timed_out(in_flight.is_initialization);
+      if let Some(waiter) = record.take_to_fail(&error) {
+        ended = Some((waiter, error));
+        record.interrupt();
+      }
     }
     let repeats = record.interrupt.as_ref();
     let repeats = repeats.filter(|_| record.is_interrupted);

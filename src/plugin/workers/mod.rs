@@ -300,7 +300,8 @@ impl Shared {
         self.counters.ended(&result);
         self.results.done(number, result);
       }
-      Waiter::Initialization(initialized) => initialized(result.map(drop)),
+      Waiter::Initialization(Some(ready)) => ready(result.map(drop)),
+      Waiter::Initialization(None) => {}
     }
   }
 

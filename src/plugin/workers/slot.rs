@@ -30,6 +30,9 @@ pub struct Record {
   /// yet does not start.
   pub is_interrupted: bool,
   pub is_abandoned: bool,
+  /// What went wrong with the initialization of the instance. Noted when the waiter is taken: its thread
+  /// may go on before the waiter has been told.
+  pub failure: Option<Error>,
   /// Whether an instance of the slot, or of the one that it replaces, has been initialized. Until then
   /// no call counts on it.
   pub is_proven: bool,
@@ -49,39 +52,17 @@ pub struct InFlight {
 pub enum Waiter {
   /// The caller of the call with this number.
   Call(u64),
-  /// Whoever waits for the initialization of an instance.
-  Initialization(Box<dyn FnOnce(Result<()>) + Send>),
+  /// Whoever waits for the initialization of a slot's first instance; nobody does for later ones.
+  Initialization(Option<Ready>),
 }
 
 /// Told whether the first instance of a slot could be initialized.
 pub type Ready = Box<dyn FnOnce(Result<()>) + Send>;
 
-/// Where the initialization of an instance leaves what went wrong with it.
-pub type Failure = Arc<Mutex<Option<Error>>>;
-
 impl Slot {
   /// Nothing that could panic runs under the lock, so a poisoned one is still sound.
   pub fn lock(&self) -> MutexGuard<'_, Record> {
     self.record.lock().unwrap_or_else(PoisonError::into_inner)
-  }
-
-  /// Records that a new instance is about to initialize itself. If that fails, the failure is told
-  /// to `ready`, if there is one, and is found in what is returned.
-  pub fn begin_initialization(&self, limit: Duration, ready: Option<Ready>) -> Failure {
-    let failure = Failure::default();
-    let found = Arc::clone(&failure);
-    let initialized = move |result: Result<()>| {
-      if let Err(error) = &result {
-        *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-      }
-      if let Some(ready) = ready {
-        ready(result);
-      }
-    };
-    // And nothing else: the plugin may have been dropped meanwhile, and `is_interrupted` says so.
-    let waiter = Waiter::Initialization(Box::new(initialized));
-    self.lock().begin(waiter, true, Some(limit));
-    failure
   }
 }
 
@@ -98,6 +79,16 @@ impl Record {
     if let Some(deadline) = deadline {
       watchdog::schedule(deadline);
     }
+  }
+
+  /// Takes who waits for what is in flight, to be told of this error, unless somebody has.
+  pub fn take_to_fail(&mut self, error: &Error) -> Option<Waiter> {
+    let in_flight = self.in_flight.as_mut()?;
+    let waiter = in_flight.waiter.take()?;
+    if in_flight.is_initialization {
+      self.failure = Some(error.clone());
+    }
+    Some(waiter)
   }
 
   /// Interrupts the instance that runs, or keeps the next one from starting.

@@ -1,8 +1,8 @@
 //! What a slot's thread does: one instance after the other, each call by call.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use super::super::instance::{Ending, Instance, Outcome, Run, Runtime};
 use super::super::reference::ReferenceInstance;
@@ -43,6 +43,8 @@ struct Worker {
 enum Stopped {
   /// There are no more calls for it.
   Done,
+  /// There is none.
+  NotMade(Error),
   /// It is to be replaced.
   Replace(Replaced),
   /// Something ended what it did.
@@ -64,7 +66,9 @@ impl Worker {
       }
       let is_first = ready.is_some();
       let limit = self.shared.limits.initialization_timeout;
-      let initialized = self.slot.begin_initialization(limit, ready.take());
+      let waiter = Waiter::Initialization(ready.take());
+      // And nothing else: the plugin may have been dropped meanwhile, and `is_interrupted` says so.
+      self.slot.lock().begin(waiter, true, Some(limit));
       // A panic inside the runtime passes through here.
       let run = AssertUnwindSafe(|| self.run_instance());
       let stopped =
@@ -72,8 +76,7 @@ impl Worker {
       if self.settle(stopped) {
         return;
       }
-      let mut failed = initialized.lock().unwrap_or_else(PoisonError::into_inner);
-      failure = failed.take();
+      failure = self.slot.lock().failure.take();
       if is_first && failure.is_some() {
         break;
       }
@@ -100,10 +103,7 @@ impl Worker {
   fn run<I: Run>(&self, instance: Result<I>) -> Stopped {
     let mut instance = match instance {
       Ok(instance) => instance,
-      Err(error) => {
-        self.end_in_flight(Err(error));
-        return Stopped::Done;
-      }
+      Err(error) => return Stopped::NotMade(error),
     };
     // What the guest waits for on this thread ends with its call.
     let _current = instance.interruption().enter();
@@ -182,28 +182,26 @@ impl Worker {
   /// thread has been abandoned, and must end.
   fn settle(&self, stopped: Stopped) -> bool {
     let mut record = self.slot.lock();
-    let in_flight = record.in_flight.take();
     let was_interrupted = std::mem::take(&mut record.is_interrupted);
+    let (reason, error) = match stopped {
+      Stopped::Done => (None, gone()),
+      Stopped::NotMade(error) => (None, error),
+      Stopped::Replace(reason) => (Some(reason), gone()),
+      // It waited, and stopped for that.
+      Stopped::Ended(Ending::HostFunction(_)) if was_interrupted => ended(Ending::Interrupted),
+      Stopped::Ended(ending) => ended(ending),
+    };
+    let waiter = record.take_to_fail(&error);
+    record.in_flight = None;
     record.interrupt = None;
     record.interruption = None;
     self.slot.is_stuck.store(false, Ordering::Relaxed);
     let is_abandoned = record.is_abandoned;
     drop(record);
-    let ending = match stopped {
-      Stopped::Done => None,
-      Stopped::Replace(reason) => {
-        self.shared.counters.replaced(reason);
-        None
-      }
-      // It waited, and stopped for that.
-      Stopped::Ended(Ending::HostFunction(_)) if was_interrupted => Some(Ending::Interrupted),
-      Stopped::Ended(ending) => Some(ending),
-    };
-    if let Some(ending) = &ending {
-      self.shared.counters.replaced(replaced(ending));
+    if let Some(reason) = reason {
+      self.shared.counters.replaced(reason);
     }
-    if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
-      let error = ending.map_or_else(gone, error_of);
+    if let Some(waiter) = waiter {
       self.shared.end(waiter, Err(error));
     }
     if is_abandoned {
@@ -224,9 +222,9 @@ fn gone() -> Error {
   )
 }
 
-/// Why an instance that ended so is replaced.
-fn replaced(ending: &Ending) -> Replaced {
-  match ending {
+/// Why an instance that ended so is replaced, and what is told whoever waits for it.
+fn ended(ending: Ending) -> (Option<Replaced>, Error) {
+  let reason = match ending {
     Ending::Exited(_) => Replaced::Exited,
     Ending::Trapped { .. } => Replaced::Trap,
     Ending::OutOfMemory => Replaced::OutOfMemory,
@@ -234,5 +232,6 @@ fn replaced(ending: &Ending) -> Replaced {
     Ending::Interrupted => Replaced::Interrupted,
     Ending::HostFunction(_) => Replaced::HostFunctionError,
     Ending::Panicked(_) => Replaced::Internal,
-  }
+  };
+  (Some(reason), error_of(ending))
 }
