@@ -124,6 +124,13 @@ impl Recorder {
 impl Results for Recorder {
   fn done(&self, number: u64, result: Result<Vec<u8>>) {
     let mut record = self.lock();
+    let is_refused = |code| matches!(code, Code::Closed | Code::QueueFull | Code::Unavailable);
+    let is_refused = result.as_ref().is_err_and(|error| is_refused(error.code));
+    if !record.closed.is_empty() && record.closed.iter().all(|runs| *runs > 0) && !is_refused {
+      violation(format!(
+        "the call {number} ended after the plugin was closed: {result:?}"
+      ));
+    }
     let is_right = |output: &Vec<u8>| *output == number.to_le_bytes();
     if result.as_ref().is_ok_and(|output| !is_right(output)) {
       violation(format!("the call {number} got the result of another"));

@@ -212,6 +212,20 @@ fn a_close_is_told_once_after_the_last_call() {
 }
 
 #[test]
+fn a_close_is_told_after_a_call_that_its_deadline_ended() {
+  check(|| {
+    let plugin = Plugin::start(limits(1), &[]).unwrap();
+    let time = Time::passes(SECOND / 10);
+    let mut late = call(0, export::LOOP);
+    late.timeout = Some(SECOND / 2);
+    plugin.push(late);
+    plugin.close_and_wait();
+    assert_eq!(plugin.wait(0), Err(Code::Timeout));
+    drop(time);
+  });
+}
+
+#[test]
 fn a_dropped_plugin_leaves_nothing() {
   check(|| {
     let plugin = Plugin::start(limits(2), &[]).unwrap();
