@@ -43,6 +43,7 @@ impl Shared {
       let error = timed_out(in_flight.is_initialization);
       if let Some(waiter) = record.take_to_fail(&error) {
         ended = Some((waiter, error));
+        self.taken.fetch_add(1, Ordering::Relaxed);
         record.interrupt();
       }
     }
@@ -63,7 +64,7 @@ impl Shared {
     };
     drop(record);
     if let Some((waiter, error)) = ended {
-      self.end(waiter, Err(error));
+      self.end_taken(waiter, error);
     }
     due
   }

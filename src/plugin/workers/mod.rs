@@ -100,6 +100,9 @@ struct Shared {
   changed: Condvar,
   /// Calls that were accepted and have no result yet, the waiting ones included.
   unfinished: AtomicUsize,
+  /// Calls that the watchdog, or whoever cancels, has taken and not ended yet. Until then the plugin is not
+  /// closed. Raised under the lock of the queue or record that the call is taken from, so before its slot goes.
+  taken: AtomicUsize,
   /// What threads that spin look at: there may be a call, or the queue has been closed.
   has_news: Flag,
   limits: Limits,
@@ -116,6 +119,7 @@ impl Workers {
       queue: Mutex::new(Queue::new(runtime)),
       changed: Condvar::new(),
       unfinished: AtomicUsize::new(0),
+      taken: AtomicUsize::new(0),
       has_news: Flag::default(),
       limits,
       counters: Counters::default(),
@@ -214,10 +218,13 @@ impl Workers {
         Some(waiter)
       }),
     };
+    if waiter.is_some() {
+      self.shared.taken.fetch_add(1, Ordering::Relaxed);
+    }
     drop(queue);
     if let Some(waiter) = waiter {
       let error = Error::new(Code::Canceled, "the call was canceled");
-      self.shared.end(waiter, Err(error));
+      self.shared.end_taken(waiter, error);
     }
   }
 
@@ -235,7 +242,7 @@ impl Workers {
         .for_each(|mut record| record.interrupt());
     }
     queue.reconsider_stuck_slots();
-    let run_now = queue.closed_callbacks();
+    let run_now = self.shared.closed_callbacks(&mut queue);
     drop(queue);
     self.shared.has_news.set();
     self.shared.changed.notify_all();
@@ -305,6 +312,15 @@ impl Shared {
     }
   }
 
+  /// Ends a call that was counted in [`taken`](Self::taken), and tells that the plugin is closed if it waited
+  /// for that.
+  fn end_taken(&self, waiter: Waiter, error: Error) {
+    self.end(waiter, Err(error));
+    self.taken.fetch_sub(1, Ordering::Relaxed);
+    let closed = self.closed_callbacks(&mut self.lock());
+    closed.into_iter().for_each(|closed| closed());
+  }
+
   /// Where no slot is left that could take a call, nor can be started: ends those that wait. Where none
   /// is left at all and the plugin is closed: says so.
   pub fn end_what_nobody_can_serve(&self) {
@@ -315,10 +331,11 @@ impl Shared {
       true => std::mem::take(&mut queue.waiting),
       false => VecDeque::new(),
     };
-    let closed = queue.closed_callbacks();
+    self.taken.fetch_add(unserved.len(), Ordering::Relaxed);
+    let closed = self.closed_callbacks(&mut queue);
     drop(queue);
     for call in unserved {
-      self.end(Waiter::Call(call.number), Err(all_are_stuck()));
+      self.end_taken(Waiter::Call(call.number), all_are_stuck());
     }
     closed.into_iter().for_each(|closed| closed());
   }

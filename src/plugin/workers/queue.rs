@@ -44,7 +44,7 @@ pub struct Queue {
   /// How many threads are stuck in host calls and have been replaced.
   pub abandoned: usize,
   pub is_closed: bool,
-  /// Run when the last slot has gone.
+  /// Run when the last slot has gone and the last call has ended.
   pub on_closed: Vec<Box<dyn FnOnce() + Send>>,
 }
 
@@ -54,18 +54,6 @@ impl Queue {
     Self {
       runtime: Some(runtime),
       ..Self::default()
-    }
-  }
-
-  /// What is to be run now that the last slot has gone, and frees what instances are made from;
-  /// nothing before that.
-  pub fn closed_callbacks(&mut self) -> Vec<Box<dyn FnOnce() + Send>> {
-    match self.is_closed && self.slots.is_empty() {
-      true => {
-        self.runtime = None;
-        std::mem::take(&mut self.on_closed)
-      }
-      false => Vec::new(),
     }
   }
 
@@ -102,6 +90,17 @@ impl Queue {
 }
 
 impl Shared {
+  /// What is to be run now that the last slot has gone and the last call has ended, and frees what
+  /// instances are made from; nothing before that.
+  pub fn closed_callbacks(&self, queue: &mut Queue) -> Vec<Box<dyn FnOnce() + Send>> {
+    let is_over = queue.is_closed && queue.slots.is_empty();
+    if !is_over || self.taken.load(Ordering::Relaxed) > 0 {
+      return Vec::new();
+    }
+    queue.runtime = None;
+    std::mem::take(&mut queue.on_closed)
+  }
+
   /// Whether there is nothing to do any more.
   pub fn is_over(&self) -> bool {
     let queue = self.lock();
