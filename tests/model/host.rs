@@ -1,8 +1,4 @@
 //! What workers see of `src/host`.
 
+pub use crate::interruption::Interruption;
 pub use extism_host::host::{Guest, HostFunctionError, Stop};
-
-#[path = "../../src/host/interruption.rs"]
-mod interruption;
-
-pub use interruption::Interruption;

@@ -15,6 +15,8 @@ mod completions;
 #[path = "../../src/binding/event_queue.rs"]
 mod event_queue;
 mod host;
+#[path = "../../src/interruption.rs"]
+mod interruption;
 mod plugin;
 mod scenario;
 mod spinning;
