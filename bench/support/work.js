@@ -2,7 +2,7 @@
 
 // What the guests of compute.js are asked to do: their exports and inputs, the same in each run.
 
-const IMAGE_SIDE = 256
+const IMAGE_SIDE = 192
 const WORDS = ('the plugin reads its input and writes a result to memory while other calls wait in a queue for one of the ' +
   'instances of an engine that compiles code').split(' ')
 

@@ -3,8 +3,8 @@ import { Host } from '@extism/as-pdk'
 
 const SIDE: i32 = 160
 const ITERATIONS: i32 = 300
-const PRIMES_BELOW: i32 = 2_000_000
-const ORDER: i32 = 192
+const PRIMES_BELOW: i32 = 1_500_000
+const ORDER: i32 = 160
 
 /** How often each point of the plane is iterated until it escapes, as one byte for each. */
 export function mandelbrot (): i32 {

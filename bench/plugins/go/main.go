@@ -16,7 +16,7 @@ import (
 )
 
 // side is the width and height of the image that resize takes, in pixels.
-const side = 256
+const side = 192
 
 var address = regexp.MustCompile(`([a-z0-9._]+)@([a-z0-9-]+)\.(com|org)`)
 

@@ -5,7 +5,7 @@ use std::io::Cursor;
 use extism_pdk::*;
 
 /// The width and height of the images, in pixels of four bytes.
-const SIDE: u32 = 256;
+const SIDE: u32 = 192;
 
 #[plugin_fn]
 pub fn markdown(text: String) -> FnResult<String> {
