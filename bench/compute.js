@@ -10,23 +10,26 @@ const { createWork } = require('./support/work.js')
 const sdk = require('./support/sdk.js')
 
 const BUILT = join(__dirname, 'plugins/built')
-const FOREGROUND = 'SDK'
+const SDK = 'SDK'
 
-/** One subject for each way of interrupting, after the SDK's foreground. */
+/** The SDK's foreground, then ours; `interruptions` has one entry for each of ours, undefined for the default. */
 async function createSubjects (wasm, interruptions) {
-  const ours = interruptions.map(async (interruption) => ({
-    name: interruption, plugin: await createPlugin(wasm, { useWasi: true, eager: true, interruption })
-  }))
-  return [{ name: FOREGROUND, plugin: await sdk.createPlugin(wasm, { useWasi: true }) }, ...await Promise.all(ours)]
+  const subjects = [{ name: SDK, plugin: await sdk.createPlugin(wasm, { useWasi: true }) }]
+  for (const interruption of interruptions) {
+    subjects.push({
+      name: interruption ?? 'extism-host',
+      plugin: await createPlugin(wasm, { useWasi: true, eager: true, interruption })
+    })
+  }
+  return subjects
 }
 
 async function check (subjects, { name, entry, input }) {
-  const [expected, ...others] = []
-    .concat(await Promise.all(subjects.map(async ({ plugin }) => (await plugin.call(entry, input)).bytes())))
-    .map((bytes) => Buffer.from(bytes))
-  if (expected.length === 0) throw new Error(`${name} gave no output`)
-  for (const [i, output] of others.entries()) {
-    if (!output.equals(expected)) throw new Error(`${name}: "${subjects[i + 1].name}" gives another output than the SDK`)
+  const outputs = []
+  for (const { plugin } of subjects) outputs.push(Buffer.from((await plugin.call(entry, input)).bytes()))
+  if (outputs[0].length === 0) throw new Error(`${name} gave no output`)
+  for (const [i, subject] of subjects.entries()) {
+    if (!outputs[i].equals(outputs[0])) throw new Error(`${name}: "${subject.name}" gives another output than the SDK`)
   }
 }
 
@@ -61,47 +64,46 @@ async function measure ({ plugin }, { entry, input }, seconds) {
   return { milliseconds: median(times), cpuMilliseconds: Math.max(0, ...used) / times.length }
 }
 
-async function measureWork (subjects, work, { rounds, seconds }) {
-  await check(subjects, work)
-  return alternate(rounds, subjects, (subject) => measure(subject, work, seconds))
-}
-
-function row (name, measured) {
+function createRow (name, measured) {
   const cost = (subject) => {
     const { cpuMilliseconds, milliseconds } = medians(measured[subject])
     return cpuMilliseconds || milliseconds
   }
-  const [first, ...ours] = Object.keys(measured)
-  return {
-    '': name,
-    'SDK, ms': cost(first).toFixed(2),
-    ...Object.fromEntries(ours.map((subject) => [`${subject}, ms`, cost(subject).toFixed(2)])),
-    ...Object.fromEntries(ours.map((subject) => [`${subject} ÷ SDK`, (cost(subject) / cost(first)).toFixed(2)]))
+  const subjects = Object.keys(measured)
+  const ours = subjects.filter((subject) => subject !== SDK)
+  return Object.fromEntries([
+    ['', name],
+    ...subjects.map((subject) => [`${subject}, ms`, cost(subject).toFixed(2)]),
+    ...ours.map((subject) => [`${subject} ÷ SDK`, (cost(subject) / cost(SDK)).toFixed(2)])
+  ])
+}
+
+async function measureGuest (wasm, works, { rounds, seconds, epoch }) {
+  const results = {}
+  const subjects = await createSubjects(wasm, epoch ? ['page', 'epoch'] : [undefined])
+  for (const { makeInput, ...work } of works) {
+    console.error(work.name)
+    work.input = await makeInput(subjects[0].plugin)
+    await check(subjects, work)
+    results[work.name] = await alternate(rounds, subjects, (subject) => measure(subject, work, seconds))
   }
+  for (const { plugin } of subjects) await plugin.close()
+  return results
 }
 
 async function main () {
-  const options = readOptions({ rounds: 9, seconds: 1, only: '', interruption: 'page' })
-  const interruptions = options.interruption === 'both' ? ['page', 'epoch'] : [options.interruption]
+  const options = readOptions({ rounds: 9, seconds: 1, only: '', epoch: false })
   const results = {}
   for (const [guest, works] of Object.entries(createWork())) {
     const chosen = works.filter(({ name }) => name.includes(options.only))
-    const wasm = join(BUILT, `${guest}.wasm`)
     if (chosen.length === 0) continue
-    if (!existsSync(wasm)) {
-      console.error(`left out: ${chosen.map(({ name }) => name).join(', ')}. ${guest}.wasm is built with: bash bench/plugins/build.sh`)
-      continue
-    }
-    const subjects = await createSubjects(wasm, interruptions)
-    for (const { makeInput, ...work } of chosen) {
-      console.error(work.name)
-      const input = await makeInput(async (name, input) => (await subjects[0].plugin.call(name, input)).bytes())
-      results[work.name] = await measureWork(subjects, { ...work, input }, options)
-    }
-    for (const { plugin } of subjects) await plugin.close()
+    const wasm = join(BUILT, `${guest}.wasm`)
+    if (existsSync(wasm)) Object.assign(results, await measureGuest(wasm, chosen, options))
+    else console.error(`left out: ${guest}.wasm is missing; build it with: bash bench/plugins/build.sh`)
   }
-  const rows = Object.entries(results).map(([name, measured]) => row(name, measured))
-  if (rows.length > 0) printTable(`one call: medians of ${options.rounds} rounds of ${options.seconds} s`, rows)
+  const rows = Object.entries(results).map(([name, measured]) => createRow(name, measured))
+  if (rows.length === 0) return
+  printTable(`one call: medians of ${options.rounds} rounds of ${options.seconds} s`, rows)
   save(options, results)
 }
 

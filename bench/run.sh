@@ -19,7 +19,7 @@ benchmark() {
 }
 
 benchmark http --half-load "$@"
-for name in fastify call host-functions large variants event-loop scaling scaling-http start idle; do
+for name in fastify call host-functions large variants event-loop scaling scaling-http start idle compute; do
   benchmark "$name" "$@"
 done
 

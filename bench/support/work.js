@@ -1,6 +1,6 @@
 'use strict'
 
-// What the guests of compute.js are asked to do: their exports and inputs, the same in each run.
+// The work of compute.js: an export and an input of each guest, the same in each run.
 
 const IMAGE_SIDE = 192
 const WORDS = ('the plugin reads its input and writes a result to memory while other calls wait in a queue for one of the ' +
@@ -35,6 +35,7 @@ function createRandom (seed) {
   }
 }
 
+/** The work of each guest. `makeInput` gets a plugin of the guest, in case another export makes the input. */
 function createWork () {
   const random = createRandom(1)
   const below = (limit) => Math.floor(random() * limit)
@@ -83,7 +84,11 @@ function createWork () {
     rust: [
       work('Rust: Markdown to HTML', 'markdown', markdown),
       work('Rust: PNG encoder', 'png_encode', pixels),
-      { name: 'Rust: PNG decoder', entry: 'png_decode', makeInput: (call) => call('png_encode', pixels) }
+      {
+        name: 'Rust: PNG decoder',
+        entry: 'png_decode',
+        makeInput: async (plugin) => (await plugin.call('png_encode', pixels)).bytes()
+      }
     ],
     quickjs: [
       work('QuickJS: JSON', 'run', SCRIPTS.json(people(300))),
