@@ -14,21 +14,22 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use common::fuzz::{Fuzzer, Random};
 use common::{Ending, KERNEL, Loaded, Use, World, beside_an_innocent, guest, wat};
 use extism_host::abi::ValueType::{I32, I64};
 use extism_host::host::{Answer, HostFunction, Invocation};
 use extism_host::plugin::instance::{self, CallError, Outcome, Run};
 use extism_host::plugin::interrupt::{Interrupt, Interruptions};
 
-const CORPUS: &str = include_str!("kernel_fuzz_corpus.txt");
-
-/// Longer than any seed takes, by far.
-const HANG: Duration = Duration::from_secs(20);
+const FUZZER: Fuzzer = Fuzzer {
+  test: "random_steps_agree_with_the_model",
+  prefix: "KERNEL_FUZZ",
+  corpus: include_str!("kernel_fuzz_corpus.txt"),
+};
 
 /// What live blocks may have together: 1 MiB.
 const LIVE_LIMIT: u64 = 1 << 20;
@@ -227,29 +228,13 @@ const NASTY: [u64; 31] = [
   u64::MAX - 63,
 ];
 
-/// SplitMix64: small, and good enough for choosing.
-struct Random(u64);
-
-impl Random {
-  fn next(&mut self) -> u64 {
-    self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut value = self.0;
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-  }
-
-  fn below(&mut self, limit: u64) -> u64 {
-    self.next() % limit
-  }
-
-  fn nasty(&mut self) -> u64 {
-    let value = NASTY[self.below(NASTY.len() as u64) as usize];
-    match self.below(4) {
-      0 => value.wrapping_add(self.below(32)).wrapping_sub(16),
-      1 => self.next(),
-      _ => value,
-    }
+/// A number, often a nasty one.
+fn nasty(random: &mut Random) -> u64 {
+  let value = *random.choose(&NASTY);
+  match random.below(4) {
+    0 => value.wrapping_add(random.below(32)).wrapping_sub(16),
+    1 => random.next(),
+    _ => value,
   }
 }
 
@@ -452,7 +437,7 @@ impl Fuzz {
       operands[0] = self.last_used;
     }
     if self.is_nonsense() {
-      let nasty = self.random.nasty();
+      let nasty = nasty(&mut self.random);
       operands[0] = match self.random.below(6) {
         0 => operands[0].wrapping_add(nasty),
         1 => operands[0]
@@ -469,7 +454,7 @@ impl Fuzz {
       };
     }
     if self.step == OutputSet && self.is_nonsense() {
-      operands[1] = self.random.nasty();
+      operands[1] = nasty(&mut self.random);
     }
     self.operands = operands;
     self.expected = self.expect();
@@ -755,105 +740,38 @@ fn run(plugin: &Loaded, fuzz: &Shared, seed: u64) -> (&'static str, u64) {
   ("returned", lock(fuzz).steps)
 }
 
-fn child() {
-  let seconds = number("KERNEL_FUZZ_SECONDS").unwrap_or(5);
-  let first = number("KERNEL_FUZZ_SEED").unwrap_or(1);
-  let fuzz = Arc::new(Mutex::new(Fuzz::begin(0)));
-  let mut world = World::new();
-  world.functions.extend(functions(&fuzz));
-  let limits = Use {
-    live_bytes: Some(LIVE_LIMIT),
-    ..Use::default()
-  };
-  let plugin = world.load_with(
-    &[(Some("other"), &module("")), (None, &main_module())],
-    limits,
-  );
-
-  // Nothing here ends a loop in the kernel, so there is a thread that looks.
-  let current = Arc::new(AtomicU64::new(0));
-  let watched = Arc::clone(&current);
-  std::thread::spawn(move || {
-    let mut seen = (0, Instant::now());
-    loop {
-      std::thread::sleep(Duration::from_secs(1));
-      let seed = watched.load(Ordering::Relaxed);
-      if seed != seen.0 {
-        seen = (seed, Instant::now());
-      } else if seen.1.elapsed() > HANG {
-        eprintln!("seed {seed} hangs");
-        std::process::abort();
-      }
-    }
-  });
-
-  let corpus = CORPUS
-    .lines()
-    .filter_map(|line| line.split('#').next()?.trim().parse::<u64>().ok());
-  let started = Instant::now();
-  let mut endings = BTreeMap::<&str, u64>::new();
-  let (mut programs, mut steps) = (0_u64, 0);
-  for (is_old, seed) in corpus
-    .map(|seed| (true, seed))
-    .chain((first..).map(|seed| (false, seed)))
-  {
-    if !is_old && started.elapsed() > Duration::from_secs(seconds) {
-      break;
-    }
-    current.store(seed, Ordering::Relaxed);
-    // The process may die in the next line, and then this is all that is known.
-    std::fs::write(trace_file(std::process::id()), seed.to_string()).unwrap();
-    let (ending, done) = run(&plugin, &fuzz, seed);
-    programs += 1;
-    steps += done;
-    *endings.entry(ending).or_default() += 1;
-  }
-  eprintln!("{programs} programs, {steps} steps: {endings:?}");
-  let _ = std::fs::remove_file(trace_file(std::process::id()));
-  for ending in ["returned", "trap", "out of memory"] {
-    assert!(
-      endings.contains_key(ending),
-      "no program ended so: {ending}"
-    );
-  }
-}
-
-fn trace_file(process: u32) -> std::path::PathBuf {
-  std::env::temp_dir().join(format!("kernel-fuzz-{process}"))
-}
-
-fn number(variable: &str) -> Option<u64> {
-  std::env::var(variable).ok()?.parse().ok()
-}
-
 #[test]
 fn random_steps_agree_with_the_model() {
-  const MARK: &str = "KERNEL_FUZZ_CHILD";
-  if std::env::var_os(MARK).is_some() {
-    child();
-    return;
-  }
-  let mut command = Command::new(std::env::current_exe().unwrap());
-  command
-    .args([
-      "--exact",
-      "random_steps_agree_with_the_model",
-      "--nocapture",
-    ])
-    .env(MARK, "1")
-    .stdout(Stdio::null());
-  if number("KERNEL_FUZZ_SECONDS").is_some() && number("KERNEL_FUZZ_SEED").is_none() {
-    let now = std::time::SystemTime::now()
-      .duration_since(std::time::UNIX_EPOCH)
-      .unwrap();
-    command.env("KERNEL_FUZZ_SEED", now.as_secs().to_string() + "000000");
-  }
-  let mut child = command.spawn().unwrap();
-  let status = child.wait().unwrap();
-  let trace = trace_file(child.id());
-  let seed = std::fs::read_to_string(&trace).unwrap_or_default();
-  let _ = std::fs::remove_file(trace);
-  assert!(status.success(), "{status}; the last seed was {seed}");
+  let fuzz = &Arc::new(Mutex::new(Fuzz::begin(0)));
+  let steps = &AtomicU64::new(0);
+  FUZZER.run(
+    || {
+      let mut world = World::new();
+      world.functions.extend(functions(fuzz));
+      let limits = Use {
+        live_bytes: Some(LIVE_LIMIT),
+        ..Use::default()
+      };
+      let plugin = world.load_with(
+        &[(Some("other"), &module("")), (None, &main_module())],
+        limits,
+      );
+      move |seed| {
+        let (ending, done) = run(&plugin, fuzz, seed);
+        steps.fetch_add(done, Ordering::Relaxed);
+        ending
+      }
+    },
+    |endings| {
+      eprintln!("{steps:?} steps");
+      for ending in ["returned", "trap", "out of memory"] {
+        assert!(
+          endings.contains_key(ending),
+          "no program ended so: {ending}"
+        );
+      }
+    },
+  );
 }
 
 /// Fills a block round by round and leaves it as the output; for ever if the input is empty.
@@ -876,14 +794,13 @@ const FILLING: &str = r#"
 /// Two threads make instances, call them and drop them. A third interrupts those that run, and those that
 /// are gone, at random moments.
 fn interrupt_at_random(interruptions: Interruptions) {
-  let seconds = number("KERNEL_FUZZ_SECONDS").unwrap_or(5);
   let plugin = World::new().load_with(
     &[(None, &guest(FILLING))],
     Use::interrupted_by(interruptions),
   );
   let plugin = &plugin;
   let started = Instant::now();
-  let is_time_up = || started.elapsed() > Duration::from_secs(seconds);
+  let is_time_up = || started.elapsed() > FUZZER.time();
   let handles = [const { Mutex::new(Vec::<Interrupt>::new()) }; 2];
   let handles = &handles;
   let are_over = AtomicBool::new(false);

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test crate uses its own part.
 
+pub mod fuzz;
+
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
