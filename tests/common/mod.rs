@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test crate uses its own part.
 
 pub mod fuzz;
+pub mod smith;
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
