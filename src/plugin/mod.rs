@@ -47,7 +47,7 @@ use workers::Workers;
 const INITIALIZATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Part of the cache's key. Raise it when the linker writes something else for the same input.
-const LINKER_VERSION: [u8; 1] = [1];
+const LINKER_VERSION: [u8; 1] = [2];
 
 /// How large an instance's kernel memory may be between two calls: 64 MiB.
 const MAX_IDLE_MEMORY: u64 = 64 << 20;

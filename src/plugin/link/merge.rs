@@ -762,6 +762,15 @@ fn function_names(
           );
         }
       }
+    } else {
+      // Without a name, backtraces would have the index in the linked module.
+      let prefix = match number == modules.main {
+        true => String::new(),
+        false => format!("{}!", module.name),
+      };
+      for index in (0..).skip(imported).take(module.functions.len()) {
+        set(index, format!("{prefix}wasm-function[{index}]"));
+      }
     }
     for (index, name) in &module.names.functions {
       if number == modules.kernel {
