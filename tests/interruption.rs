@@ -162,42 +162,44 @@ fn run_interrupted(plugin: &Loaded, round: u64) -> common::Report {
   })
 }
 
-/// Runs `body` on a thread of its own and fails if it does not end. An instance that does not heed its
-/// interruption would run for ever.
-fn must_end(what: String, body: impl FnOnce() + Send + 'static) {
+/// Runs all rounds on a thread of their own and fails if one of them does not end. An instance that does not
+/// heed its interruption would run for ever.
+fn must_end(what: &'static str, round: impl Fn(u64) + Send + 'static) {
   let (sender, ended) = channel();
   let thread = std::thread::spawn(move || {
-    body();
-    let _ = sender.send(());
+    for number in 0..rounds() {
+      round(number);
+      let _ = sender.send(());
+    }
   });
-  match ended.recv_timeout(Duration::from_secs(100)) {
-    Err(RecvTimeoutError::Timeout) => panic!("{what} goes on"),
-    _ => thread
-      .join()
-      .unwrap_or_else(|_| panic!("{what}: see above")),
+  loop {
+    match ended.recv_timeout(Duration::from_secs(100)) {
+      Ok(()) => {}
+      Err(RecvTimeoutError::Timeout) => panic!("{what} goes on"),
+      Err(RecvTimeoutError::Disconnected) => break,
+    }
   }
+  thread
+    .join()
+    .unwrap_or_else(|_| panic!("{what}: see above"));
 }
 
 fn all_end(interruptions: Interruptions) {
   beside_an_innocent(interruptions, || {
     for (name, body) in ENDLESS {
       let plugin = load(body, interruptions);
-      must_end(name.to_owned(), move || {
-        for round in 0..rounds() {
-          let report = run_interrupted(&plugin, round);
-          assert_eq!(report.ending, Ending::Interrupted, "{name}, round {round}");
-          assert!(report.results.is_empty());
-        }
+      must_end(name, move |round| {
+        let report = run_interrupted(&plugin, round);
+        assert_eq!(report.ending, Ending::Interrupted, "{name}, round {round}");
+        assert!(report.results.is_empty());
       });
     }
     for (name, body) in ENDLESS_INITIALIZATIONS {
       let plugin = load(body, interruptions);
-      must_end(name.to_owned(), move || {
-        for round in 0..rounds() {
-          let report = run_interrupted(&plugin, round);
-          assert_eq!(report.ending, Ending::Interrupted, "{name}, round {round}");
-          assert!(!report.is_initialized, "{name}, round {round}");
-        }
+      must_end(name, move |round| {
+        let report = run_interrupted(&plugin, round);
+        assert_eq!(report.ending, Ending::Interrupted, "{name}, round {round}");
+        assert!(!report.is_initialized, "{name}, round {round}");
       });
     }
   });
