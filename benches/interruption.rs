@@ -1,0 +1,88 @@
+//! How long an endless guest goes on after the watchdog has interrupted it, in both ways.
+//!
+//!     cargo bench --ignore-rust-version --bench interruption
+//!
+//! prints the median and the 99th percentile, in microseconds. On an idle machine, the guest and the thread that
+//! interrupts it have a core each.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Ending, Use, World, guest};
+use extism_host::plugin::instance::Run;
+use extism_host::plugin::interrupt::Interruptions;
+
+const ROUNDS: usize = 2000;
+
+/// How long the guest runs before.
+const DELAY: Duration = Duration::from_micros(500);
+
+/// As the watchdog waits, before it interrupts an instance again.
+const REPEAT: Duration = Duration::from_millis(1);
+
+const GUESTS: [(&str, &str); 3] = [
+  (
+    "an empty loop",
+    r#"(func (export "run") (loop $next (br $next)))"#,
+  ),
+  (
+    "a recursion",
+    r#"(func $recurse (param $depth i32)
+         (if (local.get $depth) (then
+           (call $recurse (i32.sub (local.get $depth) (i32.const 1)))
+           (call $recurse (i32.sub (local.get $depth) (i32.const 1))))))
+       (func (export "run") (call $recurse (i32.const 1000)))"#,
+  ),
+  (
+    "a loop that allocates",
+    r#"(func (export "run")
+         (loop $next (call $free (call $alloc (i64.const 100))) (br $next)))"#,
+  ),
+];
+
+/// How long each of many guests goes on, sorted.
+fn measure(body: &str, interruptions: Interruptions) -> Vec<Duration> {
+  let wasm = guest(body);
+  let plugin = World::new().load_with(&[(None, &wasm)], Use::interrupted_by(interruptions));
+  let mut times = (0..ROUNDS)
+    .map(|_| {
+      let mut instance = plugin.instance();
+      let interrupt = instance.interrupt().clone();
+      let has_ended = AtomicBool::new(false);
+      std::thread::scope(|scope| {
+        let interrupting = scope.spawn(|| {
+          std::thread::sleep(DELAY);
+          let begun = Instant::now();
+          interrupt.interrupt();
+          while interrupt.needs_repeating() && !has_ended.load(Ordering::SeqCst) {
+            std::thread::sleep(REPEAT);
+            interrupt.interrupt();
+          }
+          begun
+        });
+        let report = plugin.run_instance(&mut instance, &[("run", b"")]);
+        let ended = Instant::now();
+        has_ended.store(true, Ordering::SeqCst);
+        assert_eq!(report.ending, Ending::Interrupted);
+        ended - interrupting.join().expect("it does not panic")
+      })
+    })
+    .collect::<Vec<_>>();
+  times.sort();
+  times
+}
+
+fn main() {
+  println!("{:30} {:>8} {:>8}", "µs", "p50", "p99");
+  for interruptions in [Interruptions::Page, Interruptions::Epoch] {
+    for (name, body) in GUESTS {
+      let times = measure(body, interruptions);
+      let [median, late] = [ROUNDS / 2, ROUNDS * 99 / 100].map(|place| times[place].as_micros());
+      let name = format!("{interruptions:?}, {name}");
+      println!("{name:30} {median:8} {late:8}");
+    }
+  }
+}
