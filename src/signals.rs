@@ -447,8 +447,8 @@ mod unix {
       let is_it = |entry_point: &Handler| address(*entry_point) == action.sa_sigaction;
       let layer = ENTRY_POINTS.iter().position(is_it);
       let displaced = layer.map(|layer| self.displaced[layer].load(Ordering::Acquire));
-      // SAFETY: it was leaked, is static or null.
       displaced.map_or(action, |displaced| {
+        // SAFETY: it was leaked, is static or null.
         unsafe { displaced.as_ref() }.map_or(DEFAULT, |displaced| *displaced)
       })
     }
