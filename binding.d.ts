@@ -18,16 +18,13 @@ export declare class Boundary {
    */
   constructor(settle: () => void, inbox: Uint8Array, header: Uint32Array)
   /**
-   * The function that takes finished calls. It is given a buffer for short outputs and an array. It
-   * writes into the header how many calls it has taken, whether there are more (for which there was no
-   * room), and four numbers for each call ([`ITEM`]). What is not in the buffer it adds to the array,
-   * in the order of the calls.
+   * The function that takes results, see [`JsThreadState::take`].
    *
    * It is a function rather than a method because Node-API then need not look up and check what
    * belongs to the receiver; and numbers are in the header because to pass one costs more than to
    * write it.
    */
-  taker(): (shared: Uint8Array, apart: unknown[]) => void
+  taker(): (shared: Uint8Array, outOfBand: unknown[]) => void
   /** Waits until there is a finished call to be taken. The event loop stands still meanwhile. */
   wait(): void
   /**
@@ -96,12 +93,12 @@ export declare class Plugin {
   /** The functions that can be called, each with the number of its export. */
   functions(): Record<string, number>
   /**
-   * The function that queues a call, whose arguments are in the header ([`Arguments`]). It returns 1
+   * The function that queues a call, whose arguments are in the header ([`CallArguments`]). It returns 1
    * where [`wake`](Self::wake) is to be called, in this turn of the event loop. Where the result has
    * come meanwhile, it returns 2, and has taken it as `take` would have; or 3 where it may not: then
    * it is to be taken soon, for nobody will be woken for it. Otherwise it returns 0.
    */
-  caller(boundary: Boundary): (shared: Uint8Array, apart: unknown[]) => number
+  caller(boundary: Boundary): (shared: Uint8Array, outOfBand: unknown[]) => number
   /**
    * As the function of [`caller`](Self::caller), for an input that is too long for the inbox. It
    * returns 0 or 1.
@@ -275,8 +272,8 @@ export interface PluginOptions {
   /** How many calls may be unfinished; at least 1. */
   maxQueue: number
   /** What JavaScript knows the plugin by when its guests call functions or log. */
-  table: number
-  /** Functions in JavaScript; each is known by its place. */
+  pluginId: number
+  /** Functions in JavaScript; each is known by its index. */
   functions: Array<FunctionName>
   /** What guests may do with the store. */
   storePermissions: StorePermissions

@@ -1,6 +1,6 @@
 'use strict'
 
-// The JavaScript end of the boundary; `src/binding/boundary.rs` is the other. Calls leave with their
+// The JavaScript end of the boundary; `src/binding` is the other. Calls leave with their
 // input in `inbox`, and come back many at a time: `settle` finds them as numbers in `header`, with
 // their bytes in `shared`, or in `apart` where they are too long for it.
 

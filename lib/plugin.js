@@ -193,7 +193,7 @@ async function openPlugin ({ native, store, inJavaScript, ...rest }, signal) {
   signal.throwIfAborted()
   const table = addTable(inJavaScript)
   try {
-    return new Plugin(SECRET, await open({ ...native, allowedPaths, table: table.number }, store, signal), table)
+    return new Plugin(SECRET, await open({ ...native, allowedPaths, pluginId: table.number }, store, signal), table)
   } catch (error) {
     removeTable(table)
     if (error.code === 'HOST_FUNCTION_ERROR' && table.thrown !== undefined) throw table.thrown.error
@@ -207,7 +207,7 @@ function precompile (source, options) {
       if (options?.compileCache === false) throw invalidArgument('compileCache must not be false, or there is nothing to fill')
       throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off, and compileCache does not turn it on')
     }
-    await fillCache({ ...native, allowedPaths: [], table: 0 }, signal)
+    await fillCache({ ...native, allowedPaths: [], pluginId: 0 }, signal)
   })
 }
 

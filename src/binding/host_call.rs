@@ -1,9 +1,8 @@
-//! Host functions in JavaScript. The guest waits on its thread; the event loop does not.
+//! One call of a host function in JavaScript. The guest waits on its thread; the event loop does not.
 //!
-//! A call of such a function is an [`Event`] among the results of calls, so it wakes the event loop as
-//! they do and is seen in the order in which things happened. JavaScript answers it, at once or after
-//! any time, and before that may ask for blocks of the guest's memory. That only the guest's thread can
-//! do; it is awake then and does nothing else, so JavaScript's waits for it.
+//! JavaScript answers it, at once or after any time, and before that may ask for blocks of the guest's
+//! memory. That only the guest's thread can do; it is awake then and does nothing else, so the
+//! JavaScript thread waits for it.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -12,60 +11,16 @@ use std::time::Duration;
 
 use wasmtime::Val;
 
-use super::boundary::{Event, Finished};
+use super::protocol::BLOCK_INCLUDED;
 use crate::abi::{FunctionType, ValueType};
-use crate::host::{
-  Answer, Bytes, HostFunction, HostFunctionError, Invocation, UntypedFunction, Vars,
-};
+use crate::host::{Answer, Bytes, HostFunctionError, Invocation, Vars};
 use crate::plugin::spin;
 
-/// Bytes of blocks that go with a call, so that JavaScript need not ask for them.
-const MAX_SENT: usize = 64 << 10;
+/// How many bytes of blocks a message includes, so that JavaScript need not ask for them.
+const MAX_INCLUDED: usize = 64 << 10;
 
-/// How long JavaScript's thread looks for what the guest's does before it sleeps.
-const LOOK: Duration = Duration::from_micros(20);
-
-/// The functions of one plugin, as JavaScript knows them.
-pub struct Functions {
-  /// What JavaScript knows the plugin by.
-  pub table: u32,
-  /// Where its calls go.
-  pub finished: Arc<Finished>,
-}
-
-impl Functions {
-  /// The function with this number.
-  pub fn function(&self, number: u32, namespace: String, name: String) -> UntypedFunction {
-    let (table, finished) = (self.table, Arc::clone(&self.finished));
-    let (to, called) = (namespace.clone(), name.clone());
-    UntypedFunction {
-      namespace,
-      name,
-      typed: Arc::new(move |function, vars| {
-        let (vars, finished) = (Arc::clone(vars), Arc::clone(&finished));
-        let (ty, result) = (function.clone(), function.results.first().copied());
-        let body = move |invocation: &mut Invocation<'_>| {
-          let channel = Arc::new(Channel::new(Arc::clone(&vars)));
-          let call = HostCall::new(table, number, &ty, invocation, Arc::clone(&channel));
-          finished.push(Event::HostCall(call));
-          serve(&channel, invocation).map(|answer| typed(answer, result))
-        };
-        HostFunction::new(to.clone(), called.clone(), function.params, result, body)
-      }),
-    }
-  }
-}
-
-/// Gives an answer the type of the function's result: JavaScript answers with the bits of a number.
-fn typed(answer: Answer, result: Option<ValueType>) -> Answer {
-  match (answer, result) {
-    (_, None) => Answer::Nothing,
-    (Answer::I64(bits), Some(ValueType::I32)) => Answer::I32(bits as i32),
-    (Answer::I64(bits), Some(ValueType::F32)) => Answer::F32(f32::from_bits(bits as u32)),
-    (Answer::I64(bits), Some(ValueType::F64)) => Answer::F64(f64::from_bits(bits as u64)),
-    (answer, Some(_)) => answer,
-  }
-}
+/// How long the JavaScript thread spins for what the guest's does before it sleeps.
+const SPIN: Duration = Duration::from_micros(20);
 
 /// What JavaScript wants of the guest's thread.
 #[derive(Clone, Debug)]
@@ -96,8 +51,9 @@ pub struct HostCall {
 }
 
 impl HostCall {
-  fn new(
-    table: u32,
+  /// `number` is that of the function.
+  pub fn new(
+    plugin_id: u32,
     number: u32,
     ty: &FunctionType,
     invocation: &mut Invocation<'_>,
@@ -105,27 +61,27 @@ impl HostCall {
   ) -> Self {
     let result = ty.results.first().map_or(0, |result| kind(*result));
     let count = ty.params.len() as u32;
-    let mut numbers = vec![0, table, number, result, count];
+    let mut numbers = vec![0, plugin_id, number, result, count];
     let mut blocks = Vec::new();
-    for (place, param) in ty.params.iter().enumerate() {
-      let bits = invocation.value(place).map_or(0, bits);
+    for (index, param) in ty.params.iter().enumerate() {
+      let bits = invocation.value(index).map_or(0, bits);
       let mut length = 0;
-      let mut is_sent = 0;
+      let mut included = 0;
       if *param == ValueType::I64 {
         let bytes = match bits {
           0 => None,
-          _ => invocation.bytes(place),
+          _ => invocation.bytes(index),
         };
         let bytes = bytes.unwrap_or_default();
         // The kernel's memory has 32-bit addresses.
         length = bytes.len() as u32;
-        if blocks.len() + bytes.len() <= MAX_SENT {
+        if blocks.len() + bytes.len() <= MAX_INCLUDED {
           blocks.extend_from_slice(bytes);
-          is_sent = SENT;
+          included = BLOCK_INCLUDED;
         }
       }
       numbers.extend([
-        kind(*param) | is_sent,
+        kind(*param) | included,
         bits as u32,
         (bits >> 32) as u32,
         length,
@@ -143,9 +99,6 @@ impl HostCall {
     }
   }
 }
-
-/// Added to the type of an argument whose block is in the message.
-const SENT: u32 = 16;
 
 /// The types of values, as JavaScript knows them; 0 is none.
 fn kind(value: ValueType) -> u32 {
@@ -169,23 +122,23 @@ fn bits(value: &Val) -> u64 {
 
 /// What JavaScript and the guest's thread say to each other about one call.
 pub struct Channel {
-  state: Mutex<State>,
+  state: Mutex<ChannelState>,
   /// Signalled for each change.
   changed: Condvar,
-  /// The same, for who looks before it sleeps.
-  news: spin::Flag,
+  /// The same, for a thread that spins before it sleeps.
+  changed_flag: spin::Flag,
   vars: Arc<Vars>,
 }
 
-enum State {
+enum ChannelState {
   /// The guest's thread waits for JavaScript.
   Open,
   /// JavaScript wants this done.
   Asked(Result<Step, HostFunctionError>),
   /// The guest's thread does it.
   Working,
-  /// It has.
-  Done(BlockReply),
+  /// It has done it.
+  Replied(BlockReply),
   /// The call has been answered, or has been interrupted.
   Over,
 }
@@ -202,43 +155,44 @@ pub struct BlockReply {
 }
 
 impl Channel {
-  fn new(vars: Arc<Vars>) -> Self {
+  /// A channel of a call that JavaScript has not been told of.
+  pub fn new(vars: Arc<Vars>) -> Self {
     Self {
-      state: Mutex::new(State::Open),
+      state: Mutex::new(ChannelState::Open),
       changed: Condvar::new(),
-      news: spin::Flag::default(),
+      changed_flag: spin::Flag::default(),
       vars,
     }
   }
 
-  fn lock(&self) -> MutexGuard<'_, State> {
+  fn lock(&self) -> MutexGuard<'_, ChannelState> {
     self.state.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  fn set(&self, mut state: MutexGuard<'_, State>, new: State) {
+  fn set(&self, mut state: MutexGuard<'_, ChannelState>, new: ChannelState) {
     *state = new;
     drop(state);
-    self.news.set();
+    self.changed_flag.set();
     self.changed.notify_all();
   }
 
-  /// Waits until `take` takes something out of the state. Before it sleeps it looks by `look` for
-  /// something that happens.
+  /// Waits until `take` takes something out of the state. Before it sleeps it calls `spin` once, to wait
+  /// for the flag.
   fn wait<T>(
     &self,
-    look: impl FnOnce(&spin::Flag),
-    mut take: impl FnMut(&mut State) -> Option<T>,
+    spin: impl FnOnce(&spin::Flag),
+    mut take: impl FnMut(&mut ChannelState) -> Option<T>,
   ) -> T {
-    let mut look = Some(look);
+    let mut spin = Some(spin);
     let mut state = self.lock();
     loop {
       if let Some(taken) = take(&mut state) {
         return taken;
       }
-      if let Some(look) = look.take() {
-        self.news.clear();
+      if let Some(spin) = spin.take() {
+        self.changed_flag.clear();
         drop(state);
-        look(&self.news);
+        spin(&self.changed_flag);
         state = self.lock();
       } else {
         let woken = self.changed.wait(state);
@@ -249,21 +203,21 @@ impl Channel {
 
   /// Whether nobody waits for an answer any more.
   pub fn is_over(&self) -> bool {
-    matches!(*self.lock(), State::Over)
+    matches!(*self.lock(), ChannelState::Over)
   }
 
   /// Ends it from either side; whoever waits is told.
   pub fn end(&self) {
     let state = self.lock();
-    self.set(state, State::Over);
+    self.set(state, ChannelState::Over);
   }
 
   /// Answers the guest. Whether anybody has waited for it. JavaScript's thread.
   pub fn answer(&self, answer: Result<Step, HostFunctionError>) -> bool {
     let state = self.lock();
-    let is_open = matches!(*state, State::Open);
+    let is_open = matches!(*state, ChannelState::Open);
     if is_open {
-      self.set(state, State::Asked(answer));
+      self.set(state, ChannelState::Asked(answer));
     }
     is_open
   }
@@ -275,16 +229,16 @@ impl Channel {
       return None;
     }
     // The guest's thread is awake, or just being woken.
-    let look = |news: &spin::Flag| {
-      spin::until(LOOK, || news.is_set());
+    let spin = |changed: &spin::Flag| {
+      spin::until(SPIN, || changed.is_set());
     };
-    self.wait(look, |state| match state {
-      State::Done(done) => {
-        let done = std::mem::take(done);
-        *state = State::Open;
-        Some(Some(done))
+    self.wait(spin, |state| match state {
+      ChannelState::Replied(reply) => {
+        let reply = std::mem::take(reply);
+        *state = ChannelState::Open;
+        Some(Some(reply))
       }
-      State::Over => Some(None),
+      ChannelState::Over => Some(None),
       _ => None,
     })
   }
@@ -296,7 +250,7 @@ impl Channel {
 }
 
 /// Does what JavaScript wants, on the guest's thread, until it answers.
-fn serve(
+pub fn serve(
   channel: &Arc<Channel>,
   invocation: &mut Invocation<'_>,
 ) -> Result<Answer, HostFunctionError> {
@@ -306,15 +260,15 @@ fn serve(
   let _over = EndOnDrop(channel);
   loop {
     let step = channel.wait(spin_for_answer, |state| {
-      match std::mem::replace(state, State::Over) {
-        State::Asked(step) => {
+      match std::mem::replace(state, ChannelState::Over) {
+        ChannelState::Asked(step) => {
           *state = match &step {
-            Ok(Step::Answer(_)) | Err(_) => State::Over,
-            Ok(_) => State::Working,
+            Ok(Step::Answer(_)) | Err(_) => ChannelState::Over,
+            Ok(_) => ChannelState::Working,
           };
           Some(Some(step))
         }
-        State::Over => Some(None),
+        ChannelState::Over => Some(None),
         other => {
           *state = other;
           None
@@ -350,8 +304,8 @@ fn serve(
       }
     };
     let state = channel.lock();
-    if matches!(*state, State::Working) {
-      channel.set(state, State::Done(reply));
+    if matches!(*state, ChannelState::Working) {
+      channel.set(state, ChannelState::Replied(reply));
     }
   }
 }
@@ -365,9 +319,9 @@ impl Drop for EndOnDrop<'_> {
   }
 }
 
-/// Looks for what JavaScript answers, where that has paid lately for this thread: functions that answer
-/// at once do so before a thread that sleeps would have been woken.
-fn spin_for_answer(news: &spin::Flag) {
+/// Spins until JavaScript answers, if that has paid lately for this thread: functions that answer at once
+/// do so before a thread that sleeps would have been woken.
+fn spin_for_answer(changed: &spin::Flag) {
   thread_local! {
     static BACKOFF: Cell<spin::SpinBackoff> = const { Cell::new(spin::SpinBackoff::NEW) };
   }
@@ -375,31 +329,31 @@ fn spin_for_answer(news: &spin::Flag) {
   if backoff.is_due()
     && let Some(spinner) = spin::Spinner::new()
   {
-    backoff.learn(spinner.spin_wait(|| news.is_set()));
+    backoff.learn(spinner.spin_wait(|| changed.is_set()));
   }
   BACKOFF.set(backoff);
 }
 
 /// The calls that JavaScript has been told of and has not answered, by their numbers.
 #[derive(Default)]
-pub struct HostCalls {
+pub struct OpenHostCalls {
   open: HashMap<u32, Arc<Channel>>,
   next: u32,
-  /// How many there have to be for those that are over to be looked for.
-  tidy_at: usize,
+  /// Prune finished calls when the map reaches this size.
+  prune_at: usize,
 }
 
-impl HostCalls {
-  const MANY: usize = 256;
+impl OpenHostCalls {
+  const MIN_PRUNE: usize = 256;
 
   /// Numbers a call.
   pub fn add(&mut self, channel: Arc<Channel>) -> u32 {
     let number = self.next;
     self.next = number.wrapping_add(1);
-    if self.open.len() >= self.tidy_at {
+    if self.open.len() >= self.prune_at {
       // Some are never answered, and their calls have ended otherwise.
       self.open.retain(|_, channel| !channel.is_over());
-      self.tidy_at = Self::MANY.max(2 * self.open.len());
+      self.prune_at = Self::MIN_PRUNE.max(2 * self.open.len());
     }
     self.open.insert(number, channel);
     number

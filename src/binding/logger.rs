@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use super::boundary::{Event, Finished};
+use super::completion_queue::{CompletionQueue, Event, LogMessage, UnreadBytes};
 use crate::host::log::{Level, Logger};
 
 /// Bytes of messages of one plugin that may be on their way. Guests can write faster than the event
@@ -14,21 +14,21 @@ const MAX_UNREAD: usize = 4 << 20;
 const MESSAGE: usize = 128;
 
 /// Passes a plugin's messages to JavaScript.
-pub struct ToJavaScript {
-  table: u32,
-  finished: Arc<Finished>,
+pub struct JsLogger {
+  plugin_id: u32,
+  queue: Arc<CompletionQueue>,
   /// The least level that is wanted; more than any for silence.
   level: u32,
   unread: Arc<AtomicUsize>,
   dropped: AtomicU32,
 }
 
-impl ToJavaScript {
-  /// `table` is what JavaScript knows the plugin by.
-  pub fn new(table: u32, level: Option<u32>, finished: Arc<Finished>) -> Self {
+impl JsLogger {
+  /// `plugin_id` is what JavaScript knows the plugin by.
+  pub fn new(plugin_id: u32, level: Option<u32>, queue: Arc<CompletionQueue>) -> Self {
     Self {
-      table,
-      finished,
+      plugin_id,
+      queue,
       level: level.unwrap_or(u32::MAX),
       unread: Arc::default(),
       dropped: AtomicU32::new(0),
@@ -36,23 +36,20 @@ impl ToJavaScript {
   }
 
   fn push(&self, call: Option<u64>, level: Level, text: &str) {
-    let cost = text.len() + MESSAGE;
-    self.unread.fetch_add(cost, Ordering::Relaxed);
     let mut bytes = Vec::with_capacity(text.len() + 2 * size_of::<u32>());
-    for number in [self.table, level as u32] {
+    for number in [self.plugin_id, level as u32] {
       bytes.extend_from_slice(&number.to_le_bytes());
     }
     bytes.extend_from_slice(text.as_bytes());
-    self.finished.push(Event::Log(Message {
+    self.queue.push(Event::Log(LogMessage {
       call,
       bytes,
-      cost,
-      unread: Arc::clone(&self.unread),
+      unread: UnreadBytes::new(text.len() + MESSAGE, &self.unread),
     }));
   }
 }
 
-impl Logger for ToJavaScript {
+impl Logger for JsLogger {
   fn level(&self) -> Option<Level> {
     const LEVELS: [Level; 5] = [
       Level::Trace,
@@ -76,27 +73,5 @@ impl Logger for ToJavaScript {
       self.push(call, Level::Warn, &text);
     }
     self.push(call, level, message);
-  }
-}
-
-/// A message that JavaScript has not read yet.
-pub struct Message {
-  /// The plugin's call that it is part of.
-  pub call: Option<u64>,
-  bytes: Vec<u8>,
-  cost: usize,
-  unread: Arc<AtomicUsize>,
-}
-
-impl Message {
-  /// What JavaScript reads.
-  pub fn take(mut self) -> Vec<u8> {
-    std::mem::take(&mut self.bytes)
-  }
-}
-
-impl Drop for Message {
-  fn drop(&mut self) {
-    self.unread.fetch_sub(self.cost, Ordering::Relaxed);
   }
 }

@@ -1,14 +1,20 @@
-//! The only room that knows Node-API. `index.js` is its only caller: it has validated what arrives
+//! The only module that knows Node-API. `index.js` is its only caller: it has validated what arrives
 //! here, and makes the errors, since an `Error` made natively is of another realm under Jest.
 
 mod boundary;
+mod completion_queue;
 mod event_queue;
 mod host_call;
+mod host_functions;
+mod js_thread;
 mod logger;
 mod memory_store;
 mod plugin;
+mod plugin_options;
 mod pool;
+mod protocol;
 mod store;
+mod store_reply;
 mod store_watch;
 
 use napi_derive::napi;
@@ -17,11 +23,4 @@ use napi_derive::napi;
 #[napi]
 pub fn error_codes() -> Vec<&'static str> {
   crate::Code::ALL.map(crate::Code::as_str).to_vec()
-}
-
-/// Panics are caught where they can happen and become rejections. The hook that would print them
-/// first is this addon's alone, as the Rust standard library is linked into it.
-fn silence_panics() {
-  static ONCE: std::sync::Once = std::sync::Once::new();
-  ONCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
 }

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -15,173 +14,19 @@ use napi::bindgen_prelude::{
 };
 use napi_derive::napi;
 
-use super::boundary::{Boundary, Finished, Outcome};
-use super::host_call::Functions;
-use super::logger::ToJavaScript;
+use super::boundary::Boundary;
+use super::completion_queue::{CompletionQueue, JobResult};
+use super::host_functions::JsFunctions;
+use super::logger::JsLogger;
 use super::memory_store::MemoryStore;
+use super::plugin_options::{FunctionName, PluginOptions};
+use super::protocol::CallArguments;
 use super::store::Store as AnyStore;
-use crate::host::store::DEFAULT_MAX_VALUE;
-use crate::host::{Access, Environment, Permissions, http};
-use crate::plugin::interrupt::Interruptions;
+use crate::host::{Access, Environment};
 use crate::plugin::spin::SpinBackoff;
-use crate::plugin::{self, CompileCache, Limits, Queued, Source};
+use crate::plugin::{self, Limits, Queued};
 use crate::store::Store;
 use crate::{Code, Error};
-
-/// A manifest and options, as `index.js` has merged them.
-#[napi(object)]
-pub struct PluginOptions {
-  /// The modules.
-  pub wasm: Vec<WasmOptions>,
-  /// What the guest reads with `config_get`.
-  pub config: HashMap<String, String>,
-  /// Milliseconds that a call may take.
-  pub timeout_ms: Option<u32>,
-  /// Pages of 64 KiB that an instance's memories may grow by.
-  pub max_pages: Option<u32>,
-  /// Bytes that the values of the plugin's variables may have.
-  pub max_var_bytes: Option<u32>,
-  /// Hosts that guests may send HTTP requests to.
-  pub allowed_hosts: Vec<String>,
-  /// Bytes that the body of an HTTP response may have.
-  pub max_http_response_bytes: Option<u32>,
-  /// Whether guests may read the headers of HTTP responses.
-  pub allow_http_response_headers: bool,
-  /// A file with certificates that are trusted.
-  pub extra_certificates: Option<String>,
-  /// Bytes that an output may have.
-  pub max_output_bytes: Option<u32>,
-  /// Units of fuel that a call has.
-  pub fuel: Option<f64>,
-  /// Whether each call has an instance of its own.
-  pub is_isolated: bool,
-  /// Whether guests may import WASI.
-  pub use_wasi: bool,
-  /// Directories that they may use then.
-  pub allowed_paths: Vec<AllowedPath>,
-  /// Their arguments.
-  pub arguments: Vec<String>,
-  /// Their environment.
-  pub environment: HashMap<String, String>,
-  /// Where their output goes: `process`, `logger`, or nowhere.
-  pub output: Option<String>,
-  /// How a call that runs for too long is interrupted: `page` or `epoch`; the best way of the system
-  /// without it.
-  pub interruption: Option<String>,
-  /// What runs the plugin: `extism` for the reference runtime; the default without it.
-  pub runtime: Option<String>,
-  /// Where compiled modules are kept; nowhere without it.
-  pub compile_cache: Option<CompileCacheOptions>,
-  /// How many instances; at least 1.
-  pub instances: u32,
-  /// Whether all of them are started at once.
-  pub eager: bool,
-  /// How many calls may be unfinished; at least 1.
-  pub max_queue: u32,
-  /// What JavaScript knows the plugin by when its guests call functions or log.
-  pub table: u32,
-  /// Functions in JavaScript; each is known by its place.
-  pub functions: Vec<FunctionName>,
-  /// What guests may do with the store.
-  pub store_permissions: StorePermissions,
-  /// The least level of messages that are wanted, from 0 for trace to 4 for error; none without it.
-  pub log_level: Option<u32>,
-}
-
-/// A directory that guests may use.
-#[napi(object)]
-pub struct AllowedPath {
-  /// Where it is.
-  pub host: String,
-  /// What guests call it.
-  pub guest: String,
-  /// Whether they may only read there.
-  pub read_only: bool,
-}
-
-/// What guests may do with the store.
-#[napi(object)]
-pub struct StorePermissions {
-  /// What is put before each key.
-  pub prefix: String,
-  /// Whether they may change it.
-  pub can_write: bool,
-  /// Bytes that a value may have which they set.
-  pub max_value_bytes: Option<f64>,
-  /// Keys that there may be when they add one.
-  pub max_keys: Option<f64>,
-}
-
-impl From<&StorePermissions> for Permissions {
-  fn from(permissions: &StorePermissions) -> Self {
-    Self {
-      prefix: permissions.prefix.clone(),
-      can_write: permissions.can_write,
-      max_value: permissions
-        .max_value_bytes
-        .map_or(DEFAULT_MAX_VALUE, |bytes| bytes as usize),
-      max_keys: permissions.max_keys.map(|keys| keys as u64),
-    }
-  }
-}
-
-/// A function in JavaScript.
-#[napi(object)]
-pub struct FunctionName {
-  /// Where guests import it from.
-  pub namespace: String,
-  /// The name under which they do.
-  pub name: String,
-}
-
-/// Where compiled modules are kept.
-#[napi(object)]
-pub struct CompileCacheOptions {
-  /// The directory; without it, the default.
-  pub directory: Option<String>,
-  /// How many bytes it may have; without it, the default.
-  pub max_bytes: Option<i64>,
-}
-
-impl From<Option<CompileCacheOptions>> for CompileCache {
-  fn from(options: Option<CompileCacheOptions>) -> Self {
-    match options {
-      None => Self::Off,
-      Some(options) => Self::On {
-        directory: options.directory.map(PathBuf::from),
-        max_bytes: options
-          .max_bytes
-          .and_then(|bytes| u64::try_from(bytes).ok()),
-      },
-    }
-  }
-}
-
-/// One module: a path or bytes.
-#[napi(object)]
-pub struct WasmOptions {
-  /// Where the file is.
-  pub path: Option<String>,
-  /// The bytes.
-  pub data: Option<Uint8Array>,
-  /// The name for linking.
-  pub name: Option<String>,
-  /// SHA-256 in hexadecimal.
-  pub hash: Option<String>,
-}
-
-impl From<WasmOptions> for plugin::Wasm {
-  fn from(wasm: WasmOptions) -> Self {
-    Self {
-      source: match (wasm.path, wasm.data) {
-        (Some(path), _) => Source::Path(PathBuf::from(path)),
-        (None, data) => Source::Bytes(data.map(|data| data.to_vec()).unwrap_or_default()),
-      },
-      name: wasm.name,
-      hash: wasm.hash,
-    }
-  }
-}
 
 /// What `Plugin::stats` tells.
 #[napi(object)]
@@ -237,53 +82,6 @@ pub struct ImportDescriptor {
   pub kind: String,
 }
 
-impl From<PluginOptions> for plugin::Manifest {
-  fn from(options: PluginOptions) -> Self {
-    Self {
-      wasm: options.wasm.into_iter().map(plugin::Wasm::from).collect(),
-      config: options.config.into_iter().collect(),
-      timeout: options.timeout_ms.map(milliseconds),
-      max_pages: options.max_pages,
-      max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
-      max_output: options.max_output_bytes.map(u64::from),
-      http: http::Options {
-        allowed_hosts: options.allowed_hosts,
-        max_response: options.max_http_response_bytes.map(u64::from),
-        allows_response_headers: options.allow_http_response_headers,
-        extra_certificates: options.extra_certificates.map(PathBuf::from),
-      },
-      fuel: options.fuel.map(|fuel| fuel as u64),
-      use_wasi: options.use_wasi,
-      allowed_paths: options
-        .allowed_paths
-        .into_iter()
-        .map(|path| plugin::AllowedPath {
-          host: path.host.into(),
-          guest: path.guest.into(),
-          is_read_only: path.read_only,
-        })
-        .collect(),
-      arguments: options.arguments,
-      environment: options.environment.into_iter().collect(),
-      output: match options.output.as_deref() {
-        Some("process") => plugin::OutputTo::Process,
-        Some("logger") => plugin::OutputTo::Logger,
-        _ => plugin::OutputTo::Nowhere,
-      },
-      interruptions: match options.interruption.as_deref() {
-        Some("epoch") => Some(Interruptions::Epoch),
-        Some("page") => Some(Interruptions::Page),
-        _ => None,
-      },
-      runtime: match options.runtime.as_deref() {
-        Some("extism") => plugin::RuntimeKind::Extism,
-        _ => plugin::RuntimeKind::Wasmtime,
-      },
-      compile_cache: options.compile_cache.into(),
-    }
-  }
-}
-
 /// Loads and starts a plugin, which arrives under the number `call`.
 #[napi(catch_unwind)]
 pub fn open_plugin(
@@ -305,9 +103,11 @@ pub fn open_plugin(
   };
   let environment = environment(&options, store, boundary);
   let manifest = plugin::Manifest::from(options);
-  let results = Arc::clone(&boundary.near().finished) as _;
+  let queue = boundary.queue();
   load(call, boundary, move || {
-    plugin::Plugin::open(&manifest, limits, &environment, results).map(Outcome::Opened)
+    let results = Arc::clone(&queue) as _;
+    let plugin = plugin::Plugin::open(&manifest, limits, &environment, results)?;
+    Ok(JobResult::value(Plugin::new(plugin, queue)))
   });
 }
 
@@ -320,17 +120,17 @@ pub fn put_back_signal_handlers(listened: Vec<String>) {
 
 /// What the plugin has of JavaScript.
 fn environment(options: &PluginOptions, store: Arc<dyn Store>, boundary: &Boundary) -> Environment {
-  let functions = Functions {
-    table: options.table,
-    finished: Arc::clone(&boundary.near().finished),
+  let functions = JsFunctions {
+    plugin_id: options.plugin_id,
+    queue: boundary.queue(),
   };
   let names = (0..).zip(&options.functions);
   Environment {
     store: Arc::new(Access::new(store, (&options.store_permissions).into())),
-    logger: Arc::new(ToJavaScript::new(
-      options.table,
+    logger: Arc::new(JsLogger::new(
+      options.plugin_id,
       options.log_level,
-      Arc::clone(&functions.finished),
+      boundary.queue(),
     )),
     functions: names
       .map(|(number, FunctionName { namespace, name })| {
@@ -349,7 +149,7 @@ pub fn precompile(call: u32, options: PluginOptions, boundary: &Boundary) {
   let environment = environment(&options, store, boundary);
   let manifest = plugin::Manifest::from(options);
   load(call, boundary, move || {
-    plugin::Plugin::precompile(&manifest, &environment).map(|()| Outcome::Output(Vec::new()))
+    plugin::Plugin::precompile(&manifest, &environment).map(|()| JobResult::EMPTY)
   });
 }
 
@@ -360,10 +160,10 @@ pub fn precompile(call: u32, options: PluginOptions, boundary: &Boundary) {
 fn load(
   call: u32,
   boundary: &Boundary,
-  work: impl FnOnce() -> crate::Result<Outcome> + Send + 'static,
+  work: impl FnOnce() -> crate::Result<JobResult> + Send + 'static,
 ) {
-  let finished = Arc::clone(&boundary.near().finished);
-  let loaded = Arc::clone(&finished);
+  let queue = boundary.queue();
+  let results = Arc::clone(&queue);
   let spawned = thread::Builder::new()
     .name("extism-open".to_owned())
     .spawn(move || {
@@ -371,11 +171,11 @@ fn load(
         let message = "the runtime panicked while it loaded the plugin";
         Err(Error::new(Code::Internal, message))
       });
-      loaded.ended(call, result);
+      results.push_result(call, result);
     });
   if let Err(error) = spawned {
     let message = format!("cannot start a thread to load the plugin: {error}");
-    finished.ended(call, Err(Error::new(Code::Internal, message)));
+    queue.push_result(call, Err(Error::new(Code::Internal, message)));
   }
 }
 
@@ -384,15 +184,15 @@ fn load(
 #[napi]
 pub struct Plugin {
   plugin: Arc<plugin::Plugin>,
-  finished: Arc<Finished>,
+  queue: Arc<CompletionQueue>,
 }
 
 impl Plugin {
-  /// `finished` is where results go.
-  pub fn new(plugin: plugin::Plugin, finished: Arc<Finished>) -> Self {
+  /// Results go into `queue`.
+  pub fn new(plugin: plugin::Plugin, queue: Arc<CompletionQueue>) -> Self {
     Self {
       plugin: Arc::new(plugin),
-      finished,
+      queue,
     }
   }
 }
@@ -408,13 +208,13 @@ impl Plugin {
       .collect()
   }
 
-  /// The function that queues a call, whose arguments are in the header ([`Arguments`]). It returns 1
+  /// The function that queues a call, whose arguments are in the header ([`CallArguments`]). It returns 1
   /// where [`wake`](Self::wake) is to be called, in this turn of the event loop. Where the result has
   /// come meanwhile, it returns 2, and has taken it as `take` would have; or 3 where it may not: then
   /// it is to be taken soon, for nobody will be woken for it. Otherwise it returns 0.
   #[napi(
     catch_unwind,
-    ts_return_type = "(shared: Uint8Array, apart: unknown[]) => number"
+    ts_return_type = "(shared: Uint8Array, outOfBand: unknown[]) => number"
   )]
   pub fn caller<'env>(
     &self,
@@ -422,27 +222,29 @@ impl Plugin {
     boundary: &Boundary,
   ) -> napi::Result<Function<'env, (Uint8Array, Array<'env>), u32>> {
     let plugin = Arc::clone(&self.plugin);
-    let near = boundary.near();
-    let habit = Cell::new(SpinBackoff::default());
+    let js_thread = boundary.js_thread();
+    let backoff = Cell::new(SpinBackoff::default());
     env.create_function_from_closure("call", move |context: FunctionCallContext<'_>| {
-      let [number, export, length, timeout_ms, is_alone, may_take, _] = near.arguments();
-      let mut call = call(number, export, near.input(length), timeout_ms);
-      call.is_alone = is_alone != 0;
+      let arguments = CallArguments::from(js_thread.arguments());
+      let CallArguments { number, export, .. } = arguments;
+      let input = js_thread.input(arguments.length);
+      let mut call = call(number, export, input, arguments.timeout_ms);
+      call.is_alone = arguments.is_alone;
       let queued = plugin.queue(call);
       if queued != Queued::Awaited {
         return Ok(u32::from(queued == Queued::Asleep));
       }
-      let mut lately = habit.get();
-      let mut is_finished = false;
-      if lately.is_due() {
-        is_finished = near.finished.look();
-        lately.learn(is_finished);
+      let mut spins = backoff.get();
+      let mut has_ended = false;
+      if spins.is_due() {
+        has_ended = js_thread.queue.events.spin_wait();
+        spins.learn(has_ended);
       }
-      habit.set(lately);
-      match (is_finished, may_take) {
+      backoff.set(spins);
+      match (has_ended, arguments.may_take) {
         (false, _) => Ok(0),
-        (true, 0) => Ok(3),
-        (true, _) => near.take(&context).map(|()| 2),
+        (true, false) => Ok(3),
+        (true, true) => js_thread.take(&context).map(|()| 2),
       }
     })
   }
@@ -545,10 +347,10 @@ impl Plugin {
   /// Closes the plugin; an empty result arrives under the number `call` when all is freed.
   #[napi(catch_unwind)]
   pub fn close(&self, call: u32) {
-    let finished = Arc::clone(&self.finished);
+    let queue = Arc::clone(&self.queue);
     self
       .plugin
-      .close(move || finished.ended(call, Ok(Outcome::Output(Vec::new()))));
+      .close(move || queue.push_result(call, Ok(JobResult::EMPTY)));
   }
 }
 
@@ -557,11 +359,7 @@ fn call(number: u32, export: u32, input: Vec<u8>, timeout_ms: u32) -> plugin::Ca
     number: number.into(),
     export,
     input,
-    timeout: (timeout_ms > 0).then(|| milliseconds(timeout_ms)),
+    timeout: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into())),
     is_alone: false,
   }
-}
-
-fn milliseconds(milliseconds: u32) -> Duration {
-  Duration::from_millis(milliseconds.into())
 }

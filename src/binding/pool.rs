@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::boundary::{Finished, Outcome};
+use super::completion_queue::{CompletionQueue, JobResult};
 use crate::{Code, Error, Result};
 
 /// How many there are at most. What they do is to wait, for a disk or another machine; so there may be
@@ -22,19 +22,19 @@ const IDLE: Duration = Duration::from_secs(10);
 type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-struct State {
+struct PoolState {
   jobs: VecDeque<Job>,
   threads: usize,
   idle: usize,
 }
 
 struct Pool {
-  state: Mutex<State>,
+  state: Mutex<PoolState>,
   added: Condvar,
 }
 
 static POOL: Pool = Pool {
-  state: Mutex::new(State {
+  state: Mutex::new(PoolState {
     jobs: VecDeque::new(),
     threads: 0,
     idle: 0,
@@ -42,23 +42,23 @@ static POOL: Pool = Pool {
   added: Condvar::new(),
 };
 
-/// Does something on one of the threads; what comes of it arrives under the number `call`.
+/// Does something on one of the threads; what comes of it arrives under `number`.
 pub fn run(
-  call: u32,
-  finished: &Arc<Finished>,
-  work: impl FnOnce() -> Result<Outcome> + Send + 'static,
+  number: u32,
+  queue: &Arc<CompletionQueue>,
+  work: impl FnOnce() -> Result<JobResult> + Send + 'static,
 ) {
-  let done = Arc::clone(finished);
+  let results = Arc::clone(queue);
   let started = spawn(move || {
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
       let message = "an operation of a store panicked";
       Err(Error::new(Code::Internal, message))
     });
-    done.ended(call, result);
+    results.push_result(number, result);
   });
   if let Err(error) = started {
     let message = format!("cannot start a thread for operations of stores: {error}");
-    finished.ended(call, Err(Error::new(Code::Internal, message)));
+    queue.push_result(number, Err(Error::new(Code::Internal, message)));
   }
 }
 
@@ -83,7 +83,7 @@ pub fn spawn(job: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
 }
 
 impl Pool {
-  fn lock(&self) -> MutexGuard<'_, State> {
+  fn lock(&self) -> MutexGuard<'_, PoolState> {
     self.state.lock().unwrap_or_else(PoisonError::into_inner)
   }
 

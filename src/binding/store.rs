@@ -5,112 +5,18 @@ use std::time::Duration;
 
 use napi::Env;
 use napi::bindgen_prelude::{
-  Array, BigInt, BufferSlice, Either, Either3, Null, ToNapiValue, Uint8ArraySlice, Undefined,
+  BigInt, BufferSlice, Either, Either3, Null, Uint8ArraySlice, Undefined,
 };
 use napi_derive::napi;
 
-use super::boundary::{Boundary, Finished, Outcome};
+use super::boundary::Boundary;
+use super::completion_queue::{CompletionQueue, JobResult};
 use super::memory_store::MemoryStore;
 use super::pool;
+use super::store_reply::StoreReply;
 use super::store_watch::StoreWatch;
 use crate::Result;
-use crate::store::{self, Bytes, Change, Handle, OpenOptions, Page};
-
-/// What comes of an operation of a store.
-pub enum Reply {
-  /// It has been opened.
-  Opened(Arc<dyn store::Store>),
-  /// It has been done.
-  Done,
-  /// Yes or no.
-  Flag(bool),
-  /// A number; a bigint where a JavaScript number is not exact.
-  Number(i64),
-  /// A value, or `null`.
-  Value(Option<Bytes>),
-  /// Values, or `null`s.
-  Values(Vec<Option<Bytes>>),
-  /// An array of the cursor, or `null`, and the keys.
-  Page(Page),
-  /// It is watched.
-  Watching(StoreWatch),
-  /// An array: of each change what kind it is, its key and its value, or `null`.
-  Changes(Vec<Change>),
-}
-
-impl Reply {
-  /// As JavaScript gets it: passed to `take`, in one of several types. A value's bytes are copied here,
-  /// and nowhere else.
-  pub fn place<T>(
-    self,
-    env: &Env,
-    finished: &Arc<Finished>,
-    place: impl Place<T>,
-  ) -> napi::Result<T> {
-    match self {
-      Self::Opened(store) => place.value(Store::new(store, Arc::clone(finished))),
-      Self::Done => place.value(()),
-      Self::Flag(flag) => place.value(flag),
-      Self::Number(number) => place.value(number_of(number)),
-      Self::Value(value) => place.value(buffer(env, value.as_ref())?),
-      Self::Values(values) => {
-        let mut array = env.create_array(0)?;
-        for value in &values {
-          array.insert(buffer(env, value.as_ref())?)?;
-        }
-        place.value(array)
-      }
-      Self::Page(page) => {
-        let mut array = env.create_array(0)?;
-        array.insert(or_null(page.cursor))?;
-        for key in page.keys {
-          array.insert(key)?;
-        }
-        place.value(array)
-      }
-      Self::Watching(watch) => place.value(watch),
-      Self::Changes(changes) => place.value(changes_of(env, changes)?),
-    }
-  }
-}
-
-/// Where a value is put that JavaScript gets.
-pub trait Place<T> {
-  /// Puts it there.
-  fn value(self, value: impl ToNapiValue) -> napi::Result<T>;
-}
-
-fn number_of(number: i64) -> Either<f64, BigInt> {
-  const MAX_SAFE: u64 = (1 << 53) - 1;
-  match number.unsigned_abs() <= MAX_SAFE {
-    true => Either::A(number as f64),
-    false => Either::B(BigInt::from(number)),
-  }
-}
-
-fn or_null<T>(value: Option<T>) -> Either<T, Null> {
-  value.map_or(Either::B(Null), Either::A)
-}
-
-fn buffer<'env>(env: &Env, value: Option<&Bytes>) -> napi::Result<Either<BufferSlice<'env>, Null>> {
-  let copy = value.map(|bytes| BufferSlice::copy_from(env, &**bytes));
-  Ok(or_null(copy.transpose()?))
-}
-
-fn changes_of<'env>(env: &'env Env, changes: Vec<Change>) -> napi::Result<Array<'env>> {
-  let mut array = env.create_array(0)?;
-  for change in changes {
-    let (kind, key, value) = match change {
-      Change::Set { key, value } => ("set", Some(key), value),
-      Change::Deleted { key } => ("delete", Some(key), None),
-      Change::Lost => ("lost", None, None),
-    };
-    array.insert(kind)?;
-    array.insert(or_null(key))?;
-    array.insert(buffer(env, value.as_ref())?)?;
-  }
-  Ok(array)
-}
+use crate::store::{self, Handle, OpenOptions};
 
 /// What goes with a URL.
 #[napi(object)]
@@ -128,8 +34,8 @@ pub struct StoreOptions {
 /// Opens the store of a URL, which arrives under the number `call`.
 #[napi(catch_unwind)]
 pub fn open_store(call: u32, url: String, options: StoreOptions, boundary: &Boundary) {
-  let finished = &boundary.near().finished;
-  pool::run(call, finished, move || {
+  let queue = boundary.queue();
+  pool::run(call, &boundary.queue(), move || {
     let options = OpenOptions {
       max_bytes: options.max_bytes.map(|bytes| bytes as usize),
       timeout: lifetime(options.timeout_ms),
@@ -137,7 +43,7 @@ pub fn open_store(call: u32, url: String, options: StoreOptions, boundary: &Boun
       ca: options.ca.map(String::into_bytes),
     };
     let store = store::open(&url, &options)?;
-    Ok(Outcome::Store(Reply::Opened(store)))
+    Ok(JobResult::value(Store::new(store, queue)))
   });
 }
 
@@ -145,7 +51,7 @@ pub fn open_store(call: u32, url: String, options: StoreOptions, boundary: &Boun
 #[napi]
 pub struct Store {
   store: Arc<dyn store::Store>,
-  finished: Arc<Finished>,
+  queue: Arc<CompletionQueue>,
 }
 
 type Input<'a> = Either<String, Uint8ArraySlice<'a>>;
@@ -166,9 +72,9 @@ fn borrowed(keys: &[String]) -> Vec<&str> {
 }
 
 impl Store {
-  /// `finished` is where results go.
-  pub fn new(store: Arc<dyn store::Store>, finished: Arc<Finished>) -> Self {
-    Self { store, finished }
+  /// Results go into `queue`.
+  pub fn new(store: Arc<dyn store::Store>, queue: Arc<CompletionQueue>) -> Self {
+    Self { store, queue }
   }
 
   /// The store itself, to be shared with plugins.
@@ -179,11 +85,11 @@ impl Store {
   fn run(
     &self,
     call: u32,
-    operation: impl FnOnce(&Arc<dyn store::Store>) -> Result<Reply> + Send + 'static,
+    operation: impl FnOnce(&Arc<dyn store::Store>) -> Result<StoreReply> + Send + 'static,
   ) {
     let store = Arc::clone(&self.store);
-    pool::run(call, &self.finished, move || {
-      operation(&store).map(Outcome::Store)
+    pool::run(call, &self.queue, move || {
+      operation(&store).map(JobResult::from)
     });
   }
 }
@@ -194,7 +100,7 @@ impl Store {
   #[napi(factory, catch_unwind)]
   pub fn of_memory(store: &MemoryStore, boundary: &Boundary) -> Self {
     let handle = Handle::shared(store.shared());
-    Self::new(Arc::new(handle), Arc::clone(&boundary.near().finished))
+    Self::new(Arc::new(handle), boundary.queue())
   }
 
   /// The value of a key where that is known at once: a copy, or `null` for no such key; `undefined` where
@@ -215,7 +121,7 @@ impl Store {
   /// The value of a key: a copy, or `null`.
   #[napi(catch_unwind)]
   pub fn get(&self, call: u32, key: String) {
-    self.run(call, move |store| Ok(Reply::Value(store.get(&key)?)));
+    self.run(call, move |store| Ok(StoreReply::Value(store.get(&key)?)));
   }
 
   /// Sets a key.
@@ -224,20 +130,20 @@ impl Store {
     let value = owned(value);
     self.run(call, move |store| {
       store.set(&key, &value, lifetime(ttl_ms))?;
-      Ok(Reply::Done)
+      Ok(StoreReply::Done)
     });
   }
 
   /// Removes a key; whether it was there.
   #[napi(catch_unwind)]
   pub fn delete(&self, call: u32, key: String) {
-    self.run(call, move |store| Ok(Reply::Flag(store.delete(&key)?)));
+    self.run(call, move |store| Ok(StoreReply::Flag(store.delete(&key)?)));
   }
 
   /// Whether a key is there.
   #[napi(catch_unwind)]
   pub fn has(&self, call: u32, key: String) {
-    self.run(call, move |store| Ok(Reply::Flag(store.exists(&key)?)));
+    self.run(call, move |store| Ok(StoreReply::Flag(store.exists(&key)?)));
   }
 
   /// Some keys, as an array of the next page's cursor, or `null`, and the keys.
@@ -245,7 +151,7 @@ impl Store {
   pub fn list(&self, call: u32, prefix: String, cursor: Option<String>, limit: u32) {
     self.run(call, move |store| {
       let page = store.list(&prefix, cursor.as_deref(), limit as usize)?;
-      Ok(Reply::Page(page))
+      Ok(StoreReply::Page(page))
     });
   }
 
@@ -254,7 +160,7 @@ impl Store {
   pub fn increment(&self, call: u32, key: String, delta: BigInt) {
     let (delta, _) = delta.get_i64();
     self.run(call, move |store| {
-      Ok(Reply::Number(store.increment(&key, delta)?))
+      Ok(StoreReply::Number(store.increment(&key, delta)?))
     });
   }
 
@@ -272,7 +178,7 @@ impl Store {
     self.run(call, move |store| {
       let (expected, value) = (expected.as_deref(), value.as_deref());
       let was = store.compare_and_swap(&key, expected, value, lifetime(ttl_ms))?;
-      Ok(Reply::Flag(was))
+      Ok(StoreReply::Flag(was))
     });
   }
 
@@ -280,7 +186,7 @@ impl Store {
   #[napi(catch_unwind)]
   pub fn get_many(&self, call: u32, keys: Vec<String>) {
     self.run(call, move |store| {
-      Ok(Reply::Values(store.get_many(&borrowed(&keys))?))
+      Ok(StoreReply::Values(store.get_many(&borrowed(&keys))?))
     });
   }
 
@@ -298,7 +204,7 @@ impl Store {
       let values = values.iter().map(Vec::as_slice);
       let entries: Vec<_> = borrowed(&keys).into_iter().zip(values).collect();
       store.set_many(&entries, lifetime(ttl_ms))?;
-      Ok(Reply::Done)
+      Ok(StoreReply::Done)
     });
   }
 
@@ -308,17 +214,16 @@ impl Store {
     self.run(call, move |store| {
       let deleted = store.delete_many(&borrowed(&keys))?;
       // More keys than that are in no array.
-      Ok(Reply::Number(deleted as i64))
+      Ok(StoreReply::Number(deleted as i64))
     });
   }
 
   /// Watches the keys that begin with `prefix`.
   #[napi(catch_unwind)]
   pub fn watch(&self, call: u32, prefix: String) {
-    let finished = Arc::clone(&self.finished);
-    self.run(call, move |store| {
-      let watch = StoreWatch::start(&**store, &prefix, finished)?;
-      Ok(Reply::Watching(watch))
+    let (store, queue) = (Arc::clone(&self.store), Arc::clone(&self.queue));
+    pool::run(call, &self.queue, move || {
+      StoreWatch::start(&*store, &prefix, queue).map(JobResult::value)
     });
   }
 
@@ -327,7 +232,7 @@ impl Store {
   pub fn close(&self, call: u32) {
     self.run(call, |store| {
       store.close()?;
-      Ok(Reply::Done)
+      Ok(StoreReply::Done)
     });
   }
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use napi_derive::napi;
 
-use super::boundary::{Finished, Outcome};
+use super::completion_queue::CompletionQueue;
 use super::pool;
-use super::store::Reply;
+use super::store_reply::StoreReply;
 use crate::store::{Change, Store, Watch, Watcher};
 
 /// Changes that wait for JavaScript. When there are more, it is told that it has missed some.
@@ -17,7 +17,7 @@ const MAX_CHANGES: usize = 1024;
 const MAX_BYTES: usize = 4 << 20;
 
 #[derive(Default)]
-struct Waiting {
+struct PendingChanges {
   changes: Vec<Change>,
   bytes: usize,
   /// Whether the last of them is that some were lost, and so are those that come.
@@ -28,52 +28,52 @@ struct Waiting {
 }
 
 struct Changes {
-  waiting: Mutex<Waiting>,
-  finished: Arc<Finished>,
+  pending: Mutex<PendingChanges>,
+  queue: Arc<CompletionQueue>,
 }
 
 impl Changes {
-  fn lock(&self) -> MutexGuard<'_, Waiting> {
-    self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+  fn lock(&self) -> MutexGuard<'_, PendingChanges> {
+    self.pending.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
   /// Answers who asks, if there is something to say. No changes stand for the end.
-  fn answer(&self, mut waiting: MutexGuard<'_, Waiting>) {
-    if waiting.changes.is_empty() && !waiting.is_stopped {
+  fn answer(&self, mut pending: MutexGuard<'_, PendingChanges>) {
+    if pending.changes.is_empty() && !pending.is_stopped {
       return;
     }
-    let Some(call) = waiting.asked.take() else {
+    let Some(call) = pending.asked.take() else {
       return;
     };
-    let changes = std::mem::take(&mut waiting.changes);
-    waiting.bytes = 0;
-    waiting.is_full = false;
-    drop(waiting);
-    let reply = Reply::Changes(changes);
-    self.finished.ended(call, Ok(Outcome::Store(reply)));
+    let changes = std::mem::take(&mut pending.changes);
+    pending.bytes = 0;
+    pending.is_full = false;
+    drop(pending);
+    let reply = StoreReply::Changes(changes);
+    self.queue.push_result(call, Ok(reply.into()));
   }
 }
 
 impl Watcher for Changes {
   fn changed(&self, change: &Change) {
-    let mut waiting = self.lock();
-    if waiting.is_full || waiting.is_stopped {
+    let mut pending = self.lock();
+    if pending.is_full || pending.is_stopped {
       return;
     }
-    waiting.bytes += match change {
+    pending.bytes += match change {
       Change::Set { key, value } => key.len() + value.as_ref().map_or(0, |value| value.len()),
       Change::Deleted { key } => key.len(),
       Change::Lost => 0,
     };
-    let has_room = waiting.changes.is_empty()
-      || (waiting.bytes <= MAX_BYTES && waiting.changes.len() < MAX_CHANGES);
-    waiting.is_full = !has_room || *change == Change::Lost;
+    let has_room = pending.changes.is_empty()
+      || (pending.bytes <= MAX_BYTES && pending.changes.len() < MAX_CHANGES);
+    pending.is_full = !has_room || *change == Change::Lost;
     let change = match has_room {
       true => change.clone(),
       false => Change::Lost,
     };
-    waiting.changes.push(change);
-    self.answer(waiting);
+    pending.changes.push(change);
+    self.answer(pending);
   }
 }
 
@@ -86,10 +86,14 @@ pub struct StoreWatch {
 
 impl StoreWatch {
   /// Begins to watch.
-  pub fn start(store: &dyn Store, prefix: &str, finished: Arc<Finished>) -> crate::Result<Self> {
+  pub fn start(
+    store: &dyn Store,
+    prefix: &str,
+    queue: Arc<CompletionQueue>,
+  ) -> crate::Result<Self> {
     let changes = Arc::new(Changes {
-      waiting: Mutex::default(),
-      finished,
+      pending: Mutex::default(),
+      queue,
     });
     let watch = store.watch(prefix, Arc::clone(&changes) as _)?;
     Ok(Self {
@@ -106,18 +110,18 @@ impl StoreWatch {
   /// at a time.
   #[napi(catch_unwind)]
   pub fn next(&self, call: u32) {
-    let mut waiting = self.changes.lock();
-    waiting.asked = Some(call);
-    self.changes.answer(waiting);
+    let mut pending = self.changes.lock();
+    pending.asked = Some(call);
+    self.changes.answer(pending);
   }
 
   /// Ends it: who asks is answered, and nothing is kept.
   #[napi(catch_unwind)]
   pub fn stop(&self) {
-    let mut waiting = self.changes.lock();
-    waiting.is_stopped = true;
-    waiting.changes.clear();
-    self.changes.answer(waiting);
+    let mut pending = self.changes.lock();
+    pending.is_stopped = true;
+    pending.changes.clear();
+    self.changes.answer(pending);
     if let Some(watch) = self.watch.take() {
       // The store may have to tell another machine. What cannot be passed on ends here.
       drop(pool::spawn(move || drop(watch)));

@@ -1,0 +1,218 @@
+//! What the functions on the JavaScript thread share, and how it takes what is in the queue: many
+//! results at a time, as numbers and bytes in memory that both sides know.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use napi::bindgen_prelude::{
+  Array, ArrayBuffer, FunctionCallContext, ToNapiValue, Uint8Array, Uint8ArraySlice, Uint32Array,
+};
+
+use super::completion_queue::{CompletionQueue, Event, JobResult, Wake};
+use super::host_call::{HostCall, OpenHostCalls};
+use super::protocol::{ARGUMENTS, HOST_CALL, ITEM, LOG, Location, NO_CALL, SUMMARY};
+use crate::Code;
+
+/// Outputs up to this many bytes share a buffer; longer ones have one of their own.
+const MAX_SHARED: usize = 1024;
+
+/// Outputs from this many bytes on are handed over without a copy, which would cost more.
+const MIN_ADOPTED: usize = 1 << 20;
+
+/// The state of one JavaScript thread, which alone touches it. Worker threads see only `queue`.
+pub struct JsThreadState {
+  /// What has happened and JavaScript has not seen.
+  pub queue: Arc<CompletionQueue>,
+  /// Calls of functions in JavaScript that have not been answered.
+  pub host_calls: RefCell<OpenHostCalls>,
+  /// Where JavaScript puts short inputs.
+  inbox: Uint8Array,
+  header: RefCell<Uint32Array>,
+  /// Events that have been taken from the queue, but did not fit into the shared memory.
+  backlog: RefCell<VecDeque<Event>>,
+}
+
+impl JsThreadState {
+  /// `inbox` and `header` are JavaScript's, which hands neither to anybody else.
+  pub fn new(wake: Wake, inbox: Uint8Array, header: Uint32Array) -> Self {
+    Self {
+      queue: Arc::new(CompletionQueue::new(wake)),
+      host_calls: RefCell::default(),
+      inbox,
+      header: RefCell::new(header),
+      backlog: RefCell::default(),
+    }
+  }
+
+  /// What JavaScript has put into the header.
+  pub fn arguments(&self) -> [u32; ARGUMENTS] {
+    let header = self.header.borrow();
+    header.first_chunk().copied().unwrap_or_default()
+  }
+
+  /// The first bytes of the inbox, with some capacity for an output.
+  pub fn input(&self, length: u32) -> Vec<u8> {
+    const CAPACITY: usize = 256;
+    let input = self.inbox.get(..length as usize).unwrap_or_default();
+    let mut copy = Vec::with_capacity(input.len().max(CAPACITY));
+    copy.extend_from_slice(input);
+    copy
+  }
+
+  /// Takes as many events as fit. It is given a buffer for short outputs and an array. It writes into the
+  /// header how many it has taken, whether there are more, and an [`ITEM`] for each. What is not in the
+  /// buffer it adds to the array, in the order of the items.
+  pub fn take(&self, context: &FunctionCallContext<'_>) -> napi::Result<()> {
+    let [.., used] = self.arguments();
+    let mut shared = context.get::<Uint8ArraySlice<'_>>(0)?;
+    let mut header = self.header.borrow_mut();
+    let mut backlog = self.backlog.borrow_mut();
+    if backlog.is_empty() {
+      self.queue.events.take_all(&mut backlog);
+    }
+    // SAFETY: both are memory of JavaScript, whose thread is this one and does not run JavaScript
+    // before they have been dropped, so nothing else reads or writes them and they stay where they
+    // are. `header` is handed to nobody who could detach it (`calls.js`). The other has just been
+    // looked up; detached, it has no bytes.
+    let (header, shared) = unsafe { (header.as_mut(), shared.as_mut()) };
+    let writer = ResultWriter {
+      context,
+      host_calls: &self.host_calls,
+      shared: shared.get_mut(used as usize..).unwrap_or_default(),
+      offset: used,
+    };
+    writer.write(&mut backlog, header)
+  }
+}
+
+/// Puts results where JavaScript finds them.
+struct ResultWriter<'a> {
+  context: &'a FunctionCallContext<'a>,
+  host_calls: &'a RefCell<OpenHostCalls>,
+  /// The free part of the buffer for short outputs.
+  shared: &'a mut [u8],
+  /// The offset of that part in the buffer.
+  offset: u32,
+}
+
+impl ResultWriter<'_> {
+  /// Takes as many of the events as fit.
+  fn write(mut self, events: &mut VecDeque<Event>, header: &mut [u32]) -> napi::Result<()> {
+    let (_, results) = header.split_at_mut_checked(ARGUMENTS).unwrap_or_default();
+    let Some((summary, items)) = results.split_first_chunk_mut::<SUMMARY>() else {
+      return Err(napi::Error::from_reason("the header is too short"));
+    };
+    let mut items = items.chunks_exact_mut(ITEM);
+    let mut count = 0;
+    while self.shared.len() >= MAX_SHARED
+      && let Some(item) = items.next()
+      && let Some(event) = events.pop_front()
+    {
+      let (number, code, location) = self.write_event(event);
+      item.copy_from_slice(&[number, code, location.offset, location.length]);
+      count += 1;
+    }
+    *summary = [count, u32::from(!events.is_empty())];
+    Ok(())
+  }
+
+  /// Writes one event: its number, its code, and where its bytes are.
+  fn write_event(&mut self, event: Event) -> (u32, u32, Location) {
+    let empty = Location {
+      offset: self.offset,
+      length: 0,
+    };
+    match event {
+      Event::Ended(number, Ok(result)) => match self.write_result(result) {
+        Ok(location) => (number, 0, location),
+        // What cannot be handed over must not keep what comes after it from being so.
+        Err(_) => (number, Code::Internal.number(), empty),
+      },
+      Event::Ended(number, Err(error)) => {
+        let location = self.write_bytes(error_text(error.message, &error.backtrace));
+        (number, error.code.number(), location.unwrap_or(empty))
+      }
+      Event::HostCall(call) => match self.write_host_call(call) {
+        Ok((number, location)) => (number, HOST_CALL, location),
+        // An empty message, which JavaScript ignores.
+        Err(_) => (NO_CALL, LOG, empty),
+      },
+      Event::Log(message) => {
+        let number = message.call.map_or(NO_CALL, |call| call as u32);
+        let location = self.write_bytes(message.bytes);
+        (number, LOG, location.unwrap_or(empty))
+      }
+    }
+  }
+
+  /// Numbers a call of a function in JavaScript and writes its message.
+  fn write_host_call(&mut self, call: HostCall) -> napi::Result<(u32, Location)> {
+    let HostCall {
+      call,
+      mut message,
+      channel,
+    } = call;
+    let mut host_calls = self.host_calls.borrow_mut();
+    let number = host_calls.add(Arc::clone(&channel));
+    if let Some(first) = message.first_chunk_mut() {
+      *first = number.to_le_bytes();
+    }
+    let location = self.write_bytes(message);
+    if location.is_err() {
+      host_calls.remove(number);
+      channel.end();
+    }
+    Ok((call.map_or(NO_CALL, |call| call as u32), location?))
+  }
+
+  fn write_result(&mut self, result: JobResult) -> napi::Result<Location> {
+    match result {
+      JobResult::Output(bytes) => self.write_bytes(bytes),
+      JobResult::Value(append) => {
+        append(self.context.env, &mut self.values()?)?;
+        Ok(Location::JS_VALUE)
+      }
+    }
+  }
+
+  fn write_bytes(&mut self, bytes: Vec<u8>) -> napi::Result<Location> {
+    match bytes.len() {
+      0..=MAX_SHARED => {
+        let (place, free) = std::mem::take(&mut self.shared).split_at_mut(bytes.len());
+        place.copy_from_slice(&bytes);
+        self.shared = free;
+        let location = Location {
+          offset: self.offset,
+          // Neither is larger than the buffer, which is small.
+          length: bytes.len() as u32,
+        };
+        self.offset += location.length;
+        Ok(location)
+      }
+      MIN_ADOPTED.. => self.write_memory(ArrayBuffer::from_data(self.context.env, bytes)?),
+      _ => self.write_memory(ArrayBuffer::copy_from(self.context.env, bytes)?),
+    }
+  }
+
+  fn write_memory(&mut self, memory: impl ToNapiValue) -> napi::Result<Location> {
+    self.values()?.insert(memory)?;
+    Ok(Location::OUT_OF_BAND)
+  }
+
+  /// The array for what is not in the shared buffer.
+  fn values(&self) -> napi::Result<Array<'_>> {
+    self.context.get(1)
+  }
+}
+
+/// A message, and after it the functions of a backtrace, with NULs between.
+fn error_text(message: String, backtrace: &[String]) -> Vec<u8> {
+  let mut text = message;
+  for frame in backtrace {
+    text.push('\0');
+    // Names are the guest's.
+    text.push_str(&frame.replace('\0', "\u{FFFD}"));
+  }
+  text.into_bytes()
+}
