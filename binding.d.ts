@@ -93,15 +93,13 @@ export declare class Plugin {
   /** The functions that can be called, each with the number of its export. */
   functions(): Record<string, number>
   /**
-   * The function that queues a call, whose arguments are in the header ([`CallArguments`]). It returns 1
-   * where [`wake`](Self::wake) is to be called, in this turn of the event loop. Where the result has
-   * come meanwhile, it returns 2, and has taken it as `take` would have; or 3 where it may not: then
-   * it is to be taken soon, for nobody will be woken for it. Otherwise it returns 0.
+   * The function that queues a call, whose arguments are in the header ([`CallArguments`]). If the result
+   * has come meanwhile and it may take it, it does so as `take` would have. It returns a `CALL_…` number.
    */
   caller(boundary: Boundary): (shared: Uint8Array, outOfBand: unknown[]) => number
   /**
    * As the function of [`caller`](Self::caller), for an input that is too long for the inbox. It
-   * returns 0 or 1.
+   * takes no results.
    */
   callWith(number: number, exportNumber: number, input: string | Uint8Array, timeoutMs: number): number
   /** Wakes the threads that calls need. */
@@ -158,9 +156,8 @@ export declare class Store {
 /** A watch. */
 export declare class StoreWatch {
   /**
-   * All changes since the last time arrive under the number `call`, as soon as there are any: an array
-   * of their kinds, keys and values. It is empty when the watch has been stopped. One may be asked for
-   * at a time.
+   * All changes since the last time arrive under the number `call`, as soon as there are any. The array
+   * is empty when the watch has been stopped. One may be asked for at a time.
    */
   next(call: number): void
   /** Ends it: who asks is answered, and nothing is kept. */
@@ -176,6 +173,23 @@ export interface AllowedPath {
   /** Whether they may only read there. */
   readOnly: boolean
 }
+
+export declare const ARGUMENT_BITS: number
+
+export declare const ARGUMENT_BLOCK_LENGTH: number
+
+export declare const ARGUMENT_LENGTH: number
+
+export declare const ARGUMENT_TYPE: number
+
+/** Added to the type of an argument whose block is included. */
+export declare const BLOCK_INCLUDED: number
+
+export declare const CALL_MUST_TAKE: number
+
+export declare const CALL_MUST_WAKE: number
+
+export declare const CALL_TAKEN: number
 
 /** Where compiled modules are kept. */
 export interface CompileCacheOptions {
@@ -204,6 +218,46 @@ export interface FunctionName {
   name: string
 }
 
+export declare const HEADER_COUNT: number
+
+export declare const HEADER_EXPORT: number
+
+export declare const HEADER_HAS_MORE: number
+
+export declare const HEADER_INPUT_BYTES: number
+
+export declare const HEADER_IS_ALONE: number
+
+/** Where the results begin. */
+export declare const HEADER_ITEMS: number
+
+export declare const HEADER_MAY_TAKE: number
+
+export declare const HEADER_NUMBER: number
+
+/** For every function that takes results: how many bytes of the shared buffer are used. */
+export declare const HEADER_SHARED_BYTES_USED: number
+
+export declare const HEADER_TIMEOUT_MS: number
+
+/**
+ * In place of a code: a host function in JavaScript has been called; its message is where an output
+ * would be.
+ */
+export declare const HOST_CALL: number
+
+export declare const HOST_CALL_ARGUMENTS: number
+
+export declare const HOST_CALL_COUNT: number
+
+export declare const HOST_CALL_FUNCTION: number
+
+export declare const HOST_CALL_NUMBER: number
+
+export declare const HOST_CALL_PLUGIN: number
+
+export declare const HOST_CALL_RESULT: number
+
 /** Something that the main module imports, as `WebAssembly.Module.imports` describes it. */
 export interface ImportDescriptor {
   /** Where from. */
@@ -214,11 +268,41 @@ export interface ImportDescriptor {
   kind: string
 }
 
+/**
+ * What a result has in the header: the number of its call, its code (0 if the call succeeded), and its
+ * [`Location`].
+ */
+export declare const ITEM_LENGTH: number
+
+/** In place of a length: the value beside the buffer is what JavaScript gets, and not memory with bytes. */
+export declare const JS_VALUE: number
+
+/** Extism's kernel, and the namespace from which plugins import it. */
+export declare const KERNEL_NAMESPACE: string
+
+/** In place of a code: a message for the plugin's logger is where an output would be. */
+export declare const LOG: number
+
+export declare const LOG_LEVEL: number
+
+export declare const LOG_PLUGIN: number
+
+export declare const LOG_TEXT: number
+
+/** The names of the levels of messages, each at the index of its number. */
+export declare function logLevels(): Array<string>
+
+/** In place of a call's number: none. */
+export declare const NO_CALL: number
+
 /** Loads and starts a plugin, which arrives under the number `call`. */
 export declare function openPlugin(call: number, options: PluginOptions, store: MemoryStore | AnyStore, boundary: Boundary): void
 
 /** Opens the store of a URL, which arrives under the number `call`. */
 export declare function openStore(call: number, url: string, options: StoreOptions, boundary: Boundary): void
+
+/** In place of an offset: the next of the values that are handed over beside the shared buffer. */
+export declare const OUT_OF_BAND: number
 
 /** A manifest and options, as `index.js` has merged them. */
 export interface PluginOptions {
@@ -321,6 +405,9 @@ export interface Refusal {
   message: string
 }
 
+/** What begins with this is ours. */
+export declare const RESERVED_PREFIX: string
+
 /** What goes with a URL. */
 export interface StoreOptions {
   /** How many bytes a store in memory may take. */
@@ -356,6 +443,20 @@ export interface StoreStats {
   /** What was refused or failed, by code. */
   failed: Record<string, number>
 }
+
+export declare const TYPE_F32: number
+
+export declare const TYPE_F64: number
+
+export declare const TYPE_I32: number
+
+export declare const TYPE_I64: number
+
+/** The namespace of host functions, unless they say another. */
+export declare const USER_NAMESPACE: string
+
+/** WASI preview 1. */
+export declare const WASI_NAMESPACE: string
 
 /** One module: a path or bytes. */
 export interface WasmOptions {

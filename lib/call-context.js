@@ -2,6 +2,7 @@
 
 // What a host function in JavaScript has of the guest that has called it.
 
+const { NO_CALL } = require('../binding.js')
 const { asBytes } = require('./bytes.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { LEVELS, SILENT } = require('./logging.js')
@@ -133,12 +134,9 @@ class CallContext {
 
   /** Called when the host function has returned. */
   static end (context) {
-    context.#hostCall = NOBODY
+    context.#hostCall = NO_CALL
     context.#blocks = undefined
   }
 }
-
-/** In place of a number: what no call has. */
-const NOBODY = 0xFFFF_FFFF
 
 module.exports = { CallContext, SECRET }

@@ -2,7 +2,7 @@
 
 // The JavaScript end of the boundary; `src/binding` is the other. Calls leave with their
 // input in `inbox`, and come back many at a time: `settle` finds them as numbers in `header`, with
-// their bytes in `shared`, or in `apart` where they are too long for it.
+// their bytes in `shared`, or in `outOfBand` if they are too long for it.
 
 const { setImmediate } = require('node:timers')
 const binding = require('../binding.js')
@@ -14,38 +14,14 @@ const { watchSignalListeners } = require('./signals.js')
 
 const INBOX_BYTES = 8_192
 const SHARED_BYTES = 8_192
-// What is in `header`. First what this side says: of a call its number, its export, how many bytes of
-// `inbox` are its input, its limit in milliseconds (0 for the plugin's), whether it is alone, whether
-// its result may be taken at once; and how many bytes of `shared` are used.
-const NUMBER = 0
-const EXPORT = 1
-const LENGTH = 2
-const TIMEOUT = 3
-const IS_ALONE = 4
-const MAY_TAKE = 5
-const USED = 6
-// Then what the other side says: how many calls it has taken, and whether there are more.
-const COUNT = 7
-const HAS_MORE = 8
-// And for each call its number, its code (0 where it succeeded), the offset of its bytes in `shared`
-// and their length (`AS_IT_IS` where what is in `apart` is no bytes).
-const ITEMS = 9
-const ITEM = 4
 const MAX_ITEMS = 64
-// What comes of a call at once: a thread is to be woken; its result has been taken; there are results
-// to be taken.
-const WAKE = 1
-const TAKEN = 2
-const TAKE = 3
-/** In place of an offset: the next value of `apart`. */
-const APART = 0xFFFF_FFFF
-/** In place of a length. */
-const AS_IT_IS = 1
-// In place of a code: a host function is called, or a plugin has a message for its logger. The bytes
-// are what it is about, the number the call that it is part of, or `NO_CALL`.
-const HOST_CALL = 0xFFFF_FFFF
-const LOG = 0xFFFF_FFFE
-const NO_CALL = 0xFFFF_FFFF
+
+// The layout of the memory that both sides share is explained in `src/binding/protocol.rs`.
+const {
+  HEADER_NUMBER, HEADER_EXPORT, HEADER_INPUT_BYTES, HEADER_TIMEOUT_MS, HEADER_IS_ALONE, HEADER_MAY_TAKE,
+  HEADER_SHARED_BYTES_USED, HEADER_COUNT, HEADER_HAS_MORE, HEADER_ITEMS, ITEM_LENGTH,
+  CALL_MUST_WAKE, CALL_TAKEN, CALL_MUST_TAKE, OUT_OF_BAND, JS_VALUE, HOST_CALL, NO_CALL, LOG, LOG_PLUGIN, LOG_LEVEL, LOG_TEXT
+} = binding
 
 const CODES = binding.errorCodes()
 const TRAP = CODES.indexOf('TRAP') + 1
@@ -56,9 +32,9 @@ const decoder = new TextDecoder()
 
 // These two are nobody else's: the other side keeps their addresses.
 const inbox = new Uint8Array(INBOX_BYTES)
-const header = new Uint32Array(ITEMS + ITEM * MAX_ITEMS)
+const header = new Uint32Array(HEADER_ITEMS + ITEM_LENGTH * MAX_ITEMS)
 
-const apart = []
+const outOfBand = []
 // Made when the first thing has been started: loading what it needs takes two milliseconds, in which that proceeds.
 let shared
 
@@ -201,7 +177,7 @@ function settle () {
   hasMore = true
   // Called by a listener of a signal, say: the loop below goes on.
   if (isSettling) return
-  take(shared, apart)
+  take(shared, outOfBand)
   settleTaken()
   runHostCalls()
   if (unfinished === 0) afterwards.then(letGo)
@@ -211,16 +187,16 @@ function settle () {
 function settleTaken () {
   isSettling = true
   for (;;) {
-    hasMore = header[HAS_MORE] !== 0
-    const end = ITEMS + ITEM * header[COUNT]
-    for (let at = ITEMS; at < end; at += ITEM) {
+    hasMore = header[HEADER_HAS_MORE] !== 0
+    const end = HEADER_ITEMS + ITEM_LENGTH * header[HEADER_COUNT]
+    for (let at = HEADER_ITEMS; at < end; at += ITEM_LENGTH) {
       settleOne(header[at], header[at + 1], header[at + 2], header[at + 3])
     }
-    apart.length = 0
+    outOfBand.length = 0
     if (!hasMore) break
     shared = newShared()
-    header[USED] = 0
-    take(shared, apart)
+    header[HEADER_SHARED_BYTES_USED] = 0
+    take(shared, outOfBand)
   }
   isSettling = false
 }
@@ -228,13 +204,13 @@ function settleTaken () {
 function settleOne (number, code, offset, length) {
   const call = code >= LOG ? undefined : forget(number)
   let buffer = shared.buffer
-  if (offset === APART) {
-    buffer = apart.shift()
-    if (length === AS_IT_IS) return call.resolve(buffer)
+  if (offset === OUT_OF_BAND) {
+    buffer = outOfBand.shift()
+    if (length === JS_VALUE) return call.resolve(buffer)
     offset = 0
     length = buffer.byteLength
   } else {
-    header[USED] = offset + length
+    header[HEADER_SHARED_BYTES_USED] = offset + length
   }
   if (call === undefined) {
     happened(number === NO_CALL ? undefined : calls[number]?.about, code, buffer, offset, length)
@@ -262,10 +238,10 @@ function happened (about, code, buffer, offset, length) {
     return
   }
   const view = new DataView(buffer, offset, length)
-  const table = tables[view.getUint32(0, true)]
+  const table = tables[view.getUint32(LOG_PLUGIN * 4, true)]
   if (table === undefined) return
-  const message = decoder.decode(new Uint8Array(buffer, offset + 8, length - 8))
-  log(about?.logger ?? table.logger, view.getUint32(4, true), message)
+  const message = decoder.decode(new Uint8Array(buffer, offset + LOG_TEXT * 4, length - LOG_TEXT * 4))
+  log(about?.logger ?? table.logger, view.getUint32(LOG_LEVEL * 4, true), message)
 }
 
 const afterwards = Promise.resolve()
@@ -335,16 +311,16 @@ function caller (native) {
       if (length > INBOX_BYTES) return startLong(number, exportNumber, input, timeoutMs)
       inbox.set(input)
     }
-    header[NUMBER] = number
-    header[EXPORT] = exportNumber
-    header[LENGTH] = length
-    header[TIMEOUT] = timeoutMs
-    header[IS_ALONE] = isAlone && unfinished - inBackground === 1 ? 1 : 0
-    header[MAY_TAKE] = isSettling || settledAtOnce >= MAX_SETTLED_AT_ONCE ? 0 : 1
-    const outcome = call(shared, apart)
-    if (outcome === WAKE) {
+    header[HEADER_NUMBER] = number
+    header[HEADER_EXPORT] = exportNumber
+    header[HEADER_INPUT_BYTES] = length
+    header[HEADER_TIMEOUT_MS] = timeoutMs
+    header[HEADER_IS_ALONE] = isAlone && unfinished - inBackground === 1 ? 1 : 0
+    header[HEADER_MAY_TAKE] = isSettling || settledAtOnce >= MAX_SETTLED_AT_ONCE ? 0 : 1
+    const outcome = call(shared, outOfBand)
+    if (outcome === CALL_MUST_WAKE) {
       wake(native)
-    } else if (outcome === TAKEN) {
+    } else if (outcome === CALL_TAKEN) {
       settledAtOnce++
       settleTaken()
       if (hostCalls.length > 0) runHostCalls()
@@ -354,14 +330,14 @@ function caller (native) {
         isLettingGo = true
         setImmediate(letGo)
       }
-    } else if (outcome === TAKE) {
+    } else if (outcome === CALL_MUST_TAKE) {
       settledAtOnce = 0
       setImmediate(settle)
     }
   }
 
   function startLong (number, exportNumber, input, timeoutMs) {
-    if (native.callWith(number, exportNumber, input, timeoutMs) === WAKE) wake(native)
+    if (native.callWith(number, exportNumber, input, timeoutMs) === CALL_MUST_WAKE) wake(native)
   }
 }
 

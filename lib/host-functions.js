@@ -8,23 +8,12 @@ const { asBytes } = require('./bytes.js')
 const { CallContext, SECRET } = require('./call-context.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 
-const KERNEL = 'extism:host/env'
-const RESERVED = 'extism-host:'
-
-// The types of arguments and results; an argument whose block is in the message has `SENT` added.
-const I32 = 1
-const I64 = 2
-const F32 = 3
-const F64 = 4
-const SENT = 16
-// What is in a message: numbers of 32 bits.
-const NUMBER = 0
-const TABLE = 1
-const FUNCTION = 2
-const RESULT = 3
-const COUNT = 4
-const ARGUMENTS = 5
-const ARGUMENT = 4
+// A message of a host call is explained in `src/binding/protocol.rs`.
+const {
+  KERNEL_NAMESPACE, RESERVED_PREFIX, BLOCK_INCLUDED, TYPE_I32, TYPE_I64, TYPE_F32, TYPE_F64,
+  HOST_CALL_NUMBER, HOST_CALL_PLUGIN, HOST_CALL_FUNCTION, HOST_CALL_RESULT, HOST_CALL_COUNT, HOST_CALL_ARGUMENTS,
+  ARGUMENT_TYPE, ARGUMENT_BITS, ARGUMENT_BLOCK_LENGTH, ARGUMENT_LENGTH
+} = require('../binding.js')
 
 const encoder = new TextEncoder()
 const converter = new DataView(new ArrayBuffer(8))
@@ -47,7 +36,7 @@ function asFunctions (functions = {}) {
   const names = []
   const bodies = []
   for (const [namespace, members] of Object.entries(functions)) {
-    if (namespace === KERNEL || namespace.startsWith(RESERVED)) {
+    if (namespace === KERNEL_NAMESPACE || namespace.startsWith(RESERVED_PREFIX)) {
       throw invalidArgument(`functions cannot be added to "${namespace}", which is Extism's own; use extism:host/user`)
     }
     if (typeof members !== 'object' || members === null) {
@@ -97,31 +86,38 @@ const forgotten = new FinalizationRegistry(removeTable)
 /** Reads a message of the other side. */
 function hostCallOf (buffer, offset, length, call) {
   const view = new DataView(buffer, offset, length)
-  const number = (place) => view.getUint32(place * 4, true)
-  const count = number(COUNT)
+  const number = (index) => view.getUint32(index * 4, true)
+  const end = HOST_CALL_ARGUMENTS + ARGUMENT_LENGTH * number(HOST_CALL_COUNT)
   const args = []
   let blocks
-  let block = (ARGUMENTS + ARGUMENT * count) * 4
-  for (let place = ARGUMENTS; place < ARGUMENTS + ARGUMENT * count; place += ARGUMENT) {
-    const kind = number(place)
-    const at = (place + 1) * 4
-    const size = number(place + 3)
-    if ((kind & SENT) !== 0 && size > 0) {
+  let block = end * 4
+  for (let at = HOST_CALL_ARGUMENTS; at < end; at += ARGUMENT_LENGTH) {
+    const type = number(at + ARGUMENT_TYPE)
+    const size = number(at + ARGUMENT_BLOCK_LENGTH)
+    if ((type & BLOCK_INCLUDED) !== 0 && size > 0) {
       blocks ??= new Map()
       // A copy: what is read is the reader's own.
-      blocks.set(number(place + 1), new Uint8Array(buffer.slice(offset + block, offset + block + size)))
+      blocks.set(number(at + ARGUMENT_BITS), new Uint8Array(buffer.slice(offset + block, offset + block + size)))
       block += size
     }
-    args.push(argument(view, at, kind & ~SENT))
+    args.push(argument(view, (at + ARGUMENT_BITS) * 4, type & ~BLOCK_INCLUDED))
   }
-  return { number: number(NUMBER), table: tables[number(TABLE)], body: number(FUNCTION), result: number(RESULT), args, blocks, call }
+  return {
+    number: number(HOST_CALL_NUMBER),
+    table: tables[number(HOST_CALL_PLUGIN)],
+    body: number(HOST_CALL_FUNCTION),
+    result: number(HOST_CALL_RESULT),
+    args,
+    blocks,
+    call
+  }
 }
 
-function argument (view, at, kind) {
-  switch (kind) {
-    case I32: return view.getInt32(at, true)
-    case I64: return view.getBigInt64(at, true)
-    case F32: return view.getFloat32(at, true)
+function argument (view, at, type) {
+  switch (type) {
+    case TYPE_I32: return view.getInt32(at, true)
+    case TYPE_I64: return view.getBigInt64(at, true)
+    case TYPE_F32: return view.getFloat32(at, true)
     default: return view.getFloat64(at, true)
   }
 }
@@ -183,17 +179,17 @@ function run (boundary, hostCall) {
 /** Converts as WebAssembly does, and besides makes a block of what is no number. */
 function answer (boundary, number, result, value) {
   switch (result) {
-    case I32:
+    case TYPE_I32:
       boundary.answer(number, Number(value ?? 0) >>> 0, 0)
       return
-    case F32:
+    case TYPE_F32:
       converter.setFloat32(0, Number(value ?? 0), true)
       boundary.answer(number, converter.getUint32(0, true), 0)
       return
-    case F64:
+    case TYPE_F64:
       converter.setFloat64(0, Number(value ?? 0), true)
       break
-    case I64: {
+    case TYPE_I64: {
       const bytes = typeof value === 'string' ? encoder.encode(value) : asBytes(value)
       if (bytes !== undefined) {
         boundary.answerWith(number, bytes)

@@ -2,10 +2,11 @@
 
 // Loggers and levels.
 
+const binding = require('../binding.js')
 const { describe, invalidArgument } = require('./errors.js')
 
-/** The levels of messages, each at the place of its number in Extism. */
-const LEVELS = ['trace', 'debug', 'info', 'warn', 'error']
+/** The levels of messages, each at the index of its number in Extism. */
+const LEVELS = binding.logLevels()
 const SILENT = 'silent'
 
 /** The number of a level; `undefined` for silence. */

@@ -4,9 +4,6 @@
 
 const { completeInBackground: complete } = require('./calls.js')
 
-/** What the native part says of a change: its kind, its key, its value. */
-const CHANGE = 3
-
 /**
  * An async iterator. It is no generator: the `return` of one waits for a `next` that waits, and so would
  * wait for the next change.
@@ -94,17 +91,14 @@ class StoreChanges {
   }
 }
 
-/** The last first. */
-function changesOf (parts) {
-  const changes = []
-  for (let at = parts.length - CHANGE; at >= 0; at -= CHANGE) {
-    const [type, key, value] = parts.slice(at, at + CHANGE)
+/** The changes of the native part, the last one first. */
+function changesOf (native) {
+  return native.reverse().map(([type, key, value]) => {
     const change = { type }
     if (key !== null) change.key = key
     if (value !== null) change.value = value
-    changes.push(change)
-  }
-  return changes
+    return change
+  })
 }
 
 module.exports = { StoreChanges }

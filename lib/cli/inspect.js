@@ -1,11 +1,8 @@
 'use strict'
 
 const { readFile } = require('node:fs/promises')
+const { KERNEL_NAMESPACE: KERNEL, USER_NAMESPACE: USER, WASI_NAMESPACE: WASI } = require('../../binding.js')
 const { codedError } = require('../errors.js')
-
-const KERNEL = 'extism:host/env'
-const USER = 'extism:host/user'
-const WASI = 'wasi_snapshot_preview1'
 
 /** The functions that come with this library, beside the kernel's. */
 const OURS = new Set(['hostMemoryGet', 'hostStoreGet', 'hostStoreSet', 'hostStoreDelete', 'hostStoreExists', 'hostStoreKeys',

@@ -11,7 +11,11 @@ use std::time::Duration;
 
 use wasmtime::Val;
 
-use super::protocol::BLOCK_INCLUDED;
+use super::protocol::{
+  ARGUMENT_BITS, ARGUMENT_BLOCK_LENGTH, ARGUMENT_LENGTH, ARGUMENT_TYPE, BLOCK_INCLUDED,
+  HOST_CALL_ARGUMENTS, HOST_CALL_COUNT, HOST_CALL_FUNCTION, HOST_CALL_NUMBER, HOST_CALL_PLUGIN,
+  HOST_CALL_RESULT, TYPE_F32, TYPE_F64, TYPE_I32, TYPE_I64,
+};
 use crate::abi::{FunctionType, ValueType};
 use crate::host::{Answer, Bytes, HostFunctionError, Invocation, Vars};
 use crate::plugin::spin;
@@ -41,10 +45,7 @@ pub enum Step {
 pub struct HostCall {
   /// The plugin's call that it is part of.
   pub call: Option<u64>,
-  /// What JavaScript reads, see `calls.js`: the numbers of the plugin and of the function, the type of
-  /// the result, how many arguments there are; of each its type, its bits in two halves and the length
-  /// of its block; then the bytes of those blocks that are here. All numbers have 32 bits. The first is
-  /// for the number of this call.
+  /// What JavaScript reads, see `protocol.rs`.
   pub message: Vec<u8>,
   /// What answers it.
   pub channel: Arc<Channel>,
@@ -60,8 +61,11 @@ impl HostCall {
     channel: Arc<Channel>,
   ) -> Self {
     let result = ty.results.first().map_or(0, |result| kind(*result));
-    let count = ty.params.len() as u32;
-    let mut numbers = vec![0, plugin_id, number, result, count];
+    let mut numbers = vec![0; HOST_CALL_ARGUMENTS as usize];
+    numbers[HOST_CALL_PLUGIN as usize] = plugin_id;
+    numbers[HOST_CALL_FUNCTION as usize] = number;
+    numbers[HOST_CALL_RESULT as usize] = result;
+    numbers[HOST_CALL_COUNT as usize] = ty.params.len() as u32;
     let mut blocks = Vec::new();
     for (index, param) in ty.params.iter().enumerate() {
       let bits = invocation.value(index).map_or(0, bits);
@@ -80,12 +84,12 @@ impl HostCall {
           included = BLOCK_INCLUDED;
         }
       }
-      numbers.extend([
-        kind(*param) | included,
-        bits as u32,
-        (bits >> 32) as u32,
-        length,
-      ]);
+      let mut argument = [0; ARGUMENT_LENGTH as usize];
+      argument[ARGUMENT_TYPE as usize] = kind(*param) | included;
+      argument[ARGUMENT_BITS as usize] = bits as u32;
+      argument[ARGUMENT_BITS as usize + 1] = (bits >> 32) as u32;
+      argument[ARGUMENT_BLOCK_LENGTH as usize] = length;
+      numbers.extend(argument);
     }
     let mut message = Vec::with_capacity(numbers.len() * size_of::<u32>() + blocks.len());
     for number in numbers {
@@ -98,15 +102,23 @@ impl HostCall {
       channel,
     }
   }
+
+  /// Writes the number under which JavaScript answers it into the message.
+  pub fn set_number(&mut self, number: u32) {
+    let start = HOST_CALL_NUMBER as usize * size_of::<u32>();
+    if let Some(place) = self.message.get_mut(start..start + size_of::<u32>()) {
+      place.copy_from_slice(&number.to_le_bytes());
+    }
+  }
 }
 
-/// The types of values, as JavaScript knows them; 0 is none.
+/// The number of a type.
 fn kind(value: ValueType) -> u32 {
   match value {
-    ValueType::I32 => 1,
-    ValueType::I64 => 2,
-    ValueType::F32 => 3,
-    ValueType::F64 => 4,
+    ValueType::I32 => TYPE_I32,
+    ValueType::I64 => TYPE_I64,
+    ValueType::F32 => TYPE_F32,
+    ValueType::F64 => TYPE_F64,
   }
 }
 

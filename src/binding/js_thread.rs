@@ -11,7 +11,10 @@ use napi::bindgen_prelude::{
 
 use super::completion_queue::{CompletionQueue, Event, JobResult, Wake};
 use super::host_call::{HostCall, OpenHostCalls};
-use super::protocol::{ARGUMENTS, HOST_CALL, ITEM, LOG, Location, NO_CALL, SUMMARY};
+use super::protocol::{
+  self, CallArguments, HEADER_COUNT, HEADER_HAS_MORE, HEADER_ITEMS, HEADER_SHARED_BYTES_USED,
+  HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL,
+};
 use crate::Code;
 
 /// Outputs up to this many bytes share a buffer; longer ones have one of their own.
@@ -45,10 +48,9 @@ impl JsThreadState {
     }
   }
 
-  /// What JavaScript has put into the header.
-  pub fn arguments(&self) -> [u32; ARGUMENTS] {
-    let header = self.header.borrow();
-    header.first_chunk().copied().unwrap_or_default()
+  /// What JavaScript has put into the header for a call.
+  pub fn call_arguments(&self) -> CallArguments {
+    CallArguments::read(&self.header.borrow())
   }
 
   /// The first bytes of the inbox, with some capacity for an output.
@@ -61,12 +63,12 @@ impl JsThreadState {
   }
 
   /// Takes as many events as fit. It is given a buffer for short outputs and an array. It writes into the
-  /// header how many it has taken, whether there are more, and an [`ITEM`] for each. What is not in the
-  /// buffer it adds to the array, in the order of the items.
+  /// header how many it has taken, whether there are more, and an item for each. What is not in the buffer
+  /// it adds to the array, in the order of the items.
   pub fn take(&self, context: &FunctionCallContext<'_>) -> napi::Result<()> {
-    let [.., used] = self.arguments();
     let mut shared = context.get::<Uint8ArraySlice<'_>>(0)?;
     let mut header = self.header.borrow_mut();
+    let used = protocol::number(&header, HEADER_SHARED_BYTES_USED);
     let mut backlog = self.backlog.borrow_mut();
     if backlog.is_empty() {
       self.queue.events.take_all(&mut backlog);
@@ -99,11 +101,10 @@ struct ResultWriter<'a> {
 impl ResultWriter<'_> {
   /// Takes as many of the events as fit.
   fn write(mut self, events: &mut VecDeque<Event>, header: &mut [u32]) -> napi::Result<()> {
-    let (_, results) = header.split_at_mut_checked(ARGUMENTS).unwrap_or_default();
-    let Some((summary, items)) = results.split_first_chunk_mut::<SUMMARY>() else {
+    let Some((head, items)) = header.split_at_mut_checked(HEADER_ITEMS as usize) else {
       return Err(napi::Error::from_reason("the header is too short"));
     };
-    let mut items = items.chunks_exact_mut(ITEM);
+    let mut items = items.chunks_exact_mut(ITEM_LENGTH as usize);
     let mut count = 0;
     while self.shared.len() >= MAX_SHARED
       && let Some(item) = items.next()
@@ -113,7 +114,8 @@ impl ResultWriter<'_> {
       item.copy_from_slice(&[number, code, location.offset, location.length]);
       count += 1;
     }
-    *summary = [count, u32::from(!events.is_empty())];
+    head[HEADER_COUNT as usize] = count;
+    head[HEADER_HAS_MORE as usize] = u32::from(!events.is_empty());
     Ok(())
   }
 
@@ -147,23 +149,16 @@ impl ResultWriter<'_> {
   }
 
   /// Numbers a call of a function in JavaScript and writes its message.
-  fn write_host_call(&mut self, call: HostCall) -> napi::Result<(u32, Location)> {
-    let HostCall {
-      call,
-      mut message,
-      channel,
-    } = call;
+  fn write_host_call(&mut self, mut call: HostCall) -> napi::Result<(u32, Location)> {
     let mut host_calls = self.host_calls.borrow_mut();
-    let number = host_calls.add(Arc::clone(&channel));
-    if let Some(first) = message.first_chunk_mut() {
-      *first = number.to_le_bytes();
-    }
-    let location = self.write_bytes(message);
+    let number = host_calls.add(Arc::clone(&call.channel));
+    call.set_number(number);
+    let location = self.write_bytes(call.message);
     if location.is_err() {
       host_calls.remove(number);
-      channel.end();
+      call.channel.end();
     }
-    Ok((call.map_or(NO_CALL, |call| call as u32), location?))
+    Ok((call.call.map_or(NO_CALL, |call| call as u32), location?))
   }
 
   fn write_result(&mut self, result: JobResult) -> napi::Result<Location> {

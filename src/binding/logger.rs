@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use napi_derive::napi;
+
 use super::completion_queue::{CompletionQueue, Event, LogMessage, UnreadBytes};
+use super::protocol::{LOG_LEVEL, LOG_PLUGIN, LOG_TEXT};
 use crate::host::log::{Level, Logger};
 
 /// Bytes of messages of one plugin that may be on their way. Guests can write faster than the event
@@ -12,6 +15,21 @@ const MAX_UNREAD: usize = 4 << 20;
 
 /// What a message costs beside its text.
 const MESSAGE: usize = 128;
+
+/// The levels, each at the index of its number, with the logger's method.
+const LEVELS: [(Level, &str); 5] = [
+  (Level::Trace, "trace"),
+  (Level::Debug, "debug"),
+  (Level::Info, "info"),
+  (Level::Warn, "warn"),
+  (Level::Error, "error"),
+];
+
+/// The names of the levels of messages, each at the index of its number.
+#[napi]
+pub fn log_levels() -> Vec<&'static str> {
+  LEVELS.map(|(_, name)| name).to_vec()
+}
 
 /// Passes a plugin's messages to JavaScript.
 pub struct JsLogger {
@@ -36,10 +54,11 @@ impl JsLogger {
   }
 
   fn push(&self, call: Option<u64>, level: Level, text: &str) {
-    let mut bytes = Vec::with_capacity(text.len() + 2 * size_of::<u32>());
-    for number in [self.plugin_id, level as u32] {
-      bytes.extend_from_slice(&number.to_le_bytes());
-    }
+    let mut numbers = [0; LOG_TEXT as usize];
+    numbers[LOG_PLUGIN as usize] = self.plugin_id;
+    numbers[LOG_LEVEL as usize] = level as u32;
+    let mut bytes = Vec::with_capacity(text.len() + size_of_val(&numbers));
+    bytes.extend(numbers.into_iter().flat_map(u32::to_le_bytes));
     bytes.extend_from_slice(text.as_bytes());
     self.queue.push(Event::Log(LogMessage {
       call,
@@ -51,14 +70,7 @@ impl JsLogger {
 
 impl Logger for JsLogger {
   fn level(&self) -> Option<Level> {
-    const LEVELS: [Level; 5] = [
-      Level::Trace,
-      Level::Debug,
-      Level::Info,
-      Level::Warn,
-      Level::Error,
-    ];
-    LEVELS.get(self.level as usize).copied()
+    LEVELS.get(self.level as usize).map(|(level, _)| *level)
   }
 
   fn log(&self, call: Option<u64>, level: Level, message: &str) {

@@ -20,7 +20,7 @@ use super::host_functions::JsFunctions;
 use super::logger::JsLogger;
 use super::memory_store::MemoryStore;
 use super::plugin_options::{FunctionName, PluginOptions};
-use super::protocol::CallArguments;
+use super::protocol::{CALL_MUST_TAKE, CALL_MUST_WAKE, CALL_QUEUED, CALL_TAKEN, CallArguments};
 use super::store::Store as AnyStore;
 use crate::host::{Access, Environment};
 use crate::plugin::spin::SpinBackoff;
@@ -208,10 +208,8 @@ impl Plugin {
       .collect()
   }
 
-  /// The function that queues a call, whose arguments are in the header ([`CallArguments`]). It returns 1
-  /// where [`wake`](Self::wake) is to be called, in this turn of the event loop. Where the result has
-  /// come meanwhile, it returns 2, and has taken it as `take` would have; or 3 where it may not: then
-  /// it is to be taken soon, for nobody will be woken for it. Otherwise it returns 0.
+  /// The function that queues a call, whose arguments are in the header ([`CallArguments`]). If the result
+  /// has come meanwhile and it may take it, it does so as `take` would have. It returns a `CALL_…` number.
   #[napi(
     catch_unwind,
     ts_return_type = "(shared: Uint8Array, outOfBand: unknown[]) => number"
@@ -225,14 +223,14 @@ impl Plugin {
     let js_thread = boundary.js_thread();
     let backoff = Cell::new(SpinBackoff::default());
     env.create_function_from_closure("call", move |context: FunctionCallContext<'_>| {
-      let arguments = CallArguments::from(js_thread.arguments());
+      let arguments = js_thread.call_arguments();
       let CallArguments { number, export, .. } = arguments;
-      let input = js_thread.input(arguments.length);
+      let input = js_thread.input(arguments.input_bytes);
       let mut call = call(number, export, input, arguments.timeout_ms);
       call.is_alone = arguments.is_alone;
       let queued = plugin.queue(call);
       if queued != Queued::Awaited {
-        return Ok(u32::from(queued == Queued::Asleep));
+        return Ok(call_outcome(queued));
       }
       let mut spins = backoff.get();
       let mut has_ended = false;
@@ -242,15 +240,15 @@ impl Plugin {
       }
       backoff.set(spins);
       match (has_ended, arguments.may_take) {
-        (false, _) => Ok(0),
-        (true, false) => Ok(3),
-        (true, true) => js_thread.take(&context).map(|()| 2),
+        (false, _) => Ok(CALL_QUEUED),
+        (true, false) => Ok(CALL_MUST_TAKE),
+        (true, true) => js_thread.take(&context).map(|()| CALL_TAKEN),
       }
     })
   }
 
   /// As the function of [`caller`](Self::caller), for an input that is too long for the inbox. It
-  /// returns 0 or 1.
+  /// takes no results.
   #[napi(catch_unwind)]
   pub fn call_with(
     &self,
@@ -266,7 +264,7 @@ impl Plugin {
     let queued = self
       .plugin
       .queue(call(number, export_number, input, timeout_ms));
-    u32::from(queued == Queued::Asleep)
+    call_outcome(queued)
   }
 
   /// Wakes the threads that calls need.
@@ -351,6 +349,13 @@ impl Plugin {
     self
       .plugin
       .close(move || queue.push_result(call, Ok(JobResult::EMPTY)));
+  }
+}
+
+fn call_outcome(queued: Queued) -> u32 {
+  match queued {
+    Queued::Asleep => CALL_MUST_WAKE,
+    Queued::Awake | Queued::Awaited => CALL_QUEUED,
   }
 }
 

@@ -20,7 +20,7 @@ pub enum StoreReply {
   Values(Vec<Option<Bytes>>),
   /// An array of the cursor, or `null`, and the keys.
   Page(Page),
-  /// An array: of each change what kind it is, its key and its value, or `null`.
+  /// An array of arrays: of each change what kind it is, its key and its value, or `null`.
   Changes(Vec<Change>),
 }
 
@@ -83,9 +83,11 @@ fn changes_of<'env>(env: &'env Env, changes: Vec<Change>) -> napi::Result<Array<
       Change::Deleted { key } => ("delete", Some(key), None),
       Change::Lost => ("lost", None, None),
     };
-    array.insert(kind)?;
-    array.insert(or_null(key))?;
-    array.insert(buffer(env, value.as_ref())?)?;
+    let mut parts = env.create_array(0)?;
+    parts.insert(kind)?;
+    parts.insert(or_null(key))?;
+    parts.insert(buffer(env, value.as_ref())?)?;
+    array.insert(parts)?;
   }
   Ok(array)
 }

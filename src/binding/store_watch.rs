@@ -105,9 +105,8 @@ impl StoreWatch {
 
 #[napi]
 impl StoreWatch {
-  /// All changes since the last time arrive under the number `call`, as soon as there are any: an array
-  /// of their kinds, keys and values. It is empty when the watch has been stopped. One may be asked for
-  /// at a time.
+  /// All changes since the last time arrive under the number `call`, as soon as there are any. The array
+  /// is empty when the watch has been stopped. One may be asked for at a time.
   #[napi(catch_unwind)]
   pub fn next(&self, call: u32) {
     let mut pending = self.changes.lock();
