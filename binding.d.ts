@@ -37,10 +37,7 @@ export declare class Boundary {
   answerWith(hostCall: number, bytes: Uint8Array): boolean
   /** Ends the plugin's call that it is part of, with this message. */
   fail(hostCall: number, message: string): boolean
-  /**
-   * Makes a block with these bytes, and returns its offset; 0 where there is no room for it, or no
-   * bytes.
-   */
+  /** Makes a block with these bytes, and returns its offset; 0 if it does not fit, or has no bytes. */
   store(hostCall: number, bytes: Uint8Array): number
   /** Makes a block of that many bytes, all zero. */
   allocate(hostCall: number, length: number): number
@@ -50,9 +47,9 @@ export declare class Boundary {
   read(hostCall: number, offset: number): Uint8Array | null
   /** Sets the error of the plugin's call; no bytes for none. */
   setError(hostCall: number, message: Uint8Array): boolean
-  /** The variable of that name: `undefined` where there is none. */
+  /** The variable of that name: `undefined` if it is not set. */
   getVariable(hostCall: number, name: string): Uint8Array | undefined | null
-  /** Sets it; returns the reason why not, where there is one. */
+  /** Sets it; returns why not, if it is refused. */
   setVariable(hostCall: number, name: string, value: Uint8Array): string | undefined | null
   /** Removes it. */
   deleteVariable(hostCall: number, name: string): boolean
@@ -199,7 +196,7 @@ export interface CompileCacheOptions {
   maxBytes?: number
 }
 
-/** The names of all codes that errors may have, each at the place of its number less one. */
+/** The names of all codes that errors may have, each at the index of its number less one. */
 export declare function errorCodes(): Array<string>
 
 /** Something that the main module exports, as `WebAssembly.Module.exports` describes it. */

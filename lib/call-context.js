@@ -47,17 +47,17 @@ class CallContext {
   #boundary
   #hostCall
   #blocks
-  #table
+  #pluginState
   #resets
   #hostContext
 
-  constructor (secret, boundary, hostCall, blocks, table, hostContext) {
+  constructor (secret, boundary, hostCall, blocks, pluginState, hostContext) {
     if (secret !== SECRET) throw invalidArgument('a CallContext is made for a host function')
     this.#boundary = boundary
     this.#hostCall = hostCall
     this.#blocks = blocks
-    this.#table = table
-    this.#resets = table.resets
+    this.#pluginState = pluginState
+    this.#resets = pluginState.resets
     this.#hostContext = hostContext
   }
 
@@ -66,7 +66,7 @@ class CallContext {
   }
 
   get logLevel () {
-    return LEVELS[this.#table.level] ?? SILENT
+    return LEVELS[this.#pluginState.level] ?? SILENT
   }
 
   alloc (size) {
@@ -90,7 +90,7 @@ class CallContext {
 
   /** Whether all that this context knew has been forgotten. */
   get #isReset () {
-    return this.#table.resets !== this.#resets
+    return this.#pluginState.resets !== this.#resets
   }
 
   read (offset) {

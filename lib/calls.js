@@ -7,7 +7,7 @@
 const { setImmediate } = require('node:timers')
 const binding = require('../binding.js')
 const { codedError } = require('./errors.js')
-const { hostCallOf, isStandingStill, run, tables } = require('./host-functions.js')
+const { hostCallOf, isStandingStill, run, pluginStates } = require('./host-functions.js')
 const { log } = require('./logging.js')
 const { PluginOutput } = require('./plugin-output.js')
 const { watchSignalListeners } = require('./signals.js')
@@ -58,16 +58,16 @@ function newShared () {
 /**
  * Starts something of a native plugin that ends with a completion of the number that `start` is
  * given, or when `signal` is aborted, whichever is first. Keeps the native plugin until then: when
- * nobody has it, what it does is interrupted. `about` is what host functions and loggers have of it;
+ * nobody has it, what it does is interrupted. `callState` is what host functions and loggers know of it;
  * `name` is the function that is called, if it is a call.
  */
-function complete (native, start, signal, about, name) {
+function complete (native, start, signal, callState, name) {
   return new Promise((resolve, reject) => {
     const number = freeNumbers.pop() ?? calls.length
-    const call = { native, resolve, reject, signal, abort: undefined, isGivenUp: false, about, name }
+    const call = { native, resolve, reject, signal, abort: undefined, isGivenUp: false, callState, name }
     if (signal !== undefined) {
       call.abort = () => {
-        if (about !== undefined) about.isOver = true
+        if (callState !== undefined) callState.isOver = true
         if (native === undefined) giveUp(call)
         else native.cancel(number)
         reject(signal.reason)
@@ -92,7 +92,7 @@ function complete (native, start, signal, about, name) {
  * As `complete`, but waits: the event loop stands still, and nothing else happens in this thread than
  * that other calls that end meanwhile are settled, and host functions run.
  */
-function completeSync (native, start, about, table, name) {
+function completeSync (native, start, callState, pluginState, name) {
   if (isSettling) {
     throw codedError('WOULD_DEADLOCK', 'callSync() cannot be used by what runs while calls are settled')
   }
@@ -100,7 +100,7 @@ function completeSync (native, start, about, table, name) {
   const number = freeNumbers.pop() ?? calls.length
   const resolve = (value) => { outcome = { value } }
   const reject = (error) => { outcome = { error } }
-  calls[number] = { native, resolve, reject, signal: undefined, abort: undefined, isGivenUp: false, about, name }
+  calls[number] = { native, resolve, reject, signal: undefined, abort: undefined, isGivenUp: false, callState, name }
   unfinished++
   try {
     start(number)
@@ -113,7 +113,7 @@ function completeSync (native, start, about, table, name) {
   // `settle` is what sets it.
   const isOver = () => outcome !== undefined
   while (!isOver()) {
-    if (isStandingStill(table)) {
+    if (isStandingStill(pluginState)) {
       native.cancel(number)
       throw codedError('WOULD_DEADLOCK', 'callSync() would wait for ever: all instances of the plugin wait for host functions in this thread')
     }
@@ -129,7 +129,7 @@ function isUnfinished (native) {
   return calls.some((call) => call !== undefined && call.native === native)
 }
 
-/** How many of what is unfinished are not calls of plugins. */
+/** How many unfinished jobs are not calls of plugins. */
 let inBackground = 0
 
 /**
@@ -157,7 +157,7 @@ function forget (number) {
   freeNumbers.push(number)
   if (!call.isGivenUp) unfinished--
   call.signal?.removeEventListener('abort', call.abort)
-  call.about?.running?.end()
+  call.callState?.running?.end()
   return call
 }
 
@@ -213,9 +213,9 @@ function settleOne (number, code, offset, length) {
     header[HEADER_SHARED_BYTES_USED] = offset + length
   }
   if (call === undefined) {
-    happened(number === NO_CALL ? undefined : calls[number]?.about, code, buffer, offset, length)
-  } else if (code === HOST_FUNCTION_ERROR && call.about?.thrown !== undefined) {
-    call.reject(call.about.thrown.error)
+    dispatchEvent(number === NO_CALL ? undefined : calls[number]?.callState, code, buffer, offset, length)
+  } else if (code === HOST_FUNCTION_ERROR && call.callState?.thrown !== undefined) {
+    call.reject(call.callState.thrown.error)
   } else if (code !== 0) {
     call.reject(errorOf(call, code, decoder.decode(new Uint8Array(buffer, offset, length))))
   } else {
@@ -232,16 +232,16 @@ function errorOf (call, code, text) {
   return error
 }
 
-function happened (about, code, buffer, offset, length) {
+function dispatchEvent (callState, code, buffer, offset, length) {
   if (code === HOST_CALL) {
-    hostCalls.push(hostCallOf(buffer, offset, length, about))
+    hostCalls.push(hostCallOf(buffer, offset, length, callState))
     return
   }
   const view = new DataView(buffer, offset, length)
-  const table = tables[view.getUint32(LOG_PLUGIN * 4, true)]
-  if (table === undefined) return
+  const plugin = pluginStates[view.getUint32(LOG_PLUGIN * 4, true)]
+  if (plugin === undefined) return
   const message = decoder.decode(new Uint8Array(buffer, offset + LOG_TEXT * 4, length - LOG_TEXT * 4))
-  log(about?.logger ?? table.logger, view.getUint32(LOG_LEVEL * 4, true), message)
+  log(callState?.logger ?? plugin.logger, view.getUint32(LOG_LEVEL * 4, true), message)
 }
 
 const afterwards = Promise.resolve()
@@ -281,11 +281,11 @@ function wakeAll () {
   toBeWoken.length = 0
 }
 
-// Whether those who awaited the last call that was settled at once have gone on: who calls before that
-// is somebody else, and calls are not made one after the other.
+// Whether the awaiters of the last call that was settled at once have resumed: a call before that is somebody
+// else's, so calls are not made one after the other.
 let isAlone = true
 
-function haveGoneOn () {
+function markAwaitersResumed () {
   isAlone = true
 }
 
@@ -325,7 +325,7 @@ function caller (native) {
       settleTaken()
       if (hostCalls.length > 0) runHostCalls()
       isAlone = false
-      afterwards.then(haveGoneOn)
+      afterwards.then(markAwaitersResumed)
       if (!isLettingGo) {
         isLettingGo = true
         setImmediate(letGo)

@@ -19,11 +19,11 @@ const encoder = new TextEncoder()
 const converter = new DataView(new ArrayBuffer(8))
 
 /**
- * What plugins have of JavaScript, by number: their functions and their loggers. A table is there from
+ * What plugins have in JavaScript, by the plugin's id: their functions and their loggers. A state is there from
  * before its plugin is loaded until that has been closed or forgotten.
  */
-const tables = []
-const freeNumbers = []
+const pluginStates = []
+const freeIds = []
 
 /** The host function that runs, or on whose behalf something runs. */
 const current = new AsyncLocalStorage()
@@ -53,11 +53,11 @@ function asFunctions (functions = {}) {
   return { names, bodies }
 }
 
-/** Makes a table for a plugin that is to be loaded. */
-function addTable ({ bodies, logger, level, instances }) {
-  const number = freeNumbers.pop() ?? tables.length
-  const table = {
-    number,
+/** Makes the state of a plugin that is to be loaded. */
+function addPluginState ({ bodies, logger, level, instances }) {
+  const pluginId = freeIds.pop() ?? pluginStates.length
+  const pluginState = {
+    pluginId,
     bodies,
     logger,
     level,
@@ -71,20 +71,20 @@ function addTable ({ bodies, logger, level, instances }) {
     // What a host function has thrown that no call was part of.
     thrown: undefined
   }
-  tables[number] = table
-  return table
+  pluginStates[pluginId] = pluginState
+  return pluginState
 }
 
-function removeTable (table) {
-  if (tables[table.number] !== table) return
-  tables[table.number] = undefined
-  freeNumbers.push(table.number)
+function removePluginState (pluginState) {
+  if (pluginStates[pluginState.pluginId] !== pluginState) return
+  pluginStates[pluginState.pluginId] = undefined
+  freeIds.push(pluginState.pluginId)
 }
 
-const forgotten = new FinalizationRegistry(removeTable)
+const forgotten = new FinalizationRegistry(removePluginState)
 
 /** Reads a message of the other side. */
-function hostCallOf (buffer, offset, length, call) {
+function hostCallOf (buffer, offset, length, callState) {
   const view = new DataView(buffer, offset, length)
   const number = (index) => view.getUint32(index * 4, true)
   const end = HOST_CALL_ARGUMENTS + ARGUMENT_LENGTH * number(HOST_CALL_COUNT)
@@ -104,12 +104,12 @@ function hostCallOf (buffer, offset, length, call) {
   }
   return {
     number: number(HOST_CALL_NUMBER),
-    table: tables[number(HOST_CALL_PLUGIN)],
+    pluginState: pluginStates[number(HOST_CALL_PLUGIN)],
     body: number(HOST_CALL_FUNCTION),
     result: number(HOST_CALL_RESULT),
     args,
     blocks,
-    call
+    callState
   }
 }
 
@@ -124,23 +124,23 @@ function argument (view, at, type) {
 
 /** Runs the function of a host call, and answers it, at once or when its promise is settled. */
 function run (boundary, hostCall) {
-  const { number, table, call, blocks } = hostCall
-  const body = table?.bodies[hostCall.body]
+  const { number, pluginState, callState, blocks } = hostCall
+  const body = pluginState?.bodies[hostCall.body]
   if (body === undefined) return boundary.fail(number, 'the plugin is closed')
   // Aborted: nobody waits for it.
-  if (call?.isOver) return boundary.fail(number, 'the call is over')
-  const context = new CallContext(SECRET, boundary, number, blocks, table, call?.hostContext)
+  if (callState?.isOver) return boundary.fail(number, 'the call is over')
+  const context = new CallContext(SECRET, boundary, number, blocks, pluginState, callState?.hostContext)
   const end = () => {
     if (running.isOver) return
     running.isOver = true
-    table.pending--
-    table.waiting.delete(running)
+    pluginState.pending--
+    pluginState.waiting.delete(running)
     CallContext.end(context)
   }
-  const running = { table, end, isOver: false }
-  table.pending++
+  const running = { pluginState, end, isOver: false }
+  pluginState.pending++
   // Whatever it waits for, it ends with its call. There is never more than one: the guest waits for it.
-  if (call !== undefined) call.running = running
+  if (callState !== undefined) callState.running = running
   const returned = (value) => {
     try {
       answer(boundary, number, hostCall.result, value)
@@ -151,8 +151,8 @@ function run (boundary, hostCall) {
   }
   const failed = (error) => {
     const thrown = { error }
-    if (call !== undefined) call.thrown = thrown
-    else table.thrown = thrown
+    if (callState !== undefined) callState.thrown = thrown
+    else pluginState.thrown = thrown
     boundary.fail(number, 'a host function has failed')
     end()
   }
@@ -160,14 +160,14 @@ function run (boundary, hostCall) {
   let value
   let isAsync
   try {
-    value = call?.inContext === undefined ? start() : call.inContext(start)
+    value = callState?.inContext === undefined ? start() : callState.inContext(start)
     isAsync = typeof value?.then === 'function'
   } catch (error) {
     return failed(error)
   }
   if (!isAsync) return returned(value)
   const promise = Promise.resolve(value)
-  if (call?.isSync) {
+  if (callState?.isSync) {
     failed(codedError('WOULD_DEADLOCK', 'callSync() waits for the plugin, so it cannot wait for an asynchronous host function; use call()'))
     // What it rejects with is of no use to anybody any more.
     promise.catch(() => {})
@@ -213,12 +213,12 @@ function answer (boundary, number, result, value) {
  * plugin. Throws where that call would wait for ever: all instances are taken by functions that do so.
  * Returns what ends the note.
  */
-function waitForOwn (table) {
+function waitForOwn (pluginState) {
   const running = current.getStore()
-  if (running === undefined || running.table !== table || running.isOver) return undefined
-  const { waiting } = table
+  if (running === undefined || running.pluginState !== pluginState || running.isOver) return undefined
+  const { waiting } = pluginState
   const others = waiting.get(running) ?? 0
-  if (others === 0 && waiting.size + 1 >= table.instances) {
+  if (others === 0 && waiting.size + 1 >= pluginState.instances) {
     throw codedError('WOULD_DEADLOCK', 'plugin is not reentrant')
   }
   waiting.set(running, others + 1)
@@ -231,10 +231,10 @@ function waitForOwn (table) {
 }
 
 /** Whether none of the plugin's instances goes on before JavaScript does. */
-function isStandingStill (table) {
-  return table.pending >= table.instances
+function isStandingStill (pluginState) {
+  return pluginState.pending >= pluginState.instances
 }
 
 module.exports = {
-  AsyncLocalStorage, addTable, asFunctions, forgotten, hostCallOf, isStandingStill, removeTable, run, tables, waitForOwn
+  AsyncLocalStorage, addPluginState, asFunctions, forgotten, hostCallOf, isStandingStill, removePluginState, run, pluginStates, waitForOwn
 }

@@ -68,9 +68,9 @@ class KeyvAdapter {
   async * iterator (namespace) {
     for await (const keys of this.#batches(namespace)) {
       const values = await this.#store.getMany(keys)
-      for (const [place, key] of keys.entries()) {
+      for (const [index, key] of keys.entries()) {
         // It may have gone meanwhile.
-        if (values[place] !== undefined) yield [key, asText(values[place])]
+        if (values[index] !== undefined) yield [key, asText(values[index])]
       }
     }
   }

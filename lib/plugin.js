@@ -8,7 +8,7 @@ const { caller, complete, completeSync, fillCache, isUnfinished, open } = requir
 const { asInteger, checkSignal } = require('./checks.js')
 const { within } = require('./deadline.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
-const { AsyncLocalStorage, addTable, forgotten, removeTable, waitForOwn } = require('./host-functions.js')
+const { AsyncLocalStorage, addPluginState, forgotten, removePluginState, waitForOwn } = require('./host-functions.js')
 const { asLogger } = require('./logging.js')
 const { pick } = require('./objects.js')
 const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, pickOptions, pluginOptions } = require('./options.js')
@@ -33,18 +33,18 @@ class Plugin {
   #native
   #functions
   #start
-  #table
+  #pluginState
   #closed
 
-  constructor (secret, native, table) {
+  constructor (secret, native, pluginState) {
     if (secret !== SECRET) {
       throw invalidArgument('a Plugin is made by createPlugin()')
     }
     this.#native = native
     this.#functions = new Map(Object.entries(native.functions()))
     this.#start = caller(native)
-    this.#table = table
-    forgotten.register(this, table)
+    this.#pluginState = pluginState
+    forgotten.register(this, pluginState)
   }
 
   // Not an async function: that would make a second promise around the one of `complete`.
@@ -58,7 +58,7 @@ class Plugin {
       const { signal, timeoutMs, logger } = pick(options, CALL_KEYS, 'the options of a call')
       if (signal !== undefined) checkSignal(signal)
       const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
-      const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#table.level)
+      const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#pluginState.level)
       if (signal?.aborted) throw signal.reason
       return this.#complete(name, exportNumber, bytes, limit, signal, hostContext, ownLogger)
     } catch (error) {
@@ -68,17 +68,17 @@ class Plugin {
 
   #complete (name, exportNumber, bytes, limit, signal, hostContext, logger) {
     const start = (number) => this.#start(number, exportNumber, bytes, limit)
-    const about = this.#about(hostContext, logger, false)
-    if (about === undefined) return complete(this.#native, start, signal, undefined, name)
-    const haveWaited = waitForOwn(this.#table)
-    const promise = complete(this.#native, start, signal, about, name)
+    const callState = this.#callState(hostContext, logger, false)
+    if (callState === undefined) return complete(this.#native, start, signal, undefined, name)
+    const haveWaited = waitForOwn(this.#pluginState)
+    const promise = complete(this.#native, start, signal, callState, name)
     if (haveWaited !== undefined) promise.then(haveWaited, haveWaited)
     return promise
   }
 
-  /** What host functions and loggers have of a call; nothing where there are none. */
-  #about (hostContext, logger, isSync) {
-    const hasFunctions = this.#table.bodies.length > 0
+  /** What host functions and loggers know of a call; `undefined` if there are none. */
+  #callState (hostContext, logger, isSync) {
+    const hasFunctions = this.#pluginState.bodies.length > 0
     if (!hasFunctions && logger === undefined) return undefined
     return {
       hostContext,
@@ -108,8 +108,8 @@ class Plugin {
     const { timeoutMs, logger } = pick(options ?? {}, CALL_SYNC_KEYS, 'the options of a synchronous call')
     const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
     const start = (number) => this.#start(number, exportNumber, bytes, limit)
-    const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#table.level)
-    return completeSync(this.#native, start, this.#about(hostContext, ownLogger, true), this.#table, name)
+    const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#pluginState.level)
+    return completeSync(this.#native, start, this.#callState(hostContext, ownLogger, true), this.#pluginState, name)
   }
 
   stats () {
@@ -126,7 +126,7 @@ class Plugin {
     // What runs could set variables again.
     if (this.isActive()) return false
     this.#native.clearVars()
-    this.#table.resets++
+    this.#pluginState.resets++
     return true
   }
 
@@ -157,7 +157,7 @@ class Plugin {
   close () {
     // The native part is kept, but not as that of a call.
     const kept = { native: this.#native }
-    this.#closed ??= complete(kept, (number) => this.#native.close(number)).then(() => removeTable(this.#table))
+    this.#closed ??= complete(kept, (number) => this.#native.close(number)).then(() => removePluginState(this.#pluginState))
     return this.#closed
   }
 
@@ -191,12 +191,12 @@ function createPlugin (source, options) {
 async function openPlugin ({ native, store, inJavaScript, ...rest }, signal) {
   const allowedPaths = await allowedPathsOf(rest.allowedPaths, native.useWasi)
   signal.throwIfAborted()
-  const table = addTable(inJavaScript)
+  const pluginState = addPluginState(inJavaScript)
   try {
-    return new Plugin(SECRET, await open({ ...native, allowedPaths, pluginId: table.number }, store, signal), table)
+    return new Plugin(SECRET, await open({ ...native, allowedPaths, pluginId: pluginState.pluginId }, store, signal), pluginState)
   } catch (error) {
-    removeTable(table)
-    if (error.code === 'HOST_FUNCTION_ERROR' && table.thrown !== undefined) throw table.thrown.error
+    removePluginState(pluginState)
+    if (error.code === 'HOST_FUNCTION_ERROR' && pluginState.thrown !== undefined) throw pluginState.thrown.error
     throw error
   }
 }

@@ -68,7 +68,7 @@ pub enum Code {
 }
 
 impl Code {
-  /// All codes, each at the place of its [`number`](Self::number) less one.
+  /// All codes, each at the index of its [`number`](Self::number) less one.
   pub const ALL: [Self; 29] = [
     Code::InvalidArgument,
     Code::FileNotFound,
@@ -180,9 +180,9 @@ mod tests {
   use super::Code;
 
   #[test]
-  fn each_code_stands_at_the_place_of_its_number() {
-    for (place, code) in Code::ALL.into_iter().enumerate() {
-      assert_eq!(code.number() as usize, place + 1);
+  fn each_code_is_at_the_index_of_its_number() {
+    for (index, code) in Code::ALL.into_iter().enumerate() {
+      assert_eq!(code.number() as usize, index + 1);
     }
   }
 }

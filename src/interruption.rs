@@ -26,10 +26,10 @@ thread_local! {
 ///
 /// A host function that waits [`watch`](Self::watch)es it, and returns when it is canceled.
 #[derive(Default)]
-pub struct Interruption(Mutex<State>);
+pub struct Interruption(Mutex<InterruptionState>);
 
 #[derive(Default)]
-struct State {
+struct InterruptionState {
   is_canceled: bool,
   /// A thread waits for one thing at a time.
   wake: Option<Arc<dyn Fn() + Send + Sync>>,
@@ -102,7 +102,7 @@ impl Interruption {
     woken.recv_timeout(time).is_err()
   }
 
-  fn lock(&self) -> MutexGuard<'_, State> {
+  fn lock(&self) -> MutexGuard<'_, InterruptionState> {
     self.0.lock().unwrap_or_else(PoisonError::into_inner)
   }
 }

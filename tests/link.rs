@@ -6,7 +6,7 @@ use extism_host::abi::{FunctionType, ValueType};
 use extism_host::host::{Answer, HostFunction, UntypedFunction};
 use extism_host::plugin::LoadedModule;
 use extism_host::plugin::link::{
-  ExportDescription, ImportDescription, Kind, Limits, LinkError, Linked, Options, limits, link,
+  ExportDescription, ImportDescription, Kind, LinkError, LinkLimits, Linked, Options, limits, link,
   names,
 };
 use wasmtime::{Caller, Config, Engine, Extern, Instance, Linker, Module, Store, Val};
@@ -56,7 +56,7 @@ fn functions() -> Vec<HostFunction> {
 struct Settings<'a> {
   wasi: bool,
   checks: bool,
-  limits: Limits,
+  limits: LinkLimits,
   untyped: &'a [UntypedFunction],
 }
 
@@ -65,7 +65,7 @@ impl Default for Settings<'_> {
     Self {
       wasi: true,
       checks: true,
-      limits: Limits::default(),
+      limits: LinkLimits::default(),
       untyped: &[],
     }
   }
@@ -988,7 +988,7 @@ fn a_wrong_kernel_is_an_internal_error() {
       wasi: true,
       checks: true,
       kernel: text,
-      limits: Limits::default(),
+      limits: LinkLimits::default(),
       functions: &[],
       untyped: &[],
       vars: &Arc::default(),
@@ -1092,7 +1092,7 @@ fn each_memory_has_its_wasi() {
 #[test]
 fn initial_sizes_are_limited() {
   let settings = Settings {
-    limits: Limits {
+    limits: LinkLimits {
       memory_pages: 83,
       table_elements: 1000,
     },

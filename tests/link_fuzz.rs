@@ -21,7 +21,7 @@ use extism_host::host::{Answer, HostFunction};
 use extism_host::plugin::LoadedModule;
 use extism_host::plugin::engine::{Kind, engine};
 use extism_host::plugin::interrupt::Interruptions;
-use extism_host::plugin::link::{Limits, LinkError, Options, link, names};
+use extism_host::plugin::link::{LinkError, LinkLimits, Options, link, names};
 use extism_host::{kernel, signals};
 use wasm_smith::Config;
 use wasmparser::{Parser, Payload, TypeRef, Validator, WasmFeatures};
@@ -303,7 +303,7 @@ fn run_linked(case: &Case, engine: &Engine, checks: bool) -> Result<Report, Link
       wasi: false,
       checks,
       kernel: kernel::TEXT,
-      limits: Limits::default(),
+      limits: LinkLimits::default(),
       functions: &[HostFunction::new(PROBE.0, PROBE.1, [I64], None, |_| {
         Ok(Answer::Nothing)
       })],

@@ -18,9 +18,9 @@ function asConfig (json, pairs = []) {
     }
   }
   for (const pair of pairs) {
-    const place = pair.indexOf('=')
-    if (place < 1) throw new UsageError('--config must be key=value')
-    values[pair.slice(0, place)] = pair.slice(place + 1)
+    const index = pair.indexOf('=')
+    if (index < 1) throw new UsageError('--config must be key=value')
+    values[pair.slice(0, index)] = pair.slice(index + 1)
   }
   return values
 }

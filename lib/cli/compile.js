@@ -16,9 +16,9 @@ function subjects (paths, { config, wasi, memoryMax }) {
 async function compile (paths, flags) {
   const all = subjects(paths, flags)
   const compileCache = flags.cacheDir === undefined ? undefined : { directory: flags.cacheDir }
-  for (const [place, { name, source, options }] of all.entries()) {
+  for (const [index, { name, source, options }] of all.entries()) {
     const start = performance.now()
-    process.stderr.write(`${place + 1} of ${all.length}: ${name} `)
+    process.stderr.write(`${index + 1} of ${all.length}: ${name} `)
     try {
       await precompile(source, { ...options, compileCache })
     } catch (error) {

@@ -25,7 +25,7 @@ const validate = new Ajv({ allErrors: true, verbose: true, allowUnionTypes: true
 
 /** How many letters have to be changed, put in or taken out to make one word of another. */
 function distance (from, to) {
-  let row = Array.from({ length: to.length + 1 }, (_, place) => place)
+  let row = Array.from({ length: to.length + 1 }, (_, index) => index)
   for (let i = 1; i <= from.length; i++) {
     const next = [i]
     for (let j = 1; j <= to.length; j++) {

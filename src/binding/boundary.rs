@@ -94,8 +94,7 @@ impl Boundary {
     self.finish(host_call, Err(HostFunctionError::new(message)))
   }
 
-  /// Makes a block with these bytes, and returns its offset; 0 where there is no room for it, or no
-  /// bytes.
+  /// Makes a block with these bytes, and returns its offset; 0 if it does not fit, or has no bytes.
   #[napi(catch_unwind)]
   pub fn store(&self, host_call: u32, bytes: Uint8ArraySlice<'_>) -> f64 {
     offset_of(self.ask(host_call, Step::Store(Bytes::from(&*bytes))))
@@ -130,7 +129,7 @@ impl Boundary {
     self.ask(host_call, step).is_some()
   }
 
-  /// The variable of that name: `undefined` where there is none.
+  /// The variable of that name: `undefined` if it is not set.
   #[napi(catch_unwind, ts_return_type = "Uint8Array | undefined | null")]
   pub fn get_variable(&self, host_call: u32, name: String) -> Either3<Uint8Array, Undefined, Null> {
     let channel = self.channel(host_call);
@@ -142,7 +141,7 @@ impl Boundary {
     }
   }
 
-  /// Sets it; returns the reason why not, where there is one.
+  /// Sets it; returns why not, if it is refused.
   #[napi(catch_unwind, ts_return_type = "string | undefined | null")]
   pub fn set_variable(
     &self,

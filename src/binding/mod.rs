@@ -19,7 +19,7 @@ mod store_watch;
 
 use napi_derive::napi;
 
-/// The names of all codes that errors may have, each at the place of its number less one.
+/// The names of all codes that errors may have, each at the index of its number less one.
 #[napi]
 pub fn error_codes() -> Vec<&'static str> {
   crate::Code::ALL.map(crate::Code::as_str).to_vec()

@@ -81,10 +81,10 @@ impl Streams {
 
   /// Writes to standard output (1) or error (2). What the process cannot write is lost.
   pub fn write(&mut self, call: Option<u64>, descriptor: i32, bytes: &[u8]) {
-    let place = usize::from(descriptor == 2);
+    let index = usize::from(descriptor == 2);
     match &self.output {
       Output::Off => {}
-      Output::Inherited if place == 0 => {
+      Output::Inherited if index == 0 => {
         let mut output = std::io::stdout().lock();
         let _ = output.write_all(bytes).and_then(|()| output.flush());
       }
@@ -92,7 +92,7 @@ impl Streams {
         let _ = std::io::stderr().lock().write_all(bytes);
       }
       Output::Logged(logger) => {
-        let Some((line, level)) = self.lines.get_mut(place).zip(LEVELS.get(place)) else {
+        let Some((line, level)) = self.lines.get_mut(index).zip(LEVELS.get(index)) else {
           return;
         };
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {

@@ -42,10 +42,10 @@ impl Default for Interruptions {
 
 /// What interrupts one instance.
 #[derive(Clone)]
-pub struct Interrupt(Arc<Shared>);
+pub struct Interrupt(Arc<InterruptState>);
 
 #[derive(Default)]
-struct Shared {
+struct InterruptState {
   is_interrupted: AtomicBool,
   page: Mutex<Page>,
   /// There if epochs interrupt.
@@ -69,9 +69,9 @@ impl Interrupt {
       Interruptions::Epoch => Some(store.engine().clone()),
     };
     let is_epoch = engine.is_some();
-    let interrupt = Self(Arc::new(Shared {
+    let interrupt = Self(Arc::new(InterruptState {
       engine,
-      ..Shared::default()
+      ..InterruptState::default()
     }));
     if is_epoch {
       let own = interrupt.clone();

@@ -120,7 +120,7 @@ impl Plugin {
         (Runtime::Extism(Arc::new(reference)), linked, None)
       }
     };
-    let limits = workers::Limits {
+    let limits = workers::WorkerLimits {
       instances: limits.instances,
       is_eager: limits.is_eager,
       max_queue: limits.max_queue,
@@ -273,9 +273,9 @@ fn link_options<'a>(
     wasi: manifest.use_wasi,
     checks: kind(manifest).interruptions == Interruptions::Page,
     kernel: kernel::TEXT,
-    limits: link::Limits {
+    limits: link::LinkLimits {
       memory_pages: u64::from(manifest.max_pages.unwrap_or(0).max(DEFAULT_MAX_PAGES)),
-      ..link::Limits::default()
+      ..link::LinkLimits::default()
     },
     functions,
     untyped: &environment.functions,
@@ -372,7 +372,7 @@ fn settings(manifest: &Manifest, environment: &Environment, linked: &Linked) -> 
     live_bytes: manifest
       .max_pages
       .map_or(u64::MAX / 2, |pages| u64::from(pages) * host::guest::PAGE),
-    table_elements: link::Limits::default().table_elements,
+    table_elements: link::LinkLimits::default().table_elements,
     max_output: manifest.max_output.unwrap_or(DEFAULT_MAX_OUTPUT),
     output: match manifest.output {
       OutputTo::Nowhere => Output::Off,

@@ -108,12 +108,12 @@ pub struct Reference {
 /// A compiled plugin for one instance at a time: `extism` interrupts all instances of an engine at once.
 struct Compiled {
   plugin: CompiledPlugin,
-  state: Arc<Mutex<State>>,
+  state: Arc<Mutex<ReferenceState>>,
 }
 
 /// What host functions know of the instance that calls them.
 #[derive(Default)]
-struct State {
+struct ReferenceState {
   /// Until then `extism` cannot read the guest's memory: to try would crash the process.
   is_initialized: bool,
   call: Option<u64>,
@@ -160,7 +160,7 @@ impl Reference {
   }
 
   fn compile(&self) -> Result<Compiled> {
-    let state = Arc::<Mutex<State>>::default();
+    let state = Arc::<Mutex<ReferenceState>>::default();
     let builder = PluginBuilder::new(&self.manifest)
       .with_wasi(self.use_wasi)
       .with_cache_disabled()
@@ -184,7 +184,7 @@ impl Reference {
     &self,
     function: &HostFunction,
     namespace: &str,
-    state: &Arc<Mutex<State>>,
+    state: &Arc<Mutex<ReferenceState>>,
   ) -> Function {
     let (function, state, max_block) = (function.clone(), Arc::clone(state), self.max_block);
     let types = |types: &[ValueType]| types.iter().copied().map(value_type).collect::<Vec<_>>();
@@ -224,7 +224,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn call_host(
   function: &HostFunction,
   plugin: &mut CurrentPlugin,
-  state: &mut State,
+  state: &mut ReferenceState,
   max_block: u64,
   params: &[Val],
   results: &mut [Val],
@@ -267,7 +267,7 @@ fn block(plugin: &mut CurrentPlugin, offset: u64, max: u64) -> Option<Vec<u8>> {
 /// A guest that calls a host function.
 struct Caller<'a> {
   plugin: &'a mut CurrentPlugin,
-  state: &'a mut State,
+  state: &'a mut ReferenceState,
   /// Copies of the blocks that it passed, by offset.
   blocks: Vec<(u64, Vec<u8>)>,
 }
@@ -336,9 +336,9 @@ impl ReferenceInstance {
       None => reference.compile()?,
     };
     let interruption = Arc::<Interruption>::default();
-    *lock(&compiled.state) = State {
+    *lock(&compiled.state) = ReferenceState {
       interruption: Arc::clone(&interruption),
-      ..State::default()
+      ..ReferenceState::default()
     };
     Ok(Self {
       reference: Arc::clone(reference),
@@ -350,7 +350,7 @@ impl ReferenceInstance {
     })
   }
 
-  fn state(&self) -> Option<MutexGuard<'_, State>> {
+  fn state(&self) -> Option<MutexGuard<'_, ReferenceState>> {
     self.compiled.as_ref().map(|compiled| lock(&compiled.state))
   }
 

@@ -73,11 +73,11 @@ pub struct Counters {
 impl Counters {
   /// A call has ended.
   pub fn ended<T>(&self, result: &Result<T, Error>) {
-    let place = match result {
+    let index = match result {
       Ok(_) => 0,
       Err(error) => error.code.number() as usize,
     };
-    self.outcomes[place].fetch_add(1, Ordering::Relaxed);
+    self.outcomes[index].fetch_add(1, Ordering::Relaxed);
   }
 
   /// An instance has been replaced.

@@ -11,7 +11,7 @@ use super::checks::{check_key, sum};
 use super::watch::Watchers;
 use super::{Bytes, Page, Store, Watch, Watcher};
 use crate::{Code, Error, Result};
-use writer::{Ledger, Writer};
+use writer::{Ledger, MemoryWriter};
 
 /// What a [`MemoryStore`] holds under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,10 +90,10 @@ fn cost(key: &str, value: &[u8]) -> usize {
 /// A map in memory, for guests and JavaScript. All methods may be called from any thread. Readers never
 /// wait: neither for each other nor for a writer. Writers wait for one another, for microseconds.
 pub struct MemoryStore {
-  shared: Arc<Shared>,
+  shared: Arc<MemoryState>,
 }
 
-struct Shared {
+struct MemoryState {
   entries: papaya::HashMap<Arc<str>, Entry>,
   /// The moment from which deadlines count.
   epoch: Instant,
@@ -128,7 +128,7 @@ impl MemoryStore {
 
   fn with_bound(max_bytes: Option<usize>) -> Self {
     Self {
-      shared: Arc::new_cyclic(|this| Shared {
+      shared: Arc::new_cyclic(|this| MemoryState {
         entries: papaya::HashMap::new(),
         epoch: Instant::now(),
         next_deadline: AtomicU64::new(NEVER),
@@ -212,12 +212,12 @@ impl MemoryStore {
   }
 
   /// Waits until it is one's turn to change the store.
-  fn writer(&self) -> Writer<'_> {
-    Writer::new(&self.shared)
+  fn writer(&self) -> MemoryWriter<'_> {
+    MemoryWriter::new(&self.shared)
   }
 }
 
-impl Shared {
+impl MemoryState {
   /// Reads what there is under a key. What runs most often: no lock, and a clock only where there is a
   /// lifetime.
   fn read<T>(&self, key: &str, read: impl FnOnce(&Entry) -> T) -> Option<T> {

@@ -23,9 +23,9 @@ use redb::{AccessGuard, ReadableTable, StorageError};
 use super::checks::check_key;
 use super::{Bytes, Page, Store, Watch, Watcher};
 use crate::{Code, Error, Result};
-use files::Slot;
+use files::FileSlot;
 use operation::Operation;
-use shared::{Shared, Snapshot};
+use shared::{OpenFile, Snapshot};
 
 /// How many bytes of a file are kept in memory where nothing else is said: 64 MiB.
 pub const CACHE_BYTES: usize = 64 << 20;
@@ -42,8 +42,8 @@ type Stored = (u64, &'static [u8]);
 /// A store in a file, as somebody has opened it. Others in the process may have opened the same file, and
 /// so have the same store; when all have closed it, or dropped it, the file is closed.
 pub struct RedbStore {
-  shared: Arc<Shared>,
-  slot: Arc<Slot>,
+  shared: Arc<OpenFile>,
+  slot: Arc<FileSlot>,
   is_released: AtomicBool,
 }
 

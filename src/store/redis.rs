@@ -26,7 +26,7 @@ use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
 use self::connection::text;
-use self::node::{Answer, Effect, Request};
+use self::node::{Effect, RedisReply, Request};
 use self::servers::Servers;
 use self::settings::{Address, Settings};
 use super::checks::check_key;
@@ -105,7 +105,7 @@ impl RedisStore {
     Ok(Self { servers, runtime })
   }
 
-  fn run(&self, requests: &[Request<'_>]) -> Result<Vec<Answer>> {
+  fn run(&self, requests: &[Request<'_>]) -> Result<Vec<RedisReply>> {
     wait::block_on(self.runtime, self.servers.run(requests))
   }
 
@@ -118,8 +118,8 @@ impl RedisStore {
       command,
     }])?;
     match answers.into_iter().next() {
-      Some(Answer::Other(value)) => self.accepted(key, value),
-      _ => Err(self.strange()),
+      Some(RedisReply::Other(value)) => self.accepted(key, value),
+      _ => Err(self.unexpected_reply()),
     }
   }
 
@@ -127,8 +127,8 @@ impl RedisStore {
   fn ask_all(&self, requests: &[Request<'_>]) -> Result<Vec<Value>> {
     let answers = self.run(requests)?.into_iter().zip(requests);
     let values = answers.map(|(answer, request)| match answer {
-      Answer::Other(value) => self.accepted(request.key, value),
-      Answer::Value(_) => Err(self.strange()),
+      RedisReply::Other(value) => self.accepted(request.key, value),
+      RedisReply::Value(_) => Err(self.unexpected_reply()),
     });
     values.collect()
   }
@@ -140,8 +140,8 @@ impl RedisStore {
     }
   }
 
-  /// An answer that no Redis gives.
-  fn strange(&self) -> Error {
+  /// The error for a reply of the wrong type.
+  fn unexpected_reply(&self) -> Error {
     Error::new(
       Code::StoreUnavailable,
       "Redis has given an answer of the wrong type",
@@ -151,7 +151,7 @@ impl RedisStore {
   fn number(&self, value: &Value) -> Result<i64> {
     match value {
       Value::Int(number) => Ok(*number),
-      _ => Err(self.strange()),
+      _ => Err(self.unexpected_reply()),
     }
   }
 
@@ -166,8 +166,8 @@ impl RedisStore {
       .collect();
     let answers = self.run(&requests)?.into_iter().zip(keys);
     let values = answers.map(|(answer, key)| match answer {
-      Answer::Value(value) => Ok(value),
-      Answer::Other(value) => self.accepted(key, value).and(Err(self.strange())),
+      RedisReply::Value(value) => Ok(value),
+      RedisReply::Other(value) => self.accepted(key, value).and(Err(self.unexpected_reply())),
     });
     values.collect()
   }
@@ -247,7 +247,10 @@ impl Store for RedisStore {
   fn get(&self, key: &str) -> Result<Option<Bytes>> {
     check_key(key)?;
     let values = self.values(&[key])?;
-    values.into_iter().next().ok_or_else(|| self.strange())
+    values
+      .into_iter()
+      .next()
+      .ok_or_else(|| self.unexpected_reply())
   }
 
   fn set(&self, key: &str, value: &[u8], lifetime: Option<Duration>) -> Result<()> {
@@ -280,28 +283,28 @@ impl Store for RedisStore {
     if nodes.is_empty() {
       return Err(Error::new(Code::Closed, "the store is closed"));
     }
-    let (mut place, mut position) = match cursor {
+    let (mut index, mut position) = match cursor {
       None => (0, 0),
       Some(cursor) => {
         let bad = || Error::new(Code::InvalidArgument, "this is no cursor of this store");
         let (position, server) = cursor.split_once('@').ok_or_else(bad)?;
         let position = position.parse::<u64>().map_err(|_| bad())?;
-        let place = nodes.iter().position(|node| mark(&node.server) == server);
-        let place = place.ok_or_else(|| {
+        let index = nodes.iter().position(|node| mark(&node.server) == server);
+        let index = index.ok_or_else(|| {
           Error::new(
             Code::StoreUnavailable,
             "the servers of the Redis cluster have changed while keys were listed; list them from the \
              beginning",
           )
         })?;
-        (place, position)
+        (index, position)
       }
     };
     let pattern = pattern(prefix);
     let mut seen = HashSet::new();
     let mut keys = Vec::new();
     for _ in 0..MAX_SCANS {
-      let Some(node) = nodes.get(place) else {
+      let Some(node) = nodes.get(index) else {
         return Ok(Page { keys, cursor: None });
       };
       let connection = &node.session()?.connection;
@@ -314,19 +317,19 @@ impl Store for RedisStore {
       let limit_of_time = self.servers.settings.timeout;
       let scanned = wait::block_on(self.runtime, async {
         let late = |_| errors::unreachable_for(&node.server, "it has not answered in time");
-        let answer = timeout(limit_of_time, connection.order(&scan)).await;
+        let answer = timeout(limit_of_time, connection.send_checked(&scan)).await;
         answer.map_err(late)?
       });
       let Value::Array(parts) = scanned? else {
-        return Err(self.strange());
+        return Err(self.unexpected_reply());
       };
       let Ok([next, found]) = <[Value; 2]>::try_from(parts) else {
-        return Err(self.strange());
+        return Err(self.unexpected_reply());
       };
       let next = text(next).and_then(|next| next.parse::<u64>().ok());
-      position = next.ok_or_else(|| self.strange())?;
+      position = next.ok_or_else(|| self.unexpected_reply())?;
       let Value::Array(found) = found else {
-        return Err(self.strange());
+        return Err(self.unexpected_reply());
       };
       for key in found.into_iter().filter_map(text) {
         if key.starts_with(prefix) && seen.insert(key.clone()) {
@@ -334,14 +337,14 @@ impl Store for RedisStore {
         }
       }
       if position == 0 {
-        place += 1;
+        index += 1;
       }
       if keys.len() >= limit {
         break;
       }
     }
     let cursor = nodes
-      .get(place)
+      .get(index)
       .map(|node| format!("{position}@{}", mark(&node.server)));
     Ok(Page { keys, cursor })
   }
@@ -381,11 +384,11 @@ impl Store for RedisStore {
     }])?;
     let swapped = match answers.into_iter().next() {
       // The server has not seen it yet, or has been restarted.
-      Some(Answer::Other(Value::ServerError(error))) if error.code() == "NOSCRIPT" => {
+      Some(RedisReply::Other(Value::ServerError(error))) if error.code() == "NOSCRIPT" => {
         self.ask(key, Effect::Write, evaluate("EVAL", COMPARE_AND_SWAP))?
       }
-      Some(Answer::Other(value)) => self.accepted(key, value)?,
-      _ => return Err(self.strange()),
+      Some(RedisReply::Other(value)) => self.accepted(key, value)?,
+      _ => return Err(self.unexpected_reply()),
     };
     Ok(self.number(&swapped)? > 0)
   }
@@ -394,12 +397,12 @@ impl Store for RedisStore {
     keys.iter().try_for_each(|key| check_key(key))?;
     let mut values: Vec<_> = keys.iter().map(|key| self.get_now(key)).collect();
     let missing: Vec<_> = (0..keys.len())
-      .filter(|place| values[*place].is_none())
+      .filter(|index| values[*index].is_none())
       .collect();
-    for places in missing.chunks(BATCH) {
-      let missing: Vec<_> = places.iter().map(|place| keys[*place]).collect();
-      for (place, value) in places.iter().zip(self.values(&missing)?) {
-        values[*place] = Some(value);
+    for indices in missing.chunks(BATCH) {
+      let missing: Vec<_> = indices.iter().map(|index| keys[*index]).collect();
+      for (index, value) in indices.iter().zip(self.values(&missing)?) {
+        values[*index] = Some(value);
       }
     }
     Ok(values.into_iter().map(Option::flatten).collect())

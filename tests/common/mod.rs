@@ -204,7 +204,7 @@ impl World {
         wasi: true,
         checks: allowed.interruptions == Interruptions::Page,
         kernel: kernel::TEXT,
-        limits: link::Limits::default(),
+        limits: link::LinkLimits::default(),
         functions: &self.functions,
         untyped: &[],
         vars: &Arc::default(),
@@ -242,7 +242,7 @@ impl World {
     let module = Module::new(&engine, &linked.bytes).unwrap_or_else(|error| panic!("{error:#}"));
     let growth_pages = match allowed.growth_pages {
       Some(pages) => pages,
-      None => link::Limits::default().memory_pages - linked.initial_pages,
+      None => link::LinkLimits::default().memory_pages - linked.initial_pages,
     };
     let settings = Settings {
       kind,
@@ -288,7 +288,7 @@ impl Default for Use {
       fuel: None,
       growth_pages: None,
       live_bytes: None,
-      table_elements: link::Limits::default().table_elements,
+      table_elements: link::LinkLimits::default().table_elements,
     }
   }
 }

@@ -10,7 +10,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, MaxSteps, Runner};
 
 use crate::plugin::instance::{Beginning, Runtime, Template};
-use crate::plugin::workers::{Call, Limits, Queued, Results, Workers};
+use crate::plugin::workers::{Call, Queued, Results, WorkerLimits, Workers};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, process_static, thread};
 use crate::{Code, Result};
 
@@ -150,8 +150,8 @@ pub struct Plugin {
   pub recorder: Arc<Recorder>,
 }
 
-pub fn limits(instances: usize) -> Limits {
-  Limits {
+pub fn limits(instances: usize) -> WorkerLimits {
+  WorkerLimits {
     instances: NonZeroUsize::new(instances).unwrap(),
     is_eager: false,
     max_queue: NonZeroUsize::new(100).unwrap(),
@@ -173,7 +173,7 @@ pub fn call(number: u64, export: u32) -> Call {
 }
 
 impl Plugin {
-  pub fn start(limits: Limits, beginnings: &[Beginning]) -> Result<Self> {
+  pub fn start(limits: WorkerLimits, beginnings: &[Beginning]) -> Result<Self> {
     let recorder = Arc::<Recorder>::default();
     let template = Arc::new(Template::new(beginnings));
     let results = Arc::clone(&recorder) as Arc<dyn Results>;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::plugin::compilation;
 use crate::plugin::instance::export;
 use crate::plugin::spin::Spinner;
-use crate::plugin::workers::{Limits, Queued};
+use crate::plugin::workers::{Queued, WorkerLimits};
 use crate::scenario::{Plugin, any, call, check, limits, pause};
 use crate::sync::{AtomicUsize, thread};
 use crate::violation;
@@ -27,7 +27,7 @@ fn calls_alone(plugin: &Plugin, first: u64) -> u64 {
 fn no_call_is_lost_to_a_thread_that_spins() {
   check(|| {
     let plugin = Plugin::start(
-      Limits {
+      WorkerLimits {
         is_eager: true,
         ..limits(any(&[1, 2]))
       },

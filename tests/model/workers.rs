@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::Code;
 use crate::plugin::instance::{Beginning, export, open_gate};
 use crate::plugin::page;
-use crate::plugin::workers::{Limits, Queued};
+use crate::plugin::workers::{Queued, WorkerLimits};
 use crate::scenario::{Plugin, Time, any, call, check, limits};
 use crate::sync::thread;
 use crate::violation;
@@ -75,7 +75,7 @@ fn a_further_instance_serves_while_the_first_is_busy() {
 fn one_wake_up_is_enough_for_several_calls() {
   check(|| {
     let plugin = Plugin::start(
-      Limits {
+      WorkerLimits {
         is_eager: true,
         ..limits(2)
       },
@@ -167,7 +167,7 @@ fn a_deadline_and_a_cancel_end_a_call_once() {
 fn an_earlier_deadline_than_the_one_awaited_is_kept() {
   check(|| {
     let plugin = Plugin::start(
-      Limits {
+      WorkerLimits {
         is_eager: true,
         ..limits(2)
       },
@@ -324,7 +324,7 @@ fn a_further_instance_that_does_not_start_costs_no_call() {
 
   check(|| {
     let beginning = any(&[Fails, Traps, Loops, Hangs]);
-    let limits = Limits {
+    let limits = WorkerLimits {
       initialization_timeout: SECOND,
       ..limits(2)
     };
@@ -349,7 +349,7 @@ fn a_replacement_that_does_not_start_costs_one_call() {
 
   check(|| {
     let beginning = any(&[Fails, Traps, Loops, Hangs]);
-    let limits = Limits {
+    let limits = WorkerLimits {
       initialization_timeout: SECOND,
       ..limits(1)
     };
@@ -378,7 +378,7 @@ fn a_plugin_starts_with_all_instances_or_not() {
   use Beginning::{Fails, Hangs, Loops, Succeeds, Traps};
 
   check(|| {
-    let limits = Limits {
+    let limits = WorkerLimits {
       is_eager: true,
       initialization_timeout: SECOND,
       ..limits(2)

@@ -186,8 +186,11 @@ impl Access {
     self.counted(|| {
       let key = self.writable(key)?;
       self.check_value(value)?;
-      let room = self.room_for(&key, interruption)?;
-      self.store.set(&key, value, lifetime).map_err(room.back())?;
+      let reservation = self.reserve_key(&key, interruption)?;
+      self
+        .store
+        .set(&key, value, lifetime)
+        .map_err(reservation.release_on_error())?;
       self.count_write();
       Ok(())
     })
@@ -198,7 +201,7 @@ impl Access {
     self.counted(|| {
       let deleted = self.store.delete(&self.writable(key)?)?;
       if deleted {
-        self.one_less();
+        self.record_delete();
       }
       Ok(deleted)
     })
@@ -208,8 +211,11 @@ impl Access {
   pub fn increment(&self, key: &str, delta: i64, interruption: &Interruption) -> Result<i64> {
     self.counted(|| {
       let key = self.writable(key)?;
-      let room = self.room_for(&key, interruption)?;
-      let sum = self.store.increment(&key, delta).map_err(room.back())?;
+      let reservation = self.reserve_key(&key, interruption)?;
+      let sum = self
+        .store
+        .increment(&key, delta)
+        .map_err(reservation.release_on_error())?;
       self.count_write();
       Ok(sum)
     })
@@ -227,17 +233,17 @@ impl Access {
     self.counted(|| {
       let key = self.writable(key)?;
       self.check_value(value.unwrap_or_default())?;
-      let room = match (expected, value) {
-        (None, Some(_)) => self.room_for(&key, interruption)?,
-        _ => Room::not_needed(self),
+      let reservation = match (expected, value) {
+        (None, Some(_)) => self.reserve_key(&key, interruption)?,
+        _ => KeyReservation::not_needed(self),
       };
       let swapped = self
         .store
         .compare_and_swap(&key, expected, value, lifetime)
-        .map_err(room.back())?;
+        .map_err(reservation.release_on_error())?;
       match (swapped, expected, value) {
-        (false, ..) => room.give_back(),
-        (true, Some(_), None) => self.one_less(),
+        (false, ..) => reservation.release(),
+        (true, Some(_), None) => self.record_delete(),
         (true, ..) => self.count_write(),
       }
       Ok(swapped)
@@ -299,13 +305,13 @@ impl Access {
     self.count.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// Makes room for a key, if there is a limit and the key is new.
-  fn room_for(&self, key: &str, interruption: &Interruption) -> Result<Room<'_>> {
+  /// Reserves one of `maxKeys` for a key, if there is a limit and the key is new.
+  fn reserve_key(&self, key: &str, interruption: &Interruption) -> Result<KeyReservation<'_>> {
     let Some(max) = self.permissions.max_keys else {
-      return Ok(Room::not_needed(self));
+      return Ok(KeyReservation::not_needed(self));
     };
     if self.store.exists(key)? {
-      return Ok(Room::not_needed(self));
+      return Ok(KeyReservation::not_needed(self));
     }
     if self.lock().is_due(max) {
       let _counting = wait::lock(&self.counting)?;
@@ -323,7 +329,7 @@ impl Access {
       ));
     }
     count.keys = Some(keys + 1);
-    Ok(Room {
+    Ok(KeyReservation {
       access: self,
       is_taken: true,
     })
@@ -363,7 +369,7 @@ impl Access {
     }
   }
 
-  fn one_less(&self) {
+  fn record_delete(&self) {
     self.count_write();
     if self.permissions.max_keys.is_some() {
       let mut count = self.lock();
@@ -372,13 +378,13 @@ impl Access {
   }
 }
 
-/// Room for one key more.
-struct Room<'a> {
+/// One of the keys that a plugin may have, for a key that is about to be set.
+struct KeyReservation<'a> {
   access: &'a Access,
   is_taken: bool,
 }
 
-impl<'a> Room<'a> {
+impl<'a> KeyReservation<'a> {
   fn not_needed(access: &'a Access) -> Self {
     Self {
       access,
@@ -387,7 +393,7 @@ impl<'a> Room<'a> {
   }
 
   /// The key has not been added.
-  fn give_back(&self) {
+  fn release(&self) {
     if self.is_taken {
       let mut count = self.access.lock();
       count.keys = count.keys.map(|keys| keys.saturating_sub(1));
@@ -395,10 +401,10 @@ impl<'a> Room<'a> {
   }
 
   /// Gives it back if the store has failed. One that has not answered in time may have the key.
-  fn back(&self) -> impl Fn(Error) -> Error + '_ {
+  fn release_on_error(&self) -> impl Fn(Error) -> Error + '_ {
     |error| {
       if !matches!(error.code, Code::StoreUnavailable | Code::Canceled) {
-        self.give_back();
+        self.release();
       }
       error
     }

@@ -245,7 +245,7 @@ fn order_globals(
   order: &[usize],
 ) -> Result<Vec<Definition>, LinkError> {
   #[derive(Clone, Copy, PartialEq)]
-  enum State {
+  enum Visit {
     New,
     Open,
     Done,
@@ -253,9 +253,9 @@ fn order_globals(
   let mut states = modules
     .modules
     .iter()
-    .map(|module| vec![State::New; module.globals.len()])
+    .map(|module| vec![Visit::New; module.globals.len()])
     .collect::<Vec<_>>();
-  let mut set = |definition: Definition, state: State| {
+  let mut set = |definition: Definition, state: Visit| {
     let states = states.get_mut(definition.module);
     let entry = states.and_then(|states| states.get_mut(definition.number));
     entry
@@ -274,8 +274,8 @@ fn order_globals(
         module: *module,
         number,
       };
-      match set(root, State::Open)? {
-        State::New => {}
+      match set(root, Visit::Open)? {
+        Visit::New => {}
         // Nothing is open between two roots.
         state => {
           set(root, state)?;
@@ -286,17 +286,17 @@ fn order_globals(
       let mut path = vec![(root, reads(modules, resolution, root)?)];
       while let Some((definition, unvisited)) = path.last_mut() {
         let Some(next) = unvisited.pop() else {
-          set(*definition, State::Done)?;
+          set(*definition, Visit::Done)?;
           ordered.push(*definition);
           path.pop();
           continue;
         };
-        match set(next, State::Open)? {
-          State::New => path.push((next, reads(modules, resolution, next)?)),
-          State::Done => {
-            set(next, State::Done)?;
+        match set(next, Visit::Open)? {
+          Visit::New => path.push((next, reads(modules, resolution, next)?)),
+          Visit::Done => {
+            set(next, Visit::Done)?;
           }
-          State::Open => {
+          Visit::Open => {
             let start = path
               .iter()
               .position(|(definition, _)| *definition == next)
@@ -323,7 +323,7 @@ fn reads(
   resolution: &Resolution,
   definition: Definition,
 ) -> Result<Vec<Definition>, LinkError> {
-  use super::module::Slot;
+  use super::module::IndexTarget;
 
   let module = modules
     .modules
@@ -339,11 +339,11 @@ fn reads(
       continue;
     };
     let read = match module.space(Kind::Global).slot(global_index) {
-      Some(Slot::Defined(number)) => Some(Definition {
+      Some(IndexTarget::Defined(number)) => Some(Definition {
         module: definition.module,
         number,
       }),
-      Some(Slot::Import(position)) => {
+      Some(IndexTarget::Import(position)) => {
         let resolved = resolution.imports.get(definition.module);
         match resolved.and_then(|resolved| resolved.get(position)) {
           Some(Resolved::Defined(definition)) => Some(*definition),

@@ -35,14 +35,14 @@ use type_table::TypeTable;
 
 /// What the memories and tables of the user modules may have together when they are instantiated.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct LinkLimits {
   /// Pages (64 KiB) of memory.
   pub memory_pages: u64,
   /// Elements of tables.
   pub table_elements: u64,
 }
 
-impl Default for Limits {
+impl Default for LinkLimits {
   fn default() -> Self {
     Self {
       // 256 MiB.
@@ -64,7 +64,7 @@ pub struct Options<'a> {
   /// `table`, and functions that are named as in Extism's ABI.
   pub kernel: &'a str,
   /// How large memories and tables may be at first.
-  pub limits: Limits,
+  pub limits: LinkLimits,
   /// The host functions that exist. If two have the same namespace and name, the last one counts.
   /// The numbers of [`Linked::functions`] are positions in this list.
   pub functions: &'a [HostFunction],
@@ -315,7 +315,7 @@ fn check_names(modules: &[LoadedModule]) -> Result<(), LinkError> {
 }
 
 /// The pages of all memories at first. Refuses modules that need more than the limits.
-fn check_sizes(modules: &[Module<'_>], limits: Limits) -> Result<u64, LinkError> {
+fn check_sizes(modules: &[Module<'_>], limits: LinkLimits) -> Result<u64, LinkError> {
   let mut pages = limits.memory_pages;
   let mut elements = limits.table_elements;
   for module in modules {

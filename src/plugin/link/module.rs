@@ -47,7 +47,7 @@ pub(super) struct Space {
 
 /// What an index stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Slot {
+pub(super) enum IndexTarget {
   /// The import at this position of [`Module::imports`].
   Import(usize),
   /// The definition with this number.
@@ -56,13 +56,13 @@ pub(super) enum Slot {
 
 impl Space {
   /// What the index stands for.
-  pub fn slot(&self, index: u32) -> Option<Slot> {
+  pub fn slot(&self, index: u32) -> Option<IndexTarget> {
     let index = usize::try_from(index).ok()?;
     match self.imports.get(index) {
-      Some(position) => Some(Slot::Import(*position)),
+      Some(position) => Some(IndexTarget::Import(*position)),
       None => {
         let number = index - self.imports.len();
-        (number < self.defined).then_some(Slot::Defined(number))
+        (number < self.defined).then_some(IndexTarget::Defined(number))
       }
     }
   }
@@ -409,11 +409,11 @@ impl<'a> Module<'a> {
   /// The type of the function with this index, in the numbers of this module.
   pub fn function_type(&self, index: u32) -> Option<u32> {
     match self.function_space.slot(index)? {
-      Slot::Import(position) => match self.imports.get(position)?.ty {
+      IndexTarget::Import(position) => match self.imports.get(position)?.ty {
         TypeRef::Func(ty) | TypeRef::FuncExact(ty) => Some(ty),
         _ => None,
       },
-      Slot::Defined(number) => self.functions.get(number).copied(),
+      IndexTarget::Defined(number) => self.functions.get(number).copied(),
     }
   }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use wasm_encoder::reencode::{Error, Reencode};
 use wasmparser::{Import, MemoryType, TableType, TypeRef};
 
-use super::module::{Module, Slot};
+use super::module::{IndexTarget, Module};
 use super::type_table::{TypeTable, UnknownType};
 use super::{Kind, LinkError, Options, names};
 use crate::abi::{self, FunctionType, ValueType};
@@ -370,8 +370,8 @@ impl<'m, 'a> Resolver<'m, 'a> {
       .and_then(|kernel| {
         let index = kernel.exported(name, Kind::Function)?;
         match kernel.space(Kind::Function).slot(index)? {
-          Slot::Defined(number) => Some(Target::Kernel(number)),
-          Slot::Import(_) => None,
+          IndexTarget::Defined(number) => Some(Target::Kernel(number)),
+          IndexTarget::Import(_) => None,
         }
       })
       .unwrap_or(Target::HostKernel);
@@ -507,8 +507,8 @@ fn follow(modules: &Modules<'_, '_>, targets: &[Vec<Target>]) -> Result<Vec<Vec<
               .zip(kind)
               .and_then(|(exporter, kind)| exporter.space(kind).slot(*index));
             match slot {
-              Some(Slot::Import(position)) => next = (*exporter, position),
-              Some(Slot::Defined(number)) => {
+              Some(IndexTarget::Import(position)) => next = (*exporter, position),
+              Some(IndexTarget::Defined(number)) => {
                 break End::Defined(Definition {
                   module: *exporter,
                   number,
@@ -832,11 +832,11 @@ fn wasi_memory(modules: &Modules<'_, '_>, ends: &[Vec<End>], number: usize) -> O
     .exported(names::MEMORY, Kind::Memory)
     .unwrap_or_default();
   let definition = match module.space(Kind::Memory).slot(index)? {
-    Slot::Defined(defined) => Definition {
+    IndexTarget::Defined(defined) => Definition {
       module: number,
       number: defined,
     },
-    Slot::Import(position) => match ends.get(number)?.get(position)? {
+    IndexTarget::Import(position) => match ends.get(number)?.get(position)? {
       End::Defined(definition) => *definition,
       End::Host(..) => return None,
     },

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::slot::{InFlight, Slot};
-use super::{Shared, timed_out, worker};
+use super::{WorkerPool, timed_out, worker};
 use crate::sync;
 use crate::watchdog::Watched;
 
@@ -19,7 +19,7 @@ const REPEAT: Duration = Duration::from_millis(10);
 /// instance's memory until the host call that it is stuck in returns.
 const MAX_ABANDONED: usize = 16;
 
-impl Watched for Shared {
+impl Watched for WorkerPool {
   fn poll_deadlines(&self, now: Instant) -> Option<Instant> {
     let slots = self.lock().slots.clone();
     let due = slots.iter().filter_map(|slot| self.poll_slot(slot, now));
@@ -27,7 +27,7 @@ impl Watched for Shared {
   }
 }
 
-impl Shared {
+impl WorkerPool {
   /// Ends what has run for too long in one slot, and tells when to look again.
   fn poll_slot(&self, slot: &Arc<Slot>, now: Instant) -> Option<Instant> {
     let mut record = slot.lock();

@@ -43,7 +43,7 @@ pub trait Results: Send + Sync {
 
 /// How a plugin's calls are run.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct WorkerLimits {
   /// How many instances, and so threads, there are at most.
   pub instances: NonZeroUsize,
   /// Whether all of them are started at once, and not only when calls need them.
@@ -69,7 +69,7 @@ pub struct Call {
   pub export: u32,
   /// What the guest reads as its input. Its memory comes back with the output, where that fits.
   pub input: Vec<u8>,
-  /// How long it may run, where that is not what [`Limits`] says.
+  /// How long it may run, where that is not what [`WorkerLimits`] says.
   pub timeout: Option<Duration>,
   /// Whether its caller has no other call, and does nothing but wait for this one. Where that is so for
   /// several in a row, threads and caller stay awake for each other.
@@ -90,11 +90,11 @@ pub enum Queued {
 /// The worker threads of one plugin. They end when the last call has ended after
 /// [`close`](Self::close). On drop, what is queued is forgotten and what runs is interrupted.
 pub struct Workers {
-  shared: Arc<Shared>,
+  shared: Arc<WorkerPool>,
 }
 
 /// What the threads share.
-struct Shared {
+struct WorkerPool {
   queue: Mutex<Queue>,
   /// Signalled for each call, and for all threads when the queue is closed.
   changed: Condvar,
@@ -105,17 +105,17 @@ struct Shared {
   taken: AtomicUsize,
   /// What threads that spin look at: there may be a call, or the queue has been closed.
   has_news: Flag,
-  limits: Limits,
+  limits: WorkerLimits,
   counters: Counters,
   results: Arc<dyn Results>,
   /// For the threads that are started later.
-  this: Weak<Shared>,
+  this: Weak<WorkerPool>,
 }
 
 impl Workers {
-  /// Starts the first instance, or with [`Limits::is_eager`] all, each with a thread of its own.
-  pub fn start(limits: Limits, results: Arc<dyn Results>, runtime: Runtime) -> Result<Self> {
-    let shared = Arc::new_cyclic(|this| Shared {
+  /// Starts the first instance, or with [`WorkerLimits::is_eager`] all, each with a thread of its own.
+  pub fn start(limits: WorkerLimits, results: Arc<dyn Results>, runtime: Runtime) -> Result<Self> {
+    let shared = Arc::new_cyclic(|this| WorkerPool {
       queue: Mutex::new(Queue::new(runtime)),
       changed: Condvar::new(),
       unfinished: AtomicUsize::new(0),
@@ -292,7 +292,7 @@ impl Drop for Workers {
   }
 }
 
-impl Shared {
+impl WorkerPool {
   /// Nothing that could panic runs under the lock, so a poisoned one is still sound.
   fn lock(&self) -> MutexGuard<'_, Queue> {
     self.queue.lock().unwrap_or_else(PoisonError::into_inner)

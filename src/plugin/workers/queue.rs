@@ -9,7 +9,7 @@ use super::super::instance::Runtime;
 use super::super::spin::{SpinBackoff, Spinner};
 use super::scaling::ScaleUp;
 use super::slot::Slot;
-use super::{Call, Shared};
+use super::{Call, WorkerPool};
 use crate::sync::{self, MutexGuard};
 use crate::watchdog;
 
@@ -89,7 +89,7 @@ impl Queue {
   }
 }
 
-impl Shared {
+impl WorkerPool {
   /// What is to be run now that the last slot has gone and the last call has ended, and frees what
   /// instances are made from; nothing before that.
   pub fn closed_callbacks(&self, queue: &mut Queue) -> Vec<Box<dyn FnOnce() + Send>> {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::queue::Queue;
-use super::{Shared, worker};
+use super::{WorkerPool, worker};
 use crate::{Result, sync};
 
 /// How long no further instance is started after one that could not be. Each failure after that
@@ -46,7 +46,7 @@ impl ScaleUp {
 ///
 /// One that cannot be started is nobody's error. The next is tried when calls need it after a pause,
 /// which grows with each failure, and then one at a time.
-pub fn scale_up(shared: &Shared, queue: &mut Queue, unfinished: usize) {
+pub fn scale_up(shared: &WorkerPool, queue: &mut Queue, unfinished: usize) {
   if queue.scale_up.is_none()
     || unfinished <= queue.able()
     || shared.limits.instances.get() <= queue.slots.len()

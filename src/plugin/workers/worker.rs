@@ -9,14 +9,14 @@ use super::super::reference::ReferenceInstance;
 use super::super::stats::Replaced;
 use super::queue::Queue;
 use super::slot::{Ready, Slot, Waiter};
-use super::{Call, Shared, cannot_start, error_of, error_of_call};
+use super::{Call, WorkerPool, cannot_start, error_of, error_of_call};
 use crate::sync::thread;
 use crate::{Code, Error, Result};
 
 /// Puts a slot into the queue and starts its thread. `ready` is told whether its first instance could
 /// be initialized. With a `failure`, the first call is told of that before an instance is made.
 pub fn start(
-  shared: &Arc<Shared>,
+  shared: &Arc<WorkerPool>,
   queue: &mut Queue,
   slot: Arc<Slot>,
   ready: Option<Ready>,
@@ -35,7 +35,7 @@ pub fn start(
 }
 
 struct Worker {
-  shared: Arc<Shared>,
+  shared: Arc<WorkerPool>,
   slot: Arc<Slot>,
 }
 

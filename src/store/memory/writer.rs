@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::{Entry, NEVER, Shared, Value};
+use super::{Entry, MemoryState, NEVER, Value};
 use crate::store::{Change, Page};
 use crate::watchdog::{self, Watched};
 
@@ -50,15 +50,15 @@ pub(super) struct Ledger {
 }
 
 /// The one who may change a store.
-pub(super) struct Writer<'a> {
-  shared: &'a Shared,
+pub(super) struct MemoryWriter<'a> {
+  shared: &'a MemoryState,
   ledger: MutexGuard<'a, Ledger>,
   now: u64,
 }
 
-impl<'a> Writer<'a> {
+impl<'a> MemoryWriter<'a> {
   /// Waits until it is one's turn.
-  pub fn new(shared: &'a Shared) -> Self {
+  pub fn new(shared: &'a MemoryState) -> Self {
     let ledger = shared.lock();
     let now = shared.now();
     let mut writer = Self {
@@ -281,7 +281,7 @@ impl<'a> Writer<'a> {
   }
 }
 
-impl Shared {
+impl MemoryState {
   fn lock(&self) -> MutexGuard<'_, Ledger> {
     self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
   }
@@ -304,9 +304,9 @@ impl Shared {
   }
 }
 
-impl Watched for Shared {
+impl Watched for MemoryState {
   fn poll_deadlines(&self, now: Instant) -> Option<Instant> {
-    let mut writer = Writer::new(self);
+    let mut writer = MemoryWriter::new(self);
     writer.sweep(SWEEP);
     let next = self.next_deadline.load(Ordering::Acquire);
     writer.ledger.sweep_at = (next != NEVER).then_some(next);

@@ -4,29 +4,29 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use super::shared::Shared;
+use super::shared::OpenFile;
 use super::{CACHE_BYTES, database, writer};
 use crate::{Code, Error, Result};
 
 /// The place of a file. Who opens it holds the lock until it is open, so that others wait for that, and
 /// not those who open other files.
 #[derive(Default)]
-pub struct Slot {
+pub struct FileSlot {
   current: Mutex<Current>,
   closed: Condvar,
 }
 
 #[derive(Default)]
 struct Current {
-  store: Option<Arc<Shared>>,
+  store: Option<Arc<OpenFile>>,
   /// How many have it. Where nobody has it any more and it is still here, it is being closed.
   users: usize,
 }
 
-static SLOTS: LazyLock<Mutex<HashMap<PathBuf, Arc<Slot>>>> = LazyLock::new(Mutex::default);
+static SLOTS: LazyLock<Mutex<HashMap<PathBuf, Arc<FileSlot>>>> = LazyLock::new(Mutex::default);
 
-/// Opens a file for another user, who is to [`release`](Slot::release) it once.
-pub fn open(path: &Path, cache_bytes: Option<usize>) -> Result<(Arc<Shared>, Arc<Slot>)> {
+/// Opens a file for another user, who is to [`release`](FileSlot::release) it once.
+pub fn open(path: &Path, cache_bytes: Option<usize>) -> Result<(Arc<OpenFile>, Arc<FileSlot>)> {
   let path = database::locate(path)?;
   let slot = slot(&path);
   let is_closing = |current: &mut Current| current.store.is_some() && current.users == 0;
@@ -47,14 +47,14 @@ pub fn open(path: &Path, cache_bytes: Option<usize>) -> Result<(Arc<Shared>, Arc
   Ok((shared, slot))
 }
 
-fn slot(path: &Path) -> Arc<Slot> {
+fn slot(path: &Path) -> Arc<FileSlot> {
   let mut slots = SLOTS.lock().unwrap_or_else(PoisonError::into_inner);
   // Who has a file open, or opens it, has its slot.
   slots.retain(|_, slot| Arc::strong_count(slot) > 1);
   Arc::clone(slots.entry(path.into()).or_default())
 }
 
-fn check_cache(shared: &Shared, cache_bytes: Option<usize>) -> Result<()> {
+fn check_cache(shared: &OpenFile, cache_bytes: Option<usize>) -> Result<()> {
   match cache_bytes {
     Some(bytes) if bytes != shared.cache_bytes => Err(Error::new(
       Code::InvalidArgument,
@@ -68,7 +68,7 @@ fn check_cache(shared: &Shared, cache_bytes: Option<usize>) -> Result<()> {
   }
 }
 
-impl Slot {
+impl FileSlot {
   fn lock(&self) -> MutexGuard<'_, Current> {
     self.current.lock().unwrap_or_else(PoisonError::into_inner)
   }
@@ -83,9 +83,9 @@ impl Slot {
   }
 
   /// Waits until that is closed, unless somebody has it.
-  pub fn wait_until_closed(&self, shared: &Arc<Shared>) {
+  pub fn wait_until_closed(&self, shared: &Arc<OpenFile>) {
     let is_closing = |current: &mut Current| {
-      let is_this = |store: &Arc<Shared>| Arc::ptr_eq(store, shared);
+      let is_this = |store: &Arc<OpenFile>| Arc::ptr_eq(store, shared);
       current.users == 0 && current.store.as_ref().is_some_and(is_this)
     };
     let waited = self.closed.wait_while(self.lock(), is_closing);

@@ -19,7 +19,7 @@ const MAX_GROUP: usize = 1024;
 const MAX_GROUP_BYTES: usize = 16 << 20;
 
 /// An operation, and where the answer goes.
-pub struct Waiting {
+pub struct QueuedOperation {
   pub operation: Operation,
   pub answer: SyncSender<Result<i64>>,
 }
@@ -27,7 +27,7 @@ pub struct Waiting {
 /// What the writer is to do next.
 pub enum Next {
   /// To do these.
-  Group(Vec<Waiting>),
+  Group(Vec<QueuedOperation>),
   /// To see what else is due: the time is over.
   Due,
   /// To end: nothing waits, and nothing will.
@@ -35,8 +35,8 @@ pub enum Next {
 }
 
 #[derive(Default)]
-struct State {
-  waiting: VecDeque<Waiting>,
+struct QueueState {
+  waiting: VecDeque<QueuedOperation>,
   bytes: usize,
   is_closed: bool,
 }
@@ -44,13 +44,13 @@ struct State {
 /// Operations that wait, in their order.
 #[derive(Default)]
 pub struct Queue {
-  state: Mutex<State>,
+  state: Mutex<QueueState>,
   added: Condvar,
   taken: Condvar,
 }
 
 impl Queue {
-  fn lock(&self) -> MutexGuard<'_, State> {
+  fn lock(&self) -> MutexGuard<'_, QueueState> {
     self.state.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
@@ -58,7 +58,7 @@ impl Queue {
   pub fn add(&self, operation: Operation) -> Result<Receiver<Result<i64>>> {
     let (answer, receiver) = sync_channel(1);
     let bytes = operation.bytes();
-    let has_no_room = |state: &mut State| {
+    let has_no_room = |state: &mut QueueState| {
       !state.is_closed && !state.waiting.is_empty() && state.bytes + bytes > MAX_WAITING
     };
     let mut state = wait::wait_while(&self.taken, self.lock(), has_no_room)?;
@@ -66,7 +66,9 @@ impl Queue {
       return Err(Error::new(Code::Closed, "the store is closed"));
     }
     state.bytes += bytes;
-    state.waiting.push_back(Waiting { operation, answer });
+    state
+      .waiting
+      .push_back(QueuedOperation { operation, answer });
     drop(state);
     self.added.notify_one();
     Ok(receiver)
@@ -74,7 +76,7 @@ impl Queue {
 
   /// Takes what waits, or waits for it for as long as that.
   pub fn take(&self, longest: Duration) -> Next {
-    let is_idle = |state: &mut State| state.waiting.is_empty() && !state.is_closed;
+    let is_idle = |state: &mut QueueState| state.waiting.is_empty() && !state.is_closed;
     let (mut state, _) = self
       .added
       .wait_timeout_while(self.lock(), longest, is_idle)

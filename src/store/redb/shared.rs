@@ -24,7 +24,7 @@ pub struct Snapshot {
 }
 
 /// Whether there is something to read.
-pub enum State {
+pub enum ReadState {
   /// There is.
   Open(Arc<Snapshot>),
   /// The file is being opened again after a failure, or could not be: the writer knows. Who needs it asks
@@ -35,16 +35,16 @@ pub enum State {
 }
 
 /// An open file.
-pub struct Shared {
+pub struct OpenFile {
   pub path: PathBuf,
   pub cache_bytes: usize,
   pub queue: Queue,
   /// Never locked for long.
-  pub state: RwLock<State>,
+  pub state: RwLock<ReadState>,
   pub watchers: Arc<Watchers>,
 }
 
-impl Shared {
+impl OpenFile {
   /// Has an operation done, and waits until it is, durably. It is done too if the waiting is interrupted.
   pub fn change(&self, operation: Operation) -> Result<i64> {
     let answer = self.queue.add(operation)?;
@@ -92,14 +92,14 @@ impl Shared {
 
   fn snapshot(&self) -> Result<Arc<Snapshot>> {
     match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-      State::Open(snapshot) => Ok(Arc::clone(snapshot)),
-      State::Failed(error) => Err(error.clone()),
-      State::Closed => Err(Error::new(Code::Closed, "the store is closed")),
+      ReadState::Open(snapshot) => Ok(Arc::clone(snapshot)),
+      ReadState::Failed(error) => Err(error.clone()),
+      ReadState::Closed => Err(Error::new(Code::Closed, "the store is closed")),
     }
   }
 
   /// Says what there is to read from now on.
-  pub fn set_state(&self, state: State) {
+  pub fn set_state(&self, state: ReadState) {
     let mut current = self.state.write().unwrap_or_else(PoisonError::into_inner);
     let old = std::mem::replace(&mut *current, state);
     drop(current);

@@ -34,7 +34,7 @@ pub struct Transaction<'a> {
 }
 
 /// What a transaction has come to.
-pub struct Outcome {
+pub struct TransactionResult {
   /// What watchers are to be told.
   pub changes: Vec<Change>,
   /// Whether there is something to commit.
@@ -109,9 +109,9 @@ impl<'a> Transaction<'a> {
   }
 
   /// Ends; nothing is committed yet.
-  pub fn end(self) -> Result<Outcome, StorageError> {
+  pub fn end(self) -> Result<TransactionResult, StorageError> {
     let first = self.deadlines.first()?;
-    Ok(Outcome {
+    Ok(TransactionResult {
       next_deadline: first.map_or(NEVER, |(first, _)| first.value().0),
       changes: self.changes.unwrap_or_default(),
       has_changed: self.has_changed,
@@ -206,7 +206,7 @@ mod tests {
     database: &Database,
     now: u64,
     operations: &[Operation],
-  ) -> (Vec<Result<i64>>, Outcome) {
+  ) -> (Vec<Result<i64>>, TransactionResult) {
     let transaction = database.begin_write().unwrap();
     let mut tables = Transaction::new(&transaction, true).unwrap();
     tables.now = now;

@@ -11,11 +11,11 @@ use redb::{Database, ReadableDatabase};
 
 use super::NEVER;
 use super::database::{self, ENTRIES, damaged, error_of};
-use super::files::Slot;
+use super::files::FileSlot;
 use super::operation::Operation;
-use super::queue::{Next, Queue, Waiting};
-use super::shared::{Shared, Snapshot, State};
-use super::transaction::{Outcome, Transaction, now};
+use super::queue::{Next, Queue, QueuedOperation};
+use super::shared::{OpenFile, ReadState, Snapshot};
+use super::transaction::{Transaction, TransactionResult, now};
 use crate::{Code, Error, Result};
 
 /// How long keys whose time is over may stay in the file: each time that some are removed costs a
@@ -37,9 +37,9 @@ const REST: u32 = 10;
 /// alone after any failure.
 const LONG_REST: Duration = Duration::from_secs(1);
 
-struct Writer {
-  shared: Arc<Shared>,
-  slot: Arc<Slot>,
+struct FileWriter {
+  shared: Arc<OpenFile>,
+  slot: Arc<FileSlot>,
   /// Nothing after a failure to open the file again.
   database: Option<Database>,
   /// How often the file has been opened.
@@ -53,16 +53,16 @@ struct Writer {
 }
 
 /// Opens a file, and starts its thread.
-pub fn start(path: PathBuf, cache_bytes: usize, slot: &Arc<Slot>) -> Result<Arc<Shared>> {
+pub fn start(path: PathBuf, cache_bytes: usize, slot: &Arc<FileSlot>) -> Result<Arc<OpenFile>> {
   let (database, snapshot) = open(&path, cache_bytes, 1)?;
-  let shared = Arc::new(Shared {
+  let shared = Arc::new(OpenFile {
     path,
     cache_bytes,
     queue: Queue::default(),
-    state: RwLock::new(State::Open(Arc::new(snapshot))),
+    state: RwLock::new(ReadState::Open(Arc::new(snapshot))),
     watchers: Arc::default(),
   });
-  let writer = Writer {
+  let writer = FileWriter {
     shared: Arc::clone(&shared),
     slot: Arc::clone(slot),
     database: Some(database),
@@ -107,7 +107,7 @@ fn reopening(path: &std::path::Path) -> Error {
   )
 }
 
-impl Writer {
+impl FileWriter {
   fn run(mut self) {
     loop {
       match self.shared.queue.take(self.sleep()) {
@@ -116,7 +116,7 @@ impl Writer {
         Next::End => break,
       }
     }
-    self.shared.set_state(State::Closed);
+    self.shared.set_state(ReadState::Closed);
     self.close();
     self.slot.closed();
   }
@@ -132,7 +132,7 @@ impl Writer {
   }
 
   /// Does what waits, all of it or nothing, and answers.
-  fn serve(&mut self, group: Vec<Waiting>) {
+  fn serve(&mut self, group: Vec<QueuedOperation>) {
     let mut changes = Vec::new();
     for waiting in group {
       match waiting.operation {
@@ -167,7 +167,7 @@ impl Writer {
   }
 
   /// Makes a transaction of operations; what comes of each. Watchers are told.
-  fn change(&mut self, group: &[Waiting]) -> Result<Vec<Result<i64>>> {
+  fn change(&mut self, group: &[QueuedOperation]) -> Result<Vec<Result<i64>>> {
     self.is_at_rest()?;
     if self.database.is_none() {
       self.reopen(None)?;
@@ -193,7 +193,10 @@ impl Writer {
     }
   }
 
-  fn transact(&self, group: &[Waiting]) -> Result<(Vec<Result<i64>>, Outcome), redb::Error> {
+  fn transact(
+    &self,
+    group: &[QueuedOperation],
+  ) -> Result<(Vec<Result<i64>>, TransactionResult), redb::Error> {
     let database = self.database.as_ref();
     let database = database.ok_or(redb::Error::DatabaseClosed)?;
     // As durable as it can be, which is what transactions are if nothing else is said.
@@ -213,7 +216,7 @@ impl Writer {
   }
 
   /// What has been committed is there to be read, before anybody is told.
-  fn committed(&mut self, outcome: Outcome) {
+  fn committed(&mut self, outcome: TransactionResult) {
     self.next_deadline = outcome.next_deadline;
     let pause = match self.next_deadline <= now() {
       true => SHORT_PAUSE,
@@ -228,7 +231,7 @@ impl Writer {
       None => return,
     };
     match snapshot {
-      Ok(snapshot) => self.shared.set_state(State::Open(Arc::new(snapshot))),
+      Ok(snapshot) => self.shared.set_state(ReadState::Open(Arc::new(snapshot))),
       // It has been committed all the same.
       Err(error) => drop(self.reopen(Some(error_of(error, &self.shared.path)))),
     }
@@ -259,17 +262,17 @@ impl Writer {
     let begun = Instant::now();
     let shared = Arc::clone(&self.shared);
     // Readers wait in the queue meanwhile: there an interruption reaches them.
-    shared.set_state(State::Failed(reopening(&shared.path)));
+    shared.set_state(ReadState::Failed(reopening(&shared.path)));
     self.close();
     self.opening += 1;
     let opened = match open(&shared.path, shared.cache_bytes, self.opening) {
       Ok((database, snapshot)) => {
-        shared.set_state(State::Open(Arc::new(snapshot)));
+        shared.set_state(ReadState::Open(Arc::new(snapshot)));
         self.database = Some(database);
         Ok(())
       }
       Err(error) => {
-        shared.set_state(State::Failed(error.clone()));
+        shared.set_state(ReadState::Failed(error.clone()));
         Err(error)
       }
     };

@@ -17,14 +17,14 @@ use super::errors;
 use super::settings::{Address, Settings};
 use crate::{Code, Error, Result};
 
-/// What the server says unasked.
-pub enum Told {
+/// What a server pushes without a request.
+pub enum PushEvent {
   /// These keys have changed.
-  Changed(Vec<String>),
+  KeysChanged(Vec<String>),
   /// Any key may have changed.
   AllChanged,
   /// The connection is lost.
-  Lost,
+  Disconnected,
 }
 
 /// A connection over which many requests are under way at a time. It ends when it is dropped everywhere and
@@ -32,26 +32,27 @@ pub enum Told {
 #[derive(Clone)]
 pub struct Connection {
   pub server: Address,
-  /// Whether it is one over which the server can say something unasked.
-  pub can_be_told: bool,
+  /// Whether the server can push events over it.
+  pub has_push: bool,
   inner: MultiplexedConnection,
   driver: AbortHandle,
 }
 
 impl Connection {
-  /// Connects. `told` is called in the order in which things arrive, replies included, and must be quick.
+  /// Connects. `on_push` is called in the order in which things arrive, replies included, and must be quick.
   pub async fn open(
     settings: &Settings,
     server: &Address,
-    told: impl Fn(Told) + Send + Sync + 'static,
+    on_push: impl Fn(PushEvent) + Send + Sync + 'static,
   ) -> Result<Self> {
-    let told = Arc::new(told);
+    let on_push = Arc::new(on_push);
     let opening = async {
-      match Self::of_protocol(settings, server, ProtocolVersion::RESP3, &told).await? {
+      match Self::of_protocol(settings, server, ProtocolVersion::RESP3, &on_push).await? {
         Ok(connection) => Ok(connection),
         // Before Redis 6 there was no HELLO.
         Err(error) if has_no_hello(&error) => {
-          let opened = Self::of_protocol(settings, server, ProtocolVersion::RESP2, &told).await?;
+          let opened =
+            Self::of_protocol(settings, server, ProtocolVersion::RESP2, &on_push).await?;
           opened.map_err(|error| errors::of_client(&error, server))
         }
         Err(error) => Err(errors::of_client(&error, server)),
@@ -71,32 +72,32 @@ impl Connection {
     settings: &Settings,
     server: &Address,
     protocol: ProtocolVersion,
-    told: &Arc<impl Fn(Told) + Send + Sync + 'static>,
+    on_push: &Arc<impl Fn(PushEvent) + Send + Sync + 'static>,
   ) -> Result<std::result::Result<Self, RedisError>> {
     let stream = stream(settings, server).await?;
     let login = settings.login.clone().set_protocol(protocol);
-    let can_be_told = protocol == ProtocolVersion::RESP3;
+    let has_push = protocol == ProtocolVersion::RESP3;
     // Who asks has a time limit of his own.
     let mut config = AsyncConnectionConfig::new().set_response_timeout(None);
-    if can_be_told {
-      let told = Arc::clone(told);
+    if has_push {
+      let on_push = Arc::clone(on_push);
       config = config.set_push_sender(move |info: PushInfo| -> std::result::Result<(), ()> {
-        if let Some(what) = told_by(info) {
-          told(what);
+        if let Some(event) = push_event(info) {
+          on_push(event);
         }
         Ok(())
       });
     }
     let opened = MultiplexedConnection::new_with_config(&login, stream, config).await;
-    let told = Arc::clone(told);
+    let on_push = Arc::clone(on_push);
     Ok(opened.map(|(inner, driver)| {
       let driver = tokio::spawn(async move {
         driver.await;
-        told(Told::Lost);
+        on_push(PushEvent::Disconnected);
       });
       Self {
         server: server.clone(),
-        can_be_told,
+        has_push,
         inner,
         driver: driver.abort_handle(),
       }
@@ -117,20 +118,20 @@ impl Connection {
     let answers = sent.map_err(|error| errors::of_client(&error, &self.server))?;
     match answers.len() == count {
       true => Ok(answers),
-      false => Err(self.strange()),
+      false => Err(self.unexpected_reply()),
     }
   }
 
-  /// Sends a command that must not be refused.
-  pub async fn order(&self, command: &Cmd) -> Result<Value> {
+  /// Sends a command; a refusal is an error.
+  pub async fn send_checked(&self, command: &Cmd) -> Result<Value> {
     match self.send(command).await? {
       Value::ServerError(error) => Err(errors::of_server(&error, &self.server)),
       answer => Ok(answer),
     }
   }
 
-  /// An answer that no Redis gives.
-  pub fn strange(&self) -> Error {
+  /// The error for a reply of the wrong type.
+  pub fn unexpected_reply(&self) -> Error {
     let server = &self.server;
     Error::new(
       Code::StoreUnavailable,
@@ -151,12 +152,14 @@ fn has_no_hello(error: &RedisError) -> bool {
     || details.starts_with("unknown command")
 }
 
-fn told_by(info: PushInfo) -> Option<Told> {
+fn push_event(info: PushInfo) -> Option<PushEvent> {
   match info.kind {
-    PushKind::Disconnection => Some(Told::Lost),
+    PushKind::Disconnection => Some(PushEvent::Disconnected),
     PushKind::Invalidate => Some(match info.data.into_iter().next() {
-      Some(Value::Array(keys)) => Told::Changed(keys.into_iter().filter_map(text).collect()),
-      _ => Told::AllChanged,
+      Some(Value::Array(keys)) => {
+        PushEvent::KeysChanged(keys.into_iter().filter_map(text).collect())
+      }
+      _ => PushEvent::AllChanged,
     }),
     _ => None,
   }

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::cache::{Asked, Cache};
-use super::connection::{Connection, Told};
+use super::connection::{Connection, PushEvent};
 use super::errors;
 use super::settings::{Address, Settings};
 use crate::store::Bytes;
@@ -57,8 +57,8 @@ pub struct Request<'a> {
   pub command: Cmd,
 }
 
-/// What a server says to a [`Request`].
-pub enum Answer {
+/// The reply of a server to a [`Request`].
+pub enum RedisReply {
   /// To [`Effect::Get`].
   Value(Option<Bytes>),
   /// To others, and a refusal to any.
@@ -76,7 +76,7 @@ pub struct Node {
   is_tried: watch::Sender<bool>,
   /// A key that the server of a cluster has, if it has what we think it has.
   probe: Mutex<Option<String>>,
-  /// Told when the servers of a cluster may not be what they were.
+  /// PushEvent when the servers of a cluster may not be what they were.
   trouble: Arc<Notify>,
   keeper: OnceLock<AbortHandle>,
 }
@@ -122,8 +122,8 @@ impl Node {
     self.session.load().is_some()
   }
 
-  /// Whether it was tried to connect, and there is no connection.
-  pub fn is_in_vain(&self) -> bool {
+  /// Whether the last attempt to connect failed.
+  pub fn connect_failed(&self) -> bool {
     *self.is_tried.borrow() && !self.is_connected()
   }
 
@@ -257,9 +257,9 @@ impl Session {
         Arc::clone(&stirred),
       );
       move |told| match told {
-        Told::Changed(keys) => keys.iter().for_each(|key| cache.forget(key)),
-        Told::AllChanged => cache.forget_all(),
-        Told::Lost => {
+        PushEvent::KeysChanged(keys) => keys.iter().for_each(|key| cache.forget(key)),
+        PushEvent::AllChanged => cache.forget_all(),
+        PushEvent::Disconnected => {
           cache.close();
           is_lost.store(true, Ordering::Release);
           stirred.notify_one();
@@ -267,7 +267,7 @@ impl Session {
       }
     })
     .await?;
-    let is_cached = !settings.budget.is_none() && connection.can_be_told && {
+    let is_cached = !settings.budget.is_none() && connection.has_push && {
       let track = cmd("CLIENT").arg("TRACKING").arg("ON").take();
       let tracked = timeout(settings.timeout, connection.send(&track)).await;
       let late = || errors::unreachable_for(server, "it has not answered in time");
@@ -317,7 +317,11 @@ impl Session {
 
   /// Sends requests, one after the other, and returns the answers. With `is_asking` they are for keys that
   /// are on their way from another server of the cluster to this one.
-  pub async fn exchange(&self, requests: &[&Request<'_>], is_asking: bool) -> Result<Vec<Answer>> {
+  pub async fn exchange(
+    &self,
+    requests: &[&Request<'_>],
+    is_asking: bool,
+  ) -> Result<Vec<RedisReply>> {
     self.stir();
     let asked_at = Instant::now();
     let cache = self.cache.as_deref();
@@ -351,7 +355,11 @@ impl Session {
       }
     };
     let mut values = values.into_iter();
-    let mut next = || values.next().ok_or_else(|| self.connection.strange());
+    let mut next = || {
+      values
+        .next()
+        .ok_or_else(|| self.connection.unexpected_reply())
+    };
     let mut answers = Vec::with_capacity(requests.len());
     for (request, asked) in requests.iter().zip(&mut asked) {
       if is_asking {
@@ -360,7 +368,7 @@ impl Session {
       let answer = self.answer(request, next()?)?;
       if let Some(asked) = asked.take() {
         let lifetime = next()?;
-        if let Answer::Value(value) = &answer {
+        if let RedisReply::Value(value) = &answer {
           self.heard(asked_at);
           keep(asked, value.clone(), &lifetime);
         }
@@ -370,13 +378,13 @@ impl Session {
     Ok(answers)
   }
 
-  fn answer(&self, request: &Request<'_>, value: Value) -> Result<Answer> {
+  fn answer(&self, request: &Request<'_>, value: Value) -> Result<RedisReply> {
     match (request.effect, value) {
-      (Effect::Get, Value::Nil) => Ok(Answer::Value(None)),
-      (Effect::Get, Value::BulkString(bytes)) => Ok(Answer::Value(Some(bytes.into()))),
-      (Effect::Get, Value::ServerError(error)) => Ok(Answer::Other(Value::ServerError(error))),
-      (Effect::Get, _) => Err(self.connection.strange()),
-      (_, value) => Ok(Answer::Other(value)),
+      (Effect::Get, Value::Nil) => Ok(RedisReply::Value(None)),
+      (Effect::Get, Value::BulkString(bytes)) => Ok(RedisReply::Value(Some(bytes.into()))),
+      (Effect::Get, Value::ServerError(error)) => Ok(RedisReply::Other(Value::ServerError(error))),
+      (Effect::Get, _) => Err(self.connection.unexpected_reply()),
+      (_, value) => Ok(RedisReply::Other(value)),
     }
   }
 }

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, text};
 use super::errors;
-use super::node::{Answer, Node, Request};
+use super::node::{Node, RedisReply, Request};
 use super::settings::{Address, Settings};
 use crate::store::Bytes;
 use crate::{Code, Error, Result};
@@ -28,10 +28,10 @@ use crate::{Code, Error, Result};
 const SLOTS: u16 = 16_384;
 
 /// How often a cluster is asked for its servers where nothing happens.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often while one of them is missing.
-const LOOK_SOON: Duration = Duration::from_millis(200);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long there is between two looks, whatever happens.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -65,8 +65,8 @@ impl Map {
     match self.slots.is_empty() {
       true => self.nodes.first(),
       false => {
-        let place = self.slots.get(usize::from(slot(key)))?.as_ref()?;
-        self.nodes.get(usize::from(*place))
+        let index = self.slots.get(usize::from(slot(key)))?.as_ref()?;
+        self.nodes.get(usize::from(*index))
       }
     }
   }
@@ -125,7 +125,7 @@ impl Servers {
       self.publish(nodes, Vec::new());
       return tried.into_iter().collect();
     }
-    self.look().await?;
+    self.refresh_topology().await?;
     let nodes = Arc::clone(&self.map.load_full());
     join_all(nodes.nodes.iter().map(|node| node.tried()))
       .await
@@ -163,7 +163,7 @@ impl Servers {
     }
     others.nodes.retain(|server, other| {
       let is_in_map = nodes.iter().any(|node| node.server == *server);
-      if !is_in_map && other.is_in_vain() {
+      if !is_in_map && other.connect_failed() {
         other.stop(errors::unreachable_for(
           server,
           "it is no server of the cluster any more",
@@ -232,7 +232,7 @@ impl Servers {
   }
 
   /// Sends requests to the servers that have their keys, and returns the answers.
-  pub async fn run(&self, requests: &[Request<'_>]) -> Result<Vec<Answer>> {
+  pub async fn run(&self, requests: &[Request<'_>]) -> Result<Vec<RedisReply>> {
     let running = timeout(self.settings.timeout, self.route(requests)).await;
     running.unwrap_or_else(|_| {
       let limit = self.settings.timeout.as_millis();
@@ -243,34 +243,34 @@ impl Servers {
     })
   }
 
-  async fn route(&self, requests: &[Request<'_>]) -> Result<Vec<Answer>> {
-    let mut answers: Vec<Option<Answer>> = requests.iter().map(|_| None).collect();
+  async fn route(&self, requests: &[Request<'_>]) -> Result<Vec<RedisReply>> {
+    let mut answers: Vec<Option<RedisReply>> = requests.iter().map(|_| None).collect();
     let mut todo = Vec::with_capacity(requests.len());
     let map = self.map.load_full();
-    for (place, request) in requests.iter().enumerate() {
+    for (index, request) in requests.iter().enumerate() {
       let node = map.node(request.key).ok_or_else(|| self.nobody_has())?;
-      todo.push((place, Arc::clone(node), false));
+      todo.push((index, Arc::clone(node), false));
     }
     drop(map);
     for _ in 0..=MAX_REDIRECTS {
       let groups = grouped(std::mem::take(&mut todo));
-      let exchanges = groups.iter().map(async |(node, is_asking, places)| {
-        let requests: Vec<_> = places.iter().map(|place| &requests[*place]).collect();
+      let exchanges = groups.iter().map(async |(node, is_asking, indices)| {
+        let requests: Vec<_> = indices.iter().map(|index| &requests[*index]).collect();
         node.session()?.exchange(&requests, *is_asking).await
       });
       let exchanged = join_all(exchanges).await;
       let mut is_moving = false;
-      for ((node, is_asking, places), exchanged) in groups.into_iter().zip(exchanged) {
-        for (place, answer) in places.into_iter().zip(exchanged?) {
+      for ((node, is_asking, indices), exchanged) in groups.into_iter().zip(exchanged) {
+        for (index, answer) in indices.into_iter().zip(exchanged?) {
           match self.redirected(&node, &answer) {
-            None => answers[place] = Some(answer),
+            None => answers[index] = Some(answer),
             Some(Redirect::Wait) => {
               is_moving = true;
-              todo.push((place, Arc::clone(&node), is_asking));
+              todo.push((index, Arc::clone(&node), is_asking));
             }
             Some(Redirect::To(server, is_asking)) => {
-              node.forget(requests[place].key);
-              todo.push((place, self.node_at(&server).await?, is_asking));
+              node.forget(requests[index].key);
+              todo.push((index, self.node_at(&server).await?, is_asking));
             }
           }
         }
@@ -300,8 +300,8 @@ impl Servers {
   }
 
   /// Whether the cluster wants the request to go elsewhere.
-  fn redirected(&self, node: &Node, answer: &Answer) -> Option<Redirect> {
-    let Answer::Other(Value::ServerError(error)) = answer else {
+  fn redirected(&self, node: &Node, answer: &RedisReply) -> Option<Redirect> {
+    let RedisReply::Other(Value::ServerError(error)) = answer else {
       return None;
     };
     if !self.settings.is_cluster {
@@ -346,17 +346,21 @@ impl Servers {
   async fn keep(&self) {
     loop {
       let is_whole = self.map.load().nodes.iter().all(|node| node.is_connected());
-      let pause = if is_whole { LOOK_AGAIN } else { LOOK_SOON };
+      let pause = if is_whole {
+        REFRESH_INTERVAL
+      } else {
+        RETRY_INTERVAL
+      };
       // That it is over, or that there is trouble, is the same here.
       drop(timeout(pause, self.trouble.notified()).await);
       // Who cannot be asked now is asked soon.
-      drop(self.look().await);
+      drop(self.refresh_topology().await);
       sleep(PAUSE).await;
     }
   }
 
-  /// Asks who has which slots, and goes by that.
-  async fn look(&self) -> Result<()> {
+  /// Asks which server has which slots, and uses that from now on.
+  async fn refresh_topology(&self) -> Result<()> {
     let ranges = self.ranges().await?;
     let map = self.map.load_full();
     let mut nodes = BTreeMap::new();
@@ -369,10 +373,10 @@ impl Servers {
     // Who is new is published when it can be used.
     drop(join_all(nodes.values().map(|node| node.tried())).await);
     let mut slots = vec![None; SLOTS.into()];
-    let places: HashMap<_, _> = nodes.keys().zip(0_u16..).collect();
+    let indices: HashMap<_, _> = nodes.keys().zip(0_u16..).collect();
     for (first, last, server) in &ranges {
       if let Some(slots) = slots.get_mut(usize::from(*first)..=usize::from(*last)) {
-        slots.fill(places.get(server).copied());
+        slots.fill(indices.get(server).copied());
       }
     }
     let nodes: Vec<_> = nodes.into_values().collect();
@@ -397,8 +401,8 @@ impl Servers {
   async fn ranges(&self) -> Result<Vec<(u16, u16, Address)>> {
     let nodes = self.nodes();
     let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-    for place in 0..nodes.len() {
-      let node = &nodes[(turn + place) % nodes.len()];
+    for index in 0..nodes.len() {
+      let node = &nodes[(turn + index) % nodes.len()];
       if let Ok(session) = node.session()
         && let Ok(ranges) = self.ranges_from(&session.connection).await
       {
@@ -420,17 +424,17 @@ impl Servers {
 
   async fn ranges_from(&self, connection: &Connection) -> Result<Vec<(u16, u16, Address)>> {
     let question = cmd("CLUSTER").arg("SLOTS").take();
-    let asked = timeout(self.settings.timeout, connection.order(&question)).await;
+    let asked = timeout(self.settings.timeout, connection.send_checked(&question)).await;
     let late = || errors::unreachable_for(&connection.server, "it has not answered in time");
     let Value::Array(ranges) = asked.map_err(|_| late())?? else {
-      return Err(connection.strange());
+      return Err(connection.unexpected_reply());
     };
     let ranges = ranges
       .into_iter()
       .map(|range| range_of(range, &connection.server.host));
     ranges
       .collect::<Option<_>>()
-      .ok_or_else(|| connection.strange())
+      .ok_or_else(|| connection.unexpected_reply())
   }
 }
 
@@ -449,13 +453,13 @@ type Group = (Arc<Node>, bool, Vec<usize>);
 /// The requests for each server, in their order.
 fn grouped(todo: Vec<(usize, Arc<Node>, bool)>) -> Vec<Group> {
   let mut groups: Vec<Group> = Vec::new();
-  for (place, node, is_asking) in todo {
+  for (index, node, is_asking) in todo {
     let same = groups
       .iter_mut()
       .find(|(other, other_asking, _)| Arc::ptr_eq(other, &node) && *other_asking == is_asking);
     match same {
-      Some((_, _, places)) => places.push(place),
-      None => groups.push((node, is_asking, vec![place])),
+      Some((_, _, indices)) => indices.push(index),
+      None => groups.push((node, is_asking, vec![index])),
     }
   }
   groups
@@ -498,8 +502,8 @@ fn set_probes(nodes: &[Arc<Node>], slots: &[Option<u16>]) {
       break;
     }
     let key = format!("extism-host:{number}");
-    let place = slots.get(usize::from(slot(&key))).copied().flatten();
-    if let Some(probe) = place.and_then(|place| probes.get_mut(usize::from(place)))
+    let index = slots.get(usize::from(slot(&key))).copied().flatten();
+    if let Some(probe) = index.and_then(|index| probes.get_mut(usize::from(index)))
       && probe.is_none()
     {
       *probe = Some(key);

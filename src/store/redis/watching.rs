@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::connection::{Connection, Told};
+use super::connection::{Connection, PushEvent};
 use super::errors;
 use super::node::backoff;
 use super::servers::Servers;
@@ -37,7 +37,7 @@ pub async fn watch(
   prefix: &str,
   watcher: Arc<dyn Watcher>,
 ) -> Result<Watch> {
-  let shared = Arc::new(Shared {
+  let shared = Arc::new(WatchState {
     settings: Arc::clone(&servers.settings),
     servers: Arc::downgrade(servers),
     prefix: prefix.to_owned(),
@@ -101,10 +101,10 @@ struct Inbox {
 }
 
 impl Inbox {
-  fn put(&self, told: Told) {
+  fn put(&self, event: PushEvent) {
     let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-    match told {
-      Told::Changed(keys) => {
+    match event {
+      PushEvent::KeysChanged(keys) => {
         for key in keys {
           if said.has.insert(key.clone()) {
             said.keys.push(key);
@@ -117,8 +117,8 @@ impl Inbox {
           };
         }
       }
-      Told::AllChanged => said.are_all_changed = true,
-      Told::Lost => said.is_lost = true,
+      PushEvent::AllChanged => said.are_all_changed = true,
+      PushEvent::Disconnected => said.is_lost = true,
     }
     drop(said);
     self.arrived.notify_one();
@@ -140,20 +140,21 @@ impl Drop for Follower {
   }
 }
 
-struct Shared {
+struct WatchState {
   settings: Arc<Settings>,
   servers: Weak<Servers>,
   prefix: String,
   watcher: Arc<dyn Watcher>,
 }
 
-impl Shared {
+impl WatchState {
   /// Has a server tell of changes.
   async fn follow(&self, server: &Address) -> Result<Follower> {
     let inbox = Arc::new(Inbox::default());
-    let told = Arc::clone(&inbox);
-    let connection = Connection::open(&self.settings, server, move |what| told.put(what)).await?;
-    if !connection.can_be_told {
+    let pushed = Arc::clone(&inbox);
+    let on_push = move |event| pushed.put(event);
+    let connection = Connection::open(&self.settings, server, on_push).await?;
+    if !connection.has_push {
       return Err(Error::new(
         Code::StoreUnavailable,
         format!("the Redis server {server} cannot tell of changes: that takes version 6 or later"),
@@ -164,7 +165,7 @@ impl Shared {
     if !self.prefix.is_empty() {
       track.arg("PREFIX").arg(&self.prefix);
     }
-    let tracked = timeout(self.settings.timeout, connection.order(&track)).await;
+    let tracked = timeout(self.settings.timeout, connection.send_checked(&track)).await;
     tracked.map_err(|_| errors::unreachable_for(server, "it has not answered in time"))??;
     Ok(Follower { connection, inbox })
   }
