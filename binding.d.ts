@@ -289,6 +289,9 @@ export declare const LOG_TEXT: number
 /** The names of the levels of messages, each at the index of its number. */
 export declare function logLevels(): Array<string>
 
+/** The name of the module whose functions are called. */
+export declare const MAIN_MODULE: string
+
 /** In place of a call's number: none. */
 export declare const NO_CALL: number
 

@@ -817,6 +817,7 @@ module.exports.LOG_LEVEL = nativeBinding.LOG_LEVEL
 module.exports.LOG_PLUGIN = nativeBinding.LOG_PLUGIN
 module.exports.LOG_TEXT = nativeBinding.LOG_TEXT
 module.exports.logLevels = nativeBinding.logLevels
+module.exports.MAIN_MODULE = nativeBinding.MAIN_MODULE
 module.exports.NO_CALL = nativeBinding.NO_CALL
 module.exports.openPlugin = nativeBinding.openPlugin
 module.exports.openStore = nativeBinding.openStore

@@ -199,6 +199,11 @@ export type HostFunctions = Record<string, Record<string, HostFunction>>
 
 export interface PluginOptions extends ManifestOptions {
   /**
+   * What errors call the plugin, as `error.plugin`.
+   * @default the name of its main module, or that module's file without `.wasm`, or 'main'
+   */
+  name?: string
+  /**
    * Whether the plugin may import WASI (preview 1). It gets no files, no
    * environment and no output, unless the options below and `allowedPaths` say otherwise.
    * @default false
@@ -543,6 +548,8 @@ export type ErrorCode =
 /** What this library throws and rejects with. With `INVALID_ARGUMENT` it is a `TypeError`. */
 export interface PluginError extends Error {
   code: ErrorCode
+  /** The plugin that was called, if it is the error of a call: its option `name`, or what stands for it. */
+  plugin?: string
   /** The function that was called, if it is the error of a call. */
   function?: string
   /** Of a `TRAP`: the guest's functions that were running, the innermost first; at most 32. */

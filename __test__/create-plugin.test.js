@@ -111,6 +111,7 @@ describe('createPlugin rejects', () => {
   }
 
   const wrongOptions = {
+    'an empty name': { name: '' },
     'instances: 0': { instances: 0 },
     'instances: 1.5': { instances: 1.5 },
     'instances: "2"': { instances: '2' },

@@ -6,7 +6,7 @@
 
 const { setImmediate } = require('node:timers')
 const binding = require('../binding.js')
-const { codedError } = require('./errors.js')
+const { codedError, ofCall } = require('./errors.js')
 const { hostCallOf, isStandingStill, run, pluginStates } = require('./host-functions.js')
 const { log } = require('./logging.js')
 const { PluginOutput } = require('./plugin-output.js')
@@ -58,15 +58,16 @@ function newShared () {
 /**
  * Starts something of a native plugin that ends with a completion of the number that `start` is
  * given, or when `signal` is aborted, whichever is first. Keeps the native plugin until then: when
- * nobody has it, what it does is interrupted. `callState` is what host functions and loggers know of it;
- * `name` is the function that is called, if it is a call.
+ * nobody has it, what it does is interrupted. If it is a call, `callState` is what host functions and
+ * loggers know of it, `name` the function, and `plugin` the name of the plugin.
  */
-function complete (native, start, signal, callState, name) {
+function complete (native, start, signal, callState, name, plugin) {
   return new Promise((resolve, reject) => {
     const number = freeNumbers.pop() ?? calls.length
-    const call = { native, resolve, reject, signal, abort: undefined, isGivenUp: false, callState, name }
+    const call = { native, resolve, reject, signal, abort: undefined, isAborted: false, isGivenUp: false, callState, name, plugin, entry: undefined }
     if (signal !== undefined) {
       call.abort = () => {
+        call.isAborted = true
         if (callState !== undefined) callState.isOver = true
         if (native === undefined) giveUp(call)
         else native.cancel(number)
@@ -90,17 +91,19 @@ function complete (native, start, signal, callState, name) {
 
 /**
  * As `complete`, but waits: the event loop stands still, and nothing else happens in this thread than
- * that other calls that end meanwhile are settled, and host functions run.
+ * that other calls that end meanwhile are settled, and host functions run. Stacks of errors begin with
+ * the caller of `entry`.
  */
-function completeSync (native, start, callState, pluginState, name) {
-  if (isSettling) {
-    throw codedError('WOULD_DEADLOCK', 'callSync() cannot be used by what runs while calls are settled')
-  }
+function completeSync (native, start, callState, pluginState, name, entry) {
+  const wouldDeadlock = (message) => ofCall(codedError('WOULD_DEADLOCK', message), pluginState.name, name, entry)
+  if (isSettling) throw wouldDeadlock('callSync() cannot be used by what runs while calls are settled')
   let outcome
   const number = freeNumbers.pop() ?? calls.length
   const resolve = (value) => { outcome = { value } }
   const reject = (error) => { outcome = { error } }
-  calls[number] = { native, resolve, reject, signal: undefined, abort: undefined, isGivenUp: false, callState, name }
+  calls[number] = {
+    native, resolve, reject, signal: undefined, abort: undefined, isAborted: false, isGivenUp: false, callState, name, plugin: pluginState.name, entry
+  }
   unfinished++
   try {
     start(number)
@@ -115,7 +118,7 @@ function completeSync (native, start, callState, pluginState, name) {
   while (!isOver()) {
     if (isStandingStill(pluginState)) {
       native.cancel(number)
-      throw codedError('WOULD_DEADLOCK', 'callSync() would wait for ever: all instances of the plugin wait for host functions in this thread')
+      throw wouldDeadlock('callSync() would wait for ever: all instances of the plugin wait for host functions in this thread')
     }
     boundary.wait()
     settle()
@@ -217,17 +220,29 @@ function settleOne (number, code, offset, length) {
   } else if (code === HOST_FUNCTION_ERROR && call.callState?.thrown !== undefined) {
     call.reject(call.callState.thrown.error)
   } else if (code !== 0) {
-    call.reject(errorOf(call, code, decoder.decode(new Uint8Array(buffer, offset, length))))
+    fail(call, code, decoder.decode(new Uint8Array(buffer, offset, length)))
   } else {
     call.resolve(length === 0 ? null : new PluginOutput(buffer, offset, length))
   }
 }
 
+/**
+ * Rejects a call. The error is made in a job of a promise that the call's promise depends on, and after the caller
+ * has had the time to await that: so V8 finds the async functions that wait, and the stack has them.
+ */
+function fail (call, code, text) {
+  if (call.entry !== undefined) return call.reject(errorOf(call, code, text, call.entry))
+  // Its promise is rejected already, and another one that rejects would be unhandled.
+  if (call.isAborted) return
+  const throwError = () => { throw errorOf(call, code, text, throwError) }
+  call.resolve(afterwards.then().then(throwError))
+}
+
 /** The error of a call. The text of a trap is its message and the guest's functions, with NULs between. */
-function errorOf (call, code, text) {
+function errorOf (call, code, text, entry) {
   const [message, ...frames] = code === TRAP ? text.split('\0') : [text]
-  const error = codedError(CODES[code - 1], message)
-  if (call.name !== undefined) error.function = call.name
+  const error = codedError(CODES[code - 1], message, entry)
+  if (call.name !== undefined) Object.assign(error, { plugin: call.plugin, function: call.name })
   if (frames.length > 0) error.wasmBacktrace = frames
   return error
 }

@@ -54,10 +54,12 @@ function asFunctions (functions = {}) {
 }
 
 /** Makes the state of a plugin that is to be loaded. */
-function addPluginState ({ bodies, logger, level, instances }) {
+function addPluginState ({ name, bodies, logger, level, instances }) {
   const pluginId = freeIds.pop() ?? pluginStates.length
   const pluginState = {
     pluginId,
+    // What errors call it.
+    name,
     bodies,
     logger,
     level,

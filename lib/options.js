@@ -2,7 +2,7 @@
 
 // Manifests and options as the native part takes them, or an error that says what is wrong.
 
-const { resolve } = require('node:path')
+const { basename, resolve } = require('node:path')
 const binding = require('../binding.js')
 const { asInteger, checkSignal } = require('./checks.js')
 const { describe, invalidArgument } = require('./errors.js')
@@ -21,6 +21,7 @@ const MAX_TIMER_MS = 2 ** 31 - 1
 const MANIFEST_KEYS = inBothSpellings('config', 'timeoutMs', 'memory', 'allowedHosts', 'allowedPaths')
 const OPTION_KEYS = {
   ...MANIFEST_KEYS,
+  name: 'name',
   useWasi: 'useWasi',
   wasi: 'wasi',
   enableWasiOutput: 'enableWasiOutput',
@@ -201,6 +202,16 @@ function checkWorkerOptions ({ runInWorker, sharedArrayBufferSize, nodeWorkerArg
   }
 }
 
+/** What errors call a plugin: its option, or the name or the file of its main module. */
+function asName (name, wasm) {
+  if (name !== undefined) {
+    if (typeof name !== 'string' || name === '') throw invalidArgument('name must be a string that is not empty')
+    return name
+  }
+  const main = wasm.find((module) => module.name === binding.MAIN_MODULE) ?? wasm.at(-1)
+  return main?.name ?? (main?.path === undefined ? binding.MAIN_MODULE : basename(main.path, '.wasm'))
+}
+
 /** The options under their camelCase names. The manifest's are not among them yet. */
 function pickOptions (options) {
   const picked = pick(options ?? {}, OPTION_KEYS, 'options')
@@ -220,6 +231,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
   const merged = { ...manifest, ...options }
   checkFetch(merged.fetch, merged.allowedHosts)
 
+  const name = asName(merged.name, wasm)
   const runtime = asRuntime(merged.runtime)
   const { store, permissions } = asStoreOption(merged.store)
   const { names, bodies } = asFunctions(merged.functions)
@@ -258,7 +270,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
     storePermissions: permissions,
     logLevel: level
   }
-  return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { bodies, logger, level, instances: native.instances } }
+  return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { name, bodies, logger, level, instances: native.instances } }
 }
 
 module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pickOptions, pluginOptions }

@@ -7,7 +7,7 @@ const { asBytes } = require('./bytes.js')
 const { caller, complete, completeSync, fillCache, isUnfinished, open } = require('./calls.js')
 const { asInteger, checkSignal } = require('./checks.js')
 const { within } = require('./deadline.js')
-const { codedError, describe, invalidArgument } = require('./errors.js')
+const { codedError, describe, invalidArgument, ofCall } = require('./errors.js')
 const { AsyncLocalStorage, addPluginState, forgotten, removePluginState, waitForOwn } = require('./host-functions.js')
 const { asLogger } = require('./logging.js')
 const { pick } = require('./objects.js')
@@ -59,19 +59,19 @@ class Plugin {
       if (signal !== undefined) checkSignal(signal)
       const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
       const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#pluginState.level)
-      if (signal?.aborted) throw signal.reason
+      if (signal?.aborted) return Promise.reject(signal.reason)
       return this.#complete(name, exportNumber, bytes, limit, signal, hostContext, ownLogger)
     } catch (error) {
-      return Promise.reject(error)
+      return Promise.reject(ofCall(error, this.#pluginState.name, name, this.call))
     }
   }
 
   #complete (name, exportNumber, bytes, limit, signal, hostContext, logger) {
     const start = (number) => this.#start(number, exportNumber, bytes, limit)
     const callState = this.#callState(hostContext, logger, false)
-    if (callState === undefined) return complete(this.#native, start, signal, undefined, name)
+    if (callState === undefined) return complete(this.#native, start, signal, undefined, name, this.#pluginState.name)
     const haveWaited = waitForOwn(this.#pluginState)
-    const promise = complete(this.#native, start, signal, callState, name)
+    const promise = complete(this.#native, start, signal, callState, name, this.#pluginState.name)
     if (haveWaited !== undefined) promise.then(haveWaited, haveWaited)
     return promise
   }
@@ -103,13 +103,19 @@ class Plugin {
   }
 
   callSync (name, input, hostContext, options) {
-    const exportNumber = this.#exportNumber(name)
-    const bytes = asInput(input)
-    const { timeoutMs, logger } = pick(options ?? {}, CALL_SYNC_KEYS, 'the options of a synchronous call')
-    const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
-    const start = (number) => this.#start(number, exportNumber, bytes, limit)
-    const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#pluginState.level)
-    return completeSync(this.#native, start, this.#callState(hostContext, ownLogger, true), this.#pluginState, name)
+    let start, callState
+    try {
+      const exportNumber = this.#exportNumber(name)
+      const bytes = asInput(input)
+      const { timeoutMs, logger } = pick(options ?? {}, CALL_SYNC_KEYS, 'the options of a synchronous call')
+      const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
+      const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#pluginState.level)
+      start = (number) => this.#start(number, exportNumber, bytes, limit)
+      callState = this.#callState(hostContext, ownLogger, true)
+    } catch (error) {
+      throw ofCall(error, this.#pluginState.name, name, this.callSync)
+    }
+    return completeSync(this.#native, start, callState, this.#pluginState, name, this.callSync)
   }
 
   stats () {

@@ -87,6 +87,8 @@ expectType<Promise<void>>(plugin[Symbol.asyncDispose]())
 declare const error: PluginError
 expectAssignable<Error>(error)
 expectAssignable<string>(error.code)
+expectType<string | undefined>(error.plugin)
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { name: 'greeter' }))
 
 expectType<PluginOutput | null>(plugin.callSync('f', 'input', undefined, { timeoutMs: 10 }))
 expectError(plugin.callSync('f', 'input', undefined, { signal: new AbortController().signal }))

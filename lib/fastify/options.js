@@ -40,7 +40,7 @@ function levelOf ({ level }) {
 /** What one of `plugins` is: given, or a source and options for createPlugin. */
 function asPlugin (name, value, { store, log }) {
   if (value instanceof Plugin) return { name, given: value }
-  const defaults = { store, logger: log, logLevel: levelOf(log) }
+  const defaults = { name, store, logger: log, logLevel: levelOf(log) }
   const isManifest = isObject(value) && Object.hasOwn(value, 'wasm')
   const hasOptions = isObject(value) && Object.hasOwn(value, 'source')
   if (hasOptions && isManifest) {

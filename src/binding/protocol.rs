@@ -135,6 +135,10 @@ pub const USER_NAMESPACE: &str = abi::USER;
 #[napi]
 pub const WASI_NAMESPACE: &str = abi::WASI;
 
+/// The name of the module whose functions are called.
+#[napi]
+pub const MAIN_MODULE: &str = abi::MAIN;
+
 /// What begins with this is ours.
 #[napi]
 pub const RESERVED_PREFIX: &str = abi::RESERVED;

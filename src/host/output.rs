@@ -33,6 +33,8 @@ pub struct Streams {
   output: Output,
   /// What has been written of the lines that have not ended.
   lines: [Vec<u8>; 2],
+  /// Whether the current call has written errors that go nowhere.
+  has_hidden_errors: bool,
 }
 
 /// The streams of one instance, for it and for WASI. A poisoned lock is still sound: lines are only
@@ -52,7 +54,14 @@ impl SharedStreams {
 
   /// What is written from now on belongs to that call.
   pub fn begin(&self, call: Option<u64>) {
-    self.lock().1 = call;
+    let (streams, current) = &mut *self.lock();
+    streams.has_hidden_errors = false;
+    *current = call;
+  }
+
+  /// Whether that call has written to standard error, and nobody sees it.
+  pub fn has_hidden_errors(&self) -> bool {
+    self.lock().0.has_hidden_errors
   }
 
   /// Passes on what has been written of lines that have not ended: the call has.
@@ -75,7 +84,7 @@ impl Streams {
   pub fn new(output: Output) -> Self {
     Self {
       output,
-      lines: Default::default(),
+      ..Self::default()
     }
   }
 
@@ -83,7 +92,7 @@ impl Streams {
   pub fn write(&mut self, call: Option<u64>, descriptor: i32, bytes: &[u8]) {
     let index = usize::from(descriptor == 2);
     match &self.output {
-      Output::Off => {}
+      Output::Off => self.has_hidden_errors |= index == 1 && !bytes.is_empty(),
       Output::Inherited if index == 0 => {
         let mut output = std::io::stdout().lock();
         let _ = output.write_all(bytes).and_then(|()| output.flush());

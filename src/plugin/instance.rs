@@ -287,6 +287,8 @@ pub enum Ending {
     message: String,
     /// The functions that were running, the innermost first.
     backtrace: Vec<String>,
+    /// Whether it has written to standard error before, and nobody sees it.
+    has_hidden_errors: bool,
   },
   /// The guest wanted more memory than its limit.
   OutOfMemory,
@@ -512,6 +514,7 @@ impl Instance {
     Ending::Trapped {
       message: error.root_cause().to_string(),
       backtrace: backtrace(error.downcast_ref()),
+      has_hidden_errors: self.store.data().streams.has_hidden_errors(),
     }
   }
 }
@@ -627,6 +630,7 @@ pub(super) fn trapped(message: String) -> Ending {
   Ending::Trapped {
     message,
     backtrace: Vec::new(),
+    has_hidden_errors: false,
   }
 }
 

@@ -507,6 +507,8 @@ fn outcome_of(error: &extism::Error) -> Outcome {
     return Outcome::Ended(Ending::Trapped {
       message: cause.into_owned(),
       backtrace: instance::backtrace(backtrace),
+      // The crate does not say what the guest has written.
+      has_hidden_errors: false,
     });
   }
   let code = root_cause.strip_prefix(EXIT_CODE);

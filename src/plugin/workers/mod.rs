@@ -382,11 +382,24 @@ fn error_of_call(error: CallError) -> Error {
 /// What a call, or an initialization, is told that was in flight when its instance ended.
 fn error_of(ending: Ending) -> Error {
   match ending {
-    Ending::Trapped { message, backtrace } => Error {
-      message: format!("the plugin trapped: {message}{}", innermost(&backtrace)),
+    Ending::Trapped {
+      message,
       backtrace,
-      ..Error::new(Code::Trap, "")
-    },
+      has_hidden_errors,
+    } => {
+      let innermost = innermost(&backtrace);
+      let hint = match has_hidden_errors {
+        true => "; it wrote to standard error, which enableWasiOutput shows",
+        false => "",
+      };
+      Error {
+        backtrace,
+        ..Error::new(
+          Code::Trap,
+          format!("the plugin trapped: {message}{innermost}{hint}"),
+        )
+      }
+    }
     Ending::OutOfMemory => Error::new(
       Code::OutOfMemory,
       "the plugin asked for more memory than its limit, memory.maxPages",

@@ -139,6 +139,7 @@ impl Instance {
         return Err(Ending::Trapped {
           message: "unreachable".to_owned(),
           backtrace: Vec::new(),
+          has_hidden_errors: false,
         });
       }
       export::LOOP => self.page.wait_until_closed(),
