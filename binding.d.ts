@@ -330,6 +330,8 @@ export interface PluginOptions {
   fuel?: number
   /** Whether each call has an instance of its own. */
   isIsolated: boolean
+  /** Whether instances start from the state after the initialization. */
+  snapshot: boolean
   /** Whether guests may import WASI. */
   useWasi: boolean
   /** Directories that they may use then. */
@@ -381,6 +383,8 @@ export interface PluginStats {
   replaced: Record<string, number>
   /** Threads that hang in calls of the host and have been replaced. */
   abandonedThreads: number
+  /** What instances start from: `none`, `taken` or `unsupported`. */
+  snapshot: string
   /** What guests have asked of the store. */
   store: StoreStats
 }

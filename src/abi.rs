@@ -253,6 +253,20 @@ pub fn wasi(name: &str) -> Option<FunctionType> {
   find(&WASI_FUNCTIONS, name)
 }
 
+/// The functions of WASI that read or change something outside of the instance.
+pub fn file_system() -> impl Iterator<Item = (&'static str, FunctionType)> {
+  let reaches_out = |name: &str| {
+    name.starts_with("path_") || name.starts_with("sock_") || IN_AND_OUT.contains(&name)
+  };
+  let functions = WASI_FUNCTIONS.iter();
+  functions
+    .filter(move |(name, _)| reaches_out(name))
+    .map(|(name, letters)| (*name, FunctionType::from_letters(letters)))
+}
+
+/// Those of them that take an open file.
+const IN_AND_OUT: [&str; 5] = ["fd_pread", "fd_pwrite", "fd_read", "fd_readdir", "fd_close"];
+
 fn find(table: &[(&str, &str)], name: &str) -> Option<FunctionType> {
   table
     .iter()

@@ -39,6 +39,8 @@ pub struct PluginOptions {
   pub fuel: Option<f64>,
   /// Whether each call has an instance of its own.
   pub is_isolated: bool,
+  /// Whether instances start from the state after the initialization.
+  pub snapshot: bool,
   /// Whether guests may import WASI.
   pub use_wasi: bool,
   /// Directories that they may use then.
@@ -185,6 +187,7 @@ impl From<PluginOptions> for plugin::Manifest {
         extra_certificates: options.extra_certificates.map(PathBuf::from),
       },
       fuel: options.fuel.map(|fuel| fuel as u64),
+      snapshot: options.snapshot,
       use_wasi: options.use_wasi,
       allowed_paths: options
         .allowed_paths

@@ -97,6 +97,11 @@ impl Limiter {
     }
   }
 
+  /// Bytes by which all memories may still grow together.
+  pub fn growth_left(&self) -> u64 {
+    self.growth_left
+  }
+
   /// Counts from now on.
   pub fn start(&mut self) {
     self.is_off = false;

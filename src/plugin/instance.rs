@@ -81,6 +81,8 @@ struct Imports {
   functions: BTreeMap<usize, HostFunction>,
   uses_wasi: bool,
   wasi_memories: usize,
+  /// Whether what reaches out of the instance fails: all host functions, and WASI's file system.
+  is_isolated: bool,
 }
 
 /// A module that is connected with its imports, on one engine.
@@ -93,10 +95,21 @@ struct Prepared {
 impl Template {
   /// Connects a compiled module with the host functions that it imports.
   pub fn new(module: &Module, linked: &Linked, settings: Settings) -> Result<Self> {
+    Self::with(module, linked, settings, false)
+  }
+
+  /// The same for instances that cannot reach anything outside: host functions and WASI's file system end
+  /// the run.
+  pub fn isolated(module: &Module, linked: &Linked, settings: Settings) -> Result<Self> {
+    Self::with(module, linked, settings, true)
+  }
+
+  fn with(module: &Module, linked: &Linked, settings: Settings, is_isolated: bool) -> Result<Self> {
     let imports = Imports {
       functions: linked.functions.clone(),
       uses_wasi: linked.uses_wasi,
       wasi_memories: linked.wasi_memories,
+      is_isolated,
     };
     let (callables, initializers) = (linked.callables.clone(), linked.initializers.clone());
     let prepared = Prepared::new(module, &imports, &callables, &initializers)?;
@@ -170,17 +183,65 @@ impl Imports {
     let mut linker = Linker::new(engine);
     define_kernel(&mut linker)?;
     for (number, function) in &self.functions {
-      define_host_function(&mut linker, &number.to_string(), function.clone())?;
+      let name = number.to_string();
+      match self.is_isolated {
+        true => refuse(
+          &mut linker,
+          link::names::FUNCTION,
+          &name,
+          &function.name,
+          &function.function,
+        )?,
+        false => define_host_function(&mut linker, &name, function.clone())?,
+      }
     }
     if self.uses_wasi {
-      wasi::add_to_linker(&mut linker, abi::WASI, link::names::MEMORY)?;
+      self.define_wasi(&mut linker, abi::WASI, link::names::MEMORY)?;
       for number in 1..=self.wasi_memories {
         let (namespace, memory) = (link::names::wasi(number), link::names::wasi_memory(number));
-        wasi::add_to_linker(&mut linker, &namespace, &memory)?;
+        self.define_wasi(&mut linker, &namespace, &memory)?;
       }
     }
     Ok(linker)
   }
+
+  fn define_wasi(
+    &self,
+    linker: &mut Linker<Guest>,
+    namespace: &str,
+    memory: &str,
+  ) -> wasmtime::Result<()> {
+    wasi::add_to_linker(linker, namespace, memory)?;
+    if self.is_isolated {
+      linker.allow_shadowing(true);
+      for (name, ty) in abi::file_system() {
+        refuse(linker, namespace, name, name, &ty)?;
+      }
+      linker.allow_shadowing(false);
+    }
+    Ok(())
+  }
+}
+
+/// Defines a function that ends the run.
+fn refuse(
+  linker: &mut Linker<Guest>,
+  namespace: &str,
+  name: &str,
+  what: &str,
+  ty: &FunctionType,
+) -> wasmtime::Result<()> {
+  let error = HostFunctionError::new(format!("{what} cannot be called now"));
+  let ty = function_type(linker.engine(), ty);
+  linker.func_new(namespace, name, ty, move |_, _, _| {
+    Err(wasmtime::Error::new(Stop::HostFunction(error.clone())))
+  })?;
+  Ok(())
+}
+
+fn function_type(engine: &Engine, ty: &FunctionType) -> FuncType {
+  let params = ty.params.iter().map(|ty| (*ty).into());
+  FuncType::new(engine, params, ty.results.iter().map(|ty| (*ty).into()))
 }
 
 fn define_host_function(
@@ -204,11 +265,7 @@ fn define_host_function(
     linker.func_wrap(link::names::FUNCTION, name, typed)?;
     return Ok(());
   }
-  let ty = FuncType::new(
-    linker.engine(),
-    params.iter().map(|ty| (*ty).into()),
-    results.iter().map(|ty| (*ty).into()),
-  );
+  let ty = function_type(linker.engine(), &function.function);
   linker.func_new(
     link::names::FUNCTION,
     name,
@@ -436,6 +493,11 @@ impl Instance {
       spare: Vec::new(),
       store,
     })
+  }
+
+  /// The instance itself, and its store.
+  pub(super) fn parts(&mut self) -> (wasmtime::Instance, &mut Store<Guest>) {
+    (self.instance, &mut self.store)
   }
 
   fn fill_fuel(&mut self) {

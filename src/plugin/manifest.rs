@@ -59,6 +59,8 @@ pub struct Manifest {
   pub output: OutputTo,
   /// How a call that runs for too long is interrupted; the best way of the system without it.
   pub interruptions: Option<Interruptions>,
+  /// Whether instances start from the state after the initialization, if the plugin allows that.
+  pub snapshot: bool,
   /// What runs it.
   pub runtime: RuntimeKind,
   /// Where compiled modules are kept; in the user's cache directory unless it says otherwise.

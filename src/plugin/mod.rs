@@ -9,6 +9,7 @@ pub mod link;
 mod manifest;
 mod page;
 mod reference;
+mod snapshot;
 pub mod spin;
 pub mod stats;
 mod wasi;
@@ -31,6 +32,7 @@ pub use workers::{Call, Queued, Results};
 
 pub use stats::Stats;
 
+use crate::host::log::Level;
 use crate::host::output::Output;
 use crate::host::store::{StoreCounters, StoreStats};
 use crate::host::{self, Environment, HostFunction, Vars, vars};
@@ -39,7 +41,7 @@ use compile_cache::{Artefact, ArtefactDirectory, Key};
 use engine::Kind;
 use instance::{Runtime, Settings, Template};
 use interrupt::Interruptions;
-use link::{ExportDescription, ImportDescription, LinkError, Linked};
+use link::{ExportDescription, ImportDescription, LinkError, Linked, Snapshot};
 use reference::Reference;
 use workers::Workers;
 
@@ -84,6 +86,7 @@ struct Interface {
   functions: BTreeMap<String, u32>,
   exports: Vec<ExportDescription>,
   imports: Vec<ImportDescription>,
+  snapshot: Snapshot,
 }
 
 impl Plugin {
@@ -136,6 +139,7 @@ impl Plugin {
         .collect(),
       exports: linked.exports,
       imports: linked.imports,
+      snapshot: linked.snapshot,
     };
     Ok(Self {
       interface,
@@ -179,6 +183,11 @@ impl Plugin {
   /// What the main module imports, as its author wrote it.
   pub fn imports(&self) -> &[ImportDescription] {
     &self.interface.imports
+  }
+
+  /// What its instances start from.
+  pub fn snapshot(&self) -> &Snapshot {
+    &self.interface.snapshot
   }
 
   /// Forgets all variables. A call that runs meanwhile may set some again.
@@ -296,7 +305,7 @@ fn link_and_compile(
   let engine = engine::engine(kind(manifest))?;
   if let Some(cache) = cache
     && let Some(digests) = manifest.digests()
-    && let Some(hit) = cache.load(&cache_key(&digests, &options, &engine), &engine)
+    && let Some(hit) = cache.load(&cache_key(&digests, manifest, &options, &engine), &engine)
     && let Some(linked) = Linked::from_description(&hit.description, &options)
   {
     return Ok((linked, hit.module, Ok(())));
@@ -308,14 +317,34 @@ fn link_and_compile(
       format!("the plugin cannot be compiled: {error:#}"),
     )
   };
-  let linked = link::link(&modules, &options).map_err(link_error)?;
+  let mut linked = link::link(&modules, &options).map_err(link_error)?;
+  if manifest.snapshot {
+    let unchecked = link::Options {
+      checks: false,
+      ..options
+    };
+    let unchecked = link::link(&modules, &unchecked).map_err(link_error)?;
+    let settings = settings(manifest, environment, &linked)?;
+    let timeout = manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT);
+    let _turn = compilation::wait_for_turn();
+    snapshot::apply(&mut linked, &unchecked, settings, timeout);
+    if let Snapshot::Unsupported(reason) = &linked.snapshot
+      && environment
+        .logger
+        .level()
+        .is_some_and(|wanted| Level::Warn >= wanted)
+    {
+      let message = format!("there is no snapshot, the plugin starts normally: {reason}");
+      environment.logger.log(None, Level::Warn, &message);
+    }
+  }
   let Some(cache) = cache else {
     let _turn = compilation::wait_for_turn();
     let module = Module::new(&engine, &linked.bytes).map_err(failed)?;
     return Ok((linked, module, Ok(())));
   };
   let digests: Vec<_> = modules.iter().map(LoadedModule::digest).collect();
-  let key = cache_key(&digests, &options, &engine);
+  let key = cache_key(&digests, manifest, &options, &engine);
   let turn = compilation::wait_for_turn();
   let artefact = Artefact::compile(&engine, &linked.bytes, linked.describe()).map_err(failed)?;
   drop(turn);
@@ -328,9 +357,21 @@ fn link_and_compile(
 }
 
 /// A digest of everything that the linked and compiled module depends on.
-fn cache_key(modules: &[ModuleDigest], options: &link::Options<'_>, engine: &Engine) -> Key {
+fn cache_key(
+  modules: &[ModuleDigest],
+  manifest: &Manifest,
+  options: &link::Options<'_>,
+  engine: &Engine,
+) -> Key {
+  // What an initialization may have seen.
+  let snapshot = manifest.snapshot.then_some((
+    &manifest.arguments,
+    &manifest.environment,
+    &manifest.allowed_paths,
+    manifest.max_pages,
+  ));
   let settings = format!(
-    "{} {} {} {:?} {:?} {:?}",
+    "{} {} {} {:?} {:?} {:?} {snapshot:?}",
     env!("CARGO_PKG_VERSION"),
     options.wasi,
     options.checks,
@@ -387,12 +428,17 @@ fn settings(manifest: &Manifest, environment: &Environment, linked: &Linked) -> 
 
 /// Pages by which the memories of an instance may grow together.
 fn growth_pages(manifest: &Manifest, linked: &Linked) -> u64 {
-  match manifest.max_pages {
+  let grown_pages = match linked.snapshot {
+    Snapshot::Taken { grown_pages } => grown_pages,
+    _ => 0,
+  };
+  let pages = match manifest.max_pages {
     // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
     // compiler has chosen, and many begin with a megabyte.
     Some(pages) => u64::from(pages),
     None => u64::from(DEFAULT_MAX_PAGES).saturating_sub(linked.initial_pages),
-  }
+  };
+  pages.saturating_sub(grown_pages)
 }
 
 fn link_error(error: LinkError) -> Error {

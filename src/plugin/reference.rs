@@ -50,6 +50,7 @@ pub fn check(manifest: &Manifest, limits: Limits, environment: &Environment) -> 
   let is_silent = std::env::var_os("EXTISM_ENABLE_WASI_OUTPUT").is_none();
   let options = [
     (limits.is_isolated, "isolation: 'call'"),
+    (manifest.snapshot, "snapshot"),
     (manifest.fuel.is_some(), "fuel"),
     (manifest.interruptions.is_some(), "interruption"),
     (!environment.functions.is_empty(), "functions"),

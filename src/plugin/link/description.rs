@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{Callable, ExportDescription, ImportDescription, Initializer, Kind, Linked, Options};
+use super::{
+  Callable, ExportDescription, ImportDescription, Initializer, Kind, Linked, Options, Snapshot,
+};
 use crate::abi::{FunctionType, ValueType};
 
 impl Linked {
@@ -33,6 +35,11 @@ impl Linked {
       "wasiMemories": self.wasi_memories,
       "usesWasi": self.uses_wasi,
       "initialPages": self.initial_pages,
+      "snapshot": match &self.snapshot {
+        Snapshot::None => json!({}),
+        Snapshot::Taken { grown_pages } => json!({ "grownPages": grown_pages }),
+        Snapshot::Unsupported(reason) => json!({ "unsupported": reason }),
+      },
     })
     .to_string()
     .into_bytes()
@@ -107,6 +114,16 @@ impl Linked {
       wasi_memories: usize::try_from(description.get("wasiMemories")?.as_u64()?).ok()?,
       uses_wasi: description.get("usesWasi")?.as_bool()?,
       initial_pages: description.get("initialPages")?.as_u64()?,
+      snapshot: {
+        let snapshot = description.get("snapshot")?;
+        let grown_pages = snapshot.get("grownPages").and_then(Value::as_u64);
+        let reason = snapshot.get("unsupported").and_then(Value::as_str);
+        match (grown_pages, reason) {
+          (Some(grown_pages), _) => Snapshot::Taken { grown_pages },
+          (None, Some(reason)) => Snapshot::Unsupported(reason.to_owned()),
+          (None, None) => Snapshot::None,
+        }
+      },
     })
   }
 }

@@ -159,6 +159,23 @@ pub struct Linked {
   pub uses_wasi: bool,
   /// Pages of all memories of user modules when they are instantiated.
   pub initial_pages: u64,
+  /// What the module starts from.
+  pub snapshot: Snapshot,
+}
+
+/// What instances start from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Snapshot {
+  /// The state that the modules describe.
+  #[default]
+  None,
+  /// The state after the initialization, which has grown memories by so many pages.
+  Taken {
+    /// Pages of 64 KiB.
+    grown_pages: u64,
+  },
+  /// The state that the modules describe, since there can be no snapshot, for this reason.
+  Unsupported(String),
 }
 
 /// Why modules cannot be linked.
@@ -296,6 +313,7 @@ pub fn link(modules: &[LoadedModule], options: &Options<'_>) -> Result<Linked, L
     wasi_memories: resolution.wasi_memories.len().saturating_sub(1),
     uses_wasi: resolution.uses_wasi,
     initial_pages,
+    snapshot: Snapshot::None,
   })
 }
 
