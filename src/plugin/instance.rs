@@ -15,8 +15,9 @@ use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder};
 
 use super::engine::{self, Kind};
 use super::interrupt::Interrupt;
-use super::link::{self, Callable, Initializer, Linked};
+use super::link::{self, Callable, Initializer, Linked, StateExports};
 use super::manifest::AllowedPath;
+use super::pristine::{Pristine, State};
 use super::reference::Reference;
 use super::wasi;
 use crate::abi::{self, FunctionType, ValueType};
@@ -34,6 +35,9 @@ const MAX_FRAMES: usize = 32;
 
 /// How long the name of a function may be there.
 const MAX_FRAME_NAME: usize = 256;
+
+/// What the kernel's memory for blocks has at first.
+const FIRST_KERNEL_BYTES: u64 = 64 << 10;
 
 /// How large the memory of an input may be to be used again for the output.
 const MAX_SPARE: usize = 4096;
@@ -68,6 +72,10 @@ pub struct Template {
   settings: Settings,
   imports: Imports,
   callables: Vec<Callable>,
+  /// What calls can change of an instance, if it can be put back.
+  state: Option<StateExports>,
+  /// What it is before the first call. The same for all instances; kept when it is first asked for.
+  pristine: OnceLock<Pristine>,
   /// The number of `_start`, after which an instance has run.
   start: Option<u32>,
   initializers: Vec<Initializer>,
@@ -116,6 +124,9 @@ impl Template {
     Ok(Self {
       settings,
       imports,
+      // What an initialization leaves is not the same for all.
+      state: linked.state.clone().filter(|_| initializers.is_empty()),
+      pristine: OnceLock::new(),
       start: (0..)
         .zip(&callables)
         .find(|(_, callable)| callable.name == "_start")
@@ -396,6 +407,12 @@ pub trait Run {
   /// Forgets everything of the last call but the guest's own state.
   fn reset(&mut self);
 
+  /// After the initialization, if [`restore`](Self::restore) will be asked for: keeps what it needs.
+  fn prepare_restore(&mut self);
+
+  /// Makes it as it was before its first call. `false` if that cannot be done; then it must be replaced.
+  fn restore(&mut self) -> bool;
+
   /// The bytes of the memory that blocks lie in, which never shrinks.
   fn kernel_bytes(&self) -> u64;
 
@@ -421,6 +438,8 @@ pub struct Instance {
   entries: Vec<Option<Entry>>,
   instance: wasmtime::Instance,
   spare: Vec<u8>,
+  /// Memories and globals, if it can be put back.
+  state: Option<State>,
   store: Store<Guest>,
 }
 
@@ -491,8 +510,25 @@ impl Instance {
       entries: vec![None; template.callables.len()],
       instance,
       spare: Vec::new(),
+      state: None,
       store,
     })
+  }
+
+  fn try_restore(&mut self) -> Option<()> {
+    let (state, pristine) = (self.state.as_ref()?, self.template.pristine.get()?);
+    if Kernel::bytes(&self.store) > FIRST_KERNEL_BYTES {
+      return None;
+    }
+    pristine.restore(state, &mut self.store)?;
+    let wasi = match self.template.imports.uses_wasi {
+      true => Some(wasi_context(&self.template.settings).ok()?),
+      false => None,
+    };
+    self.reset();
+    let guest = self.store.data_mut();
+    (guest.wasi, guest.open_descriptors) = (wasi, 0);
+    Some(())
   }
 
   /// The instance itself, and its store.
@@ -664,6 +700,21 @@ impl Run for Instance {
     let guest = self.store.data_mut();
     guest.call = None;
     guest.last_response = Default::default();
+  }
+
+  fn prepare_restore(&mut self) {
+    let Some(exports) = &self.template.state else {
+      return;
+    };
+    self.state = State::new(exports, &self.instance, &mut self.store);
+    if let Some(state) = &self.state {
+      let pristine = &self.template.pristine;
+      pristine.get_or_init(|| Pristine::new(state, &mut self.store));
+    }
+  }
+
+  fn restore(&mut self) -> bool {
+    self.try_restore().is_some()
   }
 
   fn kernel_bytes(&self) -> u64 {

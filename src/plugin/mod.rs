@@ -8,6 +8,7 @@ pub mod interrupt;
 pub mod link;
 mod manifest;
 mod page;
+mod pristine;
 mod reference;
 mod snapshot;
 pub mod spin;
@@ -49,7 +50,7 @@ use workers::Workers;
 const INITIALIZATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Part of the cache's key. Raise it when the linker writes something else for the same input.
-const LINKER_VERSION: [u8; 1] = [2];
+const LINKER_VERSION: [u8; 1] = [3];
 
 /// How large an instance's kernel memory may be between two calls: 64 MiB.
 const MAX_IDLE_MEMORY: u64 = 64 << 20;

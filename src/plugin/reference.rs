@@ -474,6 +474,13 @@ impl Run for ReferenceInstance {
   fn keeps_files(&self) -> bool {
     false
   }
+
+  // Calls are not isolated on this runtime.
+  fn prepare_restore(&mut self) {}
+
+  fn restore(&mut self) -> bool {
+    false
+  }
 }
 
 fn gone() -> Ending {

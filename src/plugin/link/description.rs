@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
   Callable, ExportDescription, ImportDescription, Initializer, Kind, Linked, Options, Snapshot,
+  StateExports,
 };
 use crate::abi::{FunctionType, ValueType};
 
@@ -35,6 +36,7 @@ impl Linked {
       "wasiMemories": self.wasi_memories,
       "usesWasi": self.uses_wasi,
       "initialPages": self.initial_pages,
+      "state": self.state.as_ref().map(|state| json!([state.memories, state.globals])),
       "snapshot": match &self.snapshot {
         Snapshot::None => json!({}),
         Snapshot::Taken { grown_pages } => json!({ "grownPages": grown_pages }),
@@ -114,6 +116,18 @@ impl Linked {
       wasi_memories: usize::try_from(description.get("wasiMemories")?.as_u64()?).ok()?,
       uses_wasi: description.get("usesWasi")?.as_bool()?,
       initial_pages: description.get("initialPages")?.as_u64()?,
+      state: match description.get("state")? {
+        Value::Null => None,
+        state => Some(StateExports {
+          memories: u32::try_from(state.get(0)?.as_u64()?).ok()?,
+          globals: state
+            .get(1)?
+            .as_array()?
+            .iter()
+            .map(|global| u32::try_from(global.as_u64()?).ok())
+            .collect::<Option<_>>()?,
+        }),
+      },
       snapshot: {
         let snapshot = description.get("snapshot")?;
         let grown_pages = snapshot.get("grownPages").and_then(Value::as_u64);

@@ -11,18 +11,25 @@ use wasm_encoder::{
   EntityType, ExportKind, ExportSection, Function, FunctionSection, GlobalSection, ImportSection,
   Instruction, MemArg, MemorySection, MemoryType, NameMap, NameSection, TableSection, TagSection,
 };
-use wasmparser::{Operator, TableInit};
+use wasmparser::{Operator, TableInit, ValType};
 
 use super::module::{Body, Module};
 use super::resolve::{Definition, Modules, Resolution, Resolved, inconsistent};
 use super::type_table::TypeTable;
-use super::{Entries, FunctionIndex, Kind, LinkError, names};
+use super::{Entries, FunctionIndex, Kind, LinkError, StateExports, names};
 use crate::abi::RESERVED;
 
 /// The kernel's export of the memory with the blocks.
 pub(super) const KERNEL_BLOCKS: &str = "blocks";
 /// The kernel's export of the memory with the table of blocks.
 pub(super) const KERNEL_TABLE: &str = "table";
+
+/// The linked module.
+pub(super) struct Merged {
+  pub bytes: Vec<u8>,
+  /// What it exports of its state, if that is all that calls can change.
+  pub state: Option<StateExports>,
+}
 
 /// Writes the linked module.
 pub(super) fn merge(
@@ -31,7 +38,7 @@ pub(super) fn merge(
   resolution: &Resolution,
   entries: &Entries,
   checks: bool,
-) -> Result<Vec<u8>, LinkError> {
+) -> Result<Merged, LinkError> {
   let order = resolution
     .order
     .iter()
@@ -75,7 +82,9 @@ pub(super) fn merge(
     module.section(&merger.tags);
   }
   module.section(&globals);
-  module.section(&exports(modules, &layout, resolution, entries, checks)?);
+  let mut exports = exports(modules, &layout, resolution, entries, checks)?;
+  let state = export_state(modules, &layout, &mut exports)?;
+  module.section(&exports);
   if !merger.referenced.is_empty() {
     // A body may only refer to functions that occur outside of bodies, and the exports that some relied
     // on are gone.
@@ -93,7 +102,10 @@ pub(super) fn merge(
     module.section(&merger.data);
   }
   module.section(&function_names(modules, &layout, resolution));
-  Ok(module.finish())
+  Ok(Merged {
+    bytes: module.finish(),
+    state,
+  })
 }
 
 /// What each index of a module is in the linked module.
@@ -721,6 +733,55 @@ fn exports(
     exports.export(names::INTERRUPT, ExportKind::Memory, layout.memories);
   }
   Ok(exports)
+}
+
+/// Exports the memories and mutable globals of user modules, if calls can change nothing else.
+fn export_state(
+  modules: &Modules<'_, '_>,
+  layout: &Layout,
+  exports: &mut ExportSection,
+) -> Result<Option<StateExports>, LinkError> {
+  let changes_references =
+    |module: &Module<'_>| module.bodies.iter().any(|body| body.changes_references);
+  if modules.modules.iter().any(changes_references) {
+    return Ok(None);
+  }
+  let mut state = StateExports::default();
+  for (number, definition) in (0..).zip(&layout.globals) {
+    let module = modules
+      .modules
+      .get(definition.module)
+      .ok_or_else(inconsistent)?;
+    let global = module
+      .globals
+      .get(definition.number)
+      .ok_or_else(inconsistent)?;
+    match global.ty.content_type {
+      _ if !global.ty.mutable => {}
+      ValType::Ref(_) => return Ok(None),
+      _ => {
+        exports.export(&names::state_global(number), ExportKind::Global, number);
+        state.globals.push(number);
+      }
+    }
+  }
+  for (number, module) in modules.modules.iter().enumerate() {
+    if number == modules.kernel {
+      continue;
+    }
+    let imported = module.space(Kind::Memory).imports.len();
+    for index in (imported..).take(module.memories.len()) {
+      let index = u32::try_from(index).map_err(|_| inconsistent())?;
+      let index = layout.index(number, Kind::Memory, index)?;
+      exports.export(
+        &names::state_memory(state.memories),
+        ExportKind::Memory,
+        index,
+      );
+      state.memories += 1;
+    }
+  }
+  Ok(Some(state))
 }
 
 /// The names of functions, for backtraces.

@@ -161,6 +161,18 @@ pub struct Linked {
   pub initial_pages: u64,
   /// What the module starts from.
   pub snapshot: Snapshot,
+  /// How many memories user modules define, and which globals are mutable, if these are all that calls can
+  /// change of an instance.
+  pub state: Option<StateExports>,
+}
+
+/// What an instance exports of its state, by number: see [`names::state_memory`] and [`names::state_global`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateExports {
+  /// How many memories, from 0.
+  pub memories: u32,
+  /// The mutable globals.
+  pub globals: Vec<u32>,
 }
 
 /// What instances start from.
@@ -277,7 +289,8 @@ pub fn link(modules: &[LoadedModule], options: &Options<'_>) -> Result<Linked, L
 
   let resolution = resolve::resolve(&modules, &mut types, options)?;
   let entries = Entries::new(&modules, &types, &resolution.order);
-  let bytes = merge::merge(&modules, &types, &resolution, &entries, options.checks)?;
+  let merge::Merged { bytes, state } =
+    merge::merge(&modules, &types, &resolution, &entries, options.checks)?;
 
   let main = parsed.get(main).ok_or_else(inconsistent)?;
   Ok(Linked {
@@ -314,6 +327,7 @@ pub fn link(modules: &[LoadedModule], options: &Options<'_>) -> Result<Linked, L
     uses_wasi: resolution.uses_wasi,
     initial_pages,
     snapshot: Snapshot::None,
+    state,
   })
 }
 

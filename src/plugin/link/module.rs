@@ -34,6 +34,9 @@ pub(super) struct Body<'a> {
   pub body: FunctionBody<'a>,
   /// Whether it contains a call of any kind.
   pub calls: bool,
+  /// Whether it changes more of an instance than memories and globals: tables, segments, or the heap of
+  /// garbage-collected objects.
+  pub changes_references: bool,
 }
 
 /// An index space: first what is imported, then what is defined.
@@ -294,11 +297,13 @@ impl<'a> Module<'a> {
     let mut controls = 0_u64;
     let mut complexity = locals;
     let mut calls = false;
+    let mut changes_references = false;
     let mut loops = LoopCost::default();
     while !operators.eof() {
       let (operator, offset) = operators.read_with_offset()?;
       let stack = u64::from(validator.operand_stack_height());
       loops.add(name, &operator, locals + stack)?;
+      changes_references |= does_change_references(&operator);
       // How many blocks or targets it is, and how many values each handles.
       let (targets, values) = match &operator {
         Operator::Block { .. }
@@ -357,7 +362,12 @@ impl<'a> Module<'a> {
     limits::FUNCTION_COMPLEXITY.check(name, complexity)?;
     usage.complexity.add(name, complexity)?;
     usage.loop_complexity.add(name, loops.complexity)?;
-    Ok((Body { body, calls }, validator.into_allocations()))
+    let body = Body {
+      body,
+      calls,
+      changes_references,
+    };
+    Ok((body, validator.into_allocations()))
   }
 
   fn check_reserved_names(&self) -> Result<(), LinkError> {
@@ -516,4 +526,25 @@ impl From<LinkError> for ReadError {
 
 fn size(length: usize) -> u64 {
   u64::try_from(length).unwrap_or(u64::MAX)
+}
+
+fn does_change_references(operator: &Operator<'_>) -> bool {
+  matches!(
+    operator,
+    Operator::TableCopy { .. }
+      | Operator::TableFill { .. }
+      | Operator::TableGrow { .. }
+      | Operator::TableInit { .. }
+      | Operator::TableSet { .. }
+      | Operator::DataDrop { .. }
+      | Operator::ElemDrop { .. }
+      | Operator::StructNew { .. }
+      | Operator::StructNewDefault { .. }
+      | Operator::ArrayNew { .. }
+      | Operator::ArrayNewData { .. }
+      | Operator::ArrayNewDefault { .. }
+      | Operator::ArrayNewElem { .. }
+      | Operator::ArrayNewFixed { .. }
+      | Operator::Throw { .. }
+  )
 }

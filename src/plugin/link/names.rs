@@ -22,6 +22,16 @@ pub const INTERRUPT: &str = "extism-host:interrupt";
 /// The export of the memory that WASI uses. The name is WASI's.
 pub const MEMORY: &str = "memory";
 
+/// The export of the memory with this number among all that modules define.
+pub fn state_memory(number: u32) -> String {
+  format!("extism-host:state/memory/{number}")
+}
+
+/// The export of the mutable global with this number.
+pub fn state_global(number: u32) -> String {
+  format!("extism-host:state/global/{number}")
+}
+
 /// What the names of the kernel's functions begin with in backtraces.
 pub const KERNEL_FUNCTION: &str = "extism-host:kernel/";
 

@@ -117,6 +117,9 @@ impl Worker {
     if let Err(ending) = instance.initialize() {
       return Stopped::Ended(ending);
     }
+    if self.shared.limits.is_isolated {
+      instance.prepare_restore();
+    }
     let mut record = self.slot.lock();
     record.is_proven = true;
     let in_flight = record.in_flight.take();
@@ -135,7 +138,11 @@ impl Worker {
         Outcome::Returned(result) => {
           self.end_in_flight(result.map_err(error_of_call));
           if self.shared.limits.is_isolated {
-            return Stopped::Replace(Replaced::Isolation);
+            if !instance.restore() {
+              return Stopped::Replace(Replaced::Isolation);
+            }
+            self.shared.counters.replaced(Replaced::Isolation);
+            continue;
           }
           instance.reset();
           if instance.kernel_bytes() > self.shared.limits.max_idle_memory {

@@ -86,6 +86,8 @@ pub trait Run {
   fn reset(&mut self);
   fn kernel_bytes(&self) -> u64;
   fn keeps_files(&self) -> bool;
+  fn prepare_restore(&mut self);
+  fn restore(&mut self) -> bool;
 }
 
 pub struct Instance {
@@ -195,6 +197,12 @@ impl Run for Instance {
   }
 
   fn keeps_files(&self) -> bool {
+    false
+  }
+
+  fn prepare_restore(&mut self) {}
+
+  fn restore(&mut self) -> bool {
     false
   }
 }

@@ -1,0 +1,142 @@
+//! An instance that is put back after a call is as it was before its first one, whatever the call has changed.
+
+mod common;
+
+use common::{Loaded, World, guest};
+use extism_host::plugin::instance::{Instance, Outcome, Run};
+
+/// `look` returns a digest of all memory and globals, then writes to every third page, and to all globals. The
+/// digest includes a new block, and what the last call left in the kernel.
+const GUEST: &str = r#"
+  (memory 64)
+  (memory $other 2)
+  (data (i32.const 70000) "begins with this")
+  (global $a (mut i32) (i32.const 1))
+  (global $b (mut i64) (i64.const 2))
+  (global $c (mut f32) (f32.const 3))
+  (global $d (mut f64) (f64.const 4))
+  (global $e (mut v128) (v128.const i64x2 5 6))
+  (func (export "look") (local $digest i64) (local $at i32) (local $block i64)
+    (local.set $digest (i64.mul (i64.extend_i32_u (global.get $a)) (i64.const 31)))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (global.get $b)))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64.trunc_f32_u (global.get $c))))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64.trunc_f64_u (global.get $d))))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64x2.extract_lane 1 (global.get $e))))
+    (loop $next
+      (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64.load (local.get $at))))
+      (local.set $at (i32.add (local.get $at) (i32.const 8)))
+      (br_if $next (i32.lt_u (local.get $at) (i32.const 4194304))))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64.load $other (i32.const 65536))))
+    (local.set $block (call $alloc (i64.const 16)))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (call $load_u64 (i64.add (local.get $block) (i64.const 8)))))
+    (call $store_u64 (local.get $block) (local.get $digest))
+    (call $store_u64 (i64.add (local.get $block) (i64.const 8)) (i64.const -1))
+    (call $output_set (local.get $block) (i64.const 8))
+    (local.set $at (i32.const 0))
+    (loop $next
+      (i64.store (local.get $at) (i64.add (i64.load (local.get $at)) (i64.const 77)))
+      (local.set $at (i32.add (local.get $at) (i32.const 12288)))
+      (br_if $next (i32.lt_u (local.get $at) (i32.const 4194296))))
+    (i64.store $other (i32.const 65536) (i64.const 78))
+    (global.set $a (i32.const 79))
+    (global.set $b (i64.const 80))
+    (global.set $c (f32.const 81))
+    (global.set $d (f64.const 82))
+    (global.set $e (v128.const i64x2 83 84)))
+  (func (export "grow") (drop (memory.grow (i32.const 1))))"#;
+
+fn load(body: &str) -> Loaded {
+  World::new().load(&[(None, &guest(body))])
+}
+
+fn start(plugin: &Loaded) -> Instance {
+  let mut instance = plugin.instance();
+  assert_eq!(instance.initialize(), Ok(()));
+  instance.prepare_restore();
+  instance
+}
+
+fn call(plugin: &Loaded, instance: &mut Instance, function: &str) -> Vec<u8> {
+  match instance.call(0, plugin.export(function), Vec::new()) {
+    Outcome::Returned(Ok(output)) => output,
+    outcome => panic!("{outcome:?}"),
+  }
+}
+
+/// Asks the system to swap out all private memory. Without swap it does nothing.
+#[cfg(target_os = "linux")]
+fn swap_out() {
+  use rustix::mm::{Advice, madvise};
+
+  let maps = std::fs::read_to_string("/proc/self/maps").expect("the process has maps");
+  for line in maps.lines().filter(|line| line.contains(" rw-p ")) {
+    let range = line
+      .split(' ')
+      .next()
+      .and_then(|range| range.split_once('-'));
+    let (start, end) = range.expect("a line begins with a range");
+    let start = usize::from_str_radix(start, 16).expect("an address");
+    let length = usize::from_str_radix(end, 16).expect("an address") - start;
+    // SAFETY: swapping out changes nothing that the process can see.
+    let _ = unsafe { madvise(start as *mut _, length, Advice::LinuxPageOut) };
+  }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn nothing_that_a_call_has_written_is_left() {
+  let plugin = load(GUEST);
+  let mut instance = start(&plugin);
+  let fresh = call(&plugin, &mut instance, "look");
+  let is_restored = instance.restore();
+  if !is_restored {
+    // Before Linux 6.7 instances are replaced instead.
+    return;
+  }
+  for round in 0..20 {
+    assert_eq!(call(&plugin, &mut instance, "look"), fresh, "round {round}");
+    if round % 4 == 0 {
+      swap_out();
+    }
+    assert!(instance.restore());
+  }
+  // The digest notices what is left.
+  call(&plugin, &mut instance, "look");
+  instance.reset();
+  assert_ne!(call(&plugin, &mut instance, "look"), fresh);
+}
+
+#[test]
+fn an_instance_that_has_grown_is_not_put_back() {
+  let plugin = load(GUEST);
+  let mut instance = start(&plugin);
+  call(&plugin, &mut instance, "grow");
+  assert!(!instance.restore());
+}
+
+#[test]
+fn an_instance_that_can_change_more_than_memories_and_globals_is_not_put_back() {
+  for body in [
+    r#"(table $table 1 funcref)
+       (func (export "run") (table.set $table (i32.const 0) (ref.null func)))"#,
+    r#"(table $table 1 funcref)
+       (func (export "run") (drop (table.grow $table (ref.null func) (i32.const 1))))"#,
+    r#"(data $data "x") (func (export "run") (data.drop $data))"#,
+    r#"(type $box (struct (field (mut i32))))
+       (func (export "run") (drop (struct.new $box (i32.const 1))))"#,
+    r#"(global $kept (mut funcref) (ref.null func)) (func (export "run"))"#,
+  ] {
+    let plugin = load(body);
+    let mut instance = start(&plugin);
+    call(&plugin, &mut instance, "run");
+    assert!(!instance.restore(), "{body}");
+  }
+}
+
+#[test]
+fn an_instance_with_an_initialization_is_not_put_back() {
+  let plugin = load(r#"(func (export "_initialize")) (func (export "run"))"#);
+  let mut instance = start(&plugin);
+  call(&plugin, &mut instance, "run");
+  assert!(!instance.restore());
+}
