@@ -275,8 +275,8 @@ export interface PluginOptions extends ManifestOptions {
   isolation?: 'instance' | 'call'
   /**
    * Starts instances from the state after the plugin's initialization, which runs once instead of in each
-   * instance. For a plugin in Go an instance is ready in a twentieth of the time, which pays with
-   * `isolation: 'call'`.
+   * instance. With `isolation: 'call'` instances can then be put back in place: a call of a plugin in Go costs a
+   * thirtieth.
    *
    * The first start takes twice as long; later ones find the snapshot in the compile cache, where `precompile`
    * puts it, too. All instances begin with what the initialization has read: the same random numbers (a
