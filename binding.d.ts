@@ -330,6 +330,10 @@ export interface PluginOptions {
   fuel?: number
   /** Whether each call has an instance of its own. */
   isIsolated: boolean
+  /** How many calls an instance serves before it is replaced. */
+  maxCalls?: number
+  /** How many milliseconds old an instance may be after a call and not be replaced. */
+  maxAgeMs?: number
   /** Whether guests may import WASI. */
   useWasi: boolean
   /** Directories that they may use then. */

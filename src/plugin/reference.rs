@@ -473,6 +473,13 @@ impl Run for ReferenceInstance {
   fn keeps_files(&self) -> bool {
     false
   }
+
+  fn accept_memory(&mut self) {}
+
+  fn is_nearly_full(&self) -> bool {
+    // `extism` does not tell that either.
+    false
+  }
 }
 
 fn gone() -> Ending {
