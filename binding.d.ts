@@ -332,6 +332,10 @@ export interface PluginOptions {
   isIsolated: boolean
   /** Whether instances start from the state after the initialization. */
   snapshot: boolean
+  /** How many calls an instance serves before it is replaced. */
+  maxCalls?: number
+  /** How many milliseconds old an instance may be after a call and not be replaced. */
+  maxAgeMs?: number
   /** Whether guests may import WASI. */
   useWasi: boolean
   /** Directories that they may use then. */

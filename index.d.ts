@@ -288,6 +288,20 @@ export interface PluginOptions extends ManifestOptions {
    */
   snapshot?: boolean
   /**
+   * How many calls an instance serves, from 1 to 2⁵³ − 1, before another takes its place, with the state of a new
+   * guest. That one is made between two calls, and neither waits for more than its initialization. If the
+   * initialization fails, the old instance serves as many calls again. An instance whose guest leaks memory is
+   * replaced without this option, before its memory is full.
+   * @default no limit
+   */
+  maxCalls?: number
+  /**
+   * How many milliseconds old an instance may be, from 1 to 2⁵³ − 1. After the first call that ends later, another
+   * takes its place, as with `maxCalls`. An instance that waits for calls is not replaced meanwhile.
+   * @default no limit
+   */
+  maxAgeMs?: number
+  /**
    * How much fuel a call has, from 1 to 2⁵³ − 1: about one unit for each WebAssembly instruction, the
    * same in each run. A call that uses it up is rejected with `FUEL_EXHAUSTED`, and its instance
    * replaced. The initialization of an instance has as much. Counting slows guests down. There is no
@@ -474,8 +488,11 @@ export interface PluginStats {
   busy: number
   /** Instances that there are. */
   instances: number
-  /** Instances that were replaced, by what ended them. */
-  replaced: Record<'trap' | 'outOfMemory' | 'fuelExhausted' | 'interrupted' | 'hostFunctionError' | 'exited' | 'memory' | 'descriptors' | 'isolation' | 'internal', number>
+  /**
+   * Instances that were replaced, by what ended them. No call fails for `memory` (it had nearly reached its
+   * limit), `descriptors` (it kept too many files open), `isolation`, `calls` (`maxCalls`) and `age` (`maxAgeMs`).
+   */
+  replaced: Record<'trap' | 'outOfMemory' | 'fuelExhausted' | 'interrupted' | 'hostFunctionError' | 'exited' | 'memory' | 'descriptors' | 'isolation' | 'calls' | 'age' | 'internal', number>
   /** Threads that hang in host calls which no interruption reaches. */
   abandonedThreads: number
   /** What instances start from: with the option `snapshot`, `'taken'` or `'unsupported'`. */

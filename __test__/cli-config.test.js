@@ -42,6 +42,8 @@ plugins:
     hash: abc
     wasi: true
     instances: 2
+    maxCalls: 1000
+    maxAgeMs: 60000
     openTimeoutMs: 5000
     allowedPaths: [{ host: data, guest: /data, readOnly: true }]
     store: { prefix: 'g:', access: write }
@@ -57,6 +59,8 @@ admin: { token: '\${TOKEN}' }
     source: { wasm: [{ url: 'https://example.com/greeter.wasm', hash: 'abc' }] },
     useWasi: true,
     instances: 2,
+    maxCalls: 1_000,
+    maxAgeMs: 60_000,
     openTimeoutMs: 5_000,
     allowedPaths: [{ host: join(directory, 'data'), guest: '/data', readOnly: true }],
     permissions: { prefix: 'g:', access: 'write' },

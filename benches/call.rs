@@ -292,6 +292,8 @@ fn between_threads(criterion: &mut Criterion) {
       is_eager: true,
       max_queue: NonZeroUsize::MIN,
       is_isolated: false,
+      max_calls: None,
+      max_age: None,
     };
     let waiting = Arc::new(Waiting {
       output: guest.output,

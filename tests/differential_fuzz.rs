@@ -321,6 +321,8 @@ fn run(case: &Case, runtime: RuntimeKind) -> Result<Report, Code> {
     is_eager: false,
     max_queue: one,
     is_isolated: false,
+    max_calls: None,
+    max_age: None,
   };
   let (sender, results) = channel();
   let waiting = Arc::new(Waiting(Mutex::new(sender)));

@@ -29,6 +29,8 @@ fn limits(instances: usize, max_queue: usize) -> Limits {
     is_eager: false,
     max_queue: NonZeroUsize::new(max_queue).expect("at least one"),
     is_isolated: false,
+    max_calls: None,
+    max_age: None,
   }
 }
 

@@ -95,6 +95,7 @@ expectError(plugin.callSync('f', 'input', undefined, { signal: new AbortControll
 expectType<number>(plugin.stats().calls.succeeded)
 expectType<number | undefined>(plugin.stats().calls.failed.TRAP)
 expectType<number>(plugin.stats().replaced.isolation)
+expectType<number>(plugin.stats().replaced.age)
 expectType<number>(plugin.stats().store.hits)
 expectType<number | undefined>(plugin.stats().store.failed.ACCESS_DENIED)
 expectType<Promise<Plugin>>(createPlugin('plugin.wasm', {
@@ -103,6 +104,7 @@ expectType<Promise<Plugin>>(createPlugin('plugin.wasm', {
 expectError(createPlugin('plugin.wasm', { store: { store, access: 'execute' } }))
 expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { isolation: 'call', fuel: 1_000_000 }))
 expectError(createPlugin('plugin.wasm', { isolation: 'process' }))
+expectType<Promise<Plugin>>(createPlugin('plugin.wasm', { maxCalls: 1_000, maxAgeMs: 60_000 }))
 
 expectType<Promise<Plugin>>(createPlugin('plugin.wasm', {
   logger: console,

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -103,6 +103,12 @@ pub fn open_plugin(
     is_eager: options.eager,
     max_queue: at_least_one(options.max_queue),
     is_isolated: options.is_isolated,
+    max_calls: options
+      .max_calls
+      .and_then(|calls| NonZeroU64::new(calls as u64)),
+    max_age: options
+      .max_age_ms
+      .map(|age| Duration::from_millis(age as u64)),
   };
   let environment = environment(&options, store, boundary);
   let manifest = plugin::Manifest::from(options);

@@ -41,6 +41,10 @@ pub struct PluginOptions {
   pub is_isolated: bool,
   /// Whether instances start from the state after the initialization.
   pub snapshot: bool,
+  /// How many calls an instance serves before it is replaced.
+  pub max_calls: Option<f64>,
+  /// How many milliseconds old an instance may be after a call and not be replaced.
+  pub max_age_ms: Option<f64>,
   /// Whether guests may import WASI.
   pub use_wasi: bool,
   /// Directories that they may use then.

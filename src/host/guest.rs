@@ -81,6 +81,10 @@ pub enum Stop {
 pub struct Limiter {
   /// Bytes by which all memories may still grow together.
   growth_left: u64,
+  /// How many of them are to stay.
+  reserve: u64,
+  /// The bytes of the largest growth since the present size was [accepted](Self::accept).
+  largest_growth: u64,
   /// Elements by which all tables may still grow together.
   elements_left: u64,
   /// Whether nothing is counted: the instance is being made.
@@ -92,6 +96,8 @@ impl Limiter {
   pub fn new(growth_pages: u64, elements: u64) -> Self {
     Self {
       growth_left: growth_pages.saturating_mul(PAGE),
+      reserve: 0,
+      largest_growth: 0,
       elements_left: elements,
       is_off: true,
     }
@@ -105,6 +111,20 @@ impl Limiter {
   /// Counts from now on.
   pub fn start(&mut self) {
     self.is_off = false;
+  }
+
+  /// Takes what memories have now for what the guest needs. What they grow by from now on may be a leak.
+  pub fn accept(&mut self) {
+    self.reserve = self.growth_left / 4;
+    self.largest_growth = 0;
+  }
+
+  /// Whether memories have grown by more than 3/4 of what they might since their size was
+  /// [accepted](Self::accept), or could not grow by twice as much as they have at once: many allocators
+  /// double their memory.
+  pub fn is_nearly_full(&self) -> bool {
+    let next_growth = self.largest_growth.saturating_mul(2);
+    self.growth_left < self.reserve.max(next_growth)
   }
 }
 
@@ -126,6 +146,7 @@ impl ResourceLimiter for Limiter {
     match self.growth_left.checked_sub(growth) {
       Some(left) => {
         self.growth_left = left;
+        self.largest_growth = self.largest_growth.max(growth);
         Ok(true)
       }
       None => Err(wasmtime::Error::new(Stop::OutOfMemory)),

@@ -418,6 +418,12 @@ pub trait Run {
 
   /// Whether the guest keeps more files open than it may between calls.
   fn keeps_files(&self) -> bool;
+
+  /// Takes the memory that the guest has now for what it needs.
+  fn accept_memory(&mut self);
+
+  /// Whether the guest's memories have grown so much since then that they may soon reach their limit.
+  fn is_nearly_full(&self) -> bool;
 }
 
 /// A function that can be called.
@@ -723,6 +729,14 @@ impl Run for Instance {
 
   fn keeps_files(&self) -> bool {
     self.store.data().open_descriptors > wasi::MAX_KEPT_OPEN
+  }
+
+  fn accept_memory(&mut self) {
+    self.store.data_mut().limiter.accept();
+  }
+
+  fn is_nearly_full(&self) -> bool {
+    self.store.data().limiter.is_nearly_full()
   }
 }
 

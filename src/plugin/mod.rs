@@ -18,7 +18,7 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +67,10 @@ pub struct Limits {
   pub max_queue: NonZeroUsize,
   /// Whether each call has an instance of its own, and leaves nothing to the next.
   pub is_isolated: bool,
+  /// How many calls an instance serves before it is replaced. No limit without it.
+  pub max_calls: Option<NonZeroU64>,
+  /// How old an instance may be after a call and not be replaced. No limit without it.
+  pub max_age: Option<Duration>,
 }
 
 /// A loaded plugin: a number of instances, each on a thread of its own, behind one queue.
@@ -132,6 +136,8 @@ impl Plugin {
       initialization_timeout: initialization_timeout.unwrap_or(INITIALIZATION_TIMEOUT),
       max_idle_memory: MAX_IDLE_MEMORY,
       is_isolated: limits.is_isolated,
+      max_calls: limits.max_calls,
+      max_age: limits.max_age,
     };
     let functions = (0..).zip(linked.callables);
     let interface = Interface {

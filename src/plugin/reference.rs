@@ -481,6 +481,13 @@ impl Run for ReferenceInstance {
   fn restore(&mut self) -> bool {
     false
   }
+
+  fn accept_memory(&mut self) {}
+
+  fn is_nearly_full(&self) -> bool {
+    // `extism` does not tell that either.
+    false
+  }
 }
 
 fn gone() -> Ending {

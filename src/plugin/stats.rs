@@ -20,19 +20,23 @@ pub enum Replaced {
   HostFunctionError,
   /// It had exited, or `_start` had run.
   Exited,
-  /// Its kernel memory had grown too large.
+  /// Its kernel memory had grown too large, or all its memories near their limit.
   Memory,
   /// It kept too many files open after a call.
   Descriptors,
   /// Each call has an instance of its own.
   Isolation,
+  /// It had served as many calls as it may.
+  Calls,
+  /// It was too old.
+  Age,
   /// A defect in this library.
   Internal,
 }
 
 impl Replaced {
   /// All reasons, each at the place of its number.
-  pub const ALL: [Self; 10] = [
+  pub const ALL: [Self; 12] = [
     Self::Trap,
     Self::OutOfMemory,
     Self::FuelExhausted,
@@ -42,6 +46,8 @@ impl Replaced {
     Self::Memory,
     Self::Descriptors,
     Self::Isolation,
+    Self::Calls,
+    Self::Age,
     Self::Internal,
   ];
 
@@ -57,6 +63,8 @@ impl Replaced {
       Self::Memory => "memory",
       Self::Descriptors => "descriptors",
       Self::Isolation => "isolation",
+      Self::Calls => "calls",
+      Self::Age => "age",
       Self::Internal => "internal",
     }
   }

@@ -159,6 +159,8 @@ pub fn limits(instances: usize) -> WorkerLimits {
     initialization_timeout: Duration::from_secs(1000),
     max_idle_memory: u64::MAX,
     is_isolated: false,
+    max_calls: None,
+    max_age: None,
   }
 }
 

@@ -1,13 +1,15 @@
 //! Each call ends once, whatever else happens.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::Code;
 use crate::plugin::instance::{Beginning, export, open_gate};
 use crate::plugin::page;
+use crate::plugin::stats::Replaced;
 use crate::plugin::workers::{Queued, WorkerLimits};
 use crate::scenario::{Plugin, Time, any, call, check, limits};
-use crate::sync::thread;
+use crate::sync::{self, thread};
 use crate::violation;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -370,6 +372,177 @@ fn a_replacement_that_does_not_start_costs_one_call() {
     let opener = thread::spawn(open_gate);
     plugin.close_and_wait();
     opener.join().unwrap();
+  });
+}
+
+/// How many instances were replaced for that reason.
+fn number_of(plugin: &Plugin, reason: Replaced) -> u64 {
+  let replaced = plugin.workers.stats().replaced;
+  let counts = replaced.into_iter().filter(|(other, _)| *other == reason);
+  counts.map(|(_, count)| count).sum()
+}
+
+/// Each instance is to be replaced after a call.
+fn limits_of_one_call(instances: usize) -> WorkerLimits {
+  WorkerLimits {
+    max_calls: NonZeroU64::new(1),
+    ..limits(instances)
+  }
+}
+
+#[test]
+fn an_instance_that_is_recycled_costs_no_call() {
+  check(|| {
+    let plugin = Plugin::start(
+      WorkerLimits {
+        max_calls: any(&[None, NonZeroU64::new(1), NonZeroU64::new(2)]),
+        ..limits(any(&[1, 2]))
+      },
+      &[],
+    )
+    .unwrap();
+    let exports = [(); 5].map(|()| any(&[export::RETURN, export::LEAK, export::TRAP]));
+    for (number, export) in (0..).zip(exports) {
+      plugin.push(call(number, export));
+    }
+    for (number, export) in (0..).zip(exports) {
+      assert_eq!(plugin.wait(number), expected(export));
+    }
+    plugin.close_and_wait();
+    nothing_is_left();
+  });
+}
+
+#[test]
+fn a_leak_and_an_age_are_noticed_after_a_call() {
+  check(|| {
+    let max_age = any(&[None, Some(SECOND)]);
+    let (export, reason) = match max_age {
+      None => (export::LEAK, Replaced::Memory),
+      Some(_) => (export::RETURN, Replaced::Age),
+    };
+    let limits = WorkerLimits {
+      max_age,
+      ..limits(1)
+    };
+    let plugin = Plugin::start(limits, &[]).unwrap();
+    for number in 0..3 {
+      plugin.push(call(number, export));
+      assert_eq!(plugin.wait(number), Ok(()));
+      if number == 0 {
+        sync::advance(SECOND);
+      }
+    }
+    assert_eq!(number_of(&plugin, reason), 1);
+    plugin.close_and_wait();
+    nothing_is_left();
+  });
+}
+
+#[test]
+fn a_successor_that_does_not_start_costs_no_call() {
+  use Beginning::{Fails, Hangs, Loops, Succeeds, Traps};
+
+  check(|| {
+    let beginning = any(&[Fails, Traps, Loops, Hangs]);
+    let limits = WorkerLimits {
+      initialization_timeout: SECOND,
+      ..limits_of_one_call(1)
+    };
+    let plugin = Plugin::start(limits, &[Succeeds, beginning, Succeeds]).unwrap();
+    let time = Time::passes(SECOND / 10);
+    for number in 0..3 {
+      plugin.push(call(number, any(&[export::RETURN, export::LEAK])));
+    }
+    let opener = thread::spawn(open_gate);
+    let results = [0, 1, 2].map(|number| plugin.wait(number));
+    plugin.close_and_wait();
+    opener.join().unwrap();
+    while plugin.workers.abandoned() > 0 {
+      thread::yield_now();
+    }
+    // An abandoned thread takes the old instance with it, and the next one may have too little time here.
+    let is_right = |result: &Result<(), Code>| match number_of(&plugin, Replaced::Interrupted) {
+      0 => *result == Ok(()),
+      _ => [Ok(()), Err(Code::Timeout)].contains(result),
+    };
+    assert!(results.iter().all(is_right), "{results:?}");
+    drop(time);
+  });
+}
+
+#[test]
+fn a_call_can_be_canceled_where_the_successor_did_not_start() {
+  use Beginning::{Fails, Succeeds, Traps};
+
+  check(|| {
+    let beginnings = [Succeeds, any(&[Fails, Traps]), Succeeds];
+    let plugin = Plugin::start(limits_of_one_call(1), &beginnings).unwrap();
+    plugin.push(call(0, export::RETURN));
+    plugin.push(call(1, export::LOOP));
+    assert_eq!(plugin.wait(0), Ok(()));
+    plugin.workers.cancel(1);
+    assert_eq!(plugin.wait(1), Err(Code::Canceled));
+    plugin.push(call(2, export::RETURN));
+    assert_eq!(plugin.wait(2), Ok(()));
+    plugin.close_and_wait();
+    nothing_is_left();
+  });
+}
+
+#[test]
+fn what_ends_a_call_does_not_reach_the_successor_of_its_instance() {
+  use Beginning::{Fails, Succeeds};
+
+  check(|| {
+    let limits = limits_of_one_call(any(&[1, 2]));
+    let plugin = Plugin::start(limits, &[Succeeds, any(&[Succeeds, Fails]), Succeeds]).unwrap();
+    let export = any(&[export::RETURN, export::LOOP]);
+    plugin.push(call(0, export));
+    let canceler = plugin.clone();
+    let canceler = thread::spawn(move || canceler.workers.cancel(0));
+    plugin.push(call(1, export::RETURN));
+    plugin.push(call(2, export::RETURN));
+    let result = plugin.wait(0);
+    assert!(result == Err(Code::Canceled) || (result == Ok(()) && export == export::RETURN));
+    // Where the cancel came first, the instance is gone and the next one may fail.
+    let second = plugin.wait(1);
+    let third = plugin.wait(2);
+    if result == Ok(()) {
+      assert_eq!((second, third), (Ok(()), Ok(())));
+    }
+    canceler.join().unwrap();
+    plugin.close_and_wait();
+    nothing_is_left();
+  });
+}
+
+#[test]
+fn a_plugin_that_is_dropped_or_closed_while_an_instance_is_recycled_leaves_nothing() {
+  use Beginning::{Fails, Loops, Succeeds};
+
+  check(|| {
+    let second = any(&[Succeeds, Fails, Loops]);
+    let limits = WorkerLimits {
+      initialization_timeout: SECOND,
+      ..limits_of_one_call(1)
+    };
+    let plugin = Plugin::start(limits, &[Succeeds, second, Succeeds]).unwrap();
+    let time = Time::passes(SECOND / 10);
+    plugin.push(call(0, export::RETURN));
+    plugin.push(call(1, export::RETURN));
+    assert_eq!(plugin.wait(0), Ok(()));
+    let is_closed_first = any(&[false, true]);
+    if is_closed_first {
+      plugin.close_and_wait();
+      // Time may have passed too fast for the instances after the second.
+      assert!([Ok(()), Err(Code::Timeout)].contains(&plugin.wait(1)));
+    }
+    drop(plugin);
+    while page::owned() > 0 {
+      thread::yield_now();
+    }
+    drop(time);
   });
 }
 

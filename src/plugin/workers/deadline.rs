@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::slot::{InFlight, Slot};
+use super::slot::{Activity, InFlight, Slot};
 use super::{WorkerPool, timed_out, worker};
 use crate::sync;
 use crate::watchdog::Watched;
@@ -40,7 +40,7 @@ impl WorkerPool {
     let is_late = in_flight.deadline.is_some_and(|deadline| deadline <= now);
     let mut ended = None;
     if is_late {
-      let error = timed_out(in_flight.is_initialization);
+      let error = timed_out(in_flight.activity);
       if let Some(waiter) = record.take_to_fail(&error) {
         ended = Some((waiter, error));
         self.taken.fetch_add(1, Ordering::Relaxed);
@@ -80,7 +80,10 @@ impl WorkerPool {
     };
     in_flight.abandon_at = None;
     // The replacement would meet the same: the next call is told of an initialization that failed.
-    let failure = in_flight.is_initialization.then(|| timed_out(true));
+    let failure = match in_flight.activity {
+      Activity::Initialization => Some(timed_out(Activity::Initialization)),
+      Activity::Call | Activity::Recycling => None,
+    };
     let are_too_many = queue.abandoned >= MAX_ABANDONED;
     if are_too_many && !queue.is_closed {
       slot.is_stuck.store(true, Ordering::Relaxed);

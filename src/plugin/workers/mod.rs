@@ -1,7 +1,8 @@
 //! The threads that run calls: a slot for each instance, one bounded queue for all of them.
 //!
 //! `queue` has the calls that wait, `worker` is what a slot's thread does, `slot` records what runs
-//! there, `deadline` ends what runs for too long, and `scaling` starts further instances.
+//! there, `deadline` ends what runs for too long, `recycling` tells when an instance that works is replaced,
+//! and `scaling` starts further instances.
 //!
 //! What ended a call is known from the slot's record ([`slot::Record`]), which is changed under its lock
 //! only, and never from what a guest says. A call is ended once, by whoever takes its
@@ -15,12 +16,13 @@
 
 mod deadline;
 mod queue;
+mod recycling;
 mod scaling;
 mod slot;
 mod worker;
 
 use std::collections::VecDeque;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
@@ -32,7 +34,7 @@ use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Receiver, sync_channe
 use crate::{Code, Error, Result, watchdog};
 use queue::Queue;
 use scaling::ScaleUp;
-use slot::{Slot, Waiter};
+use slot::{Activity, Slot, Waiter};
 
 /// Where the results of a plugin's calls go.
 pub trait Results: Send + Sync {
@@ -59,6 +61,10 @@ pub struct WorkerLimits {
   pub max_idle_memory: u64,
   /// Whether each call has an instance of its own.
   pub is_isolated: bool,
+  /// How many calls an instance serves before it is replaced. No limit without it.
+  pub max_calls: Option<NonZeroU64>,
+  /// How old an instance may be after a call and not be replaced. No limit without it.
+  pub max_age: Option<Duration>,
 }
 
 /// A call that waits for an instance.
@@ -260,7 +266,7 @@ impl Workers {
     let is_busy = |slot: &&Arc<Slot>| {
       let record = slot.lock();
       let in_flight = record.in_flight.as_ref();
-      in_flight.is_some_and(|in_flight| !in_flight.is_initialization)
+      in_flight.is_some_and(|in_flight| in_flight.activity == Activity::Call)
     };
     let counters = &self.shared.counters;
     Stats {
@@ -361,10 +367,12 @@ fn all_are_stuck() -> Error {
 }
 
 /// The messages are those that programs know from Extism's JavaScript SDK.
-fn timed_out(is_initialization: bool) -> Error {
-  let message = match is_initialization {
-    false => "EXTISM: call canceled due to timeout",
-    true => "EXTISM: timed out while waiting for plugin to instantiate",
+fn timed_out(activity: Activity) -> Error {
+  let message = match activity {
+    Activity::Call => "EXTISM: call canceled due to timeout",
+    Activity::Initialization | Activity::Recycling => {
+      "EXTISM: timed out while waiting for plugin to instantiate"
+    }
   };
   Error::new(Code::Timeout, message)
 }

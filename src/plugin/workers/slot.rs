@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::super::instance::Run;
 use super::super::interrupt::Interrupt;
 use super::deadline::GRACE;
 use crate::host::Interruption;
@@ -42,10 +43,21 @@ pub struct Record {
 pub struct InFlight {
   /// `None` once somebody has ended it.
   pub waiter: Option<Waiter>,
-  pub is_initialization: bool,
+  pub activity: Activity,
   pub deadline: Option<Instant>,
   /// When its thread is to be abandoned; set when the instance is interrupted.
   pub abandon_at: Option<Instant>,
+}
+
+/// What an instance does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+  /// It runs a call.
+  Call,
+  /// It begins. If it cannot, the next call is told why.
+  Initialization,
+  /// It begins to take the place of one that works. If it cannot, that one serves on, and no call is told.
+  Recycling,
 }
 
 /// Who is to be told how something ends.
@@ -67,12 +79,24 @@ impl Slot {
 }
 
 impl Record {
+  /// From now on, this is the instance that an interruption reaches.
+  pub fn attach(&mut self, instance: &impl Run) {
+    self.interrupt = Some(instance.interrupt().clone());
+    self.interruption = Some(instance.interruption());
+  }
+
+  /// From now on, an interruption reaches no instance, and only keeps the next one from starting.
+  pub fn detach(&mut self) {
+    self.interrupt = None;
+    self.interruption = None;
+  }
+
   /// Something runs from now on.
-  pub fn begin(&mut self, waiter: Waiter, is_initialization: bool, limit: Option<Duration>) {
+  pub fn begin(&mut self, waiter: Waiter, activity: Activity, limit: Option<Duration>) {
     let deadline = limit.and_then(|limit| sync::now().checked_add(limit));
     self.in_flight = Some(InFlight {
       waiter: Some(waiter),
-      is_initialization,
+      activity,
       deadline,
       abandon_at: None,
     });
@@ -85,7 +109,7 @@ impl Record {
   pub fn take_to_fail(&mut self, error: &Error) -> Option<Waiter> {
     let in_flight = self.in_flight.as_mut()?;
     let waiter = in_flight.waiter.take()?;
-    if in_flight.is_initialization {
+    if in_flight.activity == Activity::Initialization {
       self.failure = Some(error.clone());
     }
     Some(waiter)

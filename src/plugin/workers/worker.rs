@@ -8,7 +8,8 @@ use super::super::instance::{Ending, Instance, Outcome, Run, Runtime};
 use super::super::reference::ReferenceInstance;
 use super::super::stats::Replaced;
 use super::queue::Queue;
-use super::slot::{Ready, Slot, Waiter};
+use super::recycling::Usage;
+use super::slot::{Activity, Ready, Slot, Waiter};
 use super::{Call, WorkerPool, cannot_start, error_of, error_of_call};
 use crate::sync::thread;
 use crate::{Code, Error, Result};
@@ -47,6 +48,8 @@ enum Stopped {
   NotMade(Error),
   /// It is to be replaced.
   Replace(Replaced),
+  /// It works, and is to be replaced by one that works too.
+  Recycle(Replaced),
   /// Something ended what it did.
   Ended(Ending),
 }
@@ -68,7 +71,10 @@ impl Worker {
       let limit = self.shared.limits.initialization_timeout;
       let waiter = Waiter::Initialization(ready.take());
       // And nothing else: the plugin may have been dropped meanwhile, and `is_interrupted` says so.
-      self.slot.lock().begin(waiter, true, Some(limit));
+      self
+        .slot
+        .lock()
+        .begin(waiter, Activity::Initialization, Some(limit));
       // A panic inside the runtime passes through here.
       let run = AssertUnwindSafe(|| self.run_instance());
       let stopped =
@@ -92,31 +98,47 @@ impl Worker {
   fn run_instance(&self) -> Stopped {
     let runtime = self.shared.lock().runtime.clone();
     match &runtime {
-      Some(Runtime::Wasmtime(template)) => self.run(Instance::new(template)),
-      Some(Runtime::Extism(reference)) => self.run(ReferenceInstance::new(reference)),
+      Some(Runtime::Wasmtime(template)) => self.run(|| Instance::new(template)),
+      Some(Runtime::Extism(reference)) => self.run(|| ReferenceInstance::new(reference)),
       // The plugin is closed, and needs this slot no more.
       None => Stopped::Done,
     }
   }
 
   /// A copy for each runtime: calls do not ask which it is.
-  fn run<I: Run>(&self, instance: Result<I>) -> Stopped {
-    let mut instance = match instance {
+  fn run<I: Run>(&self, make: impl Fn() -> Result<I>) -> Stopped {
+    let mut instance = match self.begin_instance(&make) {
       Ok(instance) => instance,
-      Err(error) => return Stopped::NotMade(error),
+      Err(stopped) => return stopped,
     };
-    // What the guest waits for on this thread ends with its call.
-    let _current = instance.interruption().enter();
+    loop {
+      let reason = match self.serve_calls(&mut instance) {
+        Stopped::Recycle(reason) => reason,
+        stopped => return stopped,
+      };
+      match self.begin_successor(&instance, &make) {
+        Ok(Some(successor)) => {
+          instance = successor;
+          self.shared.counters.replaced(reason);
+        }
+        Ok(None) => {}
+        Err(stopped) => return stopped,
+      }
+    }
+  }
+
+  /// Makes an instance and initializes it, which has been in flight since before.
+  fn begin_instance<I: Run>(&self, make: impl Fn() -> Result<I>) -> Result<I, Stopped> {
+    let mut instance = make().map_err(Stopped::NotMade)?;
+    // What the guest waits for on this thread ends with its initialization.
+    let current = instance.interruption().enter();
     let mut record = self.slot.lock();
     if record.is_interrupted {
-      return Stopped::Ended(Ending::Interrupted);
+      return Err(Stopped::Ended(Ending::Interrupted));
     }
-    record.interrupt = Some(instance.interrupt().clone());
-    record.interruption = Some(instance.interruption());
+    record.attach(&instance);
     drop(record);
-    if let Err(ending) = instance.initialize() {
-      return Stopped::Ended(ending);
-    }
+    instance.initialize().map_err(Stopped::Ended)?;
     if self.shared.limits.is_isolated {
       instance.prepare_restore();
     }
@@ -127,6 +149,51 @@ impl Worker {
     if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
       self.shared.end(waiter, Ok(Vec::new()));
     }
+    drop(current);
+    Ok(instance)
+  }
+
+  /// Makes and initializes the instance that takes the place of `old`, which works. `None` if that fails, or
+  /// is not needed: then `old` serves on.
+  fn begin_successor<I: Run>(
+    &self,
+    old: &I,
+    make: impl Fn() -> Result<I>,
+  ) -> Result<Option<I>, Stopped> {
+    if self.shared.is_over() {
+      return Ok(None);
+    }
+    let mut record = self.slot.lock();
+    if record.is_interrupted {
+      return Err(Stopped::Ended(Ending::Interrupted));
+    }
+    // What ends the initialization must not reach the old instance.
+    record.detach();
+    let limit = self.shared.limits.initialization_timeout;
+    let waiter = Waiter::Initialization(None);
+    record.begin(waiter, Activity::Recycling, Some(limit));
+    drop(record);
+    let begun = self.begin_instance(make);
+    let mut record = self.slot.lock();
+    if record.is_abandoned {
+      return Err(Stopped::Ended(Ending::Interrupted));
+    }
+    if !record.is_interrupted && begun.is_ok() {
+      return Ok(begun.ok());
+    }
+    record.in_flight = None;
+    record.is_interrupted = false;
+    record.attach(old);
+    self.slot.is_stuck.store(false, Ordering::Relaxed);
+    Ok(None)
+  }
+
+  /// Serves calls until something stops the instance.
+  fn serve_calls<I: Run>(&self, instance: &mut I) -> Stopped {
+    // What the guest waits for on this thread ends with its call.
+    let _current = instance.interruption().enter();
+    let limits = &self.shared.limits;
+    let mut usage = Usage::new(limits);
     loop {
       if self.slot.lock().is_interrupted {
         return Stopped::Ended(Ending::Interrupted);
@@ -137,7 +204,7 @@ impl Worker {
       match instance.call(call.number, call.export, call.input) {
         Outcome::Returned(result) => {
           self.end_in_flight(result.map_err(error_of_call));
-          if self.shared.limits.is_isolated {
+          if limits.is_isolated {
             if !instance.restore() {
               return Stopped::Replace(Replaced::Isolation);
             }
@@ -145,11 +212,14 @@ impl Worker {
             continue;
           }
           instance.reset();
-          if instance.kernel_bytes() > self.shared.limits.max_idle_memory {
+          if instance.kernel_bytes() > limits.max_idle_memory {
             return Stopped::Replace(Replaced::Memory);
           }
           if instance.keeps_files() {
             return Stopped::Replace(Replaced::Descriptors);
+          }
+          if let Some(reason) = usage.after_call(instance, limits) {
+            return Stopped::Recycle(reason);
           }
         }
         Outcome::Exited(result) => {
@@ -172,7 +242,7 @@ impl Worker {
         return None;
       }
       let timeout = call.timeout.or(self.shared.limits.timeout);
-      record.begin(Waiter::Call(call.number), false, timeout);
+      record.begin(Waiter::Call(call.number), Activity::Call, timeout);
       Some(call)
     })
   }
@@ -193,15 +263,14 @@ impl Worker {
     let (reason, error) = match stopped {
       Stopped::Done => (None, gone()),
       Stopped::NotMade(error) => (None, error),
-      Stopped::Replace(reason) => (Some(reason), gone()),
+      Stopped::Replace(reason) | Stopped::Recycle(reason) => (Some(reason), gone()),
       // It waited, and stopped for that.
       Stopped::Ended(Ending::HostFunction(_)) if was_interrupted => ended(Ending::Interrupted),
       Stopped::Ended(ending) => ended(ending),
     };
     let waiter = record.take_to_fail(&error);
     record.in_flight = None;
-    record.interrupt = None;
-    record.interruption = None;
+    record.detach();
     self.slot.is_stuck.store(false, Ordering::Relaxed);
     let is_abandoned = record.is_abandoned;
     drop(record);

@@ -24,6 +24,8 @@ pub mod export {
   pub const WAIT: u32 = 4;
   /// Calls a host function, even if it has been interrupted, which returns when [`super::open_gate`] lets it.
   pub const HANG: u32 = 5;
+  /// Returns, and keeps some memory.
+  pub const LEAK: u32 = 6;
 }
 
 process_static! { static GATE: Mutex<bool> = Mutex::new(false); }
@@ -88,10 +90,14 @@ pub trait Run {
   fn keeps_files(&self) -> bool;
   fn prepare_restore(&mut self);
   fn restore(&mut self) -> bool;
+  fn accept_memory(&mut self);
+  fn is_nearly_full(&self) -> bool;
 }
 
 pub struct Instance {
   beginning: Beginning,
+  /// Whether it has leaked since its memory was accepted.
+  has_leaked: bool,
   interrupt: Interrupt,
   interruption: Arc<Interruption>,
   page: InstancePage,
@@ -115,6 +121,7 @@ impl Instance {
     interrupt.arm_page(page.address());
     Ok(Self {
       beginning,
+      has_leaked: false,
       interrupt,
       interruption: Arc::default(),
       page,
@@ -183,6 +190,7 @@ impl Run for Instance {
 
   fn call(&mut self, number: u64, export: u32, _: Vec<u8>) -> Outcome {
     let output = Ok(number.to_le_bytes().to_vec());
+    self.has_leaked |= export == export::LEAK;
     match self.run(export) {
       Ok(()) if export == export::EXIT => Outcome::Exited(output),
       Ok(()) => Outcome::Returned(output),
@@ -204,5 +212,13 @@ impl Run for Instance {
 
   fn restore(&mut self) -> bool {
     false
+  }
+
+  fn accept_memory(&mut self) {
+    self.has_leaked = false;
+  }
+
+  fn is_nearly_full(&self) -> bool {
+    self.has_leaked
   }
 }
