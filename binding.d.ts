@@ -228,6 +228,12 @@ export declare const HEADER_IS_ALONE: number
 /** Where the results begin. */
 export declare const HEADER_ITEMS: number
 
+/**
+ * For `take`: whether it may spin for the next event, since guests have just been answered, and are likely to
+ * go on with a host call or to end.
+ */
+export declare const HEADER_MAY_SPIN: number
+
 export declare const HEADER_MAY_TAKE: number
 
 export declare const HEADER_NUMBER: number

@@ -798,6 +798,7 @@ module.exports.HEADER_HAS_MORE = nativeBinding.HEADER_HAS_MORE
 module.exports.HEADER_INPUT_BYTES = nativeBinding.HEADER_INPUT_BYTES
 module.exports.HEADER_IS_ALONE = nativeBinding.HEADER_IS_ALONE
 module.exports.HEADER_ITEMS = nativeBinding.HEADER_ITEMS
+module.exports.HEADER_MAY_SPIN = nativeBinding.HEADER_MAY_SPIN
 module.exports.HEADER_MAY_TAKE = nativeBinding.HEADER_MAY_TAKE
 module.exports.HEADER_NUMBER = nativeBinding.HEADER_NUMBER
 module.exports.HEADER_SHARED_BYTES_USED = nativeBinding.HEADER_SHARED_BYTES_USED

@@ -19,7 +19,7 @@ const MAX_ITEMS = 64
 // The layout of the memory that both sides share is explained in `src/binding/protocol.rs`.
 const {
   HEADER_NUMBER, HEADER_EXPORT, HEADER_INPUT_BYTES, HEADER_TIMEOUT_MS, HEADER_IS_ALONE, HEADER_MAY_TAKE,
-  HEADER_SHARED_BYTES_USED, HEADER_COUNT, HEADER_HAS_MORE, HEADER_ITEMS, ITEM_LENGTH,
+  HEADER_SHARED_BYTES_USED, HEADER_COUNT, HEADER_HAS_MORE, HEADER_MAY_SPIN, HEADER_ITEMS, ITEM_LENGTH,
   CALL_MUST_WAKE, CALL_TAKEN, CALL_MUST_TAKE, OUT_OF_BAND, JS_VALUE, HOST_CALL, NO_CALL, LOG, LOG_PLUGIN, LOG_LEVEL, LOG_TEXT
 } = binding
 
@@ -172,17 +172,64 @@ const hostCalls = []
 
 /** Runs them, not before all that has been taken is settled: they may do anything. */
 function runHostCalls () {
-  while (hostCalls.length > 0) run(boundary, hostCalls.shift())
+  try {
+    while (hostCalls.length > 0) run(boundary, hostCalls.shift(), answered)
+  } finally {
+    // Until then nobody wakes the event loop.
+    settleSoon()
+  }
+}
+
+let hasAnswered = false
+
+/** Called when a host call has been answered: its guest is likely to go on with another, or to end, at once. */
+function answered () {
+  hasAnswered = true
+  settleSoon()
+}
+
+/**
+ * For how many milliseconds host calls are run as they come before the event loop turns: guests that go on
+ * calling would otherwise keep it from ever turning.
+ */
+const MAX_MS_AT_ONCE = 0.2
+let turnedAt = 0
+let isSettlingSoon = false
+
+/** Settles once more, after the microtasks that are queued already, or when the event loop has turned. */
+function settleSoon () {
+  if (isSettlingSoon) return
+  isSettlingSoon = true
+  if (performance.now() - turnedAt < MAX_MS_AT_ONCE) afterwards.then(settleNext)
+  else setImmediate(settleAfterTurn)
+}
+
+function settleNext () {
+  isSettlingSoon = false
+  header[HEADER_MAY_SPIN] = hasAnswered ? 1 : 0
+  hasAnswered = false
+  settleNow()
+}
+
+function settleAfterTurn () {
+  turnedAt = performance.now()
+  settleNext()
 }
 
 /** Takes and settles what is finished; the other side calls it when there is something. */
 function settle () {
+  turnedAt = performance.now()
+  settleNow()
+}
+
+function settleNow () {
   hasMore = true
   // Called by a listener of a signal, say: the loop below goes on.
   if (isSettling) return
   take(shared, outOfBand)
+  header[HEADER_MAY_SPIN] = 0
   settleTaken()
-  runHostCalls()
+  if (hostCalls.length > 0) runHostCalls()
   if (unfinished === 0) afterwards.then(letGo)
 }
 

@@ -124,8 +124,8 @@ function argument (view, at, type) {
   }
 }
 
-/** Runs the function of a host call, and answers it, at once or when its promise is settled. */
-function run (boundary, hostCall) {
+/** Runs the function of a host call, and answers it, at once or when its promise is settled; then calls `answered`. */
+function run (boundary, hostCall, answered) {
   const { number, pluginState, callState, blocks } = hostCall
   const body = pluginState?.bodies[hostCall.body]
   if (body === undefined) return boundary.fail(number, 'the plugin is closed')
@@ -138,6 +138,7 @@ function run (boundary, hostCall) {
     pluginState.pending--
     pluginState.waiting.delete(running)
     CallContext.end(context)
+    answered()
   }
   const running = { pluginState, end, isOver: false }
   pluginState.pending++

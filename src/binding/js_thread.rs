@@ -1,7 +1,7 @@
 //! What the functions on the JavaScript thread share, and how it takes what is in the queue: many
 //! results at a time, as numbers and bytes in memory that both sides know.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -12,10 +12,11 @@ use napi::bindgen_prelude::{
 use super::completion_queue::{CompletionQueue, Event, JobResult, Wake};
 use super::host_call::{HostCall, OpenHostCalls};
 use super::protocol::{
-  self, CallArguments, HEADER_COUNT, HEADER_HAS_MORE, HEADER_ITEMS, HEADER_SHARED_BYTES_USED,
-  HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL,
+  self, CallArguments, HEADER_COUNT, HEADER_HAS_MORE, HEADER_ITEMS, HEADER_MAY_SPIN,
+  HEADER_SHARED_BYTES_USED, HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL,
 };
 use crate::Code;
+use crate::plugin::spin::{self, SpinBackoff};
 
 /// Outputs up to this many bytes share a buffer; longer ones have one of their own.
 const MAX_SHARED: usize = 1024;
@@ -34,6 +35,8 @@ pub struct JsThreadState {
   header: RefCell<Uint32Array>,
   /// Events that have been taken from the queue, but did not fit into the shared memory.
   backlog: RefCell<VecDeque<Event>>,
+  /// Whether to spin after host calls have been answered has paid.
+  spin_backoff: Cell<SpinBackoff>,
 }
 
 impl JsThreadState {
@@ -45,6 +48,7 @@ impl JsThreadState {
       inbox,
       header: RefCell::new(header),
       backlog: RefCell::default(),
+      spin_backoff: Cell::default(),
     }
   }
 
@@ -71,6 +75,9 @@ impl JsThreadState {
     let used = protocol::number(&header, HEADER_SHARED_BYTES_USED);
     let mut backlog = self.backlog.borrow_mut();
     if backlog.is_empty() {
+      if protocol::number(&header, HEADER_MAY_SPIN) != 0 {
+        self.spin_wait();
+      }
       self.queue.events.take_all(&mut backlog);
     }
     // SAFETY: both are memory of JavaScript, whose thread is this one and does not run JavaScript
@@ -84,7 +91,21 @@ impl JsThreadState {
       shared: shared.get_mut(used as usize..).unwrap_or_default(),
       offset: used,
     };
-    writer.write(&mut backlog, header)
+    let has_host_calls = writer.write(&mut backlog, header)?;
+    if has_host_calls {
+      // JavaScript answers most of them at once, and looks again afterwards.
+      self.queue.events.stay_attentive();
+    }
+    Ok(())
+  }
+
+  /// Spins for the next event, if that has paid lately.
+  fn spin_wait(&self) {
+    let mut backoff = self.spin_backoff.get();
+    if spin::has_cores() && backoff.is_due() {
+      backoff.learn(self.queue.events.spin_wait());
+    }
+    self.spin_backoff.set(backoff);
   }
 }
 
@@ -99,24 +120,26 @@ struct ResultWriter<'a> {
 }
 
 impl ResultWriter<'_> {
-  /// Takes as many of the events as fit.
-  fn write(mut self, events: &mut VecDeque<Event>, header: &mut [u32]) -> napi::Result<()> {
+  /// Takes as many of the events as fit; whether there are host calls among them.
+  fn write(mut self, events: &mut VecDeque<Event>, header: &mut [u32]) -> napi::Result<bool> {
     let Some((head, items)) = header.split_at_mut_checked(HEADER_ITEMS as usize) else {
       return Err(napi::Error::from_reason("the header is too short"));
     };
     let mut items = items.chunks_exact_mut(ITEM_LENGTH as usize);
     let mut count = 0;
+    let mut has_host_calls = false;
     while self.shared.len() >= MAX_SHARED
       && let Some(item) = items.next()
       && let Some(event) = events.pop_front()
     {
       let (number, code, location) = self.write_event(event);
       item.copy_from_slice(&[number, code, location.offset, location.length]);
+      has_host_calls |= code == HOST_CALL;
       count += 1;
     }
     head[HEADER_COUNT as usize] = count;
     head[HEADER_HAS_MORE as usize] = u32::from(!events.is_empty());
-    Ok(())
+    Ok(has_host_calls)
   }
 
   /// Writes one event: its number, its code, and where its bytes are.

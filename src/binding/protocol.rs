@@ -36,9 +36,14 @@ pub const HEADER_COUNT: u32 = 7;
 #[napi]
 pub const HEADER_HAS_MORE: u32 = 8;
 
+/// For `take`: whether it may spin for the next event, since guests have just been answered, and are likely to
+/// go on with a host call or to end.
+#[napi]
+pub const HEADER_MAY_SPIN: u32 = 9;
+
 /// Where the results begin.
 #[napi]
-pub const HEADER_ITEMS: u32 = 9;
+pub const HEADER_ITEMS: u32 = 10;
 
 /// What a result has in the header: the number of its call, its code (0 if the call succeeded), and its
 /// [`Location`].

@@ -102,13 +102,22 @@ impl SpinBackoff {
 /// A thread's place among those of the process that spin; there are fewer than there are cores.
 pub struct Spinner(());
 
+fn cores() -> usize {
+  static CORES: OnceLock<usize> = OnceLock::new();
+  *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZeroUsize::get))
+}
+
+/// Whether a thread that spins leaves a core to the thread that it spins for.
+pub fn has_cores() -> bool {
+  cores() > 1
+}
+
 process_static! { static SPINNERS: AtomicUsize = AtomicUsize::new(0); }
 
 impl Spinner {
   /// `None` where all places are taken; always so on one core.
   pub fn new() -> Option<Self> {
-    static CORES: OnceLock<usize> = OnceLock::new();
-    let cores = *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
+    let cores = cores();
     let is_free = |spinners| (spinners + 1 < cores).then_some(spinners + 1);
     SPINNERS
       .fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_free)
