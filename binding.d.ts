@@ -238,6 +238,12 @@ export declare const HEADER_MAY_TAKE: number
 
 export declare const HEADER_NUMBER: number
 
+export declare const HEADER_REPLY: number
+
+export declare const HEADER_REPLY_BITS: number
+
+export declare const HEADER_REPLY_TO: number
+
 /** For every function that takes results: how many bytes of the shared buffer are used. */
 export declare const HEADER_SHARED_BYTES_USED: number
 
@@ -410,6 +416,12 @@ export interface Refusal {
   /** Its message. */
   message: string
 }
+
+export declare const REPLY_BYTES: number
+
+export declare const REPLY_NUMBER: number
+
+export declare const REPLY_STORE: number
 
 /** What begins with this is ours. */
 export declare const RESERVED_PREFIX: string

@@ -10,12 +10,13 @@ use napi::bindgen_prelude::{
 };
 
 use super::completion_queue::{CompletionQueue, Event, JobResult, Wake};
-use super::host_call::{HostCall, OpenHostCalls};
+use super::host_call::{BlockReply, Channel, HostCall, OpenHostCalls, Step};
 use super::protocol::{
-  self, CallArguments, HEADER_COUNT, HEADER_HAS_MORE, HEADER_ITEMS, HEADER_MAY_SPIN,
-  HEADER_SHARED_BYTES_USED, HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL,
+  self, CallArguments, HEADER_COUNT, HEADER_HAS_MORE, HEADER_INPUT_BYTES, HEADER_ITEMS, HEADER_MAY_SPIN,
+  HEADER_REPLY, HEADER_REPLY_BITS, HEADER_REPLY_TO, HEADER_SHARED_BYTES_USED, HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL, REPLY_BYTES, REPLY_STORE,
 };
 use crate::Code;
+use crate::host::{Answer, Bytes, HostFunctionError};
 use crate::plugin::spin::{self, SpinBackoff};
 
 /// Outputs up to this many bytes share a buffer; longer ones have one of their own.
@@ -66,6 +67,46 @@ impl JsThreadState {
     copy
   }
 
+  /// Replies to a host call as the header says. Returns the offset of the block that it has made, and a negative
+  /// number if the host call is over.
+  pub fn reply(&self) -> f64 {
+    let header = self.header.borrow();
+    let number = |index| protocol::number(&header, index);
+    let bytes = || {
+      let inbox = self.inbox.get(..number(HEADER_INPUT_BYTES) as usize);
+      Bytes::from(inbox.unwrap_or_default())
+    };
+    let host_call = number(HEADER_REPLY_TO);
+    let answer = match number(HEADER_REPLY) {
+      REPLY_STORE => return offset_of(self.ask(host_call, Step::Store(bytes()))),
+      REPLY_BYTES => Answer::Bytes(bytes()),
+      _ => {
+        let (low, high) = (number(HEADER_REPLY_BITS), number(HEADER_REPLY_BITS + 1));
+        Answer::I64((u64::from(low) | u64::from(high) << 32) as i64)
+      }
+    };
+    match self.finish(host_call, Ok(Step::Answer(answer))) {
+      true => 0.0,
+      false => -1.0,
+    }
+  }
+
+  /// The channel of an unanswered host call.
+  pub fn channel(&self, host_call: u32) -> Option<Arc<Channel>> {
+    self.host_calls.borrow().get(host_call)
+  }
+
+  /// Has the guest's thread make a step.
+  pub fn ask(&self, host_call: u32, step: Step) -> Option<BlockReply> {
+    self.channel(host_call)?.ask(step)
+  }
+
+  /// Answers a host call; whether its guest has waited for that.
+  pub fn finish(&self, host_call: u32, answer: Result<Step, HostFunctionError>) -> bool {
+    let channel = self.host_calls.borrow_mut().remove(host_call);
+    channel.is_some_and(|channel| channel.answer(answer))
+  }
+
   /// Takes as many events as fit. It is given a buffer for short outputs and an array. It writes into the
   /// header how many it has taken, whether there are more, and an item for each. What is not in the buffer
   /// it adds to the array, in the order of the items.
@@ -107,6 +148,11 @@ impl JsThreadState {
     }
     self.spin_backoff.set(backoff);
   }
+}
+
+/// What JavaScript is told of a block that it has asked for.
+pub fn offset_of(reply: Option<BlockReply>) -> f64 {
+  reply.map_or(-1.0, |reply| reply.offset as f64)
 }
 
 /// Puts results where JavaScript finds them.
