@@ -28,12 +28,12 @@ export declare class Boundary {
   /** Waits until there is a finished call to be taken. The event loop stands still meanwhile. */
   wait(): void
   /**
-   * Answers a call of a function in JavaScript with the bits of a number. This and all that follow
-   * return `false`, a negative number or `null` where the call is over: its guest has been
-   * interrupted, or it has been answered.
+   * The function that replies to a call of a function in JavaScript as the header says, see
+   * [`JsThreadState::reply`]. It and all that follow return `false`, a negative number or `null` where the
+   * host call is over: its guest has been interrupted, or it has been answered.
    */
-  answer(hostCall: number, low: number, high: number): boolean
-  /** Answers it with the offset of a block with these bytes. */
+  replier(): () => number
+  /** Answers a host call with the offset of a block with these bytes. */
   answerWith(hostCall: number, bytes: Uint8Array): boolean
   /** Ends the plugin's call that it is part of, with this message. */
   fail(hostCall: number, message: string): boolean

@@ -91,13 +91,19 @@ impl Boundary {
   /// Ends the plugin's call that it is part of, with this message.
   #[napi(catch_unwind)]
   pub fn fail(&self, host_call: u32, message: String) -> bool {
-    self.js_thread.finish(host_call, Err(HostFunctionError::new(message)))
+    self
+      .js_thread
+      .finish(host_call, Err(HostFunctionError::new(message)))
   }
 
   /// Makes a block with these bytes, and returns its offset; 0 if it does not fit, or has no bytes.
   #[napi(catch_unwind)]
   pub fn store(&self, host_call: u32, bytes: Uint8ArraySlice<'_>) -> f64 {
-    offset_of(self.js_thread.ask(host_call, Step::Store(Bytes::from(&*bytes))))
+    offset_of(
+      self
+        .js_thread
+        .ask(host_call, Step::Store(Bytes::from(&*bytes))),
+    )
   }
 
   /// Makes a block of that many bytes, all zero.
@@ -116,7 +122,9 @@ impl Boundary {
   /// A copy of the block that starts at the offset; empty where none does.
   #[napi(catch_unwind)]
   pub fn read(&self, host_call: u32, offset: f64) -> Option<Uint8Array> {
-    let reply = self.js_thread.ask(host_call, Step::Inspect(offset as u64))?;
+    let reply = self
+      .js_thread
+      .ask(host_call, Step::Inspect(offset as u64))?;
     Some(Uint8Array::new(
       reply.bytes.map(|bytes| bytes.to_vec()).unwrap_or_default(),
     ))

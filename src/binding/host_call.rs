@@ -258,12 +258,15 @@ impl Channel {
   /// Has the guest's thread make a step, and waits for it: microseconds. `None` where the call is over.
   /// JavaScript's thread.
   pub fn ask(&self, step: Step) -> Option<BlockReply> {
+    let is_asleep = self.guest.is_asleep.load(Ordering::Relaxed);
     if !self.answer(Ok(step)) {
       return None;
     }
-    // The guest's thread is awake, or just being woken.
-    let spin = |changed: &spin::Flag| {
-      spin::until(SPIN, || changed.is_set());
+    let spin = |has_news: &spin::Flag| {
+      // To wake a thread takes longer, and may need this core.
+      if !is_asleep {
+        spin::until(SPIN, || has_news.is_set());
+      }
     };
     self.wait(&self.js, spin, |state| match state {
       ChannelState::Replied(reply) => {

@@ -12,12 +12,13 @@ use napi::bindgen_prelude::{
 use super::completion_queue::{CompletionQueue, Event, JobResult, Wake};
 use super::host_call::{BlockReply, Channel, HostCall, OpenHostCalls, Step};
 use super::protocol::{
-  self, CallArguments, HEADER_COUNT, HEADER_HAS_MORE, HEADER_INPUT_BYTES, HEADER_ITEMS, HEADER_MAY_SPIN,
-  HEADER_REPLY, HEADER_REPLY_BITS, HEADER_REPLY_TO, HEADER_SHARED_BYTES_USED, HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL, REPLY_BYTES, REPLY_STORE,
+  self, CallArguments, HEADER_COUNT, HEADER_HAS_MORE, HEADER_INPUT_BYTES, HEADER_ITEMS,
+  HEADER_MAY_SPIN, HEADER_REPLY, HEADER_REPLY_BITS, HEADER_REPLY_TO, HEADER_SHARED_BYTES_USED,
+  HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL, REPLY_BYTES, REPLY_STORE,
 };
 use crate::Code;
 use crate::host::{Answer, Bytes, HostFunctionError};
-use crate::plugin::spin::{self, SpinBackoff};
+use crate::plugin::spin::SpinBackoff;
 
 /// Outputs up to this many bytes share a buffer; longer ones have one of their own.
 const MAX_SHARED: usize = 1024;
@@ -143,7 +144,7 @@ impl JsThreadState {
   /// Spins for the next event, if that has paid lately.
   fn spin_wait(&self) {
     let mut backoff = self.spin_backoff.get();
-    if spin::has_cores() && backoff.is_due() {
+    if backoff.is_due() {
       backoff.learn(self.queue.events.spin_wait());
     }
     self.spin_backoff.set(backoff);
