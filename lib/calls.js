@@ -221,7 +221,14 @@ const hostCalls = []
  * calling would otherwise keep it from ever turning.
  */
 const MAX_MS_AT_ONCE = 0.2
-let turnedAt = 0
+/** When the first host calls were run since the event loop turned. */
+let begunAt
+
+function mustTurn () {
+  const now = performance.now()
+  begunAt ??= now
+  return now - begunAt >= MAX_MS_AT_ONCE
+}
 
 // Since the queue was looked at last: whether host calls have been answered, whose guests may well call again at
 // once, and whether something has been settled, or waits for a promise, so that microtasks have to run first.
@@ -239,7 +246,7 @@ function runHostCalls () {
       if (run(boundary, hostCalls.shift(), answered)) hasAnswered = true
       else hasAwaiters = true
     }
-    mayGoOn = !hasAwaiters && performance.now() - turnedAt < MAX_MS_AT_ONCE
+    mayGoOn = !hasAwaiters && !mustTurn()
   } finally {
     if (!mayGoOn) settleSoon()
   }
@@ -258,8 +265,8 @@ let isSettlingSoon = false
 function settleSoon () {
   if (isSettlingSoon) return
   isSettlingSoon = true
-  if (performance.now() - turnedAt < MAX_MS_AT_ONCE) afterwards.then(settleNext)
-  else setImmediate(settleAfterTurn)
+  if (mustTurn()) setImmediate(settleAfterTurn)
+  else afterwards.then(settleNext)
 }
 
 function settleNext () {
@@ -268,13 +275,13 @@ function settleNext () {
 }
 
 function settleAfterTurn () {
-  turnedAt = performance.now()
+  begunAt = undefined
   settleNext()
 }
 
 /** Takes and settles what is finished; the other side calls it when there is something. */
 function settle () {
-  turnedAt = performance.now()
+  begunAt = undefined
   settleNow()
 }
 
@@ -286,9 +293,10 @@ function settleNow () {
     header[HEADER_MAY_SPIN] = hasAnswered ? 1 : 0
     hasAnswered = hasAwaiters = false
     take(shared, outOfBand)
+    header[HEADER_MAY_SPIN] = 0
     settleTaken()
   } while (hostCalls.length > 0 && runHostCalls())
-  if (unfinished === 0) afterwards.then(letGo)
+  if (unfinished === 0 && !isLettingGo) afterwards.then(letGo)
 }
 
 /** Settles what has been taken, and then what there is besides. */
@@ -304,7 +312,6 @@ function settleTaken () {
     if (!hasMore) break
     renewShared()
     header[HEADER_SHARED_BYTES_USED] = 0
-    header[HEADER_MAY_SPIN] = 0
     take(shared, outOfBand)
   }
   isSettling = false
@@ -436,15 +443,15 @@ function caller (native) {
       wake(native)
     } else if (outcome === CALL_TAKEN) {
       settledAtOnce++
+      if (!isLettingGo) {
+        isLettingGo = true
+        setImmediate(letGo)
+      }
       hasAwaiters = false
       settleTaken()
       if (hostCalls.length > 0 && runHostCalls()) settleNow()
       isAlone = false
       afterwards.then(markAwaitersResumed)
-      if (!isLettingGo) {
-        isLettingGo = true
-        setImmediate(letGo)
-      }
     } else if (outcome === CALL_MUST_TAKE) {
       settledAtOnce = 0
       setImmediate(settle)
