@@ -295,8 +295,10 @@ pub fn serve(
   let _watch = interruption.watch(move || interrupted.end());
   let _over = EndOnDrop(channel);
   loop {
-    let step = channel.wait(&channel.guest, spin_for_answer, |state| {
-      match std::mem::replace(state, ChannelState::Over) {
+    let step = channel.wait(
+      &channel.guest,
+      spin_for_answer,
+      |state| match std::mem::replace(state, ChannelState::Over) {
         ChannelState::Asked(step) => {
           *state = match &step {
             Ok(Step::Answer(_)) | Err(_) => ChannelState::Over,
@@ -309,8 +311,8 @@ pub fn serve(
           *state = other;
           None
         }
-      }
-    });
+      },
+    );
     // Nobody is told of an interruption: whoever interrupts has told.
     let step = step.unwrap_or_else(|| Err(HostFunctionError::new("the call was interrupted")))?;
     let reply = match step {
