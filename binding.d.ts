@@ -28,12 +28,12 @@ export declare class Boundary {
   /** Waits until there is a finished call to be taken. The event loop stands still meanwhile. */
   wait(): void
   /**
-   * Answers a call of a function in JavaScript with the bits of a number. This and all that follow
-   * return `false`, a negative number or `null` where the call is over: its guest has been
-   * interrupted, or it has been answered.
+   * The function that replies to a call of a function in JavaScript as the header says, see
+   * [`JsThreadState::reply`]. It and all that follow return `false`, a negative number or `null` where the
+   * host call is over: its guest has been interrupted, or it has been answered.
    */
-  answer(hostCall: number, low: number, high: number): boolean
-  /** Answers it with the offset of a block with these bytes. */
+  replier(): () => number
+  /** Answers a host call with the offset of a block with these bytes. */
   answerWith(hostCall: number, bytes: Uint8Array): boolean
   /** Ends the plugin's call that it is part of, with this message. */
   fail(hostCall: number, message: string): boolean
@@ -228,9 +228,21 @@ export declare const HEADER_IS_ALONE: number
 /** Where the results begin. */
 export declare const HEADER_ITEMS: number
 
+/**
+ * For `take`: whether it may spin for the next event, since guests have just been answered, and are likely to
+ * go on with a host call or to end.
+ */
+export declare const HEADER_MAY_SPIN: number
+
 export declare const HEADER_MAY_TAKE: number
 
 export declare const HEADER_NUMBER: number
+
+export declare const HEADER_REPLY: number
+
+export declare const HEADER_REPLY_BITS: number
+
+export declare const HEADER_REPLY_TO: number
 
 /** For every function that takes results: how many bytes of the shared buffer are used. */
 export declare const HEADER_SHARED_BYTES_USED: number
@@ -412,6 +424,12 @@ export interface Refusal {
   /** Its message. */
   message: string
 }
+
+export declare const REPLY_BYTES: number
+
+export declare const REPLY_NUMBER: number
+
+export declare const REPLY_STORE: number
 
 /** What begins with this is ours. */
 export declare const RESERVED_PREFIX: string

@@ -120,6 +120,41 @@ describe('a host function in JavaScript', () => {
     expect(calls).toBe(200)
   })
 
+  test.each([
+    ['at once', () => 'again'],
+    ['with a promise', async () => 'again']
+  ])('that answers %s lets the event loop turn while it is called again and again', async (_, ask) => {
+    let inThisTurn = 0
+    let most = 0
+    const turned = () => {
+      inThisTurn = 0
+      turn = setImmediate(turned)
+    }
+    let turn = setImmediate(turned)
+    const plugin = await asking(() => {
+      most = Math.max(most, ++inThisTurn)
+      for (const start = performance.now(); performance.now() - start < 0.05;);
+      return ask()
+    })
+    for (let calls = 0; calls < 10; calls++) await plugin.call('ask_often', Buffer.from([255]))
+    clearImmediate(turn)
+    expect(most).toBeLessThan(20)
+  })
+
+  test('answers with blocks of any length', async () => {
+    const plugin = await asking((context, offset) => {
+      const [how, length] = context.read(offset).text().split(' ')
+      const text = 'ö'.repeat(length)
+      const answers = { text, bytes: Buffer.from(text), stored: text && context.store(text), storedBytes: context.store(Buffer.from(text)) }
+      return answers[how]
+    })
+    for (const how of ['text', 'bytes', 'stored', 'storedBytes']) {
+      for (const length of [1, 2_730, 2_731, 4_096, 4_097, 100_000]) {
+        expect((await plugin.call('ask', `${how} ${length}`)).text()).toBe('ö'.repeat(length))
+      }
+    }
+  })
+
   test('gets arguments of any length', async () => {
     const plugin = await asking((context, offset) => context.read(offset).bytes())
     for (const length of [1, 1_000, 8_192, 65_536, 65_537, 3_000_000]) {

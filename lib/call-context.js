@@ -78,8 +78,8 @@ class CallContext {
   }
 
   store (content) {
-    const bytes = asContent(content, 'what is stored')
-    return this.#made(this.#boundary.store(this.#hostCall, bytes), bytes.length)
+    const bytes = typeof content === 'string' ? content : asContent(content, 'what is stored')
+    return this.#made(this.#boundary.store(this.#hostCall, bytes), Buffer.byteLength(bytes))
   }
 
   #made (offset, length) {
@@ -96,8 +96,8 @@ class CallContext {
   read (offset) {
     const start = asOffset(offset)
     if (this.#isReset) return null
-    const known = this.#blocks?.get(start)
-    if (known !== undefined) return outputOf(known)
+    const block = this.#blocks?.find((block) => block.offset === start)
+    if (block !== undefined) return new PluginOutput(block.buffer, block.start, block.length)
     const bytes = this.#boundary.read(this.#hostCall, Math.max(start, 0))
     if (bytes === null) throw ended()
     return bytes.length === 0 ? null : outputOf(bytes)

@@ -19,7 +19,8 @@ const MAX_ITEMS = 64
 // The layout of the memory that both sides share is explained in `src/binding/protocol.rs`.
 const {
   HEADER_NUMBER, HEADER_EXPORT, HEADER_INPUT_BYTES, HEADER_TIMEOUT_MS, HEADER_IS_ALONE, HEADER_MAY_TAKE,
-  HEADER_SHARED_BYTES_USED, HEADER_COUNT, HEADER_HAS_MORE, HEADER_ITEMS, ITEM_LENGTH,
+  HEADER_SHARED_BYTES_USED, HEADER_COUNT, HEADER_HAS_MORE, HEADER_MAY_SPIN, HEADER_ITEMS, ITEM_LENGTH,
+  HEADER_REPLY_TO, HEADER_REPLY, HEADER_REPLY_BITS, REPLY_NUMBER, REPLY_BYTES, REPLY_STORE,
   CALL_MUST_WAKE, CALL_TAKEN, CALL_MUST_TAKE, OUT_OF_BAND, JS_VALUE, HOST_CALL, NO_CALL, LOG, LOG_PLUGIN, LOG_LEVEL, LOG_TEXT
 } = binding
 
@@ -37,9 +38,54 @@ const header = new Uint32Array(HEADER_ITEMS + ITEM_LENGTH * MAX_ITEMS)
 const outOfBand = []
 // Made when the first thing has been started: loading what it needs takes two milliseconds, in which that proceeds.
 let shared
+let sharedView
 
-const boundary = new binding.Boundary(settle, inbox, header)
+/** The boundary, with the replies that are made most often: their numbers and bytes are in `header` and `inbox`. */
+class Boundary extends binding.Boundary {
+  /** Answers a host call with the bits of a number. */
+  answer (hostCall, low, high) {
+    header[HEADER_REPLY_BITS] = low
+    header[HEADER_REPLY_BITS + 1] = high
+    replyTo(hostCall, REPLY_NUMBER)
+  }
+
+  /** Answers it with the offset of a block with these bytes. */
+  answerWith (hostCall, content) {
+    if (putIntoInbox(content)) replyTo(hostCall, REPLY_BYTES)
+    else super.answerWith(hostCall, asBytes(content))
+  }
+
+  /** Makes a block with these bytes; returns its offset, 0 if it does not fit, or a negative number if the host call is over. */
+  store (hostCall, content) {
+    return putIntoInbox(content) ? replyTo(hostCall, REPLY_STORE) : super.store(hostCall, asBytes(content))
+  }
+}
+
+const boundary = new Boundary(settle, inbox, header)
 const take = boundary.taker()
+const reply = boundary.replier()
+
+function replyTo (hostCall, kind) {
+  header[HEADER_REPLY_TO] = hostCall
+  header[HEADER_REPLY] = kind
+  return reply()
+}
+
+const asBytes = (content) => typeof content === 'string' ? encoder.encode(content) : content
+
+/** Puts a string or bytes into the inbox; false if they are too long. */
+function putIntoInbox (content) {
+  let length = content.length
+  if (typeof content === 'string') {
+    if (length * 3 > INBOX_BYTES) return false
+    if (length > 0) length = encoder.encodeInto(content, inbox).written
+  } else {
+    if (length > INBOX_BYTES) return false
+    inbox.set(content)
+  }
+  header[HEADER_INPUT_BYTES] = length
+  return true
+}
 
 // What is unfinished, by its number. A number is used again once the other side has finished with
 // it; for an aborted call that is later than its promise is settled.
@@ -47,12 +93,12 @@ const calls = []
 const freeNumbers = []
 let unfinished = 0
 
-function newShared () {
+function renewShared () {
   const { markAsUntransferable } = require('node:worker_threads')
-  const bytes = new Uint8Array(SHARED_BYTES)
+  shared = new Uint8Array(SHARED_BYTES)
+  sharedView = new DataView(shared.buffer)
   // Who transfers one output's memory to a worker must not take the others' away.
-  markAsUntransferable(bytes.buffer)
-  return bytes
+  markAsUntransferable(shared.buffer)
 }
 
 /**
@@ -80,7 +126,7 @@ function complete (native, start, signal, callState, name, plugin) {
     try {
       if (!isKeptAlive) keepAlive(true)
       start(number)
-      shared ??= newShared()
+      if (shared === undefined) renewShared()
     } catch (error) {
       // It has not started: nothing will come of it.
       forget(number)
@@ -170,20 +216,87 @@ let hasMore = false
 /** Host functions that have been called and not been run yet. */
 const hostCalls = []
 
-/** Runs them, not before all that has been taken is settled: they may do anything. */
+/**
+ * For how many milliseconds host calls are run as they come before the event loop turns: guests that go on
+ * calling would otherwise keep it from ever turning.
+ */
+const MAX_MS_AT_ONCE = 0.2
+/** When the first host calls were run since the event loop turned. */
+let begunAt
+
+function mustTurn () {
+  const now = performance.now()
+  begunAt ??= now
+  return now - begunAt >= MAX_MS_AT_ONCE
+}
+
+// Since the queue was looked at last: whether host calls have been answered, whose guests may well call again at
+// once, and whether something has been settled, or waits for a promise, so that microtasks have to run first.
+let hasAnswered = false
+let hasAwaiters = false
+
+/**
+ * Runs them, not before all that has been taken is settled: they may do anything. Returns whether the queue is to
+ * be looked at again now; otherwise that is done soon. Before that nobody wakes the event loop.
+ */
 function runHostCalls () {
-  while (hostCalls.length > 0) run(boundary, hostCalls.shift())
+  let mayGoOn = false
+  try {
+    while (hostCalls.length > 0) {
+      if (run(boundary, hostCalls.shift(), answered)) hasAnswered = true
+      else hasAwaiters = true
+    }
+    mayGoOn = !hasAwaiters && !mustTurn()
+  } finally {
+    if (!mayGoOn) settleSoon()
+  }
+  return mayGoOn
+}
+
+/** Called when the promise of a host function has been settled. */
+function answered () {
+  hasAnswered = true
+  settleSoon()
+}
+
+let isSettlingSoon = false
+
+/** Settles once more, after the microtasks that are queued already, or when the event loop has turned. */
+function settleSoon () {
+  if (isSettlingSoon) return
+  isSettlingSoon = true
+  if (mustTurn()) setImmediate(settleAfterTurn)
+  else afterwards.then(settleNext)
+}
+
+function settleNext () {
+  isSettlingSoon = false
+  settleNow()
+}
+
+function settleAfterTurn () {
+  begunAt = undefined
+  settleNext()
 }
 
 /** Takes and settles what is finished; the other side calls it when there is something. */
 function settle () {
+  begunAt = undefined
+  settleNow()
+}
+
+function settleNow () {
   hasMore = true
-  // Called by a listener of a signal, say: the loop below goes on.
+  // Called by a listener of a signal, say: the loop of `settleTaken` goes on.
   if (isSettling) return
-  take(shared, outOfBand)
-  settleTaken()
-  runHostCalls()
-  if (unfinished === 0) afterwards.then(letGo)
+  do {
+    header[HEADER_MAY_SPIN] = hasAnswered ? 1 : 0
+    hasAnswered = hasAwaiters = false
+    take(shared, outOfBand)
+    header[HEADER_MAY_SPIN] = 0
+    settleTaken()
+  } while (hostCalls.length > 0 && runHostCalls())
+  if (unfinished === 0 && !isLettingGo) afterwards.then(letGo)
 }
 
 /** Settles what has been taken, and then what there is besides. */
@@ -197,7 +310,7 @@ function settleTaken () {
     }
     outOfBand.length = 0
     if (!hasMore) break
-    shared = newShared()
+    renewShared()
     header[HEADER_SHARED_BYTES_USED] = 0
     take(shared, outOfBand)
   }
@@ -206,6 +319,7 @@ function settleTaken () {
 
 function settleOne (number, code, offset, length) {
   const call = code >= LOG ? undefined : forget(number)
+  if (call !== undefined) hasAwaiters = true
   let buffer = shared.buffer
   if (offset === OUT_OF_BAND) {
     buffer = outOfBand.shift()
@@ -249,7 +363,8 @@ function errorOf (call, code, text, entry) {
 
 function dispatchEvent (callState, code, buffer, offset, length) {
   if (code === HOST_CALL) {
-    hostCalls.push(hostCallOf(buffer, offset, length, callState))
+    const view = buffer === shared.buffer ? sharedView : new DataView(buffer)
+    hostCalls.push(hostCallOf(view, offset, callState))
     return
   }
   const view = new DataView(buffer, offset, length)
@@ -317,18 +432,9 @@ function caller (native) {
 
   /** Starts a call; 0 milliseconds stand for the plugin's own limit. */
   return function start (number, exportNumber, input, timeoutMs) {
-    let length = 0
-    if (typeof input === 'string') {
-      if (input.length * 3 > INBOX_BYTES) return startLong(number, exportNumber, input, timeoutMs)
-      length = encoder.encodeInto(input, inbox).written
-    } else if (input !== undefined) {
-      length = input.length
-      if (length > INBOX_BYTES) return startLong(number, exportNumber, input, timeoutMs)
-      inbox.set(input)
-    }
+    if (!putIntoInbox(input ?? '')) return startLong(number, exportNumber, input, timeoutMs)
     header[HEADER_NUMBER] = number
     header[HEADER_EXPORT] = exportNumber
-    header[HEADER_INPUT_BYTES] = length
     header[HEADER_TIMEOUT_MS] = timeoutMs
     header[HEADER_IS_ALONE] = isAlone && unfinished - inBackground === 1 ? 1 : 0
     header[HEADER_MAY_TAKE] = isSettling || settledAtOnce >= MAX_SETTLED_AT_ONCE ? 0 : 1
@@ -337,14 +443,15 @@ function caller (native) {
       wake(native)
     } else if (outcome === CALL_TAKEN) {
       settledAtOnce++
-      settleTaken()
-      if (hostCalls.length > 0) runHostCalls()
-      isAlone = false
-      afterwards.then(markAwaitersResumed)
       if (!isLettingGo) {
         isLettingGo = true
         setImmediate(letGo)
       }
+      hasAwaiters = false
+      settleTaken()
+      if (hostCalls.length > 0 && runHostCalls()) settleNow()
+      isAlone = false
+      afterwards.then(markAwaitersResumed)
     } else if (outcome === CALL_MUST_TAKE) {
       settledAtOnce = 0
       setImmediate(settle)

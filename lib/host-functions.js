@@ -15,7 +15,6 @@ const {
   ARGUMENT_TYPE, ARGUMENT_BITS, ARGUMENT_BLOCK_LENGTH, ARGUMENT_LENGTH
 } = require('../binding.js')
 
-const encoder = new TextEncoder()
 const converter = new DataView(new ArrayBuffer(8))
 
 /**
@@ -85,24 +84,22 @@ function removePluginState (pluginState) {
 
 const forgotten = new FinalizationRegistry(removePluginState)
 
-/** Reads a message of the other side. */
-function hostCallOf (buffer, offset, length, callState) {
-  const view = new DataView(buffer, offset, length)
-  const number = (index) => view.getUint32(index * 4, true)
+/** Reads the message of the other side that is at the offset of the view. */
+function hostCallOf (view, offset, callState) {
+  const number = (index) => view.getUint32(offset + index * 4, true)
   const end = HOST_CALL_ARGUMENTS + ARGUMENT_LENGTH * number(HOST_CALL_COUNT)
   const args = []
   let blocks
-  let block = end * 4
+  let start = offset + end * 4
   for (let at = HOST_CALL_ARGUMENTS; at < end; at += ARGUMENT_LENGTH) {
     const type = number(at + ARGUMENT_TYPE)
-    const size = number(at + ARGUMENT_BLOCK_LENGTH)
-    if ((type & BLOCK_INCLUDED) !== 0 && size > 0) {
-      blocks ??= new Map()
-      // A copy: what is read is the reader's own.
-      blocks.set(number(at + ARGUMENT_BITS), new Uint8Array(buffer.slice(offset + block, offset + block + size)))
-      block += size
+    const length = number(at + ARGUMENT_BLOCK_LENGTH)
+    if ((type & BLOCK_INCLUDED) !== 0 && length > 0) {
+      blocks ??= []
+      blocks.push({ offset: number(at + ARGUMENT_BITS), buffer: view.buffer, start, length })
+      start += length
     }
-    args.push(argument(view, (at + ARGUMENT_BITS) * 4, type & ~BLOCK_INCLUDED))
+    args.push(argument(view, offset + (at + ARGUMENT_BITS) * 4, type & ~BLOCK_INCLUDED))
   }
   return {
     number: number(HOST_CALL_NUMBER),
@@ -124,13 +121,22 @@ function argument (view, at, type) {
   }
 }
 
-/** Runs the function of a host call, and answers it, at once or when its promise is settled. */
-function run (boundary, hostCall) {
+/**
+ * Runs the function of a host call, and answers it: at once, and returns true, or when its promise is settled, and
+ * calls `answered` then.
+ */
+function run (boundary, hostCall, answered) {
   const { number, pluginState, callState, blocks } = hostCall
   const body = pluginState?.bodies[hostCall.body]
-  if (body === undefined) return boundary.fail(number, 'the plugin is closed')
+  if (body === undefined) {
+    boundary.fail(number, 'the plugin is closed')
+    return true
+  }
   // Aborted: nobody waits for it.
-  if (callState?.isOver) return boundary.fail(number, 'the call is over')
+  if (callState?.isOver) {
+    boundary.fail(number, 'the call is over')
+    return true
+  }
   const context = new CallContext(SECRET, boundary, number, blocks, pluginState, callState?.hostContext)
   const end = () => {
     if (running.isOver) return
@@ -150,6 +156,7 @@ function run (boundary, hostCall) {
       return failed(error)
     }
     end()
+    return true
   }
   const failed = (error) => {
     const thrown = { error }
@@ -157,6 +164,7 @@ function run (boundary, hostCall) {
     else pluginState.thrown = thrown
     boundary.fail(number, 'a host function has failed')
     end()
+    return true
   }
   const start = () => current.run(running, body, context, ...hostCall.args)
   let value
@@ -173,9 +181,14 @@ function run (boundary, hostCall) {
     failed(codedError('WOULD_DEADLOCK', 'callSync() waits for the plugin, so it cannot wait for an asynchronous host function; use call()'))
     // What it rejects with is of no use to anybody any more.
     promise.catch(() => {})
-    return
+    return true
   }
-  promise.then(returned, failed)
+  const then = (settle) => (value) => {
+    settle(value)
+    answered()
+  }
+  promise.then(then(returned), then(failed))
+  return false
 }
 
 /** Converts as WebAssembly does, and besides makes a block of what is no number. */
@@ -192,7 +205,7 @@ function answer (boundary, number, result, value) {
       converter.setFloat64(0, Number(value ?? 0), true)
       break
     case TYPE_I64: {
-      const bytes = typeof value === 'string' ? encoder.encode(value) : asBytes(value)
+      const bytes = typeof value === 'string' ? value : asBytes(value)
       if (bytes !== undefined) {
         boundary.answerWith(number, bytes)
         return

@@ -14,8 +14,8 @@ use napi::bindgen_prelude::{
 use napi_derive::napi;
 
 use super::completion_queue::CompletionQueue;
-use super::host_call::{BlockReply, Channel, Step};
-use super::js_thread::JsThreadState;
+use super::host_call::Step;
+use super::js_thread::{JsThreadState, offset_of};
 use crate::host::{Answer, Bytes, HostFunctionError};
 
 /// One JavaScript thread's boundary.
@@ -72,51 +72,59 @@ impl Boundary {
     self.js_thread.queue.events.wait();
   }
 
-  /// Answers a call of a function in JavaScript with the bits of a number. This and all that follow
-  /// return `false`, a negative number or `null` where the call is over: its guest has been
-  /// interrupted, or it has been answered.
-  #[napi(catch_unwind)]
-  pub fn answer(&self, host_call: u32, low: u32, high: u32) -> bool {
-    let bits = u64::from(low) | u64::from(high) << 32;
-    self.finish(host_call, Ok(Step::Answer(Answer::I64(bits as i64))))
+  /// The function that replies to a call of a function in JavaScript as the header says, see
+  /// [`JsThreadState::reply`]. It and all that follow return `false`, a negative number or `null` where the
+  /// host call is over: its guest has been interrupted, or it has been answered.
+  #[napi(catch_unwind, ts_return_type = "() => number")]
+  pub fn replier<'env>(&self, env: &'env Env) -> napi::Result<Function<'env, (), f64>> {
+    let js_thread = self.js_thread();
+    env.create_function_from_closure("reply", move |_| Ok(js_thread.reply()))
   }
 
-  /// Answers it with the offset of a block with these bytes.
+  /// Answers a host call with the offset of a block with these bytes.
   #[napi(catch_unwind)]
   pub fn answer_with(&self, host_call: u32, bytes: Uint8ArraySlice<'_>) -> bool {
     let answer = Answer::Bytes(Bytes::from(&*bytes));
-    self.finish(host_call, Ok(Step::Answer(answer)))
+    self.js_thread.finish(host_call, Ok(Step::Answer(answer)))
   }
 
   /// Ends the plugin's call that it is part of, with this message.
   #[napi(catch_unwind)]
   pub fn fail(&self, host_call: u32, message: String) -> bool {
-    self.finish(host_call, Err(HostFunctionError::new(message)))
+    self
+      .js_thread
+      .finish(host_call, Err(HostFunctionError::new(message)))
   }
 
   /// Makes a block with these bytes, and returns its offset; 0 if it does not fit, or has no bytes.
   #[napi(catch_unwind)]
   pub fn store(&self, host_call: u32, bytes: Uint8ArraySlice<'_>) -> f64 {
-    offset_of(self.ask(host_call, Step::Store(Bytes::from(&*bytes))))
+    offset_of(
+      self
+        .js_thread
+        .ask(host_call, Step::Store(Bytes::from(&*bytes))),
+    )
   }
 
   /// Makes a block of that many bytes, all zero.
   #[napi(catch_unwind)]
   pub fn allocate(&self, host_call: u32, length: f64) -> f64 {
-    offset_of(self.ask(host_call, Step::Allocate(length as u64)))
+    offset_of(self.js_thread.ask(host_call, Step::Allocate(length as u64)))
   }
 
   /// The length of the block that starts at the offset; 0 where none does.
   #[napi(catch_unwind)]
   pub fn length(&self, host_call: u32, offset: f64) -> f64 {
-    let reply = self.ask(host_call, Step::Inspect(offset as u64));
+    let reply = self.js_thread.ask(host_call, Step::Inspect(offset as u64));
     reply.map_or(-1.0, |reply| reply.length as f64)
   }
 
   /// A copy of the block that starts at the offset; empty where none does.
   #[napi(catch_unwind)]
   pub fn read(&self, host_call: u32, offset: f64) -> Option<Uint8Array> {
-    let reply = self.ask(host_call, Step::Inspect(offset as u64))?;
+    let reply = self
+      .js_thread
+      .ask(host_call, Step::Inspect(offset as u64))?;
     Some(Uint8Array::new(
       reply.bytes.map(|bytes| bytes.to_vec()).unwrap_or_default(),
     ))
@@ -126,13 +134,13 @@ impl Boundary {
   #[napi(catch_unwind)]
   pub fn set_error(&self, host_call: u32, message: Uint8ArraySlice<'_>) -> bool {
     let step = Step::SetError(Bytes::from(&*message));
-    self.ask(host_call, step).is_some()
+    self.js_thread.ask(host_call, step).is_some()
   }
 
   /// The variable of that name: `undefined` if it is not set.
   #[napi(catch_unwind, ts_return_type = "Uint8Array | undefined | null")]
   pub fn get_variable(&self, host_call: u32, name: String) -> Either3<Uint8Array, Undefined, Null> {
-    let channel = self.channel(host_call);
+    let channel = self.js_thread.channel(host_call);
     let vars = channel.as_ref().and_then(|channel| channel.vars());
     match vars.map(|vars| vars.get(&name)) {
       None => Either3::C(Null),
@@ -149,7 +157,7 @@ impl Boundary {
     name: String,
     value: Uint8ArraySlice<'_>,
   ) -> Either3<String, Undefined, Null> {
-    let channel = self.channel(host_call);
+    let channel = self.js_thread.channel(host_call);
     let vars = channel.as_ref().and_then(|channel| channel.vars());
     match vars.map(|vars| vars.set(&name, &value)) {
       None => Either3::C(Null),
@@ -161,7 +169,7 @@ impl Boundary {
   /// Removes it.
   #[napi(catch_unwind)]
   pub fn delete_variable(&self, host_call: u32, name: String) -> bool {
-    let channel = self.channel(host_call);
+    let channel = self.js_thread.channel(host_call);
     let vars = channel.as_ref().and_then(|channel| channel.vars());
     vars.map(|vars| vars.remove(&name)).is_some()
   }
@@ -187,25 +195,7 @@ impl Boundary {
   }
 }
 
-/// What JavaScript is told of a block that it has asked for.
-fn offset_of(reply: Option<BlockReply>) -> f64 {
-  reply.map_or(-1.0, |reply| reply.offset as f64)
-}
-
 impl Boundary {
-  fn channel(&self, host_call: u32) -> Option<Arc<Channel>> {
-    self.js_thread.host_calls.borrow().get(host_call)
-  }
-
-  fn ask(&self, host_call: u32, step: Step) -> Option<BlockReply> {
-    self.channel(host_call)?.ask(step)
-  }
-
-  fn finish(&self, host_call: u32, answer: Result<Step, HostFunctionError>) -> bool {
-    let channel = self.js_thread.host_calls.borrow_mut().remove(host_call);
-    channel.is_some_and(|channel| channel.answer(answer))
-  }
-
   /// What the functions on this thread share.
   pub fn js_thread(&self) -> Rc<JsThreadState> {
     Rc::clone(&self.js_thread)

@@ -2,69 +2,87 @@
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::plugin::spin;
-use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// How long the JavaScript thread spins for the result of its only call before it goes on.
 const SPIN: Duration = Duration::from_micros(20);
 
 /// What one JavaScript thread has not seen yet.
 pub struct EventQueue<E> {
-  /// In the order in which they happened. Whoever adds the first wakes the event loop, unless the JavaScript
-  /// thread is waiting.
-  events: Mutex<VecDeque<E>>,
-  /// Whether the JavaScript thread is in [`spin_wait`](Self::spin_wait) or [`wait`](Self::wait).
-  is_awaited: AtomicBool,
-  /// What it spins on there: whether any event has been added since.
+  state: Mutex<QueueState<E>>,
+  /// What the JavaScript thread spins on: whether any event has been added since.
   has_any: spin::Flag,
-  /// Signalled, while the JavaScript thread waits, for each event.
+  /// Signalled, while the JavaScript thread sleeps in [`wait`](Self::wait), for each event.
   added: Condvar,
+}
+
+struct QueueState<E> {
+  /// In the order in which they happened.
+  events: VecDeque<E>,
+  consumer: Consumer,
+}
+
+/// What the JavaScript thread does about events.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Consumer {
+  /// It returns to its event loop: whoever adds the first event wakes that.
+  EventLoop,
+  /// It takes events soon, without being woken.
+  Attentive,
+  /// It sleeps in [`wait`](EventQueue::wait).
+  Asleep,
 }
 
 impl<E> EventQueue<E> {
   /// An empty queue.
   pub fn new() -> Self {
     Self {
-      events: Mutex::default(),
-      is_awaited: AtomicBool::new(false),
+      state: Mutex::new(QueueState {
+        events: VecDeque::new(),
+        consumer: Consumer::EventLoop,
+      }),
       has_any: spin::Flag::default(),
       added: Condvar::new(),
     }
   }
 
-  fn lock(&self) -> MutexGuard<'_, VecDeque<E>> {
-    self.events.lock().unwrap_or_else(PoisonError::into_inner)
+  fn lock(&self) -> MutexGuard<'_, QueueState<E>> {
+    self.state.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
   /// Adds an event; whether the event loop is to be woken now. Any thread.
   #[must_use]
   pub fn push(&self, event: E) -> bool {
-    let mut events = self.lock();
-    events.push_back(event);
-    let is_awaited = self.is_awaited.load(Ordering::Relaxed);
-    let must_wake = events.len() == 1 && !is_awaited;
-    drop(events);
+    let mut state = self.lock();
+    state.events.push_back(event);
+    let is_first = state.events.len() == 1;
+    let consumer = state.consumer;
+    drop(state);
     self.has_any.set();
-    if is_awaited {
-      // A system call only if somebody sleeps, in `wait`.
+    // A system call, whether anybody sleeps or not.
+    if consumer == Consumer::Asleep {
       self.added.notify_one();
     }
-    must_wake
+    is_first && consumer == Consumer::EventLoop
   }
 
   /// Spins for a moment until there is an event; whether there is one. Then it must be taken: nobody is
   /// woken for it. JavaScript thread only, which does nothing else meanwhile.
   pub fn spin_wait(&self) -> bool {
     self.has_any.clear();
-    self.is_awaited.store(true, Ordering::Relaxed);
-    spin::until(SPIN, || self.has_any.is_set());
-    // Under the lock: whoever adds an event from here on wakes the event loop.
-    let events = self.lock();
-    self.is_awaited.store(false, Ordering::Relaxed);
-    !events.is_empty()
+    let mut state = self.lock();
+    if state.events.is_empty() {
+      state.consumer = Consumer::Attentive;
+      drop(state);
+      spin::until(SPIN, || self.has_any.is_set());
+      state = self.lock();
+    }
+    // Whoever adds an event from here on wakes the event loop.
+    state.consumer = Consumer::EventLoop;
+    !state.events.is_empty()
   }
 
   /// Waits until there is an event, however long that takes. As [`spin_wait`](Self::spin_wait) otherwise.
@@ -72,19 +90,26 @@ impl<E> EventQueue<E> {
     if self.spin_wait() {
       return;
     }
-    let mut events = self.lock();
-    self.is_awaited.store(true, Ordering::Relaxed);
-    while events.is_empty() {
-      events = self
+    let mut state = self.lock();
+    state.consumer = Consumer::Asleep;
+    while state.events.is_empty() {
+      state = self
         .added
-        .wait(events)
+        .wait(state)
         .unwrap_or_else(PoisonError::into_inner);
     }
-    self.is_awaited.store(false, Ordering::Relaxed);
+    state.consumer = Consumer::EventLoop;
+  }
+
+  /// Until events are taken the next time, which must be soon, nobody wakes the event loop for them.
+  pub fn stay_attentive(&self) {
+    self.lock().consumer = Consumer::Attentive;
   }
 
   /// Moves all events into `events`, which is empty; its memory is used for the next.
   pub fn take_all(&self, events: &mut VecDeque<E>) {
-    std::mem::swap(&mut *self.lock(), events);
+    let mut state = self.lock();
+    state.consumer = Consumer::EventLoop;
+    std::mem::swap(&mut state.events, events);
   }
 }

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -135,11 +136,32 @@ fn bits(value: &Val) -> u64 {
 /// What JavaScript and the guest's thread say to each other about one call.
 pub struct Channel {
   state: Mutex<ChannelState>,
-  /// Signalled for each change.
-  changed: Condvar,
-  /// The same, for a thread that spins before it sleeps.
-  changed_flag: spin::Flag,
+  guest: Side,
+  js: Side,
   vars: Arc<Vars>,
+}
+
+/// How one of the two threads waits for the other.
+#[derive(Default)]
+struct Side {
+  /// What it looks at while it spins.
+  has_news: spin::Flag,
+  /// Whether it sleeps; changed under the lock of the state.
+  is_asleep: AtomicBool,
+  woken: Condvar,
+}
+
+impl Side {
+  /// Tells it that the state has changed, and lets it see the state.
+  fn tell(&self, state: MutexGuard<'_, ChannelState>) {
+    let is_asleep = self.is_asleep.load(Ordering::Relaxed);
+    drop(state);
+    self.has_news.set();
+    // A system call, whether it sleeps or not.
+    if is_asleep {
+      self.woken.notify_one();
+    }
+  }
 }
 
 enum ChannelState {
@@ -171,8 +193,8 @@ impl Channel {
   pub fn new(vars: Arc<Vars>) -> Self {
     Self {
       state: Mutex::new(ChannelState::Open),
-      changed: Condvar::new(),
-      changed_flag: spin::Flag::default(),
+      guest: Side::default(),
+      js: Side::default(),
       vars,
     }
   }
@@ -181,17 +203,11 @@ impl Channel {
     self.state.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  fn set(&self, mut state: MutexGuard<'_, ChannelState>, new: ChannelState) {
-    *state = new;
-    drop(state);
-    self.changed_flag.set();
-    self.changed.notify_all();
-  }
-
-  /// Waits until `take` takes something out of the state. Before it sleeps it calls `spin` once, to wait
-  /// for the flag.
+  /// Waits on one side until `take` takes something out of the state. Before it sleeps it calls `spin`
+  /// once, to wait for the flag.
   fn wait<T>(
     &self,
+    side: &Side,
     spin: impl FnOnce(&spin::Flag),
     mut take: impl FnMut(&mut ChannelState) -> Option<T>,
   ) -> T {
@@ -202,13 +218,15 @@ impl Channel {
         return taken;
       }
       if let Some(spin) = spin.take() {
-        self.changed_flag.clear();
+        side.has_news.clear();
         drop(state);
-        spin(&self.changed_flag);
+        spin(&side.has_news);
         state = self.lock();
       } else {
-        let woken = self.changed.wait(state);
+        side.is_asleep.store(true, Ordering::Relaxed);
+        let woken = side.woken.wait(state);
         state = woken.unwrap_or_else(PoisonError::into_inner);
+        side.is_asleep.store(false, Ordering::Relaxed);
       }
     }
   }
@@ -220,16 +238,19 @@ impl Channel {
 
   /// Ends it from either side; whoever waits is told.
   pub fn end(&self) {
-    let state = self.lock();
-    self.set(state, ChannelState::Over);
+    let mut state = self.lock();
+    *state = ChannelState::Over;
+    self.guest.tell(state);
+    self.js.tell(self.lock());
   }
 
   /// Answers the guest. Whether anybody has waited for it. JavaScript's thread.
   pub fn answer(&self, answer: Result<Step, HostFunctionError>) -> bool {
-    let state = self.lock();
+    let mut state = self.lock();
     let is_open = matches!(*state, ChannelState::Open);
     if is_open {
-      self.set(state, ChannelState::Asked(answer));
+      *state = ChannelState::Asked(answer);
+      self.guest.tell(state);
     }
     is_open
   }
@@ -237,14 +258,17 @@ impl Channel {
   /// Has the guest's thread make a step, and waits for it: microseconds. `None` where the call is over.
   /// JavaScript's thread.
   pub fn ask(&self, step: Step) -> Option<BlockReply> {
+    let is_asleep = self.guest.is_asleep.load(Ordering::Relaxed);
     if !self.answer(Ok(step)) {
       return None;
     }
-    // The guest's thread is awake, or just being woken.
-    let spin = |changed: &spin::Flag| {
-      spin::until(SPIN, || changed.is_set());
+    let spin = |has_news: &spin::Flag| {
+      // To wake a thread takes longer, and may need this core.
+      if !is_asleep {
+        spin::until(SPIN, || has_news.is_set());
+      }
     };
-    self.wait(spin, |state| match state {
+    self.wait(&self.js, spin, |state| match state {
       ChannelState::Replied(reply) => {
         let reply = std::mem::take(reply);
         *state = ChannelState::Open;
@@ -271,8 +295,10 @@ pub fn serve(
   let _watch = interruption.watch(move || interrupted.end());
   let _over = EndOnDrop(channel);
   loop {
-    let step = channel.wait(spin_for_answer, |state| {
-      match std::mem::replace(state, ChannelState::Over) {
+    let step = channel.wait(
+      &channel.guest,
+      spin_for_answer,
+      |state| match std::mem::replace(state, ChannelState::Over) {
         ChannelState::Asked(step) => {
           *state = match &step {
             Ok(Step::Answer(_)) | Err(_) => ChannelState::Over,
@@ -285,8 +311,8 @@ pub fn serve(
           *state = other;
           None
         }
-      }
-    });
+      },
+    );
     // Nobody is told of an interruption: whoever interrupts has told.
     let step = step.unwrap_or_else(|| Err(HostFunctionError::new("the call was interrupted")))?;
     let reply = match step {
@@ -315,9 +341,10 @@ pub fn serve(
         BlockReply::default()
       }
     };
-    let state = channel.lock();
+    let mut state = channel.lock();
     if matches!(*state, ChannelState::Working) {
-      channel.set(state, ChannelState::Replied(reply));
+      *state = ChannelState::Replied(reply);
+      channel.js.tell(state);
     }
   }
 }

@@ -1,7 +1,7 @@
 //! What the functions on the JavaScript thread share, and how it takes what is in the queue: many
 //! results at a time, as numbers and bytes in memory that both sides know.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -10,12 +10,15 @@ use napi::bindgen_prelude::{
 };
 
 use super::completion_queue::{CompletionQueue, Event, JobResult, Wake};
-use super::host_call::{HostCall, OpenHostCalls};
+use super::host_call::{BlockReply, Channel, HostCall, OpenHostCalls, Step};
 use super::protocol::{
-  self, CallArguments, HEADER_COUNT, HEADER_HAS_MORE, HEADER_ITEMS, HEADER_SHARED_BYTES_USED,
-  HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL,
+  self, CallArguments, HEADER_COUNT, HEADER_HAS_MORE, HEADER_INPUT_BYTES, HEADER_ITEMS,
+  HEADER_MAY_SPIN, HEADER_REPLY, HEADER_REPLY_BITS, HEADER_REPLY_TO, HEADER_SHARED_BYTES_USED,
+  HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL, REPLY_BYTES, REPLY_STORE,
 };
 use crate::Code;
+use crate::host::{Answer, Bytes, HostFunctionError};
+use crate::plugin::spin::SpinBackoff;
 
 /// Outputs up to this many bytes share a buffer; longer ones have one of their own.
 const MAX_SHARED: usize = 1024;
@@ -34,6 +37,8 @@ pub struct JsThreadState {
   header: RefCell<Uint32Array>,
   /// Events that have been taken from the queue, but did not fit into the shared memory.
   backlog: RefCell<VecDeque<Event>>,
+  /// Whether to spin after host calls have been answered has paid.
+  spin_backoff: Cell<SpinBackoff>,
 }
 
 impl JsThreadState {
@@ -45,6 +50,7 @@ impl JsThreadState {
       inbox,
       header: RefCell::new(header),
       backlog: RefCell::default(),
+      spin_backoff: Cell::default(),
     }
   }
 
@@ -62,6 +68,46 @@ impl JsThreadState {
     copy
   }
 
+  /// Replies to a host call as the header says. Returns the offset of the block that it has made, and a negative
+  /// number if the host call is over.
+  pub fn reply(&self) -> f64 {
+    let header = self.header.borrow();
+    let number = |index| protocol::number(&header, index);
+    let bytes = || {
+      let inbox = self.inbox.get(..number(HEADER_INPUT_BYTES) as usize);
+      Bytes::from(inbox.unwrap_or_default())
+    };
+    let host_call = number(HEADER_REPLY_TO);
+    let answer = match number(HEADER_REPLY) {
+      REPLY_STORE => return offset_of(self.ask(host_call, Step::Store(bytes()))),
+      REPLY_BYTES => Answer::Bytes(bytes()),
+      _ => {
+        let (low, high) = (number(HEADER_REPLY_BITS), number(HEADER_REPLY_BITS + 1));
+        Answer::I64((u64::from(low) | u64::from(high) << 32) as i64)
+      }
+    };
+    match self.finish(host_call, Ok(Step::Answer(answer))) {
+      true => 0.0,
+      false => -1.0,
+    }
+  }
+
+  /// The channel of an unanswered host call.
+  pub fn channel(&self, host_call: u32) -> Option<Arc<Channel>> {
+    self.host_calls.borrow().get(host_call)
+  }
+
+  /// Has the guest's thread make a step.
+  pub fn ask(&self, host_call: u32, step: Step) -> Option<BlockReply> {
+    self.channel(host_call)?.ask(step)
+  }
+
+  /// Answers a host call; whether its guest has waited for that.
+  pub fn finish(&self, host_call: u32, answer: Result<Step, HostFunctionError>) -> bool {
+    let channel = self.host_calls.borrow_mut().remove(host_call);
+    channel.is_some_and(|channel| channel.answer(answer))
+  }
+
   /// Takes as many events as fit. It is given a buffer for short outputs and an array. It writes into the
   /// header how many it has taken, whether there are more, and an item for each. What is not in the buffer
   /// it adds to the array, in the order of the items.
@@ -71,6 +117,9 @@ impl JsThreadState {
     let used = protocol::number(&header, HEADER_SHARED_BYTES_USED);
     let mut backlog = self.backlog.borrow_mut();
     if backlog.is_empty() {
+      if protocol::number(&header, HEADER_MAY_SPIN) != 0 {
+        self.spin_wait();
+      }
       self.queue.events.take_all(&mut backlog);
     }
     // SAFETY: both are memory of JavaScript, whose thread is this one and does not run JavaScript
@@ -84,8 +133,27 @@ impl JsThreadState {
       shared: shared.get_mut(used as usize..).unwrap_or_default(),
       offset: used,
     };
-    writer.write(&mut backlog, header)
+    let has_host_calls = writer.write(&mut backlog, header)?;
+    if has_host_calls {
+      // JavaScript answers most of them at once, and looks again afterwards.
+      self.queue.events.stay_attentive();
+    }
+    Ok(())
   }
+
+  /// Spins for the next event, if that has paid lately.
+  fn spin_wait(&self) {
+    let mut backoff = self.spin_backoff.get();
+    if backoff.is_due() {
+      backoff.learn(self.queue.events.spin_wait());
+    }
+    self.spin_backoff.set(backoff);
+  }
+}
+
+/// What JavaScript is told of a block that it has asked for.
+pub fn offset_of(reply: Option<BlockReply>) -> f64 {
+  reply.map_or(-1.0, |reply| reply.offset as f64)
 }
 
 /// Puts results where JavaScript finds them.
@@ -99,24 +167,26 @@ struct ResultWriter<'a> {
 }
 
 impl ResultWriter<'_> {
-  /// Takes as many of the events as fit.
-  fn write(mut self, events: &mut VecDeque<Event>, header: &mut [u32]) -> napi::Result<()> {
+  /// Takes as many of the events as fit; whether there are host calls among them.
+  fn write(mut self, events: &mut VecDeque<Event>, header: &mut [u32]) -> napi::Result<bool> {
     let Some((head, items)) = header.split_at_mut_checked(HEADER_ITEMS as usize) else {
       return Err(napi::Error::from_reason("the header is too short"));
     };
     let mut items = items.chunks_exact_mut(ITEM_LENGTH as usize);
     let mut count = 0;
+    let mut has_host_calls = false;
     while self.shared.len() >= MAX_SHARED
       && let Some(item) = items.next()
       && let Some(event) = events.pop_front()
     {
       let (number, code, location) = self.write_event(event);
       item.copy_from_slice(&[number, code, location.offset, location.length]);
+      has_host_calls |= code == HOST_CALL;
       count += 1;
     }
     head[HEADER_COUNT as usize] = count;
     head[HEADER_HAS_MORE as usize] = u32::from(!events.is_empty());
-    Ok(())
+    Ok(has_host_calls)
   }
 
   /// Writes one event: its number, its code, and where its bytes are.

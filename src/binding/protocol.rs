@@ -36,9 +36,31 @@ pub const HEADER_COUNT: u32 = 7;
 #[napi]
 pub const HEADER_HAS_MORE: u32 = 8;
 
+/// For `take`: whether it may spin for the next event, since guests have just been answered, and are likely to
+/// go on with a host call or to end.
+#[napi]
+pub const HEADER_MAY_SPIN: u32 = 9;
+
+// What a reply to a host call is: the number of the host call, one of the `REPLY_…`, and the bits of a number in
+// two halves. Bytes are in the inbox, and `HEADER_INPUT_BYTES` tells how many.
+#[napi]
+pub const HEADER_REPLY_TO: u32 = 10;
+#[napi]
+pub const HEADER_REPLY: u32 = 11;
+#[napi]
+pub const HEADER_REPLY_BITS: u32 = 12;
+
+// Kinds of replies: the answer is a number; it is a block with these bytes; such a block is made before the answer.
+#[napi]
+pub const REPLY_NUMBER: u32 = 0;
+#[napi]
+pub const REPLY_BYTES: u32 = 1;
+#[napi]
+pub const REPLY_STORE: u32 = 2;
+
 /// Where the results begin.
 #[napi]
-pub const HEADER_ITEMS: u32 = 9;
+pub const HEADER_ITEMS: u32 = 14;
 
 /// What a result has in the header: the number of its call, its code (0 if the call succeeded), and its
 /// [`Location`].

@@ -41,8 +41,12 @@ impl Flag {
   }
 }
 
-/// Spins until `is_due` or the time is over; whether it was due.
+/// Spins until `is_due` or the time is over; whether it was due. On one core it does not wait: it would keep
+/// the other thread from what it waits for.
 pub fn until(limit: Duration, is_due: impl Fn() -> bool) -> bool {
+  if cores() == 1 {
+    return is_due();
+  }
   let mut start = None;
   loop {
     for _ in 0..16 {
@@ -102,14 +106,17 @@ impl SpinBackoff {
 /// A thread's place among those of the process that spin; there are fewer than there are cores.
 pub struct Spinner(());
 
+fn cores() -> usize {
+  static CORES: OnceLock<usize> = OnceLock::new();
+  *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZeroUsize::get))
+}
+
 process_static! { static SPINNERS: AtomicUsize = AtomicUsize::new(0); }
 
 impl Spinner {
   /// `None` where all places are taken; always so on one core.
   pub fn new() -> Option<Self> {
-    static CORES: OnceLock<usize> = OnceLock::new();
-    let cores = *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
-    let is_free = |spinners| (spinners + 1 < cores).then_some(spinners + 1);
+    let is_free = |spinners| (spinners + 1 < cores()).then_some(spinners + 1);
     SPINNERS
       .fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_free)
       .is_ok()

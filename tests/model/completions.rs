@@ -48,10 +48,14 @@ fn no_event_is_lost_on_its_way_to_the_javascript_thread() {
     let mut next = [0; 2];
     let mut events = VecDeque::new();
     while next != [EACH; 2] {
-      match any(&["sleep", "spin", "wait"]) {
+      match any(&["sleep", "spin", "wait", "be busy"]) {
         "sleep" => event_loop.sleep(),
         "spin" if !queue.spin_wait() => continue,
         "spin" => {}
+        "be busy" => {
+          queue.stay_attentive();
+          pause();
+        }
         // It would wait forever for an event that it had taken, and so does JavaScript.
         _ => queue.wait(),
       }
