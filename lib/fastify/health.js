@@ -31,7 +31,7 @@ async function statusOf (checks, log) {
   return failed.length === 0 ? 'ok' : 'unavailable'
 }
 
-function addHealth (scope, { prefix }, plugins, stores) {
+function addHealth (scope, { prefix }, plugins) {
   // Of no interest to who reads the log or the API's documentation.
   const options = { logLevel: 'warn', schema: { hide: true } }
 
@@ -40,7 +40,7 @@ function addHealth (scope, { prefix }, plugins, stores) {
   scope.get(`${prefix}/ready`, options, async (request, reply) => {
     const [ofPlugins, ofStore] = await Promise.all([
       statusOf(plugins.names.map((name) => askPlugin(plugins.plugin(name))), request.log),
-      statusOf(stores.map(askStore), request.log)
+      statusOf(plugins.stores.map(askStore), request.log)
     ])
     const isReady = ofPlugins === 'ok' && ofStore === 'ok'
     reply.code(isReady ? 200 : 503).header('cache-control', 'no-store')

@@ -20,10 +20,6 @@ class HostedPlugin {
     this.#plugin = plugin
   }
 
-  static async open (definition) {
-    return new HostedPlugin(definition, await openVersion(definition))
-  }
-
   // What is called and which version is called are one step: no call meets a version that is closed.
   call (functionName, input, hostContext, options) {
     if (this.#observer === undefined) return this.#plugin.call(functionName, input, hostContext, options)
@@ -60,9 +56,21 @@ class HostedPlugin {
     if (this.#definition.given !== undefined) {
       throw codedError('UNSUPPORTED', 'a plugin that was given as a Plugin cannot be loaded again; give its source')
     }
-    const next = await openVersion(this.#definition)
+    this.adopt(this.#definition, await openVersion(this.#definition))
+  }
+
+  /** Resolves when no reload is under way. */
+  get idle () {
+    return this.#lastReload
+  }
+
+  /** All further calls go to this version. The one before is closed, unless it was given. */
+  adopt (definition, plugin) {
     const before = this.#plugin
-    this.#plugin = next
+    const wasGiven = this.#definition.given !== undefined
+    this.#definition = definition
+    this.#plugin = plugin
+    if (wasGiven) return
     const left = before.close().finally(() => this.#leaving.delete(left))
     this.#leaving.add(left)
   }
@@ -113,4 +121,4 @@ async function tryOut (plugin, { functionName, input, expect, timeoutMs }) {
   }
 }
 
-module.exports = { HostedPlugin }
+module.exports = { HostedPlugin, openVersion }

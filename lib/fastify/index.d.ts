@@ -148,6 +148,12 @@ declare namespace extismHost {
      * cannot be reloaded: `UNSUPPORTED`.
      */
     reload (name: string): Promise<void>
+    /**
+     * Adds and replaces plugins, described as in the option `plugins`; `null` removes one. Either all of that happens, or it
+     * rejects and nothing has changed: if a plugin cannot be opened, lacks a function that a route calls, or fails its
+     * smoke call, and if a route calls a removed plugin. Calls under way end on the version that they began with.
+     */
+    update (changes: Record<string, ExtismHostOptions['plugins'][string] | null>): Promise<void>
   }
 
   export const extismHost: ExtismHost
