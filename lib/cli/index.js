@@ -55,7 +55,7 @@ function program () {
     .option('-c, --config <file>', 'a configuration file, YAML or JSON')
     .option('-p, --port <port>', 'where to listen; 0 for any that is free', number)
     .option('--host <host>', 'where to listen')
-    .option('--watch', 'load a plugin again when its file has changed')
+    .option('--watch', 'load a plugin, or the configuration, again when its file changes')
     .action((...args) => require('./serve.js').serve(...args))
 
   program.command('inspect')

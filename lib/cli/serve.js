@@ -1,17 +1,16 @@
 'use strict'
 
-const { watch } = require('node:fs')
-const { basename, dirname, resolve } = require('node:path')
+const { onHangup } = require('./hangup.js')
+const { resolve } = require('node:path')
 const closeWithGrace = require('close-with-grace')
 const Fastify = require('fastify')
 const { closeConnectionsInTime } = require('../closing.js')
 const extismHost = require('../fastify/index.js')
 const { openStore } = require('../store.js')
 const { DEFAULT_SERVER, readConfig } = require('./config.js')
+const { FileWatcher } = require('./file-watcher.js')
+const { LiveConfiguration } = require('./live-configuration.js')
 const { UsageError } = require('./usage-error.js')
-
-/** How long a file must be left alone before it is loaded: who writes it does so piece by piece. */
-const SETTLED_MS = 200
 
 /** The configuration of one function at `POST /`. */
 function ofOneFunction (wasm, functionName) {
@@ -52,7 +51,8 @@ async function buildApp ({ server, store: { url, options }, plugins, ...rest }) 
   const store = await openStore(url, options)
   // Hooks of this kind run in the opposite order: the plugins are closed before their store.
   app.addHook('onClose', () => store.close())
-  const definitions = Object.entries(plugins).map(([name, { permissions, ...plugin }]) => [name, { ...plugin, store: { store, ...permissions } }])
+  const define = ({ permissions, ...plugin }) => ({ ...plugin, store: { store, ...permissions } })
+  const definitions = Object.entries(plugins).map(([name, plugin]) => [name, define(plugin)])
   app.register(extismHost, { ...rest, store, plugins: Object.fromEntries(definitions) })
   try {
     await app.ready()
@@ -60,58 +60,41 @@ async function buildApp ({ server, store: { url, options }, plugins, ...rest }) 
     await app.close()
     throw error
   }
-  return app
+  return { app, define }
 }
 
-/** Loads plugins again, and says what came of it. */
-async function reload (app, names) {
-  for (const name of names) {
-    try {
-      await app.extism.reload(name)
-      app.log.info({ plugin: name }, `plugin "${name}" has been loaded again`)
-    } catch (error) {
-      app.log.error({ plugin: name, code: error.code }, `plugin "${name}" stays as it is, as the new version was refused: ${error.message}`)
-    }
-  }
-}
-
-/**
- * Loads a plugin again when its file has changed. Directories are watched, as files are mostly replaced. It does so until
- * what it returns is called.
- */
-function watchFiles (app, plugins) {
-  const watchers = Object.entries(plugins).flatMap(([name, { source: { wasm: [{ path }] } }]) => {
-    if (path === undefined) return []
-    let settled
-    const watcher = watch(dirname(path), (_, file) => {
-      // Where the system does not say which file it was, it may have been this one.
-      if (file !== null && file !== basename(path)) return
-      clearTimeout(settled)
-      settled = setTimeout(() => reload(app, [name]), SETTLED_MS)
-    })
-    watcher.on('error', (error) => app.log.error(error, `${dirname(path)} cannot be watched any more`))
-    return [{ close () { clearTimeout(settled); watcher.close() } }]
-  })
-  return () => watchers.forEach((watcher) => watcher.close())
+/** Loads plugins and the configuration again when their files change; returns what ends that. */
+function watchFiles (live, configurationFile) {
+  const ownFiles = configurationFile === undefined ? [] : [configurationFile]
+  const watcher = new FileWatcher((file) => file === configurationFile ? live.update() : live.reloadFile(file), (file) => live.warn(`${file} is missing`))
+  live.onUpdate = () => watcher.watch([...ownFiles, ...live.files])
+  live.onUpdate()
+  return () => watcher.close()
 }
 
 async function serve (plugin, functionName, flags) {
-  const configuration = asConfiguration(plugin, functionName, flags)
-  const { server, plugins } = configuration
-  const app = await buildApp(configuration)
-  const stopWatching = flags.watch ? watchFiles(app, plugins) : () => {}
-  const grace = closeWithGrace({ delay: server.shutdownTimeoutMs, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
-    if (err) app.log.error(err)
-    stopWatching()
-    await app.close()
-  })
-  process.on('SIGHUP', () => reload(app, Object.keys(plugins)))
+  const read = () => asConfiguration(plugin, functionName, flags)
+  const configuration = read()
+  const { server } = configuration
+  const live = new LiveConfiguration(configuration, read)
+  onHangup(() => live.reload())
+  const stopWatching = flags.watch ? watchFiles(live, flags.config && resolve(flags.config)) : () => {}
+  let app
+  let grace
   try {
+    const built = await buildApp(configuration)
+    app = built.app
+    grace = closeWithGrace({ delay: server.shutdownTimeoutMs, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
+      if (err) app.log.error(err)
+      stopWatching()
+      await app.close()
+    })
     await app.listen({ port: server.port, host: server.host })
+    live.begin(app, built.define)
   } catch (error) {
-    grace.uninstall()
+    grace?.uninstall()
     stopWatching()
-    await app.close()
+    await app?.close()
     throw error
   }
 }
