@@ -17,6 +17,7 @@ const DEFAULT_SERVER = {
   requestTimeoutMs: 30_000,
   connectionTimeoutMs: 60_000,
   keepAliveTimeoutMs: 72_000,
+  drainMs: 1_000,
   shutdownTimeoutMs: 10_000,
   trustProxy: false
 }

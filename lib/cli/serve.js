@@ -4,12 +4,13 @@ const { onHangup } = require('./hangup.js')
 const { resolve } = require('node:path')
 const closeWithGrace = require('close-with-grace')
 const Fastify = require('fastify')
-const { closeConnectionsInTime } = require('../closing.js')
+const { closeWithoutLoss } = require('../draining.js')
 const extismHost = require('../fastify/index.js')
 const { openStore } = require('../store.js')
 const { DEFAULT_SERVER, readConfig } = require('./config.js')
 const { FileWatcher } = require('./file-watcher.js')
 const { LiveConfiguration } = require('./live-configuration.js')
+const { whenNpxIsGone } = require('./parent.js')
 const { UsageError } = require('./usage-error.js')
 
 /** The configuration of one function at `POST /`. */
@@ -44,10 +45,10 @@ async function buildApp ({ server, store: { url, options }, plugins, ...rest }) 
     connectionTimeout: server.connectionTimeoutMs,
     keepAliveTimeout: server.keepAliveTimeoutMs,
     trustProxy: server.trustProxy,
-    forceCloseConnections: 'idle',
+    return503OnClosing: false,
     ...(server.tls === undefined ? {} : { https: server.tls })
   })
-  closeConnectionsInTime(app)
+  const drain = closeWithoutLoss(app)
   const store = await openStore(url, options)
   // Hooks of this kind run in the opposite order: the plugins are closed before their store.
   app.addHook('onClose', () => store.close())
@@ -60,7 +61,7 @@ async function buildApp ({ server, store: { url, options }, plugins, ...rest }) 
     await app.close()
     throw error
   }
-  return { app, define }
+  return { app, define, drain }
 }
 
 /** Loads plugins and the configuration again when their files change; returns what ends that. */
@@ -84,13 +85,20 @@ async function serve (plugin, functionName, flags) {
   try {
     const built = await buildApp(configuration)
     app = built.app
-    grace = closeWithGrace({ delay: server.shutdownTimeoutMs, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
-      if (err) app.log.error(err)
+    const delay = server.drainMs + server.shutdownTimeoutMs
+    grace = closeWithGrace({ delay, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
       stopWatching()
+      if (err) {
+        app.log.error(err)
+      } else {
+        app.extism.drain()
+        await built.drain(server.drainMs)
+      }
       await app.close()
     })
     await app.listen({ port: server.port, host: server.host })
     live.begin(app, built.define)
+    whenNpxIsGone(() => grace.close())
   } catch (error) {
     grace?.uninstall()
     stopWatching()

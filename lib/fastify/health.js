@@ -38,6 +38,10 @@ function addHealth (scope, { prefix }, plugins) {
   scope.get(`${prefix}/live`, options, async () => ({ status: 'ok' }))
 
   scope.get(`${prefix}/ready`, options, async (request, reply) => {
+    if (plugins.isDraining) {
+      reply.code(503).header('cache-control', 'no-store')
+      return { status: 'draining' }
+    }
     const [ofPlugins, ofStore] = await Promise.all([
       statusOf(plugins.names.map((name) => askPlugin(plugins.plugin(name))), request.log),
       statusOf(plugins.stores.map(askStore), request.log)

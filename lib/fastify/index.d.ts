@@ -154,6 +154,8 @@ declare namespace extismHost {
      * smoke call, and if a route calls a removed plugin. Calls under way end on the version that they began with.
      */
     update (changes: Record<string, ExtismHostOptions['plugins'][string] | null>): Promise<void>
+    /** From now on `GET /health/ready` is 503, so that a load balancer sends no more requests. Call it some time before `close()`. */
+    drain (): void
   }
 
   export const extismHost: ExtismHost

@@ -15,6 +15,7 @@ class Plugins {
   /** Removed plugins that still have calls. */
   #leaving = new Set()
   #closed
+  #isDraining = false
 
   /** `define` turns the option `plugins` into definitions, and checks that routes find their plugins. */
   constructor (define) {
@@ -34,6 +35,15 @@ class Plugins {
   /** The stores of all plugins that are known here. */
   get stores () {
     return this.#stores
+  }
+
+  /** Whether the app is about to be closed, so that no more requests are to be sent to it. */
+  get isDraining () {
+    return this.#isDraining
+  }
+
+  drain () {
+    this.#isDraining = true
   }
 
   plugin (name) {
