@@ -99,7 +99,7 @@ declare namespace extismHost {
     store?: MemoryStore | Store | StoreAccess
     /**
      * `GET /health/live`, which answers as long as the process does, and `GET /health/ready`: 200 where all plugins
-     * are open and all their stores that are known here answer within a second, else 503. `prefix` stands in place of
+     * are open and serve calls, all their stores that are known here answer within a second, and none is full, else 503. `prefix` stands in place of
      * `/health`.
      * @default false
      */

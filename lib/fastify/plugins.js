@@ -15,6 +15,7 @@ class Plugins {
   /** Removed plugins that still have calls. */
   #leaving = new Set()
   #closed
+  #notesRefusals = false
   #isDraining = false
 
   /** `define` turns the option `plugins` into definitions, and checks that routes find their plugins. */
@@ -60,6 +61,12 @@ class Plugins {
     for (const name of this.names) this.#observe(name)
   }
 
+  /** Has `checkReady` of all plugins know of calls that were refused. */
+  noteRefusals () {
+    this.#notesRefusals = true
+    for (const plugin of this.#byName.values()) plugin.noteRefusals()
+  }
+
   #observe (name) {
     this.plugin(name).observe((...outcome) => this.#observer(name, ...outcome))
   }
@@ -96,6 +103,7 @@ class Plugins {
     if (this.#byName.has(name)) return this.#byName.get(name).adopt(definition, version)
     this.#byName.set(name, new HostedPlugin(definition, version))
     if (this.#observer !== undefined) this.#observe(name)
+    if (this.#notesRefusals) this.plugin(name).noteRefusals()
   }
 
   #remove (name) {
