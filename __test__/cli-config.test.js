@@ -79,6 +79,10 @@ test.each([
   ['an empty file', '', /"plugins" is missing$/],
   ['what is no YAML', 'plugins: { a: {\n', /yaml:\d+: /],
   ['a key that is there twice', `${PLUGINS}health: true\nhealth: false\n`, /yaml:4: .*unique/],
+  ['an alias that stands for itself many times over', `a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n${
+    ['ab', 'bc', 'cd', 'de'].map(([from, to]) => `${to}: &${to} [${Array(9).fill(`*${from}`)}]`).join('\n')}\n`, /^[^\n]*yaml: Excessive alias count/],
+  ['an alias of nothing', `${PLUGINS}health: *nothing\n`, /yaml:?\d*: Unresolved alias/],
+  ['an environment variable that every object inherits', `${PLUGINS}admin: { token: '\${constructor}\${toString}' }\n`, /yaml:3: the environment variable constructor is not set$/],
   ['an environment variable that is not set', `${PLUGINS}admin:\n  token: '\${NOBODY_SETS_IT}'\n`, /yaml:4: the environment variable NOBODY_SETS_IT is not set$/]
 ])('%s is refused, with its line', (_, text, message) => {
   expect(() => read(text)).toThrow(message)

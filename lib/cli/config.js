@@ -62,7 +62,7 @@ function replaceVariables (document, environment, fail) {
     Scalar (key, node) {
       if (key === 'key' || typeof node.value !== 'string') return
       node.value = node.value.replace(/\$\{(\w+)\}/g, (_, name) => {
-        if (environment[name] === undefined) fail(node, `the environment variable ${name} is not set`)
+        if (!Object.hasOwn(environment, name)) fail(node, `the environment variable ${name} is not set`)
         return environment[name]
       })
     }
@@ -74,6 +74,15 @@ function read (path, what) {
     return readFileSync(path)
   } catch (error) {
     throw new UsageError(`${what} cannot be read from ${path}: ${error.code}`)
+  }
+}
+
+/** What a document says. Its aliases must not stand for more than a configuration can need. */
+function asObject (document, fail) {
+  try {
+    return document.toJS()
+  } catch (error) {
+    return fail(undefined, error.message)
   }
 }
 
@@ -90,7 +99,7 @@ function readConfig (file, environment = process.env) {
     throw new UsageError(`${file}:${lines.linePos(pos[0]).line}: ${message}`)
   }
   replaceVariables(document, environment, fail)
-  const config = document.toJS() ?? {}
+  const config = asObject(document, fail) ?? {}
   if (!validate(config)) {
     // Of alternatives the errors of all are there; the one that is furthest inside says most.
     const errors = validate.errors.filter(({ keyword }) => keyword !== 'anyOf')
