@@ -316,7 +316,7 @@ test('what is wrong with a configuration ends it with 2, and what is wrong with 
   const { port } = new URL((await serve(writeConfig())).url)
   const taken = await runNode(['bin/extism-host.js', 'serve', '--config', writeConfig()[1], '--port', port])
   expect(taken.code).toBe(1)
-  expect(taken.errors).toMatch(/^extism-host: EADDRINUSE: .*\n$/)
+  expect(taken.errors).toMatch(/^extism-host: listen EADDRINUSE: address already in use 127\.0\.0\.1:\d+\n$/)
   rmSync(path('word.wasm'))
   const missing = await runNode(['bin/extism-host.js', 'serve', '--config', writeConfig()[1]])
   expect(missing).toMatchObject({ code: 1 })

@@ -22,6 +22,9 @@ const DEFAULT_SERVER = {
   trustProxy: false
 }
 
+/** How long the server waits for its store before it gives up. */
+const DEFAULT_STORE_START_MS = 30_000
+
 const validate = new Ajv({ allErrors: true, verbose: true, allowUnionTypes: true }).compile(schema)
 
 /** How many letters have to be changed, put in or taken out to make one word of another. */
@@ -122,7 +125,7 @@ function asSource ({ wasm, hash }, absolute) {
 
 /** What is read, as `serve` takes it. */
 function complete ({ server, store = 'memory:', plugins, ...rest }, absolute) {
-  const { url, ca, ...storeOptions } = typeof store === 'string' ? { url: store } : store
+  const { url, ca, startTimeoutMs = DEFAULT_STORE_START_MS, ...storeOptions } = typeof store === 'string' ? { url: store } : store
   const { tls, ...others } = server ?? {}
   return {
     server: {
@@ -130,7 +133,7 @@ function complete ({ server, store = 'memory:', plugins, ...rest }, absolute) {
       ...others,
       tls: tls === undefined ? undefined : { cert: read(absolute(tls.cert), 'server.tls.cert'), key: read(absolute(tls.key), 'server.tls.key') }
     },
-    store: { url, options: ca === undefined ? storeOptions : { ...storeOptions, ca: read(absolute(ca), 'store.ca') } },
+    store: { url, startTimeoutMs, options: ca === undefined ? storeOptions : { ...storeOptions, ca: read(absolute(ca), 'store.ca') } },
     plugins: Object.fromEntries(Object.entries(plugins).map(([name, { wasm, hash, wasi, allowedPaths, store, ...options }]) => [name, {
       ...options,
       source: asSource({ wasm, hash }, absolute),

@@ -89,7 +89,9 @@ async function main (argv) {
       return
     }
     const isUsage = error instanceof UsageError
-    console.error(`extism-host: ${isUsage || error.code === undefined ? '' : `${error.code}: `}${error.message}`)
+    // Errors of the system have their code in their message already.
+    const hasCode = isUsage || error.code === undefined || error.message.includes(error.code)
+    console.error(`extism-host: ${hasCode ? '' : `${error.code}: `}${error.message}`)
     process.exitCode = isUsage ? WRONG_USE : 1
   }
 }

@@ -2,6 +2,7 @@
 
 const { onHangup } = require('./hangup.js')
 const { resolve } = require('node:path')
+const { setTimeout: sleep } = require('node:timers/promises')
 const closeWithGrace = require('close-with-grace')
 const Fastify = require('fastify')
 const { closeWithoutLoss } = require('../draining.js')
@@ -13,12 +14,16 @@ const { LiveConfiguration } = require('./live-configuration.js')
 const { whenNpxIsGone } = require('./parent.js')
 const { UsageError } = require('./usage-error.js')
 
+/** How long to wait before another attempt to open the store: twice as long each time. */
+const FIRST_PAUSE_MS = 100
+const LONGEST_PAUSE_MS = 5_000
+
 /** The configuration of one function at `POST /`. */
 function ofOneFunction (wasm, functionName) {
   const isUrl = /^https?:/.test(wasm)
   return {
     server: DEFAULT_SERVER,
-    store: { url: 'memory:', options: {} },
+    store: { url: 'memory:', startTimeoutMs: 0, options: {} },
     plugins: { plugin: { source: { wasm: [isUrl ? { url: wasm } : { path: resolve(wasm) }] }, useWasi: true } },
     routes: [{ method: 'POST', url: '/', plugin: 'plugin', function: functionName }],
     health: true,
@@ -36,9 +41,8 @@ function asConfiguration (plugin, functionName, { config, port, host }) {
   return { ...configuration, server: { ...server, port: port ?? server.port, host: host ?? server.host } }
 }
 
-/** The app, which is not listening yet. To close it closes the store. */
-async function buildApp ({ server, store: { url, options }, plugins, ...rest }) {
-  const app = Fastify({
+function createApp (server) {
+  return Fastify({
     logger: { level: server.logLevel },
     bodyLimit: server.bodyLimit,
     requestTimeout: server.requestTimeoutMs,
@@ -48,20 +52,33 @@ async function buildApp ({ server, store: { url, options }, plugins, ...rest }) 
     return503OnClosing: false,
     ...(server.tls === undefined ? {} : { https: server.tls })
   })
-  const drain = closeWithoutLoss(app)
-  const store = await openStore(url, options)
+}
+
+/** Opens the store, and tries again while it is unavailable and `startTimeoutMs` are not over. */
+async function openInTime ({ url, startTimeoutMs, options }, log) {
+  const end = performance.now() + startTimeoutMs
+  for (let pause = FIRST_PAUSE_MS; ; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
+    try {
+      return await openStore(url, options)
+    } catch (error) {
+      const left = end - performance.now()
+      if (error.code !== 'STORE_UNAVAILABLE' || left <= 0) throw error
+      log.warn(`waiting for the store: ${error.message}`)
+      await sleep(Math.min(pause, left))
+    }
+  }
+}
+
+/** Opens the store and the plugins, which the app closes; returns what makes definitions of configured plugins. */
+async function openPlugins (app, { server, store: storeConfiguration, plugins, ...rest }) {
+  const store = await openInTime(storeConfiguration, app.log)
   // Hooks of this kind run in the opposite order: the plugins are closed before their store.
   app.addHook('onClose', () => store.close())
   const define = ({ permissions, ...plugin }) => ({ ...plugin, store: { store, ...permissions } })
   const definitions = Object.entries(plugins).map(([name, plugin]) => [name, define(plugin)])
   app.register(extismHost, { ...rest, store, plugins: Object.fromEntries(definitions) })
-  try {
-    await app.ready()
-  } catch (error) {
-    await app.close()
-    throw error
-  }
-  return { app, define, drain }
+  await app.ready()
+  return define
 }
 
 /** Loads plugins and the configuration again when their files change; returns what ends that. */
@@ -79,30 +96,32 @@ async function serve (plugin, functionName, flags) {
   const { server } = configuration
   const live = new LiveConfiguration(configuration, read)
   onHangup(() => live.reload())
+  const app = createApp(server)
+  const drain = closeWithoutLoss(app)
   const stopWatching = flags.watch ? watchFiles(live, flags.config && resolve(flags.config)) : () => {}
-  let app
-  let grace
+  let isServing = false
+  const delay = server.drainMs + server.shutdownTimeoutMs
+  const grace = closeWithGrace({ delay, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
+    if (err) app.log.error(err)
+    // What is still starting has nothing to lose, and may take long.
+    if (!isServing) return
+    stopWatching()
+    if (!err) {
+      app.extism.drain()
+      await drain(server.drainMs)
+    }
+    await app.close()
+  })
   try {
-    const built = await buildApp(configuration)
-    app = built.app
-    const delay = server.drainMs + server.shutdownTimeoutMs
-    grace = closeWithGrace({ delay, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
-      stopWatching()
-      if (err) {
-        app.log.error(err)
-      } else {
-        app.extism.drain()
-        await built.drain(server.drainMs)
-      }
-      await app.close()
-    })
+    const define = await openPlugins(app, configuration)
     await app.listen({ port: server.port, host: server.host })
-    live.begin(app, built.define)
+    isServing = true
+    live.begin(app, define)
     whenNpxIsGone(() => grace.close())
   } catch (error) {
-    grace?.uninstall()
+    grace.uninstall()
     stopWatching()
-    await app?.close()
+    await app.close()
     throw error
   }
 }
