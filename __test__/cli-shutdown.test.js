@@ -2,11 +2,12 @@
 
 // How servers end: `extism-host serve` and `server.js` lose no request, and wait for nobody who sends none.
 
-const { spawn } = require('node:child_process')
+const { execFileSync, spawn } = require('node:child_process')
 const { once } = require('node:events')
-const { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
+const { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
 const { Agent, get } = require('node:http')
 const { connect } = require('node:net')
+const { connect: connectTls } = require('node:tls')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
@@ -61,7 +62,7 @@ async function start (command, args, env, cwd = ROOT) {
   server.url = await new Promise((resolve, reject) => {
     const hear = (chunk) => {
       server.log += chunk
-      const [, url] = /Server listening at (http:[^"]+)/.exec(server.log) ?? []
+      const [, url] = /Server listening at (https?:[^"]+)/.exec(server.log) ?? []
       if (url !== undefined) resolve(url)
     }
     child.stdout.on('data', hear)
@@ -126,6 +127,25 @@ test.each([
     received += chunk.length
     if (received < LARGE / 2) await sleep(5)
   }
+  expect(received).toBeGreaterThan(LARGE)
+  expect(await server.ended).toEqual({ code: 0, signal: null })
+})
+
+test('TLS: it drops a connection that has not even begun to negotiate, and writes an answer to its last byte', async () => {
+  execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2', '-subj', '/CN=localhost',
+    '-keyout', join(directory, 'key.pem'), '-out', join(directory, 'cert.pem')], { stdio: 'ignore' })
+  const config = join(directory, 'config.yaml')
+  writeFileSync(config, readFileSync(config, 'utf8').replace('port: 0', 'port: 0, tls: { cert: cert.pem, key: key.pem }'))
+  const server = await serve()
+  await send(server, '')
+  const socket = connectTls({ port: new URL(server.url).port, host: '127.0.0.1', rejectUnauthorized: false })
+  sockets.push(socket)
+  socket.write('GET /large HTTP/1.1\r\nhost: localhost\r\n\r\n')
+  await once(socket, 'readable')
+  server.child.kill('SIGTERM')
+  await sleep(2 * DRAIN_MS)
+  let received = 0
+  for await (const chunk of socket) received += chunk.length
   expect(received).toBeGreaterThan(LARGE)
   expect(await server.ended).toEqual({ code: 0, signal: null })
 })

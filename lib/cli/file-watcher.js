@@ -32,9 +32,9 @@ class FileWatcher {
     let settled
     const inspect = (now, before) => {
       clearTimeout(settled)
-      const isMissing = now.nlink === 0
+      const isMissing = now.ctimeMs === 0
       if (!isMissing) settled = setTimeout(() => this.#onChange(file), SETTLED_MS)
-      else if (before.nlink !== 0) this.#onMissing(file)
+      else if (before.ctimeMs !== 0) this.#onMissing(file)
     }
     watchFile(file, { interval: INTERVAL_MS }, inspect)
     this.#watched.set(file, () => {
