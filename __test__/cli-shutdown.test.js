@@ -51,6 +51,11 @@ afterEach(async () => {
   rmSync(directory, { recursive: true, maxRetries: 10 })
 })
 
+function changeConfig (from, to) {
+  const config = join(directory, 'config.yaml')
+  writeFileSync(config, readFileSync(config, 'utf8').replace(from, to))
+}
+
 /** Starts a program; resolves when it listens. */
 async function start (command, args, env, cwd = ROOT) {
   const child = spawn(command, args, { cwd, env: { ...process.env, ...env } })
@@ -134,8 +139,7 @@ test.each([
 test('TLS: it drops a connection that has not even begun to negotiate, and writes an answer to its last byte', async () => {
   execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2', '-subj', '/CN=localhost',
     '-keyout', join(directory, 'key.pem'), '-out', join(directory, 'cert.pem')], { stdio: 'ignore' })
-  const config = join(directory, 'config.yaml')
-  writeFileSync(config, readFileSync(config, 'utf8').replace('port: 0', 'port: 0, tls: { cert: cert.pem, key: key.pem }'))
+  changeConfig('port: 0', 'port: 0, tls: { cert: cert.pem, key: key.pem }')
   const server = await serve()
   await send(server, '')
   const socket = connectTls({ port: new URL(server.url).port, host: '127.0.0.1', rejectUnauthorized: false })
@@ -164,6 +168,8 @@ test('on SIGTERM it is not ready any more, and answers on all connections, old a
 })
 
 test('no request is lost of clients that keep their connections, until they are told to leave', async () => {
+  // Long enough for each client to send a request meanwhile, on a busy machine too.
+  changeConfig(`drainMs: ${DRAIN_MS}`, 'drainMs: 3000')
   const server = await serve()
   const statuses = {}
   const clients = Array.from({ length: 16 }, async () => {

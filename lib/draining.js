@@ -8,45 +8,50 @@ const { setTimeout: sleep } = require('node:timers/promises')
 /** How often connections are inspected while the server drains, in milliseconds. */
 const PAUSE_MS = 50
 
-/** How long a connection without a complete request may send nothing before it is dropped. */
-const SILENT_MS = 1_000
+/**
+ * After how many inspections in which it had sent nothing a connection without a complete request is dropped: a second. It is not
+ * a time, as a process that was not running for a second has not read what was sent meanwhile.
+ */
+const SILENT_INSPECTIONS = 20
 
-/** The connections of a Fastify app, and the answers that they wait for. */
+/** Where a socket has its entry in `Connections`. */
+const CONNECTION = Symbol('connection')
+
+/** The connections of a Fastify app. Each request costs no more than an assignment. */
 class Connections {
   #server
   #isDraining = false
-  /** Sockets by the address of their client, with how much they had sent when they last sent something. */
+  /** By the address of the client: the socket, how much it has sent, for how many inspections it has been silent, and its last response. */
   #open = new Map()
-  #unanswered = new Set()
 
   constructor (server) {
     this.#server = server
-    const unanswered = this.#unanswered
-    function forget () { unanswered.delete(this) }
     // Before Fastify's own listener, which sends the headers.
     server.prependListener('request', (request, response) => {
+      request.socket[CONNECTION].response = response
       if (this.#isDraining) response.setHeader('connection', 'close')
-      unanswered.add(response)
-      response.once('close', forget)
     })
-    server.on('connection', (socket) => this.#add(socket))
+    // Before Node's own listener, which may read a request at once.
+    server.prependListener('connection', (socket) => this.#add(socket))
     // Takes the place of the socket that TLS was negotiated on.
-    server.on('secureConnection', (socket) => this.#add(socket))
+    server.prependListener('secureConnection', (socket) => this.#add(socket))
   }
 
   #add (socket) {
     const client = `${socket.remoteAddress} ${socket.remotePort}`
-    this.#open.set(client, { socket, bytesRead: 0, since: performance.now() })
-    socket.once('close', () => { if (this.#open.get(client)?.socket === socket) this.#open.delete(client) })
+    const connection = { socket, bytesRead: 0, silent: 0, response: undefined }
+    socket[CONNECTION] = connection
+    this.#open.set(client, connection)
+    socket.once('close', () => { if (this.#open.get(client) === connection) this.#open.delete(client) })
   }
 
   /** From now on clients are told to close their connections after the answer. Resolves after `milliseconds`. */
   async drain (milliseconds) {
     this.#isDraining = true
-    for (const response of this.#unanswered) if (!response.headersSent) response.setHeader('connection', 'close')
+    for (const { response } of this.#open.values()) if (response?.headersSent === false) response.setHeader('connection', 'close')
     const end = performance.now() + milliseconds
     for (let left = milliseconds; left > 0; left = end - performance.now()) {
-      this.#noteActivity()
+      this.#noteSilence()
       await sleep(Math.min(PAUSE_MS, left))
     }
   }
@@ -57,27 +62,26 @@ class Connections {
     // `close` of an HTTP server would destroy connections whose answer has not been written out yet.
     net.Server.prototype.close.call(this.#server)
     for (;;) {
-      this.#noteActivity()
+      this.#noteSilence()
       this.#dropSilent()
       if (this.#open.size === 0) return
       await sleep(PAUSE_MS)
     }
   }
 
-  #noteActivity () {
+  #noteSilence () {
     for (const connection of this.#open.values()) {
       const { bytesRead } = connection.socket
-      if (connection.bytesRead === bytesRead) continue
+      connection.silent = connection.bytesRead === bytesRead ? connection.silent + 1 : 0
       connection.bytesRead = bytesRead
-      connection.since = performance.now()
     }
   }
 
   #dropSilent () {
-    const busy = new Set()
-    for (const { req, writableEnded } of this.#unanswered) if (req.complete || writableEnded) busy.add(req.socket)
-    for (const { socket, since } of this.#open.values()) {
-      if (!busy.has(socket) && performance.now() - since > SILENT_MS) socket.destroySoon()
+    for (const { socket, silent, response } of this.#open.values()) {
+      // With pipelined requests, the last response is the last to be finished.
+      const isAwaited = response?.writableFinished === false && (response.req.complete || response.writableEnded)
+      if (!isAwaited && silent >= SILENT_INSPECTIONS) socket.destroySoon()
     }
   }
 }
