@@ -9,7 +9,7 @@ const { STATUS_CODES } = require('node:http')
 const Fastify = require('fastify')
 const closeWithGrace = require('close-with-grace')
 const { createPlugin, MemoryStore, openStore } = require('./index.js')
-const { closeConnectionsInTime } = require('./lib/closing.js')
+const { closeWithoutLoss } = require('./lib/draining.js')
 
 const SAY_HELLO = join(__dirname, 'plugins/say-hello/say-hello.wasm')
 
@@ -29,10 +29,10 @@ async function buildServer ({
   ...fastifyOptions
 } = {}) {
   const plugin = await createPlugin(wasm, { useWasi: true, timeoutMs: 10_000, store, eager: true, ...pluginOptions })
-  const app = Fastify(fastifyOptions)
+  const app = Fastify({ return503OnClosing: false, ...fastifyOptions })
   app.decorate('store', store)
   app.addHook('onClose', () => plugin.close())
-  closeConnectionsInTime(app)
+  app.decorate('drain', closeWithoutLoss(app))
 
   // The body is the plugin's input, byte for byte, whatever its type is said to be, or misspelt.
   app.addHook('onRequest', (request, reply, done) => {
@@ -63,7 +63,7 @@ async function buildServer ({
   return app
 }
 
-async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, STORE_URL, INSTANCES, LOG_LEVEL } = process.env) {
+async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, STORE_URL, INSTANCES, LOG_LEVEL, DRAIN_MS } = process.env) {
   const store = STORE_URL ? await openStore(STORE_URL) : undefined
   const app = await buildServer({
     wasm: PLUGIN_WASM || undefined,
@@ -72,8 +72,10 @@ async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, STORE_URL, INS
     plugin: { instances: Number(INSTANCES || availableParallelism()) },
     logger: { level: LOG_LEVEL || 'info' }
   })
-  closeWithGrace({ delay: 15_000, logger: app.log }, async ({ err }) => {
+  const drainMs = Number(DRAIN_MS || 1_000)
+  closeWithGrace({ delay: drainMs + 15_000, logger: app.log }, async ({ err }) => {
     if (err) app.log.error(err)
+    else await app.drain(drainMs)
     await app.close()
     await store?.close()
   })

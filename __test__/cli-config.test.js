@@ -26,7 +26,7 @@ const PLUGINS = 'plugins:\n  greeter: { wasm: greeter.wasm }\n'
 test('what is not said has its default, and paths are those of the file', () => {
   const { server, store, plugins, ...rest } = read(PLUGINS)
   expect(server).toMatchObject({ port: 7070, host: '127.0.0.1', tls: undefined })
-  expect(store).toEqual({ url: 'memory:', options: {} })
+  expect(store).toEqual({ url: 'memory:', startTimeoutMs: 30_000, options: {} })
   expect(plugins).toEqual({ greeter: { source: { wasm: [{ path: join(directory, 'greeter.wasm') }] } } })
   expect(rest).toEqual({})
 })
@@ -35,7 +35,7 @@ test('what is said is passed on', () => {
   writeFileSync(join(directory, 'ca.pem'), 'a certificate')
   const { server, store, plugins, routes, health, metrics, admin } = read(`
 server: { port: 0, logLevel: warn }
-store: { url: 'rediss://host', ca: ca.pem, timeoutMs: 100 }
+store: { url: 'rediss://host', ca: ca.pem, timeoutMs: 100, startTimeoutMs: 0 }
 plugins:
   greeter:
     wasm: https://example.com/greeter.wasm
@@ -54,7 +54,7 @@ metrics: true
 admin: { token: '\${TOKEN}' }
 `, { TOKEN: 'a token that nobody can guess' })
   expect(server).toMatchObject({ port: 0, logLevel: 'warn', bodyLimit: 1_048_576 })
-  expect(store).toEqual({ url: 'rediss://host', options: { ca: Buffer.from('a certificate'), timeoutMs: 100 } })
+  expect(store).toEqual({ url: 'rediss://host', startTimeoutMs: 0, options: { ca: Buffer.from('a certificate'), timeoutMs: 100 } })
   expect(plugins.greeter).toEqual({
     source: { wasm: [{ url: 'https://example.com/greeter.wasm', hash: 'abc' }] },
     useWasi: true,
@@ -83,6 +83,10 @@ test.each([
   ['an empty file', '', /"plugins" is missing$/],
   ['what is no YAML', 'plugins: { a: {\n', /yaml:\d+: /],
   ['a key that is there twice', `${PLUGINS}health: true\nhealth: false\n`, /yaml:4: .*unique/],
+  ['an alias that stands for itself many times over', `a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n${
+    ['ab', 'bc', 'cd', 'de'].map(([from, to]) => `${to}: &${to} [${Array(9).fill(`*${from}`)}]`).join('\n')}\n`, /^[^\n]*yaml: Excessive alias count/],
+  ['an alias of nothing', `${PLUGINS}health: *nothing\n`, /yaml:?\d*: Unresolved alias/],
+  ['an environment variable that every object inherits', `${PLUGINS}admin: { token: '\${constructor}\${toString}' }\n`, /yaml:3: the environment variable constructor is not set$/],
   ['an environment variable that is not set', `${PLUGINS}admin:\n  token: '\${NOBODY_SETS_IT}'\n`, /yaml:4: the environment variable NOBODY_SETS_IT is not set$/]
 ])('%s is refused, with its line', (_, text, message) => {
   expect(() => read(text)).toThrow(message)

@@ -3,8 +3,9 @@
 // `extism-host serve` as a process: what it serves, loads again, and leaves behind.
 
 const { execFileSync, spawn } = require('node:child_process')
-const { copyFileSync, mkdtempSync, rmSync, writeFileSync } = require('node:fs')
+const { copyFileSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
 const { Agent, request } = require('node:https')
+const { connect } = require('node:tls')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
@@ -127,6 +128,53 @@ test('SIGHUP loads all plugins again; a broken one stays as it is, and it is sai
   expect(await get(`${server.url}/word`)).toBe('two')
 })
 
+const PORT_0 = 'server: { port: 0 }\n'
+const ROUTES = 'routes: [{ method: GET, url: /word, plugin: word, function: answer }]\n'
+const ANSWERING = { input: '', function: 'answer' }
+
+/** A configuration whose plugins are files of these names, and more of it. */
+function configure (plugins, more = '') {
+  writeFileSync(path('extism-host.yaml'), `${PORT_0}plugins: ${JSON.stringify(plugins)}\n${ROUTES}metrics: true\n${more}`)
+  return ['--config', path('extism-host.yaml')]
+}
+
+const pluginsOf = async (url) => [...(await get(`${url}/metrics`)).matchAll(/extism_plugin_instances\{plugin="(\w+)"\}/g)].map(([, name]) => name)
+
+describe.each([['SIGHUP', [], (server) => server.child.kill('SIGHUP')], ['--watch', ['--watch'], () => {}]])('%s reads the configuration again', (_, flags, tell) => {
+  test('and adds, changes and removes plugins', async () => {
+    for (const word of ['one', 'two', 'more']) await writePlugin(`${word}.wasm`, word)
+    const server = await serve([...configure({ word: { wasm: 'one.wasm' }, old: { wasm: 'more.wasm' } }), ...flags])
+    expect(await pluginsOf(server.url)).toEqual(['word', 'old'])
+    configure({ word: { wasm: 'two.wasm' }, more: { wasm: 'more.wasm', smoke: ANSWERING } })
+    tell(server)
+    await until(async () => await get(`${server.url}/word`) === 'two')
+    expect(await pluginsOf(server.url)).toEqual(['word', 'more'])
+    expect(await get(`${server.url}/metrics`)).toMatch(/calls_total\{plugin="word",function="answer",code="OK"\}/)
+    await until(() => server.log.includes('plugin \\"old\\" has been removed'))
+    server.child.kill('SIGTERM')
+    expect(await server.ended).toEqual({ code: 0, signal: null })
+  })
+
+  test.each([
+    ['a setting that needs a restart', () => configure({ word: { wasm: 'two.wasm' } }, 'health: true\n'), 'only a restart changes health'],
+    ['a plugin that cannot be opened', () => configure({ word: { wasm: 'two.wasm' }, broken: { wasm: 'nowhere.wasm' } }), 'plugin \\"broken\\": '],
+    ['a route whose plugin is removed', () => configure({ other: { wasm: 'two.wasm' } }), 'routes[0] is of plugin \\"word\\"'],
+    ['a key that does not exist', () => configure({ word: { wasm: 'two.wasm', wsai: true } }), 'did you mean \\"wasi\\"']
+  ])('and refuses it as a whole because of %s', async (_, change, reason) => {
+    for (const word of ['one', 'two']) await writePlugin(`${word}.wasm`, word)
+    const server = await serve([...configure({ word: { wasm: 'one.wasm' } }), ...flags])
+    change()
+    tell(server)
+    await until(() => server.log.includes(reason))
+    expect(server.log).toMatch(/the configuration stays as it is, as the new one was refused: /)
+    expect(server.log).not.toMatch(/has been/)
+    expect([await get(`${server.url}/word`), await pluginsOf(server.url)]).toEqual(['one', ['word']])
+    configure({ word: { wasm: 'two.wasm' } })
+    tell(server)
+    await until(async () => await get(`${server.url}/word`) === 'two')
+  })
+})
+
 test('with --watch a plugin is loaded again when its file has changed, or was replaced', async () => {
   await writePlugin('word.wasm', 'one')
   const { url } = await serve([...writeConfig(), '--watch'])
@@ -135,6 +183,74 @@ test('with --watch a plugin is loaded again when its file has changed, or was re
   await writePlugin('next.wasm', 'three')
   copyFileSync(path('next.wasm'), path('word.wasm'))
   await until(async () => await get(`${url}/word`) === 'three')
+})
+
+describe('--watch sees a new version', () => {
+  async function serveCurrent () {
+    for (const [release, word] of [['r1', 'one'], ['r2', 'two'], ['r3', 'three']]) {
+      mkdirSync(path(release))
+      await writePlugin(`${release}/word.wasm`, word)
+    }
+    symlinkSync('r1', path('current'))
+    return serve([...configure({ word: { wasm: 'current/word.wasm' } }), '--watch'])
+  }
+
+  function switchTo (release) {
+    symlinkSync(release, path('next'))
+    renameSync(path('next'), path('current'))
+  }
+
+  test('behind a directory that is a symbolic link, each time it is switched', async () => {
+    const { url } = await serveCurrent()
+    switchTo('r2')
+    await until(async () => await get(`${url}/word`) === 'two')
+    switchTo('r3')
+    await until(async () => await get(`${url}/word`) === 'three')
+    await writePlugin('r3/word.wasm', 'four')
+    await until(async () => await get(`${url}/word`) === 'four')
+  })
+
+  test('as Kubernetes mounts it: a symbolic link through a symbolic link', async () => {
+    for (const [release, word] of [['..r1', 'one'], ['..r2', 'two']]) {
+      mkdirSync(path(release))
+      await writePlugin(`${release}/word.wasm`, word)
+    }
+    symlinkSync('..r1', path('current'))
+    symlinkSync('current/word.wasm', path('word.wasm'))
+    const { url } = await serve([...configure({ word: { wasm: 'word.wasm' } }), '--watch'])
+    switchTo('..r2')
+    await until(async () => await get(`${url}/word`) === 'two')
+  })
+
+  test('in a directory that was removed and made again, and says meanwhile that the file is missing', async () => {
+    mkdirSync(path('dist'))
+    await writePlugin('dist/word.wasm', 'one')
+    const server = await serve([...configure({ word: { wasm: 'dist/word.wasm' } }), '--watch'])
+    rmSync(path('dist'), { recursive: true })
+    await until(() => server.log.includes('dist/word.wasm is missing'))
+    expect(await get(`${server.url}/word`)).toBe('one')
+    mkdirSync(path('dist'))
+    await writePlugin('dist/word.wasm', 'two')
+    await until(async () => await get(`${server.url}/word`) === 'two')
+  })
+})
+
+test('SIGHUP while the server starts loads everything again once it serves', async () => {
+  // Its initialization takes a while.
+  writeFileSync(path('word.wasm'), await assemble(`(module
+    (func $start (local $i i64)
+      (loop $again
+        (local.set $i (i64.add (local.get $i) (i64.const 1)))
+        (br_if $again (i64.lt_u (local.get $i) (i64.const 1000000000)))))
+    (start $start)
+    (func (export "answer")))`))
+  const starting = serve(configure({ word: { wasm: 'word.wasm' } }))
+  const [server] = running
+  // Node itself needs a moment before any program can handle a signal.
+  await sleep(400)
+  server.child.kill('SIGHUP')
+  await starting
+  await until(() => server.log.includes('has been loaded again'))
 })
 
 test('SIGTERM lets a request that is under way end', async () => {
@@ -163,14 +279,14 @@ test.each(['trap', 'divide_by_zero', 'recurse'])('a plugin that does what WebAss
   expect(await ended).toEqual({ code: 0, signal: null })
 })
 
-test('TLS, with a certificate of one\'s own', async () => {
+test('TLS, with a certificate of one\'s own, which SIGHUP reads again', async () => {
   await writePlugin('word.wasm', 'one')
-  execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2',
-    '-subj', '/CN=localhost', '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', path('key.pem'), '-out', path('cert.pem')], { stdio: 'ignore' })
+  const makeCertificate = (name) => execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2',
+    '-subj', `/CN=${name}`, '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', path('key.pem'), '-out', path('cert.pem')], { stdio: 'ignore' })
+  makeCertificate('localhost')
   const config = writeConfig()
-  const { readFileSync } = require('node:fs')
   writeFileSync(config[1], readFileSync(config[1], 'utf8').replace('{ port: 0 }', '{ port: 0, tls: { cert: cert.pem, key: key.pem } }'))
-  const { url } = await serve(config)
+  const { url, child } = await serve(config)
   const agent = new Agent({ ca: readFileSync(path('cert.pem')) })
   const answer = await new Promise((resolve, reject) => {
     request(`${url}/word`, { agent }, (response) => {
@@ -179,6 +295,16 @@ test('TLS, with a certificate of one\'s own', async () => {
   })
   agent.destroy()
   expect(answer).toBe('one')
+
+  makeCertificate('other')
+  child.kill('SIGHUP')
+  const subject = () => new Promise((resolve, reject) => {
+    const socket = connect({ port: new URL(url).port, host: '127.0.0.1', rejectUnauthorized: false }, () => {
+      resolve(socket.getPeerCertificate().subject.CN)
+      socket.destroy()
+    }).on('error', reject)
+  })
+  await until(async () => await subject() === 'other')
 })
 
 test('what is wrong with a configuration ends it with 2, and what is wrong with a plugin with 1, in one line', async () => {
@@ -190,7 +316,7 @@ test('what is wrong with a configuration ends it with 2, and what is wrong with 
   const { port } = new URL((await serve(writeConfig())).url)
   const taken = await runNode(['bin/extism-host.js', 'serve', '--config', writeConfig()[1], '--port', port])
   expect(taken.code).toBe(1)
-  expect(taken.errors).toMatch(/^extism-host: EADDRINUSE: .*\n$/)
+  expect(taken.errors).toMatch(/^extism-host: listen EADDRINUSE: address already in use 127\.0\.0\.1:\d+\n$/)
   rmSync(path('word.wasm'))
   const missing = await runNode(['bin/extism-host.js', 'serve', '--config', writeConfig()[1]])
   expect(missing).toMatchObject({ code: 1 })

@@ -255,3 +255,21 @@ test('the module has its exports by name', () => {
   ])
   expect([MemoryStore, PluginOutput].every((value) => typeof value === 'function')).toBe(true)
 })
+
+test('properties that Object.prototype was polluted with are no options', async () => {
+  const script = `
+    const { createPlugin } = require('.')
+    const names = ['allowedHosts', 'allowedPaths', 'args', 'config', 'data', 'fetch', 'fuel', 'functions', 'hash', 'instances', 'isolation',
+      'logger', 'maxPages', 'memory', 'name', 'path', 'prefix', 'runtime', 'store', 'timeout_ms', 'useWasi', 'wasi']
+    async function main (sources) {
+      for (const name of names) Object.defineProperty(Object.prototype, name, { value: 5, configurable: true, writable: true })
+      for (const [source, options] of sources) {
+        const plugin = await createPlugin(source, options)
+        console.log((await plugin.call('echo', 'hello')).text())
+        await plugin.close()
+      }
+    }
+    const path = process.env.WASM
+    main([[path], [require('node:fs').readFileSync(path)], [{ wasm: [{ path }] }, { memory: {}, store: { access: 'write' }, compileCache: {} }]])`
+  expect(await runNode(['-e', script], { env: { WASM: path } })).toMatchObject({ code: 0, output: 'hello\n'.repeat(3), errors: '' })
+})

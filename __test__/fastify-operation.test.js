@@ -2,7 +2,7 @@
 
 const Fastify = require('fastify')
 const extismHost = require('extism-host/fastify')
-const { createPlugin, MemoryStore, openStore, Store } = require('..')
+const { createPlugin, MemoryStore, openStore, Plugin, Store } = require('..')
 const { guest } = require('./support/guest.js')
 
 let many
@@ -56,6 +56,52 @@ describe('health', () => {
     await store.close()
     const { statusCode, payload } = await app.inject('/health/ready')
     expect([statusCode, JSON.parse(payload)]).toEqual([503, { status: 'unavailable', plugins: 'ok', store: 'unavailable' }])
+  })
+
+  test('says that a plugin refuses every call, until one of its threads is free again', async () => {
+    await build({ health: true })
+    const unavailable = Object.assign(new Error('all threads are stuck'), { code: 'UNAVAILABLE' })
+    const stats = { ...app.extism.plugin('many').stats(), busy: 1, abandonedThreads: 16 }
+    const mocks = [
+      jest.spyOn(Plugin.prototype, 'call').mockRejectedValue(unavailable),
+      jest.spyOn(Plugin.prototype, 'stats').mockImplementation(() => stats)
+    ]
+    await expect(app.extism.plugin('many').call('echo')).rejects.toBe(unavailable)
+    for (let i = 0; i < 2; i++) {
+      const { statusCode, payload } = await app.inject('/health/ready')
+      expect([statusCode, JSON.parse(payload)]).toEqual([503, { status: 'unavailable', plugins: 'unavailable', store: 'ok' }])
+    }
+    stats.abandonedThreads = 15
+    expect((await app.inject('/health/ready')).statusCode).toBe(200)
+    mocks.forEach((mock) => mock.mockRestore())
+  })
+
+  test('says that the app is about to be closed', async () => {
+    await build({ health: true })
+    app.extism.drain()
+    const { statusCode, payload } = await app.inject('/health/ready')
+    expect([statusCode, JSON.parse(payload)]).toEqual([503, { status: 'draining' }])
+    expect((await app.inject('/health/live')).statusCode).toBe(200)
+  })
+
+  test('says that the store is full from the first write that was refused, until there is room', async () => {
+    const store = await openStore('memory:')
+    await build({ health: true, store })
+    const full = Object.assign(new Error('there is no room'), { code: 'STORE_FULL' })
+    const set = jest.spyOn(Store.prototype, 'set').mockRejectedValue(full)
+    expect((await app.inject('/health/ready')).statusCode).toBe(200)
+    expect(set).not.toHaveBeenCalled()
+    const stats = app.extism.plugin('many').stats()
+    stats.store.failed.STORE_FULL = 1
+    const mock = jest.spyOn(Plugin.prototype, 'stats').mockReturnValue(stats)
+    for (let i = 0; i < 2; i++) {
+      const { statusCode, payload } = await app.inject('/health/ready')
+      expect([statusCode, JSON.parse(payload)]).toEqual([503, { status: 'unavailable', plugins: 'ok', store: 'unavailable' }])
+    }
+    set.mockRestore()
+    for (let i = 0; i < 2; i++) expect((await app.inject('/health/ready')).statusCode).toBe(200)
+    expect(await store.has('extism-host:probe')).toBe(false)
+    mock.mockRestore()
   })
 
   test('does not wait for a store that does not answer', async () => {

@@ -53,6 +53,59 @@ async function build (options, routes = [{ url: '/', plugin: 'p', function: 'ver
 
 const version = async () => (await app.inject({ method: 'POST', url: '/' })).body
 
+describe('fastify.extism.update', () => {
+  test('adds, replaces and removes plugins', async () => {
+    await build()
+    const before = app.extism.plugin('p')
+    await app.extism.update({ p: versions.B, added: versions.A })
+    expect(await version()).toBe('B')
+    expect(app.extism.names).toEqual(['p', 'added'])
+    expect(app.extism.plugin('p')).toBe(before)
+    const added = app.extism.plugin('added')
+    expect((await added.call('version')).text()).toBe('A')
+    await app.extism.update({ added: null })
+    expect(app.extism.names).toEqual(['p'])
+    await expect(added.call('version')).rejects.toMatchObject({ code: 'CLOSED' })
+  })
+
+  test('changes nothing if one plugin cannot be opened, or a route calls a removed one', async () => {
+    await build()
+    await expect(app.extism.update({ p: versions.B, added: 'nowhere.wasm' })).rejects.toMatchObject({
+      code: 'FILE_NOT_FOUND', message: expect.stringContaining('plugin "added"')
+    })
+    await expect(app.extism.update({ p: null, added: versions.B })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    await expect(app.extism.update({ p: await guest('many') })).rejects.toMatchObject({ message: expect.stringContaining('no function "version"') })
+    expect([await version(), app.extism.names]).toEqual(['A', ['p']])
+  })
+
+  test('comes after a reload that began before it, and before one that began after it', async () => {
+    await build()
+    const reload = app.extism.reload('p')
+    const update = app.extism.update({ p: { source: file, config: {}, smoke: { function: 'version', expect: 'B' } } })
+    await expect(update).rejects.toMatchObject({ code: 'SMOKE_FAILED' })
+    await reload
+    deploy(versions.B)
+    await Promise.all([app.extism.update({ p: versions.A }), app.extism.reload('p')])
+    expect(await version()).toBe('A')
+    await app.close()
+    await expect(app.extism.update({ p: versions.B })).rejects.toMatchObject({ code: 'CLOSED' })
+  })
+
+  test('leaves a plugin open that was given', async () => {
+    const given = await createPlugin(versions.A)
+    app = Fastify()
+    app.register(extismHost, { plugins: { given } })
+    await app.ready()
+    await app.extism.update({ given: versions.B })
+    expect((await given.call('version')).text()).toBe('A')
+    await app.extism.update({ given })
+    expect((await app.extism.plugin('given').call('version')).text()).toBe('A')
+    await app.close()
+    expect((await given.call('version')).text()).toBe('A')
+    await given.close()
+  })
+})
+
 describe('fastify.extism.reload', () => {
   test('has the new version serve all further calls', async () => {
     await build()

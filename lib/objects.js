@@ -9,10 +9,13 @@ function isObject (value) {
   return typeof value === 'object' && value !== null && !Array.isArray(value) && !asBytes(value)
 }
 
-/** The known properties of an object under their camelCase names; anything else is an error. */
+/**
+ * The known properties of an object under their camelCase names; anything else is an error. The result inherits nothing: a
+ * polluted `Object.prototype` must not set options.
+ */
 function pick (object, keys, what) {
   if (!isObject(object)) throw invalidArgument(`${what} must be an object, not ${describe(object)}`)
-  const picked = {}
+  const picked = Object.create(null)
   for (const key of Object.keys(object)) {
     const value = object[key]
     if (!Object.hasOwn(keys, key)) {

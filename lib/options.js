@@ -122,7 +122,7 @@ function asStoreOption (option = { access: 'read' }) {
   }
   const {
     store = new binding.MemoryStore(), prefix = '', access = 'read', maxValueBytes, maxKeys
-  } = isStore ? { store: nativeStore(option) } : pickStore(option)
+  } = isStore ? { __proto__: null, store: nativeStore(option) } : pickStore(option)
   if (typeof prefix !== 'string' || !prefix.isWellFormed() || Buffer.byteLength(prefix) > MAX_PREFIX_BYTES) {
     throw invalidArgument(`store.prefix must be a string of up to ${MAX_PREFIX_BYTES} bytes of UTF-8`)
   }
@@ -140,11 +140,12 @@ function asStoreOption (option = { access: 'read' }) {
 
 /** The parts of the option, with the native store; without a store it is one for the plugin alone. */
 function pickStore (option) {
-  const { store, ...rest } = pick(option, STORE_KEYS, 'store')
-  if (store === undefined) return rest
+  const picked = pick(option, STORE_KEYS, 'store')
+  if (picked.store === undefined) return picked
+  const { store, ...rest } = picked
   const native = nativeStore(store)
   if (native === undefined) throw invalidArgument(`store.store must be a MemoryStore or a Store, not ${describe(store)}`)
-  return { store: native, ...rest }
+  return { __proto__: null, store: native, ...rest }
 }
 
 /** Where a guest's standard output goes; as in the JavaScript SDK, an environment variable is the default. */
@@ -231,7 +232,7 @@ function pickOptions (options) {
  */
 function pluginOptions ({ wasm, ...rest }, options) {
   const manifest = pick(rest, MANIFEST_KEYS, 'the manifest')
-  const merged = { ...manifest, ...options }
+  const merged = { __proto__: null, ...manifest, ...options }
   checkFetch(merged.fetch, merged.allowedHosts)
 
   const name = asName(merged.name, wasm)
@@ -241,6 +242,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
   const level = asLevel(merged.logLevel)
   const logger = asLogger(merged.logger, level)
   const memory = {
+    __proto__: null,
     ...pick(manifest.memory ?? {}, MEMORY_KEYS, 'memory of the manifest'),
     ...pick(options.memory ?? {}, MEMORY_KEYS, 'memory')
   }

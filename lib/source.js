@@ -115,7 +115,8 @@ function asData (data, what) {
 /** One module of a manifest, with its `path` or its `data`. */
 async function loadWasm (item, index, network, isRemote) {
   const what = `wasm[${index}] of the manifest`
-  const { name, hash, ...source } = pick(item, WASM_KEYS, what)
+  const { name, hash, ...rest } = pick(item, WASM_KEYS, what)
+  const source = { __proto__: null, ...rest }
   for (const [key, value] of Object.entries({ name, hash, path: source.path })) {
     if (value !== undefined && typeof value !== 'string') {
       throw invalidArgument(`"${key}" of ${what} must be a string, not ${describe(value)}`)
@@ -125,7 +126,7 @@ async function loadWasm (item, index, network, isRemote) {
   if (keys.length !== 1) {
     throw invalidArgument(`${what} must have one of path, data, url and response, and no other`)
   }
-  return { ...await loadBytes(keys[0], source[keys[0]], { what, hash, network, isRemote }), name, hash }
+  return { __proto__: null, ...await loadBytes(keys[0], source[keys[0]], { what, hash, network, isRemote }), name, hash }
 }
 
 async function loadBytes (key, value, { what, hash, network, isRemote }) {

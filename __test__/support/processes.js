@@ -28,7 +28,7 @@ function startServer (env, program = 'server.js') {
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [program], {
       cwd: ROOT,
-      env: { ...process.env, PORT: '0', HOST: '127.0.0.1', ...env }
+      env: { ...process.env, PORT: '0', HOST: '127.0.0.1', DRAIN_MS: '0', ...env }
     })
     const ended = new Promise((resolve) => child.on('close', (code, signal) => resolve({ code, signal })))
     let output = ''

@@ -17,9 +17,13 @@ const DEFAULT_SERVER = {
   requestTimeoutMs: 30_000,
   connectionTimeoutMs: 60_000,
   keepAliveTimeoutMs: 72_000,
+  drainMs: 1_000,
   shutdownTimeoutMs: 10_000,
   trustProxy: false
 }
+
+/** How long the server waits for its store before it gives up. */
+const DEFAULT_STORE_START_MS = 30_000
 
 const validate = new Ajv({ allErrors: true, verbose: true, allowUnionTypes: true }).compile(schema)
 
@@ -61,7 +65,7 @@ function replaceVariables (document, environment, fail) {
     Scalar (key, node) {
       if (key === 'key' || typeof node.value !== 'string') return
       node.value = node.value.replace(/\$\{(\w+)\}/g, (_, name) => {
-        if (environment[name] === undefined) fail(node, `the environment variable ${name} is not set`)
+        if (!Object.hasOwn(environment, name)) fail(node, `the environment variable ${name} is not set`)
         return environment[name]
       })
     }
@@ -73,6 +77,15 @@ function read (path, what) {
     return readFileSync(path)
   } catch (error) {
     throw new UsageError(`${what} cannot be read from ${path}: ${error.code}`)
+  }
+}
+
+/** What a document says. Its aliases must not stand for more than a configuration can need. */
+function asObject (document, fail) {
+  try {
+    return document.toJS()
+  } catch (error) {
+    return fail(undefined, error.message)
   }
 }
 
@@ -89,7 +102,7 @@ function readConfig (file, environment = process.env) {
     throw new UsageError(`${file}:${lines.linePos(pos[0]).line}: ${message}`)
   }
   replaceVariables(document, environment, fail)
-  const config = document.toJS() ?? {}
+  const config = asObject(document, fail) ?? {}
   if (!validate(config)) {
     // Of alternatives the errors of all are there; the one that is furthest inside says most.
     const errors = validate.errors.filter(({ keyword }) => keyword !== 'anyOf')
@@ -112,7 +125,7 @@ function asSource ({ wasm, hash }, absolute) {
 
 /** What is read, as `serve` takes it. */
 function complete ({ server, store = 'memory:', plugins, ...rest }, absolute) {
-  const { url, ca, ...storeOptions } = typeof store === 'string' ? { url: store } : store
+  const { url, ca, startTimeoutMs = DEFAULT_STORE_START_MS, ...storeOptions } = typeof store === 'string' ? { url: store } : store
   const { tls, ...others } = server ?? {}
   return {
     server: {
@@ -120,7 +133,7 @@ function complete ({ server, store = 'memory:', plugins, ...rest }, absolute) {
       ...others,
       tls: tls === undefined ? undefined : { cert: read(absolute(tls.cert), 'server.tls.cert'), key: read(absolute(tls.key), 'server.tls.key') }
     },
-    store: { url, options: ca === undefined ? storeOptions : { ...storeOptions, ca: read(absolute(ca), 'store.ca') } },
+    store: { url, startTimeoutMs, options: ca === undefined ? storeOptions : { ...storeOptions, ca: read(absolute(ca), 'store.ca') } },
     plugins: Object.fromEntries(Object.entries(plugins).map(([name, { wasm, hash, wasi, allowedPaths, store, ...options }]) => [name, {
       ...options,
       source: asSource({ wasm, hash }, absolute),

@@ -55,7 +55,7 @@ function program () {
     .option('-c, --config <file>', 'a configuration file, YAML or JSON')
     .option('-p, --port <port>', 'where to listen; 0 for any that is free', number)
     .option('--host <host>', 'where to listen')
-    .option('--watch', 'load a plugin again when its file has changed')
+    .option('--watch', 'load a plugin, or the configuration, again when its file changes')
     .action((...args) => require('./serve.js').serve(...args))
 
   program.command('inspect')
@@ -89,7 +89,9 @@ async function main (argv) {
       return
     }
     const isUsage = error instanceof UsageError
-    console.error(`extism-host: ${isUsage || error.code === undefined ? '' : `${error.code}: `}${error.message}`)
+    // Errors of the system have their code in their message already.
+    const hasCode = isUsage || error.code === undefined || error.message.includes(error.code)
+    console.error(`extism-host: ${hasCode ? '' : `${error.code}: `}${error.message}`)
     process.exitCode = isUsage ? WRONG_USE : 1
   }
 }

@@ -1,24 +1,29 @@
 'use strict'
 
-const { watch } = require('node:fs')
-const { basename, dirname, resolve } = require('node:path')
+const { onHangup } = require('./hangup.js')
+const { resolve } = require('node:path')
+const { setTimeout: sleep } = require('node:timers/promises')
 const closeWithGrace = require('close-with-grace')
 const Fastify = require('fastify')
-const { closeConnectionsInTime } = require('../closing.js')
+const { closeWithoutLoss } = require('../draining.js')
 const extismHost = require('../fastify/index.js')
 const { openStore } = require('../store.js')
 const { DEFAULT_SERVER, readConfig } = require('./config.js')
+const { FileWatcher } = require('./file-watcher.js')
+const { LiveConfiguration } = require('./live-configuration.js')
+const { whenNpxIsGone } = require('./parent.js')
 const { UsageError } = require('./usage-error.js')
 
-/** How long a file must be left alone before it is loaded: who writes it does so piece by piece. */
-const SETTLED_MS = 200
+/** How long to wait before another attempt to open the store: twice as long each time. */
+const FIRST_PAUSE_MS = 100
+const LONGEST_PAUSE_MS = 5_000
 
 /** The configuration of one function at `POST /`. */
 function ofOneFunction (wasm, functionName) {
   const isUrl = /^https?:/.test(wasm)
   return {
     server: DEFAULT_SERVER,
-    store: { url: 'memory:', options: {} },
+    store: { url: 'memory:', startTimeoutMs: 0, options: {} },
     plugins: { plugin: { source: { wasm: [isUrl ? { url: wasm } : { path: resolve(wasm) }] }, useWasi: true } },
     routes: [{ method: 'POST', url: '/', plugin: 'plugin', function: functionName }],
     health: true,
@@ -36,78 +41,83 @@ function asConfiguration (plugin, functionName, { config, port, host }) {
   return { ...configuration, server: { ...server, port: port ?? server.port, host: host ?? server.host } }
 }
 
-/** The app, which is not listening yet. To close it closes the store. */
-async function buildApp ({ server, store: { url, options }, plugins, ...rest }) {
-  const app = Fastify({
+function createApp (server) {
+  return Fastify({
     logger: { level: server.logLevel },
     bodyLimit: server.bodyLimit,
     requestTimeout: server.requestTimeoutMs,
     connectionTimeout: server.connectionTimeoutMs,
     keepAliveTimeout: server.keepAliveTimeoutMs,
     trustProxy: server.trustProxy,
-    forceCloseConnections: 'idle',
+    return503OnClosing: false,
     ...(server.tls === undefined ? {} : { https: server.tls })
   })
-  closeConnectionsInTime(app)
-  const store = await openStore(url, options)
-  // Hooks of this kind run in the opposite order: the plugins are closed before their store.
-  app.addHook('onClose', () => store.close())
-  const definitions = Object.entries(plugins).map(([name, { permissions, ...plugin }]) => [name, { ...plugin, store: { store, ...permissions } }])
-  app.register(extismHost, { ...rest, store, plugins: Object.fromEntries(definitions) })
-  try {
-    await app.ready()
-  } catch (error) {
-    await app.close()
-    throw error
-  }
-  return app
 }
 
-/** Loads plugins again, and says what came of it. */
-async function reload (app, names) {
-  for (const name of names) {
+/** Opens the store, and tries again while it is unavailable and `startTimeoutMs` are not over. */
+async function openInTime ({ url, startTimeoutMs, options }, log) {
+  const end = performance.now() + startTimeoutMs
+  for (let pause = FIRST_PAUSE_MS; ; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
     try {
-      await app.extism.reload(name)
-      app.log.info({ plugin: name }, `plugin "${name}" has been loaded again`)
+      return await openStore(url, options)
     } catch (error) {
-      app.log.error({ plugin: name, code: error.code }, `plugin "${name}" stays as it is, as the new version was refused: ${error.message}`)
+      const left = end - performance.now()
+      if (error.code !== 'STORE_UNAVAILABLE' || left <= 0) throw error
+      log.warn(`waiting for the store: ${error.message}`)
+      await sleep(Math.min(pause, left))
     }
   }
 }
 
-/**
- * Loads a plugin again when its file has changed. Directories are watched, as files are mostly replaced. It does so until
- * what it returns is called.
- */
-function watchFiles (app, plugins) {
-  const watchers = Object.entries(plugins).flatMap(([name, { source: { wasm: [{ path }] } }]) => {
-    if (path === undefined) return []
-    let settled
-    const watcher = watch(dirname(path), (_, file) => {
-      // Where the system does not say which file it was, it may have been this one.
-      if (file !== null && file !== basename(path)) return
-      clearTimeout(settled)
-      settled = setTimeout(() => reload(app, [name]), SETTLED_MS)
-    })
-    watcher.on('error', (error) => app.log.error(error, `${dirname(path)} cannot be watched any more`))
-    return [{ close () { clearTimeout(settled); watcher.close() } }]
-  })
-  return () => watchers.forEach((watcher) => watcher.close())
+/** Opens the store and the plugins, which the app closes; returns what makes definitions of configured plugins. */
+async function openPlugins (app, { server, store: storeConfiguration, plugins, ...rest }) {
+  const store = await openInTime(storeConfiguration, app.log)
+  // Hooks of this kind run in the opposite order: the plugins are closed before their store.
+  app.addHook('onClose', () => store.close())
+  const define = ({ permissions, ...plugin }) => ({ ...plugin, store: { store, ...permissions } })
+  const definitions = Object.entries(plugins).map(([name, plugin]) => [name, define(plugin)])
+  app.register(extismHost, { ...rest, store, plugins: Object.fromEntries(definitions) })
+  await app.ready()
+  return define
+}
+
+/** Loads plugins and the configuration again when their files change; returns what ends that. */
+function watchFiles (live, configurationFile) {
+  const ownFiles = configurationFile === undefined ? [] : [configurationFile]
+  const watcher = new FileWatcher((file) => file === configurationFile ? live.update() : live.reloadFile(file), (file) => live.warn(`${file} is missing`))
+  live.onUpdate = () => watcher.watch([...ownFiles, ...live.files])
+  live.onUpdate()
+  return () => watcher.close()
 }
 
 async function serve (plugin, functionName, flags) {
-  const configuration = asConfiguration(plugin, functionName, flags)
-  const { server, plugins } = configuration
-  const app = await buildApp(configuration)
-  const stopWatching = flags.watch ? watchFiles(app, plugins) : () => {}
-  const grace = closeWithGrace({ delay: server.shutdownTimeoutMs, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
+  const read = () => asConfiguration(plugin, functionName, flags)
+  const configuration = read()
+  const { server } = configuration
+  const live = new LiveConfiguration(configuration, read)
+  onHangup(() => live.reload())
+  const app = createApp(server)
+  const drain = closeWithoutLoss(app)
+  const stopWatching = flags.watch ? watchFiles(live, flags.config && resolve(flags.config)) : () => {}
+  let isServing = false
+  const delay = server.drainMs + server.shutdownTimeoutMs
+  const grace = closeWithGrace({ delay, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
     if (err) app.log.error(err)
+    // What is still starting has nothing to lose, and may take long.
+    if (!isServing) return
     stopWatching()
+    if (!err) {
+      app.extism.drain()
+      await drain(server.drainMs)
+    }
     await app.close()
   })
-  process.on('SIGHUP', () => reload(app, Object.keys(plugins)))
   try {
+    const define = await openPlugins(app, configuration)
     await app.listen({ port: server.port, host: server.host })
+    isServing = true
+    live.begin(app, define)
+    whenNpxIsGone(() => grace.close())
   } catch (error) {
     grace.uninstall()
     stopWatching()

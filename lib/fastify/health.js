@@ -7,22 +7,54 @@ const { codedError } = require('../errors.js')
 
 const STORE_MILLISECONDS = 1_000
 
-/** Rejects where a store does not answer in time. */
-async function askStore (store) {
+/** The key that is written to find out whether a full store has room again. */
+const PROBE_KEY = 'extism-host:probe'
+
+/** Rejects if a store does not answer in time, or with why it fails. */
+async function inTime (answer) {
   const answered = new AbortController()
   const tooLate = sleep(STORE_MILLISECONDS, undefined, { signal: answered.signal }).then(() => {
     throw codedError('STORE_UNAVAILABLE', `the store has not answered within ${STORE_MILLISECONDS} ms`)
   })
   try {
-    await Promise.race([store.has(''), tooLate])
+    await Promise.race([answer, tooLate])
   } finally {
     tooLate.catch(() => {})
     answered.abort()
   }
 }
 
-async function askPlugin (plugin) {
-  if (!await plugin.isOpen()) throw codedError('CLOSED', 'a plugin is closed')
+/** Rejects if a store is full. That it may not be written for another reason does not count. */
+async function tryToWrite (store) {
+  try {
+    await store.set(PROBE_KEY, '', { ttlMs: STORE_MILLISECONDS })
+  } catch (error) {
+    if (error.code === 'STORE_FULL') throw error
+    return
+  }
+  await store.delete(PROBE_KEY)
+}
+
+/** Asks stores whether they can serve. They are written only after a guest was told that its store is full, until there is room again. */
+class StoreChecks {
+  #plugins
+  #failures = 0
+  #isSuspect = false
+
+  constructor (plugins) {
+    this.#plugins = plugins
+  }
+
+  run () {
+    const { names, stores } = this.#plugins
+    const failures = names.reduce((sum, name) => sum + (this.#plugins.plugin(name).stats().store.failed.STORE_FULL ?? 0), 0)
+    if (failures !== this.#failures) this.#isSuspect = true
+    this.#failures = failures
+    if (!this.#isSuspect) return stores.map((store) => inTime(store.has('')))
+    const checks = stores.map((store) => inTime(tryToWrite(store)))
+    Promise.all(checks).then(() => { this.#isSuspect = false }, () => {})
+    return checks
+  }
 }
 
 async function statusOf (checks, log) {
@@ -31,16 +63,22 @@ async function statusOf (checks, log) {
   return failed.length === 0 ? 'ok' : 'unavailable'
 }
 
-function addHealth (scope, { prefix }, plugins, stores) {
+function addHealth (scope, { prefix }, plugins) {
   // Of no interest to who reads the log or the API's documentation.
+  plugins.noteRefusals()
+  const storeChecks = new StoreChecks(plugins)
   const options = { logLevel: 'warn', schema: { hide: true } }
 
   scope.get(`${prefix}/live`, options, async () => ({ status: 'ok' }))
 
   scope.get(`${prefix}/ready`, options, async (request, reply) => {
+    if (plugins.isDraining) {
+      reply.code(503).header('cache-control', 'no-store')
+      return { status: 'draining' }
+    }
     const [ofPlugins, ofStore] = await Promise.all([
-      statusOf(plugins.names.map((name) => askPlugin(plugins.plugin(name))), request.log),
-      statusOf(stores.map(askStore), request.log)
+      statusOf(plugins.names.map((name) => plugins.plugin(name).checkReady()), request.log),
+      statusOf(storeChecks.run(), request.log)
     ])
     const isReady = ofPlugins === 'ok' && ofStore === 'ok'
     reply.code(isReady ? 200 : 503).header('cache-control', 'no-store')

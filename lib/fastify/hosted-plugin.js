@@ -14,18 +14,23 @@ class HostedPlugin {
   #leaving = new Set()
   #closed
   #observer
+  #noteRefusal
+  /** The last `UNAVAILABLE`, and how many threads were stuck then. */
+  #refusal
 
   constructor (definition, plugin) {
     this.#definition = definition
     this.#plugin = plugin
   }
 
-  static async open (definition) {
-    return new HostedPlugin(definition, await openVersion(definition))
-  }
-
   // What is called and which version is called are one step: no call meets a version that is closed.
   call (functionName, input, hostContext, options) {
+    const call = this.#call(functionName, input, hostContext, options)
+    if (this.#noteRefusal !== undefined) call.catch(this.#noteRefusal)
+    return call
+  }
+
+  #call (functionName, input, hostContext, options) {
     if (this.#observer === undefined) return this.#plugin.call(functionName, input, hostContext, options)
     const start = performance.now()
     const call = this.#plugin.call(functionName, input, hostContext, options)
@@ -43,9 +48,22 @@ class HostedPlugin {
     return this.#plugin.stats()
   }
 
-  /** Whether it can be called. */
-  async isOpen () {
-    return this.#plugin.functionExists('').then(() => true, () => false)
+  /** Has `checkReady` know of calls that were refused. */
+  noteRefusals () {
+    this.#noteRefusal = (error) => {
+      if (error?.code !== 'UNAVAILABLE') return
+      const { busy, abandonedThreads } = this.stats()
+      this.#refusal = { error, busy, abandonedThreads }
+    }
+  }
+
+  /** Rejects if it is closed, or if all of its threads have been stuck since it refused a call. */
+  async checkReady () {
+    await this.#plugin.functionExists('')
+    if (this.#refusal === undefined) return
+    const { busy, abandonedThreads } = this.stats()
+    if (busy >= this.#refusal.busy && abandonedThreads >= this.#refusal.abandonedThreads) throw this.#refusal.error
+    this.#refusal = undefined
   }
 
   /** Has a new version serve all further calls, if it can be opened. One reload follows the other. */
@@ -60,9 +78,22 @@ class HostedPlugin {
     if (this.#definition.given !== undefined) {
       throw codedError('UNSUPPORTED', 'a plugin that was given as a Plugin cannot be loaded again; give its source')
     }
-    const next = await openVersion(this.#definition)
+    this.adopt(this.#definition, await openVersion(this.#definition))
+  }
+
+  /** Resolves when no reload is under way. */
+  get idle () {
+    return this.#lastReload
+  }
+
+  /** All further calls go to this version. The one before is closed, unless it was given. */
+  adopt (definition, plugin) {
     const before = this.#plugin
-    this.#plugin = next
+    const wasGiven = this.#definition.given !== undefined
+    this.#definition = definition
+    this.#plugin = plugin
+    this.#refusal = undefined
+    if (wasGiven) return
     const left = before.close().finally(() => this.#leaving.delete(left))
     this.#leaving.add(left)
   }
@@ -113,4 +144,4 @@ async function tryOut (plugin, { functionName, input, expect, timeoutMs }) {
   }
 }
 
-module.exports = { HostedPlugin }
+module.exports = { HostedPlugin, openVersion }

@@ -99,7 +99,7 @@ declare namespace extismHost {
     store?: MemoryStore | Store | StoreAccess
     /**
      * `GET /health/live`, which answers as long as the process does, and `GET /health/ready`: 200 where all plugins
-     * are open and all their stores that are known here answer within a second, else 503. `prefix` stands in place of
+     * are open and serve calls, all their stores that are known here answer within a second, and none is full, else 503. `prefix` stands in place of
      * `/health`.
      * @default false
      */
@@ -148,6 +148,14 @@ declare namespace extismHost {
      * cannot be reloaded: `UNSUPPORTED`.
      */
     reload (name: string): Promise<void>
+    /**
+     * Adds and replaces plugins, described as in the option `plugins`; `null` removes one. Either all of that happens, or it
+     * rejects and nothing has changed: if a plugin cannot be opened, lacks a function that a route calls, or fails its
+     * smoke call, and if a route calls a removed plugin. Calls under way end on the version that they began with.
+     */
+    update (changes: Record<string, ExtismHostOptions['plugins'][string] | null>): Promise<void>
+    /** From now on `GET /health/ready` is 503, so that a load balancer sends no more requests. Call it some time before `close()`. */
+    drain (): void
   }
 
   export const extismHost: ExtismHost

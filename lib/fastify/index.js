@@ -17,14 +17,15 @@ async function extismHost (fastify, options) {
     throw codedError('ALREADY_REGISTERED', 'extism-host/fastify is registered in this scope already; ' +
       'name all plugins in one registration, or register it in a scope of its own')
   }
-  const { definitions, routes, store, stores, health, metrics, admin, prefix } = asOptions(options, fastify.log)
-  const plugins = await Plugins.open(definitions)
+  const define = (plugins) => asOptions({ ...options, plugins }, fastify.log)
+  const { routes, store, health, metrics, admin, prefix } = define(options.plugins)
+  const plugins = await Plugins.open(options.plugins, define)
   fastify.addHook('onClose', () => plugins.close())
   fastify.decorate('extism', plugins)
   // A scope of their own, so that the app's other routes keep their parsers.
   fastify.register(async (scope) => {
     addRoutes(scope, plugins, routes)
-    if (health !== undefined) addHealth(scope, health, plugins, stores)
+    if (health !== undefined) addHealth(scope, health, plugins)
     if (metrics !== undefined) addMetrics(scope, metrics, plugins)
     if (admin !== undefined) addAdmin(scope, admin, plugins, store)
   }, { prefix })

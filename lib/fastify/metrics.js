@@ -22,15 +22,13 @@ function observeCalls (registers, plugins) {
     buckets: BUCKETS,
     registers
   })
-  for (const name of plugins.names) {
-    plugins.plugin(name).observe((functionName, code, seconds) => {
-      // What is no function of the plugin could be anything, and each label is kept for ever.
-      const isFunction = typeof functionName === 'string' && code !== 'FUNCTION_NOT_FOUND'
-      const label = isFunction ? functionName : ''
-      calls.inc({ plugin: name, function: label, code })
-      durations.observe({ plugin: name, function: label }, seconds)
-    })
-  }
+  plugins.observe((plugin, functionName, code, seconds) => {
+    // What is no function of the plugin could be anything, and each label is kept for ever.
+    const isFunction = typeof functionName === 'string' && code !== 'FUNCTION_NOT_FOUND'
+    const label = isFunction ? functionName : ''
+    calls.inc({ plugin, function: label, code })
+    durations.observe({ plugin, function: label }, seconds)
+  })
 }
 
 /**
