@@ -235,6 +235,12 @@ describe('--watch sees a new version', () => {
   })
 })
 
+/** Whether a process has a handler for SIGHUP, the first of the signals. */
+function handlesHangup (pid) {
+  const [, caught] = /^SigCgt:\s+([0-9a-f]+)$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))
+  return Number.parseInt(caught.at(-1), 16) % 2 === 1
+}
+
 test('SIGHUP while the server starts loads everything again once it serves', async () => {
   // Its initialization takes a while.
   writeFileSync(path('word.wasm'), await assemble(`(module
@@ -247,7 +253,7 @@ test('SIGHUP while the server starts loads everything again once it serves', asy
   const starting = serve(configure({ word: { wasm: 'word.wasm' } }))
   const [server] = running
   // Node itself needs a moment before any program can handle a signal.
-  await sleep(400)
+  await until(() => handlesHangup(server.child.pid))
   server.child.kill('SIGHUP')
   await starting
   await until(() => server.log.includes('has been loaded again'))

@@ -877,6 +877,8 @@ fn only_some_exports_can_be_called() {
       "extism-host:blocks",
       "extism-host:table",
       "extism-host:interrupt",
+      "extism-host:state/global/1",
+      "extism-host:state/memory/0",
     ]
   );
   assert_eq!(

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Loaded, World, guest};
+use common::{KERNEL, Loaded, World, wat};
 use extism_host::plugin::instance::{Instance, Outcome, Run};
 
 /// `look` returns a digest of all memory and globals, then writes to every third page, and to all globals. The
@@ -46,7 +46,7 @@ const GUEST: &str = r#"
   (func (export "grow") (drop (memory.grow (i32.const 1))))"#;
 
 fn load(body: &str) -> Loaded {
-  World::new().load(&[(None, &guest(body))])
+  World::new().load(&[(None, &wat(&format!("(module {KERNEL} {body})")))])
 }
 
 fn start(plugin: &Loaded) -> Instance {
