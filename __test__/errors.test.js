@@ -28,7 +28,7 @@ describe('an error of a call', () => {
   test('names the plugin and the function, whatever the reason', async () => {
     const plugin = await open({ name: 'greeter', maxQueue: 1 })
     const errors = {
-      TRAP: plugin.call('trap'),
+      TIMEOUT: plugin.call('endless', undefined, undefined, { timeoutMs: 20 }),
       QUEUE_FULL: plugin.call('silent'),
       INVALID_ARGUMENT: plugin.call('silent', 42),
       FUNCTION_NOT_FOUND: plugin.call('nothing')
@@ -38,7 +38,7 @@ describe('an error of a call', () => {
     }
     for (const [code, call] of Object.entries(errors)) await expectNames(code, call)
     await expectNames('PLUGIN_ERROR', plugin.call('fail'))
-    await expectNames('TIMEOUT', plugin.call('endless', undefined, undefined, { timeoutMs: 20 }))
+    await expectNames('TRAP', plugin.call('trap'))
     const sync = (...args) => { try { plugin.callSync(...args) } catch (error) { return error } }
     expect(sync('trap')).toMatchObject({ code: 'TRAP', plugin: 'greeter', function: 'trap' })
     expect(sync('nothing')).toMatchObject({ code: 'FUNCTION_NOT_FOUND', plugin: 'greeter', function: 'nothing' })
