@@ -35,7 +35,8 @@ async function main () {
     [FOREGROUND]: await sdk.createSayHello(),
     'extism-host': await create(),
     'extism-host, fuel': await create({ fuel: 100_000_000 }),
-    'extism-host, isolation: call': await create({ isolation: 'call' })
+    'extism-host, isolation: call': await create({ isolation: 'call' }),
+    'extism-host, isolation: call, snapshot': await create({ isolation: 'call', snapshot: true })
   }
   const subjects = Object.entries(plugins).map(([name, plugin]) => ({
     name,
