@@ -115,6 +115,14 @@ fn an_instance_that_has_grown_is_not_put_back() {
 }
 
 #[test]
+fn an_instance_with_a_large_memory_is_not_put_back() {
+  let plugin = load(r#"(memory 2000) (func (export "run"))"#);
+  let mut instance = start(&plugin);
+  call(&plugin, &mut instance, "run");
+  assert!(!instance.restore());
+}
+
+#[test]
 fn an_instance_that_can_change_more_than_memories_and_globals_is_not_put_back() {
   for body in [
     r#"(table $table 1 funcref)

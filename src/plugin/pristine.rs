@@ -12,6 +12,10 @@ use wasmtime::{Global, Instance, Memory, Store, Val};
 use super::link::{StateExports, names};
 use crate::host::Guest;
 
+/// Bytes that the memories of an instance may begin with to be put back: 64 MiB. Looking for written pages in
+/// larger ones would take longer than another instance.
+const MAX_BYTES: usize = 64 << 20;
+
 /// The memories and mutable globals of one instance.
 pub struct State {
   memories: Vec<Memory>,
@@ -19,17 +23,21 @@ pub struct State {
 }
 
 impl State {
-  /// Finds them. `None` if one is missing.
+  /// Finds them. `None` if one is missing, or if the memories are too large to be put back.
   pub fn new(
     exports: &StateExports,
     instance: &Instance,
     store: &mut Store<Guest>,
   ) -> Option<Self> {
-    let memories = 0..exports.memories;
+    let memories = (0..exports.memories)
+      .map(|number| instance.get_memory(&mut *store, &names::state_memory(number)))
+      .collect::<Option<Vec<_>>>()?;
+    let bytes = memories.iter().map(|memory| memory.data_size(&*store));
+    if bytes.sum::<usize>() > MAX_BYTES {
+      return None;
+    }
     Some(Self {
-      memories: memories
-        .map(|number| instance.get_memory(&mut *store, &names::state_memory(number)))
-        .collect::<Option<_>>()?,
+      memories,
       globals: exports
         .globals
         .iter()
@@ -41,7 +49,8 @@ impl State {
 
 /// What memories and globals were before the first call.
 pub struct Pristine {
-  memories: Vec<Vec<u8>>,
+  /// Each without the zeros at its end, and how long it is with them.
+  memories: Vec<(Vec<u8>, usize)>,
   globals: Vec<Val>,
 }
 
@@ -52,7 +61,14 @@ impl Pristine {
       memories: state
         .memories
         .iter()
-        .map(|memory| memory.data(&*store).to_vec())
+        .map(|memory| {
+          let data = memory.data(&*store);
+          let used = data
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
+          (data.get(..used).unwrap_or_default().to_vec(), data.len())
+        })
         .collect(),
       globals: state
         .globals
@@ -64,15 +80,17 @@ impl Pristine {
 
   /// Puts it back into an instance of the same plugin. `None` if that cannot be done; then parts of it may be.
   pub fn restore(&self, state: &State, store: &mut Store<Guest>) -> Option<()> {
-    for (memory, pristine) in state.memories.iter().zip(&self.memories) {
+    for (memory, (pristine, length)) in state.memories.iter().zip(&self.memories) {
       let data = memory.data_mut(&mut *store);
-      if data.len() != pristine.len() {
+      if data.len() != *length {
         return None;
       }
       written::pages(data, |range, data| {
-        let (data, pristine) = (data.get_mut(range.clone()), pristine.get(range));
-        if let (Some(data), Some(pristine)) = (data, pristine) {
-          data.copy_from_slice(pristine);
+        let kept = pristine.get(range.start..range.end.min(pristine.len()));
+        let (kept, data) = (kept.unwrap_or_default(), data.get_mut(range));
+        if let Some((begin, end)) = data.and_then(|data| data.split_at_mut_checked(kept.len())) {
+          begin.copy_from_slice(kept);
+          end.fill(0);
         }
       })?;
     }
