@@ -6,7 +6,7 @@ use common::{KERNEL, Loaded, World, wat};
 use extism_host::plugin::instance::{Instance, Outcome, Run};
 
 /// `look` returns a digest of all memory and globals, then writes to every third page, and to all globals. The
-/// digest includes a new block, and what the last call left in the kernel.
+/// digest includes where a new block is, and what it has.
 const GUEST: &str = r#"
   (memory 64)
   (memory $other 2)
@@ -28,6 +28,7 @@ const GUEST: &str = r#"
       (br_if $next (i32.lt_u (local.get $at) (i32.const 4194304))))
     (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64.load $other (i32.const 65536))))
     (local.set $block (call $alloc (i64.const 16)))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (local.get $block)))
     (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (call $load_u64 (i64.add (local.get $block) (i64.const 8)))))
     (call $store_u64 (local.get $block) (local.get $digest))
     (call $store_u64 (i64.add (local.get $block) (i64.const 8)) (i64.const -1))
