@@ -79,17 +79,20 @@ impl Interruption {
     Watch(self)
   }
 
-  /// Runs `future` on this thread; `None` if it is canceled first. Then the future is dropped.
-  pub fn block_on<T>(&self, runtime: &Runtime, future: impl Future<Output = T>) -> Option<T> {
+  /// Waits for `future`; `None` if it is canceled first. Then the future is dropped.
+  pub async fn wait_for<T>(&self, future: impl Future<Output = T>) -> Option<T> {
     let canceled = Arc::new(Notify::new());
     let notify = Arc::clone(&canceled);
     let _watch = self.watch(move || notify.notify_one());
-    runtime.block_on(async {
-      match select(pin!(canceled.notified()), pin!(future)).await {
-        Either::Left(_) => None,
-        Either::Right((output, _)) => Some(output),
-      }
-    })
+    match select(pin!(canceled.notified()), pin!(future)).await {
+      Either::Left(_) => None,
+      Either::Right((output, _)) => Some(output),
+    }
+  }
+
+  /// The same on this thread.
+  pub fn block_on<T>(&self, runtime: &Runtime, future: impl Future<Output = T>) -> Option<T> {
+    runtime.block_on(self.wait_for(future))
   }
 
   /// Sleeps on this thread; false if it is canceled before the time is over.

@@ -4,11 +4,9 @@
 //! a sleep, writes one buffer of several, and counts no descriptors. So each function is defined here,
 //! and passes its arguments on.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use wasmtime::{Caller, Extern, Linker};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{self as preview1, WasiSnapshotPreview1};
@@ -217,12 +215,9 @@ pub fn add_to_linker(
         }
         return slept(&mut caller, &name, event, [b, d]);
       }
-      let canceled = Arc::new(Notify::new());
-      let notify = Arc::clone(&canceled);
-      let _watch = interruption.watch(move || notify.notify_one());
       let (mut bytes, context) = split(&mut caller, &name)?;
       let poll = preview1::poll_oneoff(context, &mut bytes, a, b, c, d);
-      in_tokio(until(poll, canceled.notified()))
+      in_tokio(interruption.wait_for(poll))
         .unwrap_or_else(|| Err(wasmtime::Error::new(Stop::Interrupted)))
     },
   )?;
@@ -302,21 +297,6 @@ fn slept(
   };
   let written = write(events, &event).and_then(|()| write(count, &1_u32.to_le_bytes()));
   Ok(written.map_or(FAULT, |()| SUCCESS))
-}
-
-/// Waits for `future` unless `canceled` comes first.
-async fn until<T>(
-  future: impl Future<Output = T>,
-  canceled: impl Future<Output = ()>,
-) -> Option<T> {
-  let (mut future, mut canceled) = (std::pin::pin!(future), std::pin::pin!(canceled));
-  std::future::poll_fn(|context| {
-    if let std::task::Poll::Ready(output) = future.as_mut().poll(context) {
-      return std::task::Poll::Ready(Some(output));
-    }
-    canceled.as_mut().poll(context).map(|()| None)
-  })
-  .await
 }
 
 fn count_closed(caller: &mut Caller<'_, Guest>, errno: i32) -> i32 {
