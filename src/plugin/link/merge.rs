@@ -329,6 +329,16 @@ fn order_globals(
   Ok(ordered)
 }
 
+/// A global, and the module that defines it.
+fn global<'m, 'a>(
+  modules: &'m Modules<'m, 'a>,
+  definition: Definition,
+) -> Result<(&'m Module<'a>, &'m wasmparser::Global<'a>), LinkError> {
+  let module = modules.modules.get(definition.module);
+  let found = module.and_then(|module| Some((module, module.globals.get(definition.number)?)));
+  found.ok_or_else(inconsistent)
+}
+
 /// The globals that the initializer of a global reads.
 fn reads(
   modules: &Modules<'_, '_>,
@@ -337,14 +347,7 @@ fn reads(
 ) -> Result<Vec<Definition>, LinkError> {
   use super::module::IndexTarget;
 
-  let module = modules
-    .modules
-    .get(definition.module)
-    .ok_or_else(inconsistent)?;
-  let global = module
-    .globals
-    .get(definition.number)
-    .ok_or_else(inconsistent)?;
+  let (module, global) = global(modules, definition)?;
   let mut found = Vec::new();
   for operator in global.init_expr.get_operators_reader() {
     let Operator::GlobalGet { global_index } = operator.map_err(|_| inconsistent())? else {
@@ -748,14 +751,7 @@ fn export_state(
   }
   let mut state = StateExports::default();
   for (number, definition) in (0..).zip(&layout.globals) {
-    let module = modules
-      .modules
-      .get(definition.module)
-      .ok_or_else(inconsistent)?;
-    let global = module
-      .globals
-      .get(definition.number)
-      .ok_or_else(inconsistent)?;
+    let (_, global) = global(modules, *definition)?;
     match global.ty.content_type {
       _ if !global.ty.mutable => {}
       ValType::Ref(_) => return Ok(None),
