@@ -193,8 +193,9 @@ impl Manifest {
 
 impl Wasm {
   fn digest(&self) -> Option<blake3::Hash> {
-    match &self.source {
-      Source::Path(path) if self.hash.is_none() => hash_file(path).ok(),
+    match (&self.source, &self.hash) {
+      (Source::Path(path), None) => hash_file(path).ok(),
+      (Source::Bytes(bytes), None) => Some(blake3::hash(bytes)),
       _ => Some(blake3::hash(&self.load().ok()?)),
     }
   }
