@@ -1,5 +1,8 @@
 'use strict'
 
+const { mkdtempSync, rmSync } = require('node:fs')
+const { tmpdir } = require('node:os')
+const { join } = require('node:path')
 const { createPlugin } = require('..')
 const { assemble } = require('./support/guest.js')
 
@@ -100,6 +103,18 @@ describe('without one, the plugin starts normally, and the logger is told why', 
     expect(plugin.stats().snapshot).toBe('unsupported')
     expect(await state(plugin)).toEqual([7, 8, 3, element])
     expect(warn).toHaveBeenCalledWith(expect.stringContaining(reason))
+  })
+
+  test('also when the compiled plugin comes from the cache', async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'extism-host-snapshot-'))
+    const source = await guest(`${INITIALIZE} (drop (call $config (i64.const 0)))`)
+    for (let i = 0; i < 2; i++) {
+      const warn = jest.fn()
+      const logger = { trace () {}, debug () {}, info () {}, warn, error () {} }
+      await start(source, { logger, logLevel: 'warn', compileCache: { directory } })
+      expect(warn).toHaveBeenCalledWith(expect.stringContaining('config_get'))
+    }
+    rmSync(directory, { recursive: true })
   })
 
   test('because it takes too long, which is an error then', async () => {

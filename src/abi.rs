@@ -265,7 +265,14 @@ pub fn file_system() -> impl Iterator<Item = (&'static str, FunctionType)> {
 }
 
 /// Those of them that take an open file.
-const IN_AND_OUT: [&str; 5] = ["fd_pread", "fd_pwrite", "fd_read", "fd_readdir", "fd_close"];
+const IN_AND_OUT: [&str; 6] = [
+  "fd_close",
+  "fd_pread",
+  "fd_pwrite",
+  "fd_read",
+  "fd_readdir",
+  "fd_renumber",
+];
 
 fn find(table: &[(&str, &str)], name: &str) -> Option<FunctionType> {
   table

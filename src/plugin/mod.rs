@@ -114,6 +114,7 @@ impl Plugin {
       RuntimeKind::Wasmtime => {
         // A cache that cannot be written to is not used.
         let (linked, module, _) = link_and_compile(manifest, environment, &vars, cache.as_ref())?;
+        warn_of_snapshot(&linked.snapshot, environment);
         let settings = settings(manifest, environment, &linked)?;
         let template = Template::new(&module, &linked, settings)?;
         let runtime = Runtime::Wasmtime(Arc::new(template));
@@ -164,7 +165,9 @@ impl Plugin {
     }
     let cache = manifest.compile_cache.open_to_fill()?;
     // The values of variables make no difference to what is compiled.
-    let (_, _, stored) = link_and_compile(manifest, environment, &Arc::default(), Some(&cache))?;
+    let (linked, _, stored) =
+      link_and_compile(manifest, environment, &Arc::default(), Some(&cache))?;
+    warn_of_snapshot(&linked.snapshot, environment);
     stored.map_err(|error| {
       let message = format!("the compiled plugin cannot be kept: {error}");
       Error::new(Code::CacheUnavailable, message)
@@ -326,24 +329,7 @@ fn link_and_compile(
   };
   let mut linked = link::link(&modules, &options).map_err(link_error)?;
   if manifest.snapshot {
-    let unchecked = link::Options {
-      checks: false,
-      ..options
-    };
-    let unchecked = link::link(&modules, &unchecked).map_err(link_error)?;
-    let settings = settings(manifest, environment, &linked)?;
-    let timeout = manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT);
-    let _turn = compilation::wait_for_turn();
-    snapshot::apply(&mut linked, &unchecked, settings, timeout);
-    if let Snapshot::Unsupported(reason) = &linked.snapshot
-      && environment
-        .logger
-        .level()
-        .is_some_and(|wanted| Level::Warn >= wanted)
-    {
-      let message = format!("there is no snapshot, the plugin starts normally: {reason}");
-      environment.logger.log(None, Level::Warn, &message);
-    }
+    take_snapshot(&mut linked, &modules, &options, manifest, environment)?;
   }
   let Some(cache) = cache else {
     let _turn = compilation::wait_for_turn();
@@ -361,6 +347,36 @@ fn link_and_compile(
     None => artefact.to_module(&engine).map_err(failed)?,
   };
   Ok((linked, module, stored))
+}
+
+fn take_snapshot(
+  linked: &mut Linked,
+  modules: &[LoadedModule],
+  options: &link::Options<'_>,
+  manifest: &Manifest,
+  environment: &Environment,
+) -> Result<()> {
+  let unchecked = link::Options {
+    checks: false,
+    ..*options
+  };
+  let unchecked = link::link(modules, &unchecked).map_err(link_error)?;
+  let settings = settings(manifest, environment, linked)?;
+  let timeout = manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT);
+  let _turn = compilation::wait_for_turn();
+  snapshot::apply(linked, &unchecked, settings, timeout);
+  Ok(())
+}
+
+/// Tells the plugin's logger why there is no snapshot, though one was asked for.
+fn warn_of_snapshot(snapshot: &Snapshot, environment: &Environment) {
+  let wanted = environment.logger.level();
+  if let Snapshot::Unsupported(reason) = snapshot
+    && wanted.is_some_and(|wanted| Level::Warn >= wanted)
+  {
+    let message = format!("there is no snapshot, the plugin starts normally: {reason}");
+    environment.logger.log(None, Level::Warn, &message);
+  }
 }
 
 /// A digest of everything that the linked and compiled module depends on.
