@@ -8,91 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use common::{Ending, INNOCENT, Loaded, Use, World, beside_an_innocent, guest};
+use common::{ENDLESS, Ending, INNOCENT, Loaded, Use, World, beside_an_innocent, guest};
 use extism_host::plugin::instance::Run;
 use extism_host::plugin::interrupt::{Interrupt, Interruptions};
 
 /// Between two interruptions of one instance, where one may be missed.
 const REPEAT: Duration = Duration::from_millis(1);
-
-/// What never ends by itself: definitions, and what runs them.
-const ENDLESS: [(&str, &str); 10] = [
-  (
-    "an empty loop",
-    r#"(func (export "run") (loop $next (br $next)))"#,
-  ),
-  (
-    "nested loops",
-    r#"(func (export "run") (local $left i32)
-         (loop $outer
-           (local.set $left (i32.const 3))
-           (loop $inner
-             (local.set $left (i32.sub (local.get $left) (i32.const 1)))
-             (br_if $inner (local.get $left)))
-           (br $outer)))"#,
-  ),
-  (
-    // Deep, and wide enough to be endless.
-    "a recursion",
-    r#"(func $recurse (param $depth i32)
-         (if (local.get $depth) (then
-           (call $recurse (i32.sub (local.get $depth) (i32.const 1)))
-           (call $recurse (i32.sub (local.get $depth) (i32.const 1))))))
-       (func (export "run") (call $recurse (i32.const 1000)))"#,
-  ),
-  (
-    "a recursion through a table",
-    r#"(type $step (func (param i32)))
-       (table 2 funcref) (elem (i32.const 0) $left $right)
-       (func $left (param $depth i32)
-         (if (local.get $depth) (then
-           (call_indirect (type $step) (i32.sub (local.get $depth) (i32.const 1)) (i32.const 1))
-           (call_indirect (type $step) (i32.sub (local.get $depth) (i32.const 1)) (i32.const 0)))))
-       (func $right (param $depth i32)
-         (if (local.get $depth) (then
-           (call_indirect (type $step) (i32.sub (local.get $depth) (i32.const 1)) (i32.const 0))
-           (call_indirect (type $step) (i32.sub (local.get $depth) (i32.const 1)) (i32.const 1)))))
-       (func (export "run") (call $left (i32.const 1000)))"#,
-  ),
-  (
-    "a br_table",
-    r#"(func (export "run") (local $state i32)
-         (loop $next
-           (block $b (block $a
-             (br_table $next $a $b $next (local.get $state)))
-             (local.set $state (i32.const 2)) (br $next))
-           (local.set $state (i32.const 7)) (br $next)))"#,
-  ),
-  (
-    "tail calls",
-    r#"(func $even (param i32) (return_call $odd (i32.add (local.get 0) (i32.const 1))))
-       (func $odd (param i32) (return_call $even (i32.sub (local.get 0) (i32.const 1))))
-       (func (export "run") (return_call $even (i32.const 0)))"#,
-  ),
-  (
-    "tail calls through a table",
-    r#"(type $plain (func))
-       (table 1 funcref) (elem (i32.const 0) $again)
-       (func $again (export "run") (return_call_indirect (type $plain) (i32.const 0)))"#,
-  ),
-  (
-    "a loop that calls the host",
-    r#"(func (export "run") (loop $next (call $tick) (br $next)))"#,
-  ),
-  (
-    "a loop that allocates",
-    r#"(func (export "run")
-         (loop $next (call $free (call $alloc (i64.const 100))) (br $next)))"#,
-  ),
-  (
-    "a loop through the blocks",
-    r#"(func (export "run") (local $block i64)
-         (local.set $block (call $alloc (i64.const 100)))
-         (loop $next
-           (call $store_u8 (local.get $block) (i32.add (call $load_u8 (local.get $block)) (i32.const 1)))
-           (br $next)))"#,
-  ),
-];
 
 /// Initializations that never end.
 const ENDLESS_INITIALIZATIONS: [(&str, &str); 3] = [

@@ -63,27 +63,39 @@ fn a_close_ends_a_thread_that_spins() {
   });
 }
 
+/// Threads that each acquire something: of those that get it no more than `most` have it at once.
+fn no_more_at_once<T>(
+  most: usize,
+  threads: usize,
+  acquire: fn() -> Option<T>,
+  otherwise: &'static str,
+) where
+  T: 'static,
+{
+  let holders = Arc::new(AtomicUsize::new(0));
+  let threads: Vec<_> = (0..threads)
+    .map(|_| {
+      let holders = Arc::clone(&holders);
+      thread::spawn(move || {
+        if let Some(acquired) = acquire() {
+          if holders.fetch_add(1, Ordering::Relaxed) >= most {
+            violation(otherwise);
+          }
+          holders.fetch_sub(1, Ordering::Relaxed);
+          drop(acquired);
+        }
+      })
+    })
+    .collect();
+  threads
+    .into_iter()
+    .for_each(|thread| thread.join().unwrap());
+}
+
 #[test]
 fn fewer_threads_spin_than_there_are_cores() {
   check(|| {
-    let spinning = Arc::new(AtomicUsize::new(0));
-    let threads: Vec<_> = (0..4)
-      .map(|_| {
-        let spinning = Arc::clone(&spinning);
-        thread::spawn(move || {
-          if let Some(spinner) = Spinner::new() {
-            if spinning.fetch_add(1, Ordering::Relaxed) >= 2 {
-              violation("more threads spin than may");
-            }
-            spinning.fetch_sub(1, Ordering::Relaxed);
-            drop(spinner);
-          }
-        })
-      })
-      .collect();
-    threads
-      .into_iter()
-      .for_each(|thread| thread.join().unwrap());
+    no_more_at_once(2, 4, Spinner::new, "more threads spin than may");
     // Who found no place has taken none away.
     let places: Vec<_> = std::iter::from_fn(Spinner::new).collect();
     assert_eq!(places.len(), 2);
@@ -93,22 +105,7 @@ fn fewer_threads_spin_than_there_are_cores() {
 #[test]
 fn each_compilation_gets_its_turn() {
   check(|| {
-    let running = Arc::new(AtomicUsize::new(0));
-    let threads: Vec<_> = (0..5)
-      .map(|_| {
-        let running = Arc::clone(&running);
-        thread::spawn(move || {
-          let turn = compilation::wait_for_turn();
-          if running.fetch_add(1, Ordering::Relaxed) >= 3 {
-            violation("more compilations run than there are cores");
-          }
-          running.fetch_sub(1, Ordering::Relaxed);
-          drop(turn);
-        })
-      })
-      .collect();
-    threads
-      .into_iter()
-      .for_each(|thread| thread.join().unwrap());
+    let turn = || Some(compilation::wait_for_turn());
+    no_more_at_once(3, 5, turn, "more compilations run than there are cores");
   });
 }
