@@ -256,7 +256,7 @@ test('the module has its exports by name', () => {
   expect([MemoryStore, PluginOutput].every((value) => typeof value === 'function')).toBe(true)
 })
 
-test('properties that Object.prototype was polluted with are no options', async () => {
+test('properties that Object.prototype was polluted with are not options', async () => {
   const script = `
     const { createPlugin } = require('.')
     const names = ['allowedHosts', 'allowedPaths', 'args', 'config', 'data', 'fetch', 'fuel', 'functions', 'hash', 'instances', 'isolation',

@@ -23,7 +23,7 @@ function observeCalls (registers, plugins) {
     registers
   })
   plugins.observe((plugin, functionName, code, seconds) => {
-    // What is no function of the plugin could be anything, and each label is kept for ever.
+    // A name that is not a function of the plugin could be anything, and each label is kept for ever.
     const isFunction = typeof functionName === 'string' && code !== 'FUNCTION_NOT_FOUND'
     const label = isFunction ? functionName : ''
     calls.inc({ plugin, function: label, code })
