@@ -399,7 +399,7 @@ export interface PluginStats {
   replaced: Record<string, number>
   /** Threads that hang in calls of the host and have been replaced. */
   abandonedThreads: number
-  /** What instances start from: `none`, `taken` or `unsupported`. */
+  /** What instances start from: `none`, `pending`, `taken` or `unsupported`. */
   snapshot: string
   /** What guests have asked of the store. */
   store: StoreStats

@@ -278,9 +278,11 @@ export interface PluginOptions extends ManifestOptions {
    * instance. With `isolation: 'call'` instances can then be put back in place: a call of a plugin in Go costs a
    * thirtieth.
    *
-   * The first start takes twice as long; later ones find the snapshot in the compile cache, where `precompile`
-   * puts it, too. All instances begin with what the initialization has read: the same random numbers (a
-   * hash seed, `math/rand`; not what the guest asks for in its calls), and the time of the snapshot. An
+   * The first start does not wait for the snapshot, which a thread takes while instances without it serve calls
+   * (`stats().snapshot` is `'pending'`). Instances that are made afterwards start from it. Later starts find it in
+   * the compile cache, where `precompile` puts it, too. All instances begin with what the initialization has read: the same random numbers (a
+   * hash seed, `math/rand`; not what the guest asks for in its calls), and the time of the snapshot; the logger is
+   * warned of that when the snapshot is taken. An
    * initialization that calls host functions or uses files, and a plugin that changes its tables, has none:
    * `stats().snapshot` is `'unsupported'` then, the logger is told why, and the plugin starts normally. See
    * docs/isolation.md.
@@ -495,8 +497,11 @@ export interface PluginStats {
   replaced: Record<'trap' | 'outOfMemory' | 'fuelExhausted' | 'interrupted' | 'hostFunctionError' | 'exited' | 'memory' | 'descriptors' | 'isolation' | 'calls' | 'age' | 'internal', number>
   /** Threads that hang in host calls which no interruption reaches. */
   abandonedThreads: number
-  /** What instances start from: with the option `snapshot`, `'taken'` or `'unsupported'`. */
-  snapshot: 'none' | 'taken' | 'unsupported'
+  /**
+   * What new instances start from: `'none'` without the option `snapshot`, `'pending'` until the first snapshot has
+   * been taken, `'taken'`, or `'unsupported'` if the plugin does not allow one.
+   */
+  snapshot: 'none' | 'pending' | 'taken' | 'unsupported'
   /** What its guests have asked of its store. */
   store: {
     /** Keys that were looked up. */

@@ -2,6 +2,7 @@
 
 // What an instance for each call costs, and fuel. See README.md.
 
+const { setTimeout: delay } = require('node:timers/promises')
 const { createPlugin, MemoryStore } = require('../index.js')
 const { readOptions, alternate, medians, printTable, save } = require('./support/measure.js')
 const { SAY_HELLO, MESSAGES, expectedAnswer } = require('./support/article.js')
@@ -38,6 +39,7 @@ async function main () {
     'extism-host, isolation: call': await create({ isolation: 'call' }),
     'extism-host, isolation: call, snapshot': await create({ isolation: 'call', snapshot: true })
   }
+  while (plugins['extism-host, isolation: call, snapshot'].stats().snapshot === 'pending') await delay(10)
   const subjects = Object.entries(plugins).map(([name, plugin]) => ({
     name,
     call: name === FOREGROUND ? sdk.serialized(plugin) : (name, input) => plugin.call(name, input)

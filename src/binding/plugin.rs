@@ -23,7 +23,6 @@ use super::plugin_options::{FunctionName, PluginOptions};
 use super::protocol::{CALL_MUST_TAKE, CALL_MUST_WAKE, CALL_QUEUED, CALL_TAKEN, CallArguments};
 use super::store::Store as AnyStore;
 use crate::host::{Access, Environment};
-use crate::plugin::link::Snapshot;
 use crate::plugin::spin::SpinBackoff;
 use crate::plugin::{self, Limits, Queued};
 use crate::store::Store;
@@ -46,7 +45,7 @@ pub struct PluginStats {
   pub replaced: HashMap<String, f64>,
   /// Threads that hang in calls of the host and have been replaced.
   pub abandoned_threads: f64,
-  /// What instances start from: `none`, `taken` or `unsupported`.
+  /// What instances start from: `none`, `pending`, `taken` or `unsupported`.
   pub snapshot: &'static str,
   /// What guests have asked of the store.
   pub store: StoreStats,
@@ -311,11 +310,7 @@ impl Plugin {
         .map(|(reason, count)| (reason.as_str().to_owned(), count as f64))
         .collect(),
       abandoned_threads: stats.abandoned_threads as f64,
-      snapshot: match self.plugin.snapshot() {
-        Snapshot::None => "none",
-        Snapshot::Taken { .. } => "taken",
-        Snapshot::Unsupported(_) => "unsupported",
-      },
+      snapshot: self.plugin.snapshot().as_str(),
       store: StoreStats {
         reads: store.reads as f64,
         hits: store.hits as f64,

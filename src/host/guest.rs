@@ -22,6 +22,8 @@ pub struct Guest {
   pub(crate) wasi: Option<WasiP1Ctx>,
   /// How many files and directories it has opened and not closed.
   pub(crate) open_descriptors: u32,
+  /// What it has asked WASI for.
+  pub(crate) has_read: HasRead,
   /// Standard output and error.
   pub(crate) streams: SharedStreams,
   /// The number of the plugin's call; `None` during the initialization.
@@ -32,6 +34,15 @@ pub struct Guest {
   pub(crate) last_response: LastResponse,
 }
 
+/// What a guest has read that differs from one instance to the next.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HasRead {
+  /// Random numbers.
+  pub random: bool,
+  /// The time.
+  pub clock: bool,
+}
+
 impl Guest {
   /// The data of a new instance.
   pub fn new(kernel: Kernel, limiter: Limiter, streams: SharedStreams) -> Self {
@@ -40,6 +51,7 @@ impl Guest {
       limiter,
       wasi: None,
       open_descriptors: 0,
+      has_read: HasRead::default(),
       streams,
       call: None,
       interruption: Arc::default(),

@@ -6,6 +6,7 @@ pub mod engine;
 pub mod instance;
 pub mod interrupt;
 pub mod link;
+mod load;
 mod manifest;
 mod page;
 mod pristine;
@@ -17,40 +18,29 @@ mod wasi;
 mod workers;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
-
-use wasmtime::{Engine, Module};
 
 pub use compile_cache::CompileCache;
 pub use manifest::{
   AllowedPath, DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, ModuleDigest,
   OutputTo, RuntimeKind, Source, Wasm,
 };
+pub use stats::Stats;
 pub use workers::{Call, Queued, Results};
 
-pub use stats::Stats;
-
-use crate::host::log::Level;
-use crate::host::output::Output;
 use crate::host::store::{StoreCounters, StoreStats};
-use crate::host::{self, Environment, HostFunction, Vars, vars};
-use crate::{Code, Error, Result, kernel};
-use compile_cache::{Artefact, ArtefactDirectory, Key};
-use engine::Kind;
-use instance::{Runtime, Settings, Template};
-use interrupt::Interruptions;
-use link::{ExportDescription, ImportDescription, LinkError, Linked, Snapshot};
+use crate::host::{Environment, Vars, vars};
+use crate::{Code, Error, Result};
+use compile_cache::ArtefactDirectory;
+use instance::Runtime;
+use link::{ExportDescription, ImportDescription, Linked, Snapshot};
+use load::{INITIALIZATION_TIMEOUT, Loader, link_error};
 use reference::Reference;
 use workers::Workers;
-
-/// How long an initialization may run where calls have no limit.
-const INITIALIZATION_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Part of the cache's key. Raise it when the linker writes something else for the same input.
-const LINKER_VERSION: [u8; 1] = [3];
 
 /// How large an instance's kernel memory may be between two calls: 64 MiB.
 const MAX_IDLE_MEMORY: u64 = 64 << 20;
@@ -83,6 +73,7 @@ pub struct Plugin {
   /// Not the store itself: who has closed a plugin may keep it for as long as he likes.
   store_counters: Arc<StoreCounters>,
   workers: Workers,
+  snapshot: Arc<Mutex<SnapshotStatus>>,
 }
 
 /// What the main module exports and imports.
@@ -91,7 +82,31 @@ struct Interface {
   functions: BTreeMap<String, u32>,
   exports: Vec<ExportDescription>,
   imports: Vec<ImportDescription>,
-  snapshot: Snapshot,
+}
+
+/// What new instances of a plugin start from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotStatus {
+  /// The state that the modules describe. No snapshot is wanted.
+  None,
+  /// The same until the snapshot has been taken.
+  Pending,
+  /// The state after the initialization.
+  Taken,
+  /// The state that the modules describe: the plugin does not allow a snapshot.
+  Unsupported,
+}
+
+impl SnapshotStatus {
+  /// Its name in JavaScript.
+  pub fn as_str(self) -> &'static str {
+    match self {
+      Self::None => "none",
+      Self::Pending => "pending",
+      Self::Taken => "taken",
+      Self::Unsupported => "unsupported",
+    }
+  }
 }
 
 impl Plugin {
@@ -110,20 +125,32 @@ impl Plugin {
     }
     let cache = manifest.compile_cache.open()?;
     let vars = Arc::new(Vars::new(manifest.max_vars.unwrap_or(vars::DEFAULT_LIMIT)));
+    let loader = Loader {
+      manifest,
+      environment,
+      vars: &vars,
+      cache: cache.as_ref(),
+    };
+    let mut snapshot = SnapshotStatus::None;
+    let mut digests = Vec::new();
     let (runtime, linked, initialization_timeout) = match manifest.runtime {
       RuntimeKind::Wasmtime => {
         // A cache that cannot be written to is not used.
-        let (linked, module, _) = link_and_compile(manifest, environment, &vars, cache.as_ref())?;
-        warn_of_snapshot(&linked.snapshot, environment);
-        let settings = settings(manifest, environment, &linked)?;
-        let template = Template::new(&module, &linked, settings)?;
-        let runtime = Runtime::Wasmtime(Arc::new(template));
-        (runtime, linked, manifest.timeout)
+        let loaded = loader.load()?;
+        if manifest.snapshot {
+          snapshot = match loaded.linked.snapshot {
+            Snapshot::None if loaded.linked.initializers.is_empty() => SnapshotStatus::Taken,
+            Snapshot::None => SnapshotStatus::Pending,
+            _ => snapshot_status(&loader, &loaded.linked),
+          };
+        }
+        let runtime = Runtime::Wasmtime(Arc::new(loader.template(&loaded)?));
+        digests = loaded.digests;
+        (runtime, loaded.linked, manifest.timeout)
       }
       RuntimeKind::Extism => {
-        let (modules, functions) = (manifest.load()?, functions(manifest, environment, &vars)?);
-        let options = link_options(manifest, environment, &functions, &vars);
-        let linked = link::link(&modules, &options).map_err(link_error)?;
+        let (modules, functions) = (manifest.load()?, loader.functions()?);
+        let linked = link::link(&modules, &loader.link_options(&functions)).map_err(link_error)?;
         let reference = Reference::new(manifest, modules, functions, &linked)?;
         // Each instance compiles the plugin, which is not to count as the plugin's time.
         (Runtime::Extism(Arc::new(reference)), linked, None)
@@ -147,28 +174,94 @@ impl Plugin {
         .collect(),
       exports: linked.exports,
       imports: linked.imports,
-      snapshot: linked.snapshot,
     };
-    Ok(Self {
+    let plugin = Self {
       interface,
-      vars,
       store_counters: Arc::clone(environment.store.counters()),
       workers: Workers::start(limits, results, runtime)?,
-    })
+      snapshot: Arc::new(Mutex::new(snapshot)),
+      vars,
+    };
+    if snapshot == SnapshotStatus::Pending {
+      plugin.take_snapshot(manifest.clone(), environment.clone(), cache, digests);
+    }
+    Ok(plugin)
   }
 
-  /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. Nothing
-  /// of the plugin is run. [`Code::CacheUnavailable`] if there is no cache, or if it cannot keep that.
+  /// Takes the snapshot on a thread of its own, while instances without it serve calls. Those that are made
+  /// afterwards start from it.
+  fn take_snapshot(
+    &self,
+    manifest: Manifest,
+    environment: Environment,
+    cache: Option<ArtefactDirectory>,
+    digests: Vec<ModuleDigest>,
+  ) {
+    let (status, workers) = (Arc::clone(&self.snapshot), self.workers.downgrade());
+    let vars = Arc::clone(&self.vars);
+    let job = move || {
+      let loader = Loader {
+        manifest: &manifest,
+        environment: &environment,
+        vars: &vars,
+        cache: cache.as_ref(),
+      };
+      let taken = || {
+        let loaded = loader.load_with_snapshot()?;
+        if loaded.digests != digests {
+          return Err(Error::new(
+            Code::HashMismatch,
+            "a file has changed since the plugin was opened",
+          ));
+        }
+        Ok((loader.template(&loaded)?, loaded.linked))
+      };
+      // A defect in the linker or in wasmtime-wizer ends this thread only.
+      let taken = catch_unwind(AssertUnwindSafe(taken))
+        .unwrap_or_else(|_| Err(Error::new(Code::Internal, "taking it failed")));
+      let reached = match taken {
+        Ok((template, linked)) => {
+          let reached = snapshot_status(&loader, &linked);
+          if reached == SnapshotStatus::Taken {
+            workers.set_runtime(Runtime::Wasmtime(Arc::new(template)));
+          }
+          reached
+        }
+        Err(error) => {
+          loader.warn_of_no_snapshot(&error.message);
+          SnapshotStatus::Unsupported
+        }
+      };
+      *status.lock().unwrap_or_else(PoisonError::into_inner) = reached;
+    };
+    let started = thread::Builder::new()
+      .name("extism-snapshot".to_owned())
+      .spawn(job);
+    if started.is_err() {
+      *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = SnapshotStatus::Unsupported;
+    }
+  }
+
+  /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. With a snapshot
+  /// this runs the plugin's initialization. [`Code::CacheUnavailable`] if there is no cache, or if it cannot keep that.
   pub fn precompile(manifest: &Manifest, environment: &Environment) -> Result<()> {
     if manifest.runtime == RuntimeKind::Extism {
       return Err(reference::unsupported("precompile"));
     }
     let cache = manifest.compile_cache.open_to_fill()?;
-    // The values of variables make no difference to what is compiled.
-    let (linked, _, stored) =
-      link_and_compile(manifest, environment, &Arc::default(), Some(&cache))?;
-    warn_of_snapshot(&linked.snapshot, environment);
-    stored.map_err(|error| {
+    let loader = Loader {
+      manifest,
+      environment,
+      // The values of variables make no difference to what is compiled.
+      vars: &Arc::default(),
+      cache: Some(&cache),
+    };
+    let loaded = match manifest.snapshot {
+      true => loader.load_with_snapshot()?,
+      false => loader.load()?,
+    };
+    snapshot_status(&loader, &loaded.linked);
+    loaded.stored.map_err(|error| {
       let message = format!("the compiled plugin cannot be kept: {error}");
       Error::new(Code::CacheUnavailable, message)
     })
@@ -196,8 +289,8 @@ impl Plugin {
   }
 
   /// What its instances start from.
-  pub fn snapshot(&self) -> &Snapshot {
-    &self.interface.snapshot
+  pub fn snapshot(&self) -> SnapshotStatus {
+    *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
   /// Forgets all variables. A call that runs meanwhile may set some again.
@@ -256,223 +349,14 @@ pub fn put_back_signal_handlers(listened: &[String]) {
   crate::signals::listeners_changed(listened);
 }
 
-/// The engine's kind for a manifest.
-fn kind(manifest: &Manifest) -> Kind {
-  Kind {
-    // A page cannot be closed elsewhere.
-    interruptions: manifest
-      .interruptions
-      .filter(|interruptions| cfg!(unix) || *interruptions == Interruptions::Epoch)
-      .unwrap_or_default(),
-    has_fuel: manifest.fuel.is_some(),
+/// What a plugin that asked for a snapshot was loaded with. Warns if it has none.
+fn snapshot_status(loader: &Loader<'_>, linked: &Linked) -> SnapshotStatus {
+  match &linked.snapshot {
+    Snapshot::None => SnapshotStatus::None,
+    Snapshot::Taken { .. } => SnapshotStatus::Taken,
+    Snapshot::Unsupported(reason) => {
+      loader.warn_of_no_snapshot(reason);
+      SnapshotStatus::Unsupported
+    }
   }
-}
-
-/// The host functions that come with a plugin.
-fn functions(
-  manifest: &Manifest,
-  environment: &Environment,
-  vars: &Arc<Vars>,
-) -> Result<Vec<HostFunction>> {
-  let settings = host::Settings {
-    config: &manifest.config,
-    http: &manifest.http,
-    timeout: manifest.timeout,
-  };
-  host::functions(settings, environment, vars)
-}
-
-fn link_options<'a>(
-  manifest: &Manifest,
-  environment: &'a Environment,
-  functions: &'a [HostFunction],
-  vars: &'a Arc<Vars>,
-) -> link::Options<'a> {
-  link::Options {
-    wasi: manifest.use_wasi,
-    checks: kind(manifest).interruptions == Interruptions::Page,
-    kernel: kernel::TEXT,
-    limits: link::LinkLimits {
-      memory_pages: u64::from(manifest.max_pages.unwrap_or(0).max(DEFAULT_MAX_PAGES)),
-      ..link::LinkLimits::default()
-    },
-    functions,
-    untyped: &environment.functions,
-    vars,
-  }
-}
-
-/// Reads and checks the modules, makes one of them, and compiles that, unless the cache has it. Tells
-/// too whether the cache has it now.
-fn link_and_compile(
-  manifest: &Manifest,
-  environment: &Environment,
-  vars: &Arc<Vars>,
-  cache: Option<&ArtefactDirectory>,
-) -> Result<(Linked, Module, io::Result<()>)> {
-  let functions = functions(manifest, environment, vars)?;
-  let options = link_options(manifest, environment, &functions, vars);
-  let engine = engine::engine(kind(manifest))?;
-  if let Some(cache) = cache
-    && let Some(digests) = manifest.digests()
-    && let Some(hit) = cache.load(&cache_key(&digests, manifest, &options, &engine), &engine)
-    && let Some(linked) = Linked::from_description(&hit.description, &options)
-  {
-    return Ok((linked, hit.module, Ok(())));
-  }
-  let modules = manifest.load()?;
-  let failed = |error: wasmtime::Error| {
-    Error::new(
-      Code::InvalidWasm,
-      format!("the plugin cannot be compiled: {error:#}"),
-    )
-  };
-  let mut linked = link::link(&modules, &options).map_err(link_error)?;
-  if manifest.snapshot {
-    take_snapshot(&mut linked, &modules, &options, manifest, environment)?;
-  }
-  let Some(cache) = cache else {
-    let _turn = compilation::wait_for_turn();
-    let module = Module::new(&engine, &linked.bytes).map_err(failed)?;
-    return Ok((linked, module, Ok(())));
-  };
-  let digests: Vec<_> = modules.iter().map(LoadedModule::digest).collect();
-  let key = cache_key(&digests, manifest, &options, &engine);
-  let turn = compilation::wait_for_turn();
-  let artefact = Artefact::compile(&engine, &linked.bytes, linked.describe()).map_err(failed)?;
-  drop(turn);
-  let stored = cache.store(&key, &artefact);
-  let module = match cache.load(&key, &engine) {
-    Some(cached) => cached.module,
-    None => artefact.to_module(&engine).map_err(failed)?,
-  };
-  Ok((linked, module, stored))
-}
-
-fn take_snapshot(
-  linked: &mut Linked,
-  modules: &[LoadedModule],
-  options: &link::Options<'_>,
-  manifest: &Manifest,
-  environment: &Environment,
-) -> Result<()> {
-  let unchecked = link::Options {
-    checks: false,
-    ..*options
-  };
-  let unchecked = link::link(modules, &unchecked).map_err(link_error)?;
-  let settings = settings(manifest, environment, linked)?;
-  let timeout = manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT);
-  let _turn = compilation::wait_for_turn();
-  snapshot::apply(linked, &unchecked, settings, timeout);
-  Ok(())
-}
-
-/// Tells the plugin's logger why there is no snapshot, though one was asked for.
-fn warn_of_snapshot(snapshot: &Snapshot, environment: &Environment) {
-  let wanted = environment.logger.level();
-  if let Snapshot::Unsupported(reason) = snapshot
-    && wanted.is_some_and(|wanted| Level::Warn >= wanted)
-  {
-    let message = format!("there is no snapshot, the plugin starts normally: {reason}");
-    environment.logger.log(None, Level::Warn, &message);
-  }
-}
-
-/// A digest of everything that the linked and compiled module depends on.
-fn cache_key(
-  modules: &[ModuleDigest],
-  manifest: &Manifest,
-  options: &link::Options<'_>,
-  engine: &Engine,
-) -> Key {
-  // What an initialization may have seen.
-  let snapshot = manifest.snapshot.then_some((
-    &manifest.arguments,
-    &manifest.environment,
-    &manifest.allowed_paths,
-    manifest.max_pages,
-  ));
-  let settings = format!(
-    "{} {} {} {:?} {:?} {:?} {snapshot:?}",
-    env!("CARGO_PKG_VERSION"),
-    options.wasi,
-    options.checks,
-    options.limits,
-    options.functions,
-    options
-      .untyped
-      .iter()
-      .map(|function| (&function.namespace, &function.name))
-      .collect::<Vec<_>>(),
-  );
-  let compatibility = compatibility(engine);
-  let mut parts: Vec<&[u8]> = vec![
-    &LINKER_VERSION,
-    options.kernel.as_bytes(),
-    settings.as_bytes(),
-    &compatibility,
-  ];
-  for (name, digest) in modules {
-    parts.extend([name.as_bytes(), digest.as_bytes()]);
-  }
-  Key::new(&parts)
-}
-
-/// What tells artefacts of this engine from those of another configuration or version of Wasmtime.
-fn compatibility(engine: &Engine) -> [u8; 8] {
-  use std::hash::{DefaultHasher, Hash, Hasher};
-
-  let mut hasher = DefaultHasher::new();
-  engine.precompile_compatibility_hash().hash(&mut hasher);
-  hasher.finish().to_le_bytes()
-}
-
-fn settings(manifest: &Manifest, environment: &Environment, linked: &Linked) -> Result<Settings> {
-  Ok(Settings {
-    kind: kind(manifest),
-    fuel: manifest.fuel,
-    growth_pages: growth_pages(manifest, linked),
-    live_bytes: manifest
-      .max_pages
-      .map_or(u64::MAX / 2, |pages| u64::from(pages) * host::guest::PAGE),
-    table_elements: link::LinkLimits::default().table_elements,
-    max_output: manifest.max_output.unwrap_or(DEFAULT_MAX_OUTPUT),
-    output: match manifest.output {
-      OutputTo::Nowhere => Output::Off,
-      OutputTo::Process => Output::Inherited,
-      OutputTo::Logger => Output::Logged(Arc::clone(&environment.logger)),
-    },
-    arguments: manifest.arguments.clone(),
-    environment: manifest.environment.clone().into_iter().collect(),
-    allowed_paths: manifest.allowed_paths.clone(),
-  })
-}
-
-/// Pages by which the memories of an instance may grow together.
-fn growth_pages(manifest: &Manifest, linked: &Linked) -> u64 {
-  let grown_pages = match linked.snapshot {
-    Snapshot::Taken { grown_pages } => grown_pages,
-    _ => 0,
-  };
-  let pages = match manifest.max_pages {
-    // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
-    // compiler has chosen, and many begin with a megabyte.
-    Some(pages) => u64::from(pages),
-    None => u64::from(DEFAULT_MAX_PAGES).saturating_sub(linked.initial_pages),
-  };
-  pages.saturating_sub(grown_pages)
-}
-
-fn link_error(error: LinkError) -> Error {
-  let code = match &error {
-    LinkError::MissingImport { .. } => Code::MissingImport,
-    LinkError::CircularLinking { .. } => Code::CircularLinking,
-    LinkError::ReservedName { .. } => Code::ReservedName,
-    LinkError::TooMuchMemory { .. } | LinkError::TooManyTableElements { .. } => Code::OutOfMemory,
-    LinkError::NoMainModule | LinkError::DuplicateModule { .. } => Code::InvalidArgument,
-    LinkError::Internal(_) => Code::Internal,
-    _ => Code::InvalidWasm,
-  };
-  Error::new(code, error.to_string())
 }

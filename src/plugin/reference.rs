@@ -139,7 +139,7 @@ impl Reference {
         hash: None,
       },
     }));
-    let growth_pages = super::growth_pages(manifest, linked);
+    let growth_pages = super::load::growth_pages(manifest, linked);
     wasm.memory.max_pages = Some(u32::try_from(growth_pages).unwrap_or(u32::MAX));
     wasm.config = manifest.config.clone();
     wasm.allowed_paths = Some(allowed_paths(&manifest.allowed_paths)?);

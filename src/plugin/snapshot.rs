@@ -36,28 +36,79 @@ const REPEAT: Duration = Duration::from_millis(1);
 /// Bytes of zeros between two segments that become one.
 const MAX_GAP: u64 = 64 << 10;
 
+/// What came of an attempt to take a snapshot.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+  /// Whether another attempt would come to the same.
+  pub is_final: bool,
+  /// What the initialization has read that differs from one instance to the next.
+  pub frozen: Vec<&'static str>,
+}
+
 /// Writes the state after the initialization into the linked module. If that cannot be done, `linked` stays
 /// unchanged but for the reason.
 ///
 /// `unchecked` is the same without interrupt checks.
-pub fn apply(linked: &mut Linked, unchecked: &Linked, settings: Settings, timeout: Duration) {
+pub fn apply(
+  linked: &mut Linked,
+  unchecked: &Linked,
+  settings: Settings,
+  timeout: Duration,
+) -> Applied {
+  let mut applied = Applied {
+    is_final: true,
+    frozen: Vec::new(),
+  };
   if linked.initializers.is_empty() {
     linked.snapshot = Snapshot::Taken { grown_pages: 0 };
-    return;
+    return applied;
   }
   // wasmtime-wizer asserts what it expects of a module.
   let taken = catch_unwind(AssertUnwindSafe(|| {
     take(linked, unchecked, settings, timeout)
   }));
   linked.snapshot = match taken {
-    Ok(Ok((bytes, grown_pages))) => {
-      linked.bytes = bytes;
+    Ok(Ok(taken)) => {
+      linked.bytes = taken.bytes;
       linked.initializers.clear();
-      Snapshot::Taken { grown_pages }
+      applied.frozen = taken.frozen;
+      Snapshot::Taken {
+        grown_pages: taken.grown_pages,
+      }
     }
-    Ok(Err(reason)) => Snapshot::Unsupported(reason),
+    Ok(Err(failure)) => {
+      applied.is_final = failure.is_final;
+      Snapshot::Unsupported(failure.reason)
+    }
     Err(_) => Snapshot::Unsupported("the module cannot be rewritten".to_owned()),
   };
+  applied
+}
+
+struct Taken {
+  bytes: Vec<u8>,
+  grown_pages: u64,
+  frozen: Vec<&'static str>,
+}
+
+struct Failure {
+  reason: String,
+  is_final: bool,
+}
+
+impl From<wasmtime::Error> for Failure {
+  fn from(error: wasmtime::Error) -> Self {
+    format!("{error:#}").into()
+  }
+}
+
+impl From<String> for Failure {
+  fn from(reason: String) -> Self {
+    Self {
+      reason,
+      is_final: true,
+    }
+  }
 }
 
 fn take(
@@ -65,11 +116,10 @@ fn take(
   unchecked: &Linked,
   settings: Settings,
   timeout: Duration,
-) -> Result<(Vec<u8>, u64), String> {
-  let text = |error: wasmtime::Error| format!("{error:#}");
+) -> Result<Taken, Failure> {
   let wizer = Wizer::new();
-  let (module, _) = wizer.instrument(&linked.bytes).map_err(text)?;
-  let (_, instrumented) = wizer.instrument(&unchecked.bytes).map_err(text)?;
+  let (module, _) = wizer.instrument(&linked.bytes)?;
+  let (_, instrumented) = wizer.instrument(&unchecked.bytes)?;
   let settings = Settings {
     kind: Kind {
       interruptions: Interruptions::Epoch,
@@ -80,23 +130,34 @@ fn take(
     ..settings
   };
   let growth_pages = settings.growth_pages;
-  let engine = engine::on_demand(settings.kind).map_err(text)?;
-  let instrumented = Module::new(&engine, instrumented).map_err(text)?;
+  let engine = engine::on_demand(settings.kind)?;
+  let instrumented = Module::new(&engine, instrumented)?;
   let template = Template::isolated(&instrumented, unchecked, settings)
     .and_then(|template| Instance::new(&Arc::new(template)));
   let mut instance = template.map_err(|error| error.message)?;
   initialize(&mut instance, timeout)?;
   let (instance, store) = instance.parts();
-  let left = store.data().limiter.growth_left();
+  let guest = store.data();
+  let (left, has_read) = (guest.limiter.growth_left(), guest.has_read);
   let mut state = State { instance, store };
   let bytes = wizer.snapshot(&module, &mut state).now_or_never();
-  let bytes = bytes.ok_or("the snapshot waits")?.map_err(text)?;
-  let bytes = coalesce(&bytes).map_err(|error| error.to_string())?;
-  Ok((bytes, growth_pages.saturating_sub(left / PAGE)))
+  let bytes = bytes.ok_or_else(|| "the snapshot waits".to_owned())??;
+  let read = [
+    (has_read.random, "random numbers"),
+    (has_read.clock, "the time"),
+  ];
+  Ok(Taken {
+    bytes: coalesce(&bytes).map_err(|error| error.to_string())?,
+    grown_pages: growth_pages.saturating_sub(left / PAGE),
+    frozen: read
+      .into_iter()
+      .filter_map(|(is_read, what)| is_read.then_some(what))
+      .collect(),
+  })
 }
 
 /// Initializes an instance, unless that takes too long.
-fn initialize(instance: &mut Instance, timeout: Duration) -> Result<(), String> {
+fn initialize(instance: &mut Instance, timeout: Duration) -> Result<(), Failure> {
   let interrupt = instance.interrupt().clone();
   let (ended, has_ended) = channel::<()>();
   thread::scope(|scope| {
@@ -109,10 +170,16 @@ fn initialize(instance: &mut Instance, timeout: Duration) -> Result<(), String> 
     });
     let initialized = instance.initialize();
     drop(ended);
-    initialized.map_err(|ending| match ending {
-      Ending::HostFunction(error) => format!("the initialization needs more than itself: {error}"),
-      Ending::Interrupted => format!("the initialization takes longer than {timeout:?}"),
-      ending => format!("the initialization fails: {ending:?}"),
+    initialized.map_err(|ending| {
+      let is_final = ending != Ending::Interrupted;
+      let reason = match ending {
+        Ending::HostFunction(error) => {
+          format!("the initialization needs more than itself: {error}")
+        }
+        Ending::Interrupted => format!("the initialization takes longer than {timeout:?}"),
+        ending => format!("the initialization fails: {ending:?}"),
+      };
+      Failure { reason, is_final }
     })
   })
 }

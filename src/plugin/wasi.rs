@@ -51,12 +51,13 @@ pub fn add_to_linker(
 
   // These never wait.
   macro_rules! pass_on {
-    ($($name:ident($($arg:ident: $ty:ty),*),)*) => {$({
+    ($($name:ident($($arg:ident: $ty:ty),*) $(reads $what:ident)?,)*) => {$({
       let memory = Arc::clone(&memory);
       linker.func_wrap(
         namespace,
         stringify!($name),
         move |mut caller: Caller<'_, Guest>, $($arg: $ty),*| -> wasmtime::Result<i32> {
+          $(caller.data_mut().has_read.$what = true;)?
           let (mut bytes, context) = split(&mut caller, &memory)?;
           preview1::$name(context, &mut bytes, $($arg),*)
         },
@@ -81,7 +82,7 @@ pub fn add_to_linker(
     args_get(a: i32, b: i32),
     args_sizes_get(a: i32, b: i32),
     clock_res_get(a: i32, b: i32),
-    clock_time_get(a: i32, b: i64, c: i32),
+    clock_time_get(a: i32, b: i64, c: i32) reads clock,
     environ_get(a: i32, b: i32),
     environ_sizes_get(a: i32, b: i32),
     fd_allocate(a: i32, b: i64, c: i64),
@@ -91,7 +92,7 @@ pub fn add_to_linker(
     fd_prestat_get(a: i32, b: i32),
     fd_tell(a: i32, b: i32),
     proc_raise(a: i32),
-    random_get(a: i32, b: i32),
+    random_get(a: i32, b: i32) reads random,
     sched_yield(),
     sock_accept(a: i32, b: i32, c: i32),
     sock_recv(a: i32, b: i32, c: i32, d: i32, e: i32, f: i32),

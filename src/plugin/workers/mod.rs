@@ -255,6 +255,11 @@ impl Workers {
     run_now.into_iter().for_each(|closed| closed());
   }
 
+  /// A reference that does not keep the plugin.
+  pub fn downgrade(&self) -> WeakWorkers {
+    WeakWorkers(Arc::downgrade(&self.shared))
+  }
+
   /// How many threads are stuck in calls of the host and have been replaced.
   pub fn abandoned(&self) -> usize {
     self.shared.lock().abandoned
@@ -278,6 +283,23 @@ impl Workers {
       replaced: counters.replacements(),
       abandoned_threads: queue.abandoned,
     }
+  }
+}
+
+/// A reference to [`Workers`] that may be gone.
+pub struct WeakWorkers(Weak<WorkerPool>);
+
+impl WeakWorkers {
+  /// Has further instances made from that, unless the plugin is closed. Its exports must have the same numbers.
+  pub fn set_runtime(&self, runtime: Runtime) {
+    let Some(shared) = self.0.upgrade() else {
+      return;
+    };
+    let mut queue = shared.lock();
+    let current = queue.runtime.as_mut();
+    let old = current.map(|current| std::mem::replace(current, runtime));
+    drop(queue);
+    drop(old);
   }
 }
 
