@@ -395,6 +395,12 @@ export interface PluginStats {
   busy: number
   /** Instances. */
   instances: number
+  /** Those of them that wait for a call. */
+  ready: number
+  /** Instances that have been made and initialized. */
+  made: number
+  /** Calls that found no instance ready. */
+  waited: number
   /** Instances that were replaced, by reason. */
   replaced: Record<string, number>
   /** Threads that hang in calls of the host and have been replaced. */

@@ -490,6 +490,15 @@ export interface PluginStats {
   busy: number
   /** Instances that there are. */
   instances: number
+  /** Those of them that wait for a call. */
+  ready: number
+  /**
+   * Instances that have been made and initialized. With `isolation: 'call'`, an instance that was put back in
+   * place counts under `replaced.isolation` only.
+   */
+  made: number
+  /** Calls that found no instance ready, and so waited in the queue. */
+  waited: number
   /**
    * Instances that were replaced, by what ended them. No call fails for `memory` (it had nearly reached its
    * limit), `descriptors` (it kept too many files open), `isolation`, `calls` (`maxCalls`) and `age` (`maxAgeMs`).

@@ -2,6 +2,7 @@
 
 const { createPlugin, PluginOutput } = require('..')
 const { guest } = require('./support/guest.js')
+const { until } = require('./support/store-suite.js')
 
 let plugin
 
@@ -65,13 +66,17 @@ test('stats count what has ended, and show what goes on', async () => {
   const running = Array.from({ length: 5 }, () => counted.call('loop_for_ever', '', null, options).catch(({ name, code }) => code ?? name))
   await new Promise((resolve) => setTimeout(resolve, 200))
   const busy = counted.stats()
-  expect(busy).toMatchObject({ queued: 2, busy: 2, instances: 2, abandonedThreads: 0 })
+  expect(busy).toMatchObject({ queued: 2, busy: 2, instances: 2, ready: 0, made: 3, abandonedThreads: 0 })
+  expect(busy.waited).toBeGreaterThanOrEqual(2)
   controller.abort()
   expect((await Promise.all(running)).sort()).toEqual([20, 20, 20, 20, 'QUEUE_FULL'])
   await counted.call('echo', 'y')
   const { calls, queued, replaced } = counted.stats()
   expect(calls).toEqual({ succeeded: 3, failed: { PLUGIN_ERROR: 1, TRAP: 1, QUEUE_FULL: 1, CANCELED: 4 } })
   expect(queued).toBe(0)
+  await until(() => counted.stats().ready === 2)
+  // The first two, one after the trap, and two after the aborted calls.
+  expect(counted.stats().made).toBe(5)
   expect(replaced).toMatchObject({ trap: 1, outOfMemory: 0, memory: 0 })
   await counted.close()
 })

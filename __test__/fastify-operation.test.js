@@ -149,7 +149,8 @@ describe('metrics', () => {
     const expected = [
       'extism_plugin_queued_calls{plugin="many"} 0', 'extism_plugin_busy_instances{plugin="many"} 0', 'extism_plugin_instances{plugin="many"} 1',
       'extism_plugin_instances_replaced_total{plugin="many",reason="trap"} 1', 'extism_plugin_store_reads_total{plugin="many"} 3',
-      'extism_plugin_store_hits_total{plugin="many"} 2', 'extism_plugin_store_writes_total{plugin="many"} 0', 'extism_plugin_abandoned_threads{plugin="many"} 0'
+      'extism_plugin_instances_made_total{plugin="many"} 2', 'extism_plugin_waited_calls_total{plugin="many"} 0',
+      'extism_plugin_ready_instances{plugin="many"} 1', 'extism_plugin_store_hits_total{plugin="many"} 2', 'extism_plugin_store_writes_total{plugin="many"} 0', 'extism_plugin_abandoned_threads{plugin="many"} 0'
     ]
     for (let round = 0; round < 2; round++) expect(await lines()).toEqual(expect.arrayContaining(expected))
   })

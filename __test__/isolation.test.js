@@ -1,12 +1,18 @@
 'use strict'
 
+const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
+const { release, tmpdir } = require('node:os')
+const { join } = require('node:path')
 const { createPlugin } = require('..')
 const { assemble, guest } = require('./support/guest.js')
+
+// WASI's EBADF.
+const BAD_DESCRIPTOR = 8
 
 let wasm
 const plugins = []
 
-beforeAll(async () => { wasm = await guest('many') })
+beforeEach(async () => { wasm = await guest('many') })
 afterEach(() => Promise.all(plugins.splice(0).map((plugin) => plugin.close())))
 
 async function start (options) {
@@ -30,6 +36,64 @@ describe('isolation', () => {
     await expect(plugin.call('fail', 'why')).rejects.toMatchObject({ code: 'PLUGIN_ERROR' })
     expect(await count(plugin)).toBe(1)
     expect(plugin.stats().replaced.isolation).toBeGreaterThanOrEqual(50)
+  })
+
+  // `look` tells what it finds, and leaves something everywhere. What is in `more` decides how the next instance
+  // is made ready.
+  const leaver = (more, leave) => assemble(`(module
+    (import "wasi_snapshot_preview1" "path_open"
+      (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_tell" (func $tell (param i32 i32) (result i32)))
+    (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+    (import "extism:host/env" "load_u8" (func $load (param i64) (result i32)))
+    (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+    (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+    (memory (export "memory") 2)
+    (data (i32.const 0) "file")
+    (global $global (mut i32) (i32.const 1))
+    ${more}
+    (func (export "look") (local $block i64)
+      (local.set $block (call $alloc (i64.const 16)))
+      (call $store (i64.add (local.get $block) (i64.const 1)) (call $load (i64.add (local.get $block) (i64.const 9))))
+      (call $store (i64.add (local.get $block) (i64.const 9)) (i32.const 55))
+      (call $store (local.get $block) (i32.wrap_i64 (local.get $block)))
+      (call $store (i64.add (local.get $block) (i64.const 2)) (i32.load8_u (i32.const 70000)))
+      (i32.store8 (i32.const 70000) (i32.const 66))
+      (call $store (i64.add (local.get $block) (i64.const 3)) (global.get $global))
+      (global.set $global (i32.const 77))
+      (call $store (i64.add (local.get $block) (i64.const 4)) (memory.size))
+      ;; Is a file open already? Then one is opened.
+      (call $store (i64.add (local.get $block) (i64.const 5)) (call $tell (i32.const 4) (i32.const 128)))
+      (call $store (i64.add (local.get $block) (i64.const 6))
+        (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 4) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 64)))
+      (call $store (i64.add (local.get $block) (i64.const 7)) (i32.load8_u (i32.const 64)))
+      ${leave}
+      (call $output (local.get $block) (i64.const 9))))`)
+
+  test.each([
+    ['if it is put back in place', '', '', true],
+    ['if it is made anew, as memory has grown', '', '(drop (memory.grow (i32.const 1)))', false],
+    ['if it is made anew, as it has a table that changes', '(table $table 1 funcref) (elem declare func $marker) (func $marker)', `
+      (call $store (i64.add (local.get $block) (i64.const 8)) (i32.eqz (ref.is_null (table.get $table (i32.const 0)))))
+      (table.set $table (i32.const 0) (ref.func $marker))`, false]
+  ])('by call leaves no memory, global, table, block or open file, %s', async (_, more, leave, isKept) => {
+    const directory = mkdtempSync(join(tmpdir(), 'extism-host-isolation-'))
+    writeFileSync(join(directory, 'file'), 'content')
+    const options = { useWasi: true, allowedPaths: [{ host: directory, guest: '/' }] }
+    wasm = await leaver(more, leave)
+    const look = async (plugin) => [...(await plugin.call('look')).bytes()]
+    const isolated = await start({ ...options, isolation: 'call' })
+    const fresh = await look(isolated)
+    expect(fresh.slice(1, 8)).toEqual([0, 0, 1, 2, BAD_DESCRIPTOR, 0, 4])
+    for (let i = 0; i < 20; i++) expect(await look(isolated)).toEqual(fresh)
+    // Before Linux 6.7 all are made anew.
+    if (!isKept) expect(isolated.stats().made).toBeGreaterThan(20)
+    else if (process.platform === 'linux' && isolated.stats().made > 20) expect(release()).toMatch(/^([1-5]|6\.[0-6])\./)
+    // What it looks at is there: the next call of an instance that is kept finds it.
+    const kept = await start(options)
+    expect(await look(kept)).toEqual(fresh)
+    expect(await look(kept)).not.toEqual(fresh)
+    rmSync(directory, { recursive: true })
   })
 
   test('of another name is refused', async () => {

@@ -119,8 +119,8 @@ class Plugin {
   }
 
   stats () {
-    const { succeeded, failed, queued, busy, instances, replaced, abandonedThreads, snapshot, store } = this.#native.stats()
-    return { calls: { succeeded, failed }, queued, busy, instances, replaced, abandonedThreads, snapshot, store }
+    const { succeeded, failed, queued, busy, instances, ready, made, waited, replaced, abandonedThreads, snapshot, store } = this.#native.stats()
+    return { calls: { succeeded, failed }, queued, busy, instances, ready, made, waited, replaced, abandonedThreads, snapshot, store }
   }
 
   isActive () {

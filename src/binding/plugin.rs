@@ -41,6 +41,12 @@ pub struct PluginStats {
   pub busy: f64,
   /// Instances.
   pub instances: f64,
+  /// Those of them that wait for a call.
+  pub ready: f64,
+  /// Instances that have been made and initialized.
+  pub made: f64,
+  /// Calls that found no instance ready.
+  pub waited: f64,
   /// Instances that were replaced, by reason.
   pub replaced: HashMap<String, f64>,
   /// Threads that hang in calls of the host and have been replaced.
@@ -304,6 +310,9 @@ impl Plugin {
       queued: stats.queued as f64,
       busy: stats.busy as f64,
       instances: stats.instances as f64,
+      ready: stats.ready as f64,
+      made: stats.made as f64,
+      waited: stats.waited as f64,
       replaced: stats
         .replaced
         .into_iter()

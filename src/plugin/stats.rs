@@ -75,6 +75,7 @@ impl Replaced {
 pub struct Counters {
   /// Calls with an output, then those that failed, at the numbers of their codes.
   outcomes: [AtomicU64; Code::ALL.len() + 1],
+  made: AtomicU64,
   replaced: [AtomicU64; Replaced::ALL.len()],
 }
 
@@ -86,6 +87,16 @@ impl Counters {
       Err(error) => error.code.number() as usize,
     };
     self.outcomes[index].fetch_add(1, Ordering::Relaxed);
+  }
+
+  /// An instance has been made and initialized.
+  pub fn made(&self) {
+    self.made.fetch_add(1, Ordering::Relaxed);
+  }
+
+  /// How many have.
+  pub fn instances_made(&self) -> u64 {
+    self.made.load(Ordering::Relaxed)
   }
 
   /// An instance has been replaced.
@@ -130,6 +141,12 @@ pub struct Stats {
   pub busy: usize,
   /// Instances that there are, busy or not.
   pub instances: usize,
+  /// Those of them that wait for a call.
+  pub ready: usize,
+  /// Instances that have been made and initialized.
+  pub made: u64,
+  /// Calls that found no instance ready for them.
+  pub waited: u64,
   /// Instances that were replaced, by reason.
   pub replaced: Vec<(Replaced, u64)>,
   /// Threads that hang in calls of the host and have been replaced.

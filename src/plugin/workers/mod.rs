@@ -181,6 +181,9 @@ impl Workers {
       let is_alone = call.is_alone && unfinished == 0;
       queue.alone = if is_alone { queue.alone + 1 } else { 0 };
       queue.waiting.push_back(call);
+      if queue.waiting.len() > queue.ready() {
+        queue.waited += 1;
+      }
       let queued = match queue.spinning {
         0 if queue.idle > 0 => Queued::Asleep,
         0 => Queued::Awake,
@@ -280,6 +283,9 @@ impl Workers {
       queued: queue.waiting.len(),
       busy: queue.slots.iter().filter(is_busy).count(),
       instances: queue.slots.len(),
+      ready: queue.ready(),
+      made: counters.instances_made(),
+      waited: queue.waited,
       replaced: counters.replacements(),
       abandoned_threads: queue.abandoned,
     }

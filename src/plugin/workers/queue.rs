@@ -31,6 +31,8 @@ pub struct Queue {
   pub spinning: usize,
   /// Whether that has paid.
   spin_backoff: SpinBackoff,
+  /// How many calls came when no thread was there to take them at once.
+  pub waited: u64,
   /// How many calls in a row were alone.
   pub alone: u64,
   /// How long a thread waited for the last call that had to be waited for.
@@ -55,6 +57,11 @@ impl Queue {
       runtime: Some(runtime),
       ..Self::default()
     }
+  }
+
+  /// How many threads wait for a call.
+  pub fn ready(&self) -> usize {
+    self.idle + self.spinning
   }
 
   /// Whether no slot can take a call, nor will soon.

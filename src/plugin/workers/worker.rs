@@ -142,6 +142,7 @@ impl Worker {
     if self.shared.limits.is_isolated {
       instance.prepare_restore();
     }
+    self.shared.counters.made();
     let mut record = self.slot.lock();
     record.is_proven = true;
     let in_flight = record.in_flight.take();
