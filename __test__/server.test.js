@@ -62,6 +62,16 @@ describe('the article\'s service', () => {
   })
 })
 
+test('with isolation no request finds anything of another', async () => {
+  const plugin = { useWasi: false, isolation: 'call', snapshot: true }
+  const app = await buildServer({ wasm: await guest('many'), functionName: 'count', plugin })
+  for (let i = 0; i < 5; i++) {
+    const { rawPayload } = await app.inject({ method: 'POST', url: '/', payload: '' })
+    expect([...rawPayload]).toEqual([1])
+  }
+  await app.close()
+})
+
 describe('a call that fails', () => {
   let wasm
   let app
