@@ -63,7 +63,7 @@ const PLOTS = {
   },
   variants: {
     title: 'Fuel, and an instance for each call',
-    groups: (results) => [[panel('µs per call of say_hello, 32 in flight', LESS, 1, results, 'microseconds')]]
+    groups: (results) => [Object.entries(results).map(([name, of]) => panel(`µs per call of ${name}, 32 in flight`, LESS, 1, of, 'microseconds'))]
   },
   'event-loop': {
     title: 'Delay of the event loop while a plugin computes',
