@@ -450,6 +450,8 @@ export interface StoreOptions {
   cacheBytes?: number
   /** The authorities that may have issued a Redis server's certificate, as PEM. */
   ca?: string
+  /** Whether opening fails if a Redis server cannot be reached. */
+  required?: boolean
 }
 
 /** What guests may do with the store. */

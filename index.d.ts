@@ -784,6 +784,12 @@ export interface StoreOptions extends MemoryStoreOptions {
    * Without it those that Mozilla trusts.
    */
   ca?: string | Bytes
+  /**
+   * On Redis: whether opening the store fails with `STORE_UNAVAILABLE` if a server cannot be reached. With `false` it is
+   * opened, tries to connect again and again, and each use fails with that code until it has.
+   * @default true
+   */
+  required?: boolean
 }
 
 /** How an entry of a store is set. */

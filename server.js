@@ -8,10 +8,14 @@ const { join } = require('node:path')
 const { STATUS_CODES } = require('node:http')
 const Fastify = require('fastify')
 const closeWithGrace = require('close-with-grace')
-const { createPlugin, MemoryStore, openStore } = require('./index.js')
+const { createPlugin, MemoryStore } = require('./index.js')
 const { closeWithoutLoss } = require('./lib/draining.js')
+const { openStoreInTime } = require('./lib/store-start.js')
 
 const SAY_HELLO = join(__dirname, 'plugins/say-hello/say-hello.wasm')
+
+/** How long to wait for the store's server. */
+const STORE_START_MS = 30_000
 
 // What an HTTP client learns of a call that failed; all else is 500. The details go to the log.
 const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503, STORE_UNAVAILABLE: 503 }
@@ -64,7 +68,7 @@ async function buildServer ({
 }
 
 async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, STORE_URL, INSTANCES, LOG_LEVEL, DRAIN_MS } = process.env) {
-  const store = STORE_URL ? await openStore(STORE_URL) : undefined
+  const store = STORE_URL ? await openStoreInTime(STORE_URL, {}, STORE_START_MS, console) : undefined
   const app = await buildServer({
     wasm: PLUGIN_WASM || undefined,
     functionName: PLUGIN_FUNCTION || undefined,

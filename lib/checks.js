@@ -19,4 +19,10 @@ function asInteger (value, name, fallback, most, least = 1) {
   return value
 }
 
-module.exports = { checkSignal, asInteger }
+function asBoolean (value, name) {
+  if (value === undefined) return false
+  if (typeof value !== 'boolean') throw invalidArgument(`${name} must be a boolean, not ${describe(value)}`)
+  return value
+}
+
+module.exports = { checkSignal, asBoolean, asInteger }

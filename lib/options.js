@@ -4,7 +4,7 @@
 
 const { basename, resolve } = require('node:path')
 const binding = require('../binding.js')
-const { asInteger, checkSignal } = require('./checks.js')
+const { asBoolean, asInteger, checkSignal } = require('./checks.js')
 const { describe, invalidArgument } = require('./errors.js')
 const { asFunctions } = require('./host-functions.js')
 const { asLevel, asLogger } = require('./logging.js')
@@ -59,12 +59,6 @@ const MAX_WASI_BYTES = 65_536
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
 const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs', logger: 'logger' }
-
-function asBoolean (value, name) {
-  if (value === undefined) return false
-  if (typeof value !== 'boolean') throw invalidArgument(`${name} must be a boolean, not ${describe(value)}`)
-  return value
-}
 
 function asInterruption (interruption) {
   if (interruption === undefined || interruption === 'page' || interruption === 'epoch') return interruption

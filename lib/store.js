@@ -4,7 +4,7 @@
 
 const { completeInBackground: complete, openStore: open, storeOfMemory } = require('./calls.js')
 const { asBytes } = require('./bytes.js')
-const { asInteger, checkSignal } = require('./checks.js')
+const { asBoolean, asInteger, checkSignal } = require('./checks.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { nativeMemoryStore } = require('./memory-store.js')
 const { pick } = require('./objects.js')
@@ -14,7 +14,7 @@ const { StoreChanges } = require('./store-changes.js')
 /** Keys that are fetched at a time. */
 const PAGE = 1_000
 
-const OPEN_KEYS = { maxBytes: 'maxBytes', timeoutMs: 'timeoutMs', cacheBytes: 'cacheBytes', ca: 'ca' }
+const OPEN_KEYS = { maxBytes: 'maxBytes', timeoutMs: 'timeoutMs', cacheBytes: 'cacheBytes', ca: 'ca', required: 'required' }
 const LIST_KEYS = { prefix: 'prefix' }
 const WATCH_KEYS = { signal: 'signal' }
 
@@ -200,12 +200,13 @@ function asKeys (keys) {
 
 /** The options of `openStore`, as the native part takes them. */
 function asOpenOptions (options) {
-  const { maxBytes, timeoutMs, cacheBytes, ca } = pick(options ?? {}, OPEN_KEYS, 'the options of a store')
+  const { maxBytes, timeoutMs, cacheBytes, ca, required } = pick(options ?? {}, OPEN_KEYS, 'the options of a store')
   return {
     maxBytes: asInteger(maxBytes, 'maxBytes', undefined, Number.MAX_SAFE_INTEGER),
     timeoutMs: asInteger(timeoutMs, 'timeoutMs', undefined, MAX_TIMEOUT_MS),
     cacheBytes: asInteger(cacheBytes, 'cacheBytes', undefined, Number.MAX_SAFE_INTEGER, 0),
-    ca: asPem(ca)
+    ca: asPem(ca),
+    required: required === undefined ? undefined : asBoolean(required, 'required')
   }
 }
 

@@ -2,21 +2,16 @@
 
 const { onHangup } = require('./hangup.js')
 const { resolve } = require('node:path')
-const { setTimeout: sleep } = require('node:timers/promises')
 const closeWithGrace = require('close-with-grace')
 const Fastify = require('fastify')
 const { closeWithoutLoss } = require('../draining.js')
 const extismHost = require('../fastify/index.js')
-const { openStore } = require('../store.js')
+const { openStoreInTime } = require('../store-start.js')
 const { DEFAULT_SERVER, readConfig } = require('./config.js')
 const { FileWatcher } = require('./file-watcher.js')
 const { LiveConfiguration } = require('./live-configuration.js')
 const { whenNpxIsGone } = require('./parent.js')
 const { UsageError } = require('./usage-error.js')
-
-/** How long to wait before another attempt to open the store: twice as long each time. */
-const FIRST_PAUSE_MS = 100
-const LONGEST_PAUSE_MS = 5_000
 
 /** The configuration of one function at `POST /`. */
 function ofOneFunction (wasm, functionName) {
@@ -54,24 +49,10 @@ function createApp (server) {
   })
 }
 
-/** Opens the store, and tries again while it is unavailable and `startTimeoutMs` are not over. */
-async function openInTime ({ url, startTimeoutMs, options }, log) {
-  const end = performance.now() + startTimeoutMs
-  for (let pause = FIRST_PAUSE_MS; ; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
-    try {
-      return await openStore(url, options)
-    } catch (error) {
-      const left = end - performance.now()
-      if (error.code !== 'STORE_UNAVAILABLE' || left <= 0) throw error
-      log.warn(`waiting for the store: ${error.message}`)
-      await sleep(Math.min(pause, left))
-    }
-  }
-}
-
 /** Opens the store and the plugins, which the app closes; returns what makes definitions of configured plugins. */
 async function openPlugins (app, { server, store: storeConfiguration, plugins, ...rest }) {
-  const store = await openInTime(storeConfiguration, app.log)
+  const { url, options, startTimeoutMs } = storeConfiguration
+  const store = await openStoreInTime(url, options, startTimeoutMs, app.log)
   // Hooks of this kind run in the opposite order: the plugins are closed before their store.
   app.addHook('onClose', () => store.close())
   const define = ({ permissions, ...plugin }) => ({ ...plugin, store: { store, ...permissions } })

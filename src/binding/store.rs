@@ -29,6 +29,8 @@ pub struct StoreOptions {
   pub cache_bytes: Option<f64>,
   /// The authorities that may have issued a Redis server's certificate, as PEM.
   pub ca: Option<String>,
+  /// Whether opening fails if a Redis server cannot be reached.
+  pub required: Option<bool>,
 }
 
 /// Opens the store of a URL, which arrives under the number `call`.
@@ -41,6 +43,7 @@ pub fn open_store(call: u32, url: String, options: StoreOptions, boundary: &Boun
       timeout: lifetime(options.timeout_ms),
       cache_bytes: options.cache_bytes.map(|bytes| bytes as usize),
       ca: options.ca.map(String::into_bytes),
+      is_required: options.required,
     };
     let store = store::open(&url, &options)?;
     Ok(JobResult::value(Store::new(store, queue)))

@@ -20,6 +20,8 @@ pub struct OpenOptions {
   pub timeout: Option<Duration>,
   /// The authorities that may have issued a Redis server's certificate, as PEM.
   pub ca: Option<Vec<u8>>,
+  /// Whether opening fails if a Redis server cannot be reached. Otherwise each use fails until it can be.
+  pub is_required: Option<bool>,
 }
 
 impl OpenOptions {
@@ -30,6 +32,7 @@ impl OpenOptions {
       ("cacheBytes", self.cache_bytes.is_some()),
       ("timeoutMs", self.timeout.is_some()),
       ("ca", self.ca.is_some()),
+      ("required", self.is_required.is_some()),
     ];
     let mut refused = given.iter().filter(|(name, _)| !allowed.contains(name));
     match refused.find(|(_, is_given)| *is_given) {
@@ -98,7 +101,7 @@ fn redb(path: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
 
 fn redis(scheme: &str, rest: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
   options.only(
-    &["cacheBytes", "timeoutMs", "ca"],
+    &["cacheBytes", "timeoutMs", "ca", "required"],
     "stores on Redis, whose bound is the server's maxmemory",
   )?;
   let store = RedisStore::open(scheme, rest, options)?;

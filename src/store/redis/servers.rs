@@ -123,18 +123,28 @@ impl Servers {
       let nodes: Vec<_> = servers.map(|server| self.other(server)).collect();
       let tried = join_all(nodes.iter().map(|node| node.tried())).await;
       self.publish(nodes, Vec::new());
-      return tried.into_iter().collect();
+      return self.unless_required(tried.into_iter().collect());
     }
-    self.refresh_topology().await?;
-    let nodes = Arc::clone(&self.map.load_full());
-    join_all(nodes.nodes.iter().map(|node| node.tried()))
-      .await
-      .into_iter()
-      .collect::<Result<()>>()?;
+    self.unless_required(self.connect_to_cluster().await)?;
     let this = Arc::clone(self);
     let keeper = tokio::spawn(async move { this.keep().await });
     self.keeper.get_or_init(|| keeper.abort_handle());
     Ok(())
+  }
+
+  async fn connect_to_cluster(self: &Arc<Self>) -> Result<()> {
+    self.refresh_topology().await?;
+    let map = self.map.load_full();
+    let tried = join_all(map.nodes.iter().map(|node| node.tried())).await;
+    tried.into_iter().collect()
+  }
+
+  /// Lets it pass that servers cannot be reached, if they need not be there yet.
+  fn unless_required(&self, connected: Result<()>) -> Result<()> {
+    match connected {
+      Err(error) if error.code == Code::StoreUnavailable && !self.settings.is_required => Ok(()),
+      connected => connected,
+    }
   }
 
   fn others(&self) -> MutexGuard<'_, Others> {

@@ -44,6 +44,8 @@ pub struct Settings {
   pub tls: Option<Arc<rustls::ClientConfig>>,
   /// How long it may take to connect, and to answer.
   pub timeout: Duration,
+  /// Whether the store is not opened before they can be reached.
+  pub is_required: bool,
   pub budget: Arc<Budget>,
 }
 
@@ -78,6 +80,7 @@ impl Settings {
       login: login(user, path)?,
       tls: tls(has_tls, options.ca.as_deref())?,
       timeout: options.timeout.unwrap_or(DEFAULT_TIMEOUT),
+      is_required: options.is_required.unwrap_or(true),
       budget: Arc::new(Budget::new(
         options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES),
       )),
