@@ -10,6 +10,7 @@ const Fastify = require('fastify')
 const closeWithGrace = require('close-with-grace')
 const { createPlugin, MemoryStore } = require('./index.js')
 const { closeWithoutLoss } = require('./lib/draining.js')
+const { LogOutput } = require('./lib/log-output.js')
 const { openStoreInTime } = require('./lib/store-start.js')
 
 const SAY_HELLO = join(__dirname, 'plugins/say-hello/say-hello.wasm')
@@ -74,7 +75,7 @@ async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, STORE_URL, INS
     functionName: PLUGIN_FUNCTION || undefined,
     store,
     plugin: { instances: Number(INSTANCES || availableParallelism()) },
-    logger: { level: LOG_LEVEL || 'info' }
+    logger: { level: LOG_LEVEL || 'info', stream: new LogOutput() }
   })
   const drainMs = Number(DRAIN_MS || 1_000)
   closeWithGrace({ delay: drainMs + 15_000, logger: app.log }, async ({ err }) => {

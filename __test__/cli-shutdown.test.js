@@ -116,6 +116,24 @@ describe.each([['extism-host serve', serve], ['server.js', () => serverJs('small
     server.child.kill('SIGTERM')
     expect(await server.ended).toEqual({ code: 0, signal: null })
   })
+
+  test('ends although nobody reads its log, and tells of lost lines once somebody does', async () => {
+    const server = await start()
+    server.child.stdout.pause()
+    const lines = 6_000
+    for (let sent = 0; sent < lines / 2; sent += 20) {
+      await Promise.all(Array.from({ length: 20 }, () => request(server.url, { agent: false })))
+    }
+    const unread = await start()
+    unread.child.stdout.pause()
+    for (let sent = 0; sent < 400; sent++) await request(unread.url)
+    unread.child.kill('SIGTERM')
+    expect((await once(unread.child, 'exit'))[0]).toBe(0)
+    server.child.stdout.resume()
+    while (!/\d+ lines of the log were lost/.test(server.log)) await once(server.child.stdout, 'data')
+    server.child.kill('SIGTERM')
+    expect(await server.ended).toEqual({ code: 0, signal: null })
+  }, 60_000)
 })
 
 test.each([

@@ -6,6 +6,7 @@ const closeWithGrace = require('close-with-grace')
 const Fastify = require('fastify')
 const { closeWithoutLoss } = require('../draining.js')
 const extismHost = require('../fastify/index.js')
+const { LogOutput } = require('../log-output.js')
 const { openStoreInTime } = require('../store-start.js')
 const { DEFAULT_SERVER, readConfig } = require('./config.js')
 const { FileWatcher } = require('./file-watcher.js')
@@ -38,7 +39,7 @@ function asConfiguration (plugin, functionName, { config, port, host }) {
 
 function createApp (server) {
   return Fastify({
-    logger: { level: server.logLevel },
+    logger: { level: server.logLevel, stream: new LogOutput() },
     bodyLimit: server.bodyLimit,
     requestTimeout: server.requestTimeoutMs,
     connectionTimeout: server.connectionTimeoutMs,
