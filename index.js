@@ -1,5 +1,6 @@
 'use strict'
 
+require('./lib/native.js')
 const { CallContext } = require('./lib/call-context.js')
 const { CAPABILITIES } = require('./lib/capabilities.js')
 const { keyvAdapter } = require('./lib/keyv-adapter.js')

@@ -5,7 +5,7 @@
 const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
-const { readConfig } = require('../lib/cli/config.js')
+const { readConfig } = require('../packages/cli/lib/config.js')
 
 let directory
 

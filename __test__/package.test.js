@@ -1,85 +1,152 @@
 'use strict'
 
-// What `npm pack` gives, installed in an empty project.
+// What is published, installed in empty projects.
 
-const { execFileSync, execFile } = require('node:child_process')
-const { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
+const { execFile, execFileSync } = require('node:child_process')
+const { mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { dirname, join } = require('node:path')
-const { dependencies } = require('../package.json')
+const { version } = require('../package.json')
 const { ROOT } = require('./support/processes.js')
 
-let project
+const CORE = 'extism-host'
+const COMMAND = '@extism-host/cli'
+
+let directory
+let packages
+let binding
 
 beforeAll(() => {
-  project = mkdtempSync(join(tmpdir(), 'extism-host-package-'))
-  const [{ filename }] = JSON.parse(execFileSync('npm', ['pack', '--json', '--ignore-scripts', '--pack-destination', project], { cwd: ROOT, stdio: 'pipe' }))
+  directory = mkdtempSync(join(tmpdir(), 'extism-host-package-'))
+  const output = execFileSync(process.execPath, ['scripts/pack.js', directory], { cwd: ROOT, stdio: ['ignore', 'pipe', 'pipe'] })
+  packages = new Map(JSON.parse(output).map(({ name, file }) => [name, file]))
+  binding = [...packages.keys()].find((name) => name.startsWith('@extism-host/binding-'))
+})
+
+afterAll(() => rmSync(directory, { recursive: true, maxRetries: 10 }))
+
+/** A project with these packages. What others they need is that of this repository: a test has no registry. */
+function install (name, installed, more = []) {
+  const project = join(directory, name)
   const modules = join(project, 'node_modules')
-  mkdirSync(join(modules, 'extism-host'), { recursive: true })
-  execFileSync('tar', ['-xzf', join(project, filename), '-C', join(modules, 'extism-host'), '--strip-components=1'])
-  // As installed, but from here: a test has no registry.
-  for (const name of [...Object.keys(dependencies), '@types/node']) {
+  const needed = new Set(more)
+  for (const name of installed) {
+    mkdirSync(join(modules, name), { recursive: true })
+    execFileSync('tar', ['-xzf', packages.get(name), '-C', join(modules, name), '--strip-components=1'])
+    for (const dependency of Object.keys(require(join(modules, name, 'package.json')).dependencies ?? {})) needed.add(dependency)
+  }
+  for (const name of needed) {
+    if (packages.has(name)) continue
     mkdirSync(dirname(join(modules, name)), { recursive: true })
     symlinkSync(join(ROOT, 'node_modules', name), join(modules, name), 'dir')
   }
-})
-
-afterAll(() => rmSync(project, { recursive: true, maxRetries: 10 }))
-
-function run (file, ...args) {
-  return new Promise((resolve) => {
-    execFile(process.execPath, [file, ...args], { cwd: project }, (error, output, errors) => resolve({ code: error?.code ?? 0, output, errors }))
-  })
+  return {
+    project,
+    run: (file, ...args) => new Promise((resolve) => {
+      execFile(process.execPath, [file, ...args], { cwd: project }, (error, output, errors) => resolve({ code: error?.code ?? 0, output, errors }))
+    }),
+    write: (file, text) => writeFileSync(join(project, file), text)
+  }
 }
 
 const GUEST = 'Buffer.from("AGFzbQEAAAABBQFgAAF/AwIBAAcHAQNydW4AAAoGAQQAQQAL", "base64")'
 
-test('works by require', async () => {
-  writeFileSync(join(project, 'main.cjs'), `
-    const { createPlugin, openStore } = require('extism-host')
-    const Fastify = require('fastify')
-    async function main () {
+describe('all packages', () => {
+  let app
+  beforeAll(() => { app = install('all', [...packages.keys()], ['fastify', '@types/node']) })
+
+  test('work by require', async () => {
+    app.write('main.cjs', `
+      const { createPlugin, openStore } = require('extism-host')
+      const Fastify = require('fastify')
+      async function main () {
+        const app = Fastify()
+        app.register(require('extism-host/fastify'), { plugins: { guest: ${GUEST} }, routes: [{ url: '/', plugin: 'guest', function: 'run' }] })
+        console.log((await app.inject({ method: 'POST', url: '/' })).statusCode, typeof createPlugin, (await openStore('memory:')).constructor.name)
+        await app.close()
+      }
+      main()`)
+    expect(await app.run('main.cjs')).toEqual({ code: 0, output: '200 function Store\n', errors: '' })
+  })
+
+  test('work by import, and under the names of their own', async () => {
+    app.write('main.mjs', `
+      import createPlugin, { MemoryStore } from 'extism-host'
+      import extismHost from 'extism-host/fastify'
+      import ownName from '@extism-host/fastify'
+      const plugin = await createPlugin(${GUEST})
+      console.log(await plugin.call('run'), extismHost === ownName, new MemoryStore().size)
+      await plugin.close()`)
+    expect(await app.run('main.mjs')).toEqual({ code: 0, output: 'null true 0\n', errors: '' })
+  })
+
+  test.each([CORE, COMMAND])('have the command, in %s', async (name) => {
+    const { code, output } = await app.run(`node_modules/${name}/bin/extism-host.js`, '--version')
+    expect({ code, output }).toEqual({ code: 0, output: `${version}\n` })
+  })
+
+  test('have types, for require and for import', async () => {
+    const program = `
+      import createPlugin, { type Plugin, openStore } from 'extism-host'
+      import extismHost from 'extism-host/fastify'
+      import Fastify from 'fastify'
       const app = Fastify()
-      app.register(require('extism-host/fastify'), { plugins: { guest: ${GUEST} }, routes: [{ url: '/', plugin: 'guest', function: 'run' }] })
-      console.log((await app.inject({ method: 'POST', url: '/' })).statusCode, typeof createPlugin, (await openStore('memory:')).constructor.name)
-      await app.close()
-    }
-    main()`)
-  expect(await run('main.cjs')).toEqual({ code: 0, output: '200 function Store\n', errors: '' })
+      app.register(extismHost, { plugins: { guest: 'guest.wasm' } })
+      export const plugin: Promise<Plugin> = createPlugin('guest.wasm', { store: { access: 'write' } })
+      export const names: readonly string[] = app.extism.names
+      export const store = openStore('memory:')
+      // @ts-expect-error -- there is no such option
+      createPlugin('guest.wasm', { nonsense: true })`
+    app.write('types.mts', program)
+    app.write('types.cts', program)
+    app.write('tsconfig.json', JSON.stringify({
+      compilerOptions: { strict: true, noEmit: true, module: 'node16', moduleResolution: 'node16', target: 'es2022', lib: ['es2023', 'esnext.disposable'], types: ['node'], skipLibCheck: false, esModuleInterop: true },
+      files: ['types.mts', 'types.cts']
+    }))
+    expect(await app.run(join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', '.')).toEqual({ code: 0, output: '', errors: '' })
+  }, 120_000)
 })
 
-test('works by import', async () => {
-  writeFileSync(join(project, 'main.mjs'), `
-    import createPlugin, { MemoryStore } from 'extism-host'
-    import extismHost from 'extism-host/fastify'
-    const plugin = await createPlugin(${GUEST})
-    console.log(await plugin.call('run'), typeof extismHost, new MemoryStore().size)
-    await plugin.close()`)
-  expect(await run('main.mjs')).toEqual({ code: 0, output: 'null function 0\n', errors: '' })
+describe('the core', () => {
+  let app
+  beforeAll(() => { app = install('core', [CORE, binding]) })
+
+  test('brings nothing but the binary of this platform', async () => {
+    const { dependencies = {}, optionalDependencies } = require(join(app.project, 'node_modules', CORE, 'package.json'))
+    expect([Object.keys(dependencies), Object.keys(optionalDependencies)]).toEqual([[], [binding]])
+    app.write('main.cjs', `
+      require('extism-host').createPlugin(${GUEST}).then(async (plugin) => {
+        console.log(await plugin.call('run'))
+        await plugin.close()
+      })`)
+    expect(await app.run('main.cjs')).toEqual({ code: 0, output: 'null\n', errors: '' })
+  })
+
+  test('has no binary, and no sources', () => {
+    const files = readdirSync(join(app.project, 'node_modules', CORE), { recursive: true })
+    expect(files.filter((file) => /\.(node|rs|toml)$/.test(file))).toEqual([])
+  })
+
+  test('says how to get the plugin for Fastify', async () => {
+    app.write('fastify.cjs', "try { require('extism-host/fastify') } catch ({ code, message }) { console.log(code, message) }")
+    const { output } = await app.run('fastify.cjs')
+    expect(output).toBe('NOT_INSTALLED this is a package of its own: npm install @extism-host/fastify\n')
+  })
+
+  test('says how to get the command, in one line', async () => {
+    const said = await app.run('node_modules/extism-host/bin/extism-host.js', 'serve')
+    expect(said).toEqual({
+      code: 1, output: '', errors: 'extism-host: this is a package of its own: npm install @extism-host/cli, or run npx @extism-host/cli\n'
+    })
+  })
 })
 
-test('has the command', async () => {
-  const { code, output } = await run('node_modules/extism-host/bin/extism-host.js', '--version')
-  expect({ code, output }).toEqual({ code: 0, output: `${require('../package.json').version}\n` })
+test('without the binary of this platform the error says which there are, and how to build it', async () => {
+  const app = install('none', [CORE])
+  app.write('main.cjs', "try { require('extism-host') } catch ({ code, message }) { console.log(code, message) }")
+  const { output } = await app.run('main.cjs')
+  expect(output).toMatch(/^UNSUPPORTED_PLATFORM extism-host has no binary for [\w-]+ here\. Its package @extism-host\/binding-[\w-]+ is missing/)
+  // As on a platform that none was built for.
+  app.write('other.cjs', "Object.defineProperty(process, 'arch', { value: 'sparc' }); require('./main.cjs')")
+  expect((await app.run('other.cjs')).output).toMatch(/no binary for \w+-sparc\S* here\. There are binaries for [\w-]+\. Build it from source/)
 })
-
-test('has its types, for require and for import', async () => {
-  const program = `
-    import createPlugin, { type Plugin, openStore } from 'extism-host'
-    import extismHost from 'extism-host/fastify'
-    import Fastify from 'fastify'
-    const app = Fastify()
-    app.register(extismHost, { plugins: { guest: 'guest.wasm' } })
-    export const plugin: Promise<Plugin> = createPlugin('guest.wasm', { store: { access: 'write' } })
-    export const names: readonly string[] = app.extism.names
-    export const store = openStore('memory:')
-    // @ts-expect-error -- there is no such option
-    createPlugin('guest.wasm', { nonsense: true })`
-  writeFileSync(join(project, 'types.mts'), program)
-  writeFileSync(join(project, 'types.cts'), program)
-  writeFileSync(join(project, 'tsconfig.json'), JSON.stringify({
-    compilerOptions: { strict: true, noEmit: true, module: 'node16', moduleResolution: 'node16', target: 'es2022', lib: ['es2023', 'esnext.disposable'], types: ['node'], skipLibCheck: false, esModuleInterop: true },
-    files: ['types.mts', 'types.cts']
-  }))
-  expect(await run(join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', '.')).toEqual({ code: 0, output: '', errors: '' })
-}, 120_000)

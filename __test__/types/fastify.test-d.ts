@@ -1,7 +1,7 @@
 import Fastify from 'fastify'
 import { expectError, expectType } from 'tsd'
-import extismHost, { extismHost as byName } from '../../lib/fastify'
-import type { HostedPlugin } from '../../lib/fastify'
+import extismHost, { extismHost as byName } from '@extism-host/fastify'
+import type { HostedPlugin } from '@extism-host/fastify'
 import { createPlugin, MemoryStore } from '../..'
 import type { PluginOutput, PluginStats } from '../..'
 

@@ -10,7 +10,7 @@ const { SAY_HELLO, MESSAGES } = require('../support/article.js')
 const { PORT, HOST, INSTANCES, LOG_LEVEL } = process.env
 const app = Fastify({ logger: { level: LOG_LEVEL || 'info' } })
 
-app.register(require('../../lib/fastify'), {
+app.register(require('@extism-host/fastify'), {
   plugins: { hello: { source: SAY_HELLO, useWasi: true, timeoutMs: 10_000, eager: true, instances: Number(INSTANCES) } },
   store: new MemoryStore(MESSAGES),
   routes: [{ url: '/', plugin: 'hello', function: 'say_hello', contentType: 'text/plain; charset=utf-8' }],

@@ -3,7 +3,7 @@
 // What orchestrators ask: whether the process lives, and whether it can serve.
 
 const { setTimeout: sleep } = require('node:timers/promises')
-const { codedError } = require('../errors.js')
+const { codedError } = require('extism-host/internal')
 
 const STORE_MILLISECONDS = 1_000
 

@@ -2,14 +2,8 @@
 
 // What the plugin for Fastify is registered with, or an error that says what is wrong.
 
-const { asInteger } = require('../checks.js')
-const { describe, invalidArgument } = require('../errors.js')
-const { LEVELS, SILENT } = require('../logging.js')
-const { isObject, pick } = require('../objects.js')
-const { MAX_U32 } = require('../options.js')
-const { Plugin } = require('../plugin.js')
-const { asStore } = require('../store.js')
-const { asBytes } = require('../bytes.js')
+const { Plugin } = require('extism-host')
+const { asBytes, asInteger, asStore, describe, invalidArgument, isObject, LEVELS, MAX_U32, pick, SILENT } = require('extism-host/internal')
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.

@@ -1,6 +1,6 @@
 'use strict'
 
-const { codedError } = require('../errors.js')
+const { codedError } = require('extism-host/internal')
 
 /**
  * What a call needs of an AbortSignal, which is aborted when the client goes away before it has its

@@ -1,8 +1,7 @@
 'use strict'
 
 const { readFile } = require('node:fs/promises')
-const { KERNEL_NAMESPACE: KERNEL, USER_NAMESPACE: USER, WASI_NAMESPACE: WASI } = require('../../binding.js')
-const { codedError } = require('../errors.js')
+const { codedError, KERNEL_NAMESPACE: KERNEL, USER_NAMESPACE: USER, WASI_NAMESPACE: WASI } = require('extism-host/internal')
 
 /** The functions that come with this library, beside the kernel's. */
 const OURS = new Set(['hostMemoryGet', 'hostStoreGet', 'hostStoreSet', 'hostStoreDelete', 'hostStoreExists', 'hostStoreKeys',

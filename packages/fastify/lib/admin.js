@@ -4,7 +4,7 @@
 
 const { createHash, timingSafeEqual } = require('node:crypto')
 const createError = require('@fastify/error')
-const { listKeys } = require('../store.js')
+const { listKeys } = require('extism-host/internal')
 
 const Unauthorized = createError('UNAUTHORIZED', 'the request is not authorized', 401)
 const PluginNotFound = createError('PLUGIN_NOT_FOUND', 'there is no such plugin', 404)

@@ -3,13 +3,13 @@
 // What an HTTP client learns of a call that failed. The details are the error's cause, for the log.
 
 const createError = require('@fastify/error')
-const binding = require('../../binding.js')
+const { errorCodes } = require('extism-host/internal')
 
 const MESSAGE = 'the plugin gave no answer'
 const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503, STORE_UNAVAILABLE: 503, CANCELED: 499 }
 const RETRY_AFTER_SECONDS = '1'
 
-const CODES = new Set([...binding.errorCodes(), 'CANCELED'])
+const CODES = new Set([...errorCodes(), 'CANCELED'])
 const errors = new Map([...CODES].map((code) => [code, createError(code, MESSAGE, STATUS[code] ?? 500)]))
 
 const BadPluginResponse = createError('BAD_PLUGIN_RESPONSE', 'the plugin gave no valid response', 502)

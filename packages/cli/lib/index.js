@@ -3,8 +3,8 @@
 // The command `extism-host`: what there is, and what becomes of errors.
 
 const { Argument, Command, InvalidArgumentError, Option } = require('commander')
-const { version } = require('../../package.json')
-const { LEVELS } = require('../logging.js')
+const { version } = require('../package.json')
+const { LEVELS } = require('extism-host/internal')
 const { UsageError } = require('./usage-error.js')
 
 /** The exit code where the command was used wrongly; that of anything else that goes wrong is 1. */

@@ -1,6 +1,6 @@
 'use strict'
 
-const { codedError, invalidArgument } = require('../errors.js')
+const { codedError, invalidArgument } = require('extism-host/internal')
 const { HostedPlugin, openVersion } = require('./hosted-plugin.js')
 
 /** What an app has as `fastify.extism`: its plugins by their names. */

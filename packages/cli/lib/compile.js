@@ -1,6 +1,6 @@
 'use strict'
 
-const { precompile } = require('../plugin.js')
+const { precompile } = require('extism-host')
 const { readConfig } = require('./config.js')
 const { UsageError } = require('./usage-error.js')
 

@@ -3,7 +3,7 @@
 // Extism plugins as routes of a Fastify app.
 
 const fp = require('fastify-plugin')
-const { codedError } = require('../errors.js')
+const { codedError } = require('extism-host/internal')
 const { addAdmin } = require('./admin.js')
 const { addHealth } = require('./health.js')
 const { addMetrics } = require('./metrics.js')

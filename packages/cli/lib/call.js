@@ -2,8 +2,7 @@
 
 const { readFile } = require('node:fs/promises')
 const { buffer } = require('node:stream/consumers')
-const { createPlugin } = require('../plugin.js')
-const { openStore } = require('../store.js')
+const { createPlugin, openStore } = require('extism-host')
 const { UsageError } = require('./usage-error.js')
 
 /** The values of --set-config, and those of --config, which come first; nothing where there are none. */

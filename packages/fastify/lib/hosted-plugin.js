@@ -1,8 +1,7 @@
 'use strict'
 
-const { asBytes } = require('../bytes.js')
-const { codedError, invalidArgument } = require('../errors.js')
-const { createPlugin } = require('../plugin.js')
+const { createPlugin } = require('extism-host')
+const { asBytes, codedError, invalidArgument } = require('extism-host/internal')
 const { codeOf } = require('./errors.js')
 
 /** One of an app's plugins: by its name it stays the same, whichever version of it serves its calls. */

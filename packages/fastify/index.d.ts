@@ -1,5 +1,5 @@
 import type { FastifyPluginAsync, FastifySchema, HTTPMethods } from 'fastify'
-import type { CallOptions, ManifestLike, MemoryStore, Plugin, PluginOptions, PluginOutput, PluginStats, Store, StoreAccess, Bytes } from '../..'
+import type { CallOptions, ManifestLike, MemoryStore, Plugin, PluginOptions, PluginOutput, PluginStats, Store, StoreAccess, Bytes } from 'extism-host'
 
 declare module 'fastify' {
   interface FastifyInstance {

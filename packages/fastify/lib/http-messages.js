@@ -4,8 +4,7 @@
 
 const { isUtf8 } = require('node:buffer')
 const { validateHeaderName, validateHeaderValue } = require('node:http')
-const { invalidArgument } = require('../errors.js')
-const { isObject, pick } = require('../objects.js')
+const { invalidArgument, isObject, pick } = require('extism-host/internal')
 
 const ANSWER_KEYS = { status: 'status', headers: 'headers', body: 'body', isBase64: 'isBase64' }
 // How an answer is brought to the client is not the guest's business. The last is no header: it would

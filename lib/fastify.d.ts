@@ -1,0 +1,3 @@
+import extismHost = require('@extism-host/fastify')
+
+export = extismHost

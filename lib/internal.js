@@ -1,0 +1,37 @@
+'use strict'
+
+// What the packages of this repository share and nobody else may use: it changes with every version.
+
+const { KERNEL_NAMESPACE, USER_NAMESPACE, WASI_NAMESPACE, errorCodes } = require('./native.js')
+const { asBytes } = require('./bytes.js')
+const { asInteger } = require('./checks.js')
+const { closeWithoutLoss } = require('./draining.js')
+const { codedError, describe, invalidArgument } = require('./errors.js')
+const { LEVELS, SILENT } = require('./logging.js')
+const { LogOutput } = require('./log-output.js')
+const { isObject, pick } = require('./objects.js')
+const { MAX_U32 } = require('./options.js')
+const { asStore, listKeys } = require('./store.js')
+const { openStoreInTime } = require('./store-start.js')
+
+module.exports = {
+  KERNEL_NAMESPACE,
+  USER_NAMESPACE,
+  WASI_NAMESPACE,
+  LEVELS,
+  SILENT,
+  MAX_U32,
+  LogOutput,
+  asBytes,
+  asInteger,
+  asStore,
+  closeWithoutLoss,
+  codedError,
+  describe,
+  errorCodes,
+  invalidArgument,
+  isObject,
+  listKeys,
+  openStoreInTime,
+  pick
+}
