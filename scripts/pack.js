@@ -26,6 +26,7 @@ function pack (directory, destination) {
 /** One directory for each platform that has a binary here. */
 function platformDirectories (scratch) {
   const npm = join(ROOT, 'npm')
+  const thirdParty = run(process.execPath, [join(__dirname, 'third-party.js')])
   run(process.execPath, [join(ROOT, 'node_modules/@napi-rs/cli/dist/cli.js'), 'create-npm-dirs'])
   return readdirSync(npm).flatMap((platform) => {
     const binary = `extism-host.${platform}.node`
@@ -34,6 +35,8 @@ function platformDirectories (scratch) {
     const directory = join(scratch, platform)
     cpSync(join(npm, platform), directory, { recursive: true })
     copyFileSync(path, join(directory, binary))
+    writeFileSync(join(directory, 'THIRD-PARTY.md'), thirdParty)
+    copyFileSync(join(ROOT, 'LICENSE'), join(directory, 'LICENSE'))
     return [directory]
   })
 }
@@ -60,6 +63,7 @@ function main ([destination, version]) {
       // What only this repository needs.
       const { scripts, devDependencies, workspaces, tsd, overrides, ...published } = readJson(path)
       published.version = version ?? committed
+      if (platforms.includes(directory)) published.files.push('THIRD-PARTY.md')
       for (const dependencies of [published.dependencies, published.peerDependencies]) {
         for (const name of Object.keys(dependencies ?? {})) {
           if (/^(extism-host$|@extism-host\/)/.test(name)) dependencies[name] = published.version

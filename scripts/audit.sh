@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Looks for advisories and licences: cargo-deny for Rust (deny.toml), npm for what is published and what builds it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if ! command -v cargo-deny > /dev/null; then cargo install --locked cargo-deny@0.20.2; fi
+cargo deny check "$@"
+npm audit --omit=dev --workspaces --include-workspace-root
