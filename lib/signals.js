@@ -14,8 +14,8 @@ let isWatching = false
  */
 function watchSignalListeners (putBack) {
   const { isMainThread } = require('node:worker_threads')
-  // In a worker thread, listeners install no handlers.
-  if (isWatching || !isMainThread || process.platform === 'win32') return
+  // In a worker thread, listeners install no handlers. Bun has no libuv, and ends the process if it is used.
+  if (isWatching || !isMainThread || process.platform === 'win32' || process.versions.bun !== undefined) return
   isWatching = true
 
   const update = (added) => putBack(SIGNALS.filter((signal) => signal === added || process.listenerCount(signal) > 0))
