@@ -3,12 +3,16 @@
 // The JavaScript end of the boundary; `src/binding` is the other. Calls leave with their
 // input in `inbox`, and come back many at a time: `settle` finds them as numbers in `header`, with
 // their bytes in `shared`, or in `outOfBand` if they are too long for it.
+//
+// JavaScript can end anywhere in here: by an exception, or by a time limit of `node:vm`, which runs no `finally`.
+// So what has been taken and not been settled is known from `header` and `next` alone, and whoever settles next
+// goes on there. The user's code (listeners, loggers, host functions) runs after all that belongs together is done.
 
 const { setImmediate } = require('node:timers')
 const binding = require('../binding.js')
 const { codedError, ofCall } = require('./errors.js')
 const { hostCallOf, isStandingStill, run, pluginStates } = require('./host-functions.js')
-const { log } = require('./logging.js')
+const { log, throwLater } = require('./logging.js')
 const { PluginOutput } = require('./plugin-output.js')
 const { watchSignalListeners } = require('./signals.js')
 
@@ -109,30 +113,39 @@ function renewShared () {
  */
 function complete (native, start, signal, callState, name, plugin) {
   return new Promise((resolve, reject) => {
-    const number = freeNumbers.pop() ?? calls.length
-    const call = { native, resolve, reject, signal, abort: undefined, isAborted: false, isGivenUp: false, callState, name, plugin, entry: undefined }
+    const call = { native, resolve, reject, signal, abort: undefined, isAborted: false, isGivenUp: false, callState, name, plugin, entry: undefined, number: undefined }
     if (signal !== undefined) {
       call.abort = () => {
         call.isAborted = true
         if (callState !== undefined) callState.isOver = true
         if (native === undefined) giveUp(call)
-        else native.cancel(number)
+        else native.cancel(call.number)
         reject(signal.reason)
       }
       signal.addEventListener('abort', call.abort, { once: true })
     }
-    calls[number] = call
-    unfinished++
-    try {
-      if (!isKeptAlive) keepAlive(true)
-      start(number)
-      if (shared === undefined) renewShared()
-    } catch (error) {
-      // It has not started: nothing will come of it.
-      forget(number)
-      reject(error)
-    }
+    goOn(native, begin(start, call))
+    if (unfinished > 0 && !isKeptAlive) keepAlive(true)
+    if (shared === undefined) renewShared()
   })
+}
+
+/** Starts something, and returns what `start` does. If that throws, it has not started: nothing will come of it. */
+function begin (start, call) {
+  const number = freeNumbers.pop() ?? calls.length
+  let outcome
+  try {
+    // It ends with what is started, and nothing is called before that is noted: either both happen or none.
+    outcome = start(number)
+  } catch (error) {
+    freeNumbers.push(number)
+    release(call)
+    throw error
+  }
+  call.number = number
+  calls[number] = call
+  unfinished++
+  return outcome
 }
 
 /**
@@ -142,28 +155,21 @@ function complete (native, start, signal, callState, name, plugin) {
  */
 function completeSync (native, start, callState, pluginState, name, entry) {
   const wouldDeadlock = (message) => ofCall(codedError('WOULD_DEADLOCK', message), pluginState.name, name, entry)
-  if (isSettling) throw wouldDeadlock('callSync() cannot be used by what runs while calls are settled')
+  settleAfterwards()
   let outcome
-  const number = freeNumbers.pop() ?? calls.length
   const resolve = (value) => { outcome = { value } }
   const reject = (error) => { outcome = { error } }
-  calls[number] = {
-    native, resolve, reject, signal: undefined, abort: undefined, isAborted: false, isGivenUp: false, callState, name, plugin: pluginState.name, entry
+  const call = {
+    native, resolve, reject, signal: undefined, abort: undefined, isAborted: false, isGivenUp: false, callState, name, plugin: pluginState.name, entry, number: undefined
   }
-  unfinished++
-  try {
-    start(number)
-  } catch (error) {
-    forget(number)
-    throw error
-  }
+  goOn(native, begin(start, call))
   // The turn of the event loop in which threads would be woken does not end before this.
   wakeAll()
   // `settle` is what sets it.
   const isOver = () => outcome !== undefined
   while (!isOver()) {
     if (isStandingStill(pluginState)) {
-      native.cancel(number)
+      native.cancel(call.number)
       throw wouldDeadlock('callSync() would wait for ever: all instances of the plugin wait for host functions in this thread')
     }
     boundary.wait()
@@ -186,10 +192,10 @@ let inBackground = 0
  * made one after the other all the same.
  */
 function completeInBackground (native, start) {
-  inBackground++
   const promise = complete(native, start)
   const over = () => { inBackground-- }
   promise.then(over, over)
+  inBackground++
   return promise
 }
 
@@ -200,18 +206,28 @@ function giveUp (call) {
   if (unfinished === 0) afterwards.then(letGo)
 }
 
+/** Nothing in here calls functions in JavaScript, so that nothing can end it half-way. */
 function forget (number) {
-  const call = calls[number]
+  if (!calls[number].isGivenUp) unfinished--
   calls[number] = undefined
   freeNumbers.push(number)
-  if (!call.isGivenUp) unfinished--
-  call.signal?.removeEventListener('abort', call.abort)
-  call.callState?.running?.end()
-  return call
 }
 
-let isSettling = false
-let hasMore = false
+/** Tells those who had to do with a call that it is over. */
+function release (call) {
+  call.callState?.running?.end()
+  if (call.signal === undefined) return
+  try {
+    call.signal.removeEventListener('abort', call.abort)
+  } catch (error) {
+    throwLater(error)
+  }
+}
+
+/** Where the next item that has been taken and not been settled is in `header`. */
+let next = HEADER_ITEMS
+/** How many items of `outOfBand` have been settled. */
+let outOfBandUsed = 0
 
 /** Host functions that have been called and not been run yet. */
 const hostCalls = []
@@ -264,9 +280,9 @@ let isSettlingSoon = false
 /** Settles once more, after the microtasks that are queued already, or when the event loop has turned. */
 function settleSoon () {
   if (isSettlingSoon) return
-  isSettlingSoon = true
   if (mustTurn()) setImmediate(settleAfterTurn)
   else afterwards.then(settleNext)
+  isSettlingSoon = true
 }
 
 function settleNext () {
@@ -286,52 +302,106 @@ function settle () {
 }
 
 function settleNow () {
-  hasMore = true
-  // Called by a listener of a signal, say: the loop of `settleTaken` goes on.
-  if (isSettling) return
-  do {
-    header[HEADER_MAY_SPIN] = hasAnswered ? 1 : 0
-    hasAnswered = hasAwaiters = false
-    take(shared, outOfBand)
-    header[HEADER_MAY_SPIN] = 0
+  let isDone = false
+  try {
+    // What was interrupted, or what is settled by a caller of this: a listener of a signal, say, may wait for a call.
     settleTaken()
-  } while (hostCalls.length > 0 && runHostCalls())
+    do {
+      header[HEADER_MAY_SPIN] = hasAnswered ? 1 : 0
+      hasAnswered = hasAwaiters = false
+      takeMore()
+      header[HEADER_MAY_SPIN] = 0
+      settleTaken()
+    } while (hostCalls.length > 0 && runHostCalls())
+    isDone = true
+  } finally {
+    if (!isDone) setImmediate(settle)
+  }
   if (unfinished === 0 && !isLettingGo) afterwards.then(letGo)
+}
+
+let isSettledAfterwards = false
+
+/** Settles when the event loop has turned. For those whose callers may be interrupted: then nobody else would. */
+function settleAfterwards () {
+  if (isSettledAfterwards) return
+  setImmediate(settleInTheEnd)
+  isSettledAfterwards = true
+}
+
+function settleInTheEnd () {
+  isSettledAfterwards = false
+  settle()
+}
+
+/** Whether anything that has been taken is not settled. */
+function hasUnsettled () {
+  return header[HEADER_COUNT] !== 0 || header[HEADER_HAS_MORE] !== 0
+}
+
+/** All that was taken before has been settled. */
+function forgetTaken () {
+  header[HEADER_COUNT] = 0
+  next = HEADER_ITEMS
+  outOfBand.length = outOfBandUsed = 0
+}
+
+function takeMore () {
+  forgetTaken()
+  take(shared, outOfBand)
 }
 
 /** Settles what has been taken, and then what there is besides. */
 function settleTaken () {
-  isSettling = true
   for (;;) {
-    hasMore = header[HEADER_HAS_MORE] !== 0
-    const end = HEADER_ITEMS + ITEM_LENGTH * header[HEADER_COUNT]
-    for (let at = HEADER_ITEMS; at < end; at += ITEM_LENGTH) {
-      settleOne(header[at], header[at + 1], header[at + 2], header[at + 3])
-    }
-    outOfBand.length = 0
-    if (!hasMore) break
+    while (next < HEADER_ITEMS + ITEM_LENGTH * header[HEADER_COUNT]) settleOne()
+    if (header[HEADER_HAS_MORE] === 0) break
     renewShared()
     header[HEADER_SHARED_BYTES_USED] = 0
-    take(shared, outOfBand)
+    takeMore()
   }
-  isSettling = false
+  forgetTaken()
 }
 
-function settleOne (number, code, offset, length) {
-  const call = code >= LOG ? undefined : forget(number)
-  if (call !== undefined) hasAwaiters = true
-  let buffer = shared.buffer
-  if (offset === OUT_OF_BAND) {
-    buffer = outOfBand.shift()
-    if (length === JS_VALUE) return call.resolve(buffer)
+function settleOne () {
+  const number = header[next]
+  const code = header[next + 1]
+  let offset = header[next + 2]
+  let length = header[next + 3]
+  const isOutOfBand = offset === OUT_OF_BAND
+  const buffer = isOutOfBand ? outOfBand[outOfBandUsed] : shared.buffer
+  const isValue = isOutOfBand && length === JS_VALUE
+  if (isOutOfBand) {
     offset = 0
-    length = buffer.byteLength
-  } else {
-    header[HEADER_SHARED_BYTES_USED] = offset + length
+    length = isValue ? 0 : buffer.byteLength
   }
-  if (call === undefined) {
-    dispatchEvent(number === NO_CALL ? undefined : calls[number]?.callState, code, buffer, offset, length)
-  } else if (code === HOST_FUNCTION_ERROR && call.callState?.thrown !== undefined) {
+
+  const call = number === NO_CALL ? undefined : calls[number]
+  if (code === HOST_CALL) {
+    const view = isOutOfBand ? new DataView(buffer) : sharedView
+    hostCalls.push(hostCallOf(view, offset, call?.callState))
+  } else if (code !== LOG && call !== undefined) {
+    try {
+      if (isValue) call.resolve(buffer)
+      else settleCall(call, code, buffer, offset, length)
+    } catch (error) {
+      // There is no memory for the output, say.
+      call.reject(error)
+    }
+    forget(number)
+    hasAwaiters = true
+  }
+
+  if (isOutOfBand) outOfBandUsed++
+  else header[HEADER_SHARED_BYTES_USED] = offset + length
+  next += ITEM_LENGTH
+
+  if (code === LOG) logMessage(call?.callState, new DataView(buffer, offset, length))
+  else if (code !== HOST_CALL && call !== undefined) release(call)
+}
+
+function settleCall (call, code, buffer, offset, length) {
+  if (code === HOST_FUNCTION_ERROR && call.callState?.thrown !== undefined) {
     call.reject(call.callState.thrown.error)
   } else if (code !== 0) {
     fail(call, code, decoder.decode(new Uint8Array(buffer, offset, length)))
@@ -361,16 +431,11 @@ function errorOf (call, code, text, entry) {
   return error
 }
 
-function dispatchEvent (callState, code, buffer, offset, length) {
-  if (code === HOST_CALL) {
-    const view = buffer === shared.buffer ? sharedView : new DataView(buffer)
-    hostCalls.push(hostCallOf(view, offset, callState))
-    return
-  }
-  const view = new DataView(buffer, offset, length)
-  const plugin = pluginStates[view.getUint32(LOG_PLUGIN * 4, true)]
+function logMessage (callState, view) {
+  // One that could not be handed over is empty.
+  const plugin = view.byteLength > 0 ? pluginStates[view.getUint32(LOG_PLUGIN * 4, true)] : undefined
   if (plugin === undefined) return
-  const message = decoder.decode(new Uint8Array(buffer, offset + LOG_TEXT * 4, length - LOG_TEXT * 4))
+  const message = decoder.decode(new Uint8Array(view.buffer, view.byteOffset + LOG_TEXT * 4, view.byteLength - LOG_TEXT * 4))
   log(callState?.logger ?? plugin.logger, view.getUint32(LOG_LEVEL * 4, true), message)
 }
 
@@ -390,10 +455,13 @@ let isLettingGo = false
  */
 function letGo () {
   isLettingGo = false
+  // Who has taken it was interrupted.
+  if (hasUnsettled() || hostCalls.length > 0) settle()
   if (unfinished === 0 && isKeptAlive) keepAlive(false)
 }
 
 const toBeWoken = []
+let isWakingSoon = false
 
 /**
  * Wakes a thread of a plugin. Where others are busy with calls, that is done once after all calls
@@ -402,8 +470,14 @@ const toBeWoken = []
  */
 function wake (native) {
   if (unfinished - inBackground === 1) return native.wake()
-  if (toBeWoken.length === 0) setImmediate(wakeAll)
+  if (!isWakingSoon) setImmediate(wakeSoon)
+  isWakingSoon = true
   if (!toBeWoken.includes(native)) toBeWoken.push(native)
+}
+
+function wakeSoon () {
+  isWakingSoon = false
+  wakeAll()
 }
 
 function wakeAll () {
@@ -430,36 +504,41 @@ let settledAtOnce = 0
 function caller (native) {
   const call = native.caller(boundary)
 
-  /** Starts a call; 0 milliseconds stand for the plugin's own limit. */
+  /** Starts a call, and returns what `goOn` needs; 0 milliseconds stand for the plugin's own limit. */
   return function start (number, exportNumber, input, timeoutMs) {
-    if (!putIntoInbox(input ?? '')) return startLong(number, exportNumber, input, timeoutMs)
+    if (!putIntoInbox(input ?? '')) return native.callWith(number, exportNumber, input, timeoutMs)
+    const isOnly = isAlone && unfinished === inBackground
+    // Before anything can be taken, as the caller may be interrupted afterwards.
+    if (isOnly && !isLettingGo) {
+      setImmediate(letGo)
+      isLettingGo = true
+    }
     header[HEADER_NUMBER] = number
     header[HEADER_EXPORT] = exportNumber
     header[HEADER_TIMEOUT_MS] = timeoutMs
-    header[HEADER_IS_ALONE] = isAlone && unfinished - inBackground === 1 ? 1 : 0
-    header[HEADER_MAY_TAKE] = isSettling || settledAtOnce >= MAX_SETTLED_AT_ONCE ? 0 : 1
-    const outcome = call(shared, outOfBand)
-    if (outcome === CALL_MUST_WAKE) {
-      wake(native)
-    } else if (outcome === CALL_TAKEN) {
-      settledAtOnce++
-      if (!isLettingGo) {
-        isLettingGo = true
-        setImmediate(letGo)
-      }
-      hasAwaiters = false
-      settleTaken()
-      if (hostCalls.length > 0 && runHostCalls()) settleNow()
-      isAlone = false
-      afterwards.then(markAwaitersResumed)
-    } else if (outcome === CALL_MUST_TAKE) {
-      settledAtOnce = 0
-      setImmediate(settle)
-    }
+    header[HEADER_IS_ALONE] = isOnly ? 1 : 0
+    header[HEADER_MAY_TAKE] = hasUnsettled() || settledAtOnce >= MAX_SETTLED_AT_ONCE ? 0 : 1
+    return call(shared, outOfBand)
   }
+}
 
-  function startLong (number, exportNumber, input, timeoutMs) {
-    if (native.callWith(number, exportNumber, input, timeoutMs) === CALL_MUST_WAKE) wake(native)
+/** Does what the start of a call asks for. */
+function goOn (native, outcome) {
+  if (outcome === CALL_MUST_WAKE) {
+    wake(native)
+  } else if (outcome === CALL_TAKEN) {
+    settledAtOnce++
+    hasAwaiters = false
+    settleTaken()
+    if (hostCalls.length > 0) {
+      settleAfterwards()
+      if (runHostCalls()) settleNow()
+    }
+    isAlone = false
+    afterwards.then(markAwaitersResumed)
+  } else if (outcome === CALL_MUST_TAKE) {
+    settledAtOnce = 0
+    setImmediate(settle)
   }
 }
 

@@ -39,8 +39,13 @@ function log (logger, level, message) {
   try {
     logger[LEVELS[level]]?.(message)
   } catch (error) {
-    queueMicrotask(() => { throw error })
+    throwLater(error)
   }
 }
 
-module.exports = { LEVELS, SILENT, asLevel, asLogger, log }
+/** Throws what nobody who could handle it would catch here: it becomes an uncaught exception. */
+function throwLater (error) {
+  queueMicrotask(() => { throw error })
+}
+
+module.exports = { LEVELS, SILENT, asLevel, asLogger, log, throwLater }

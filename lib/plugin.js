@@ -84,8 +84,9 @@ class Plugin {
       hostContext,
       logger,
       isSync,
-      // Host functions run in the asynchronous context of their call, as if it called them itself.
-      inContext: hasFunctions ? AsyncLocalStorage.snapshot() : undefined,
+      // Host functions run in the asynchronous context of their call, as if it called them itself. Who waits is in
+      // that context anyway; and before Node 24, Node aborts if a time limit of `node:vm` interrupts a snapshot.
+      inContext: hasFunctions && !isSync ? AsyncLocalStorage.snapshot() : undefined,
       // What a host function has thrown, the one that runs, and whether nobody waits for it.
       thrown: undefined,
       running: undefined,
