@@ -111,6 +111,8 @@ export declare class Plugin {
   imports(): Array<ImportDescriptor>
   /** Forgets all variables. */
   clearVars(): void
+  /** Ends the calls that are left of a plugin that is being closed. */
+  endCalls(): void
   /** Closes the plugin; an empty result arrives under the number `call` when all is freed. */
   close(call: number): void
 }

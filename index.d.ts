@@ -704,9 +704,13 @@ export class Plugin {
   /**
    * Refuses further calls with `CLOSED`, lets those that were accepted end, and frees everything.
    * Resolves when that is done; can be called again.
+   *
+   * With `timeoutMs` (from 0 to 2,147,483,647) calls have that many milliseconds to end. Those that are left are
+   * interrupted, or never start, and are rejected with `CLOSED`. Without it, a call that never ends keeps the plugin
+   * open. After `close()`, `close({ timeoutMs })` limits the time from then on.
    */
-  close (): Promise<void>
-  /** The same as `close()`, for `await using`. */
+  close (options?: { timeoutMs?: number } | null): Promise<void>
+  /** The same as `close({ timeoutMs: 10_000 })`, for `await using`. */
   [Symbol.asyncDispose] (): Promise<void>
 }
 

@@ -29,6 +29,7 @@ beforeEach(async () => {
     (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
     (import "extism:host/env" "output_set" (func $output (param i64 i64)))
     (func (export "large") (call $output (call $alloc (i64.const ${LARGE})) (i64.const ${LARGE})))
+    (func (export "forever") (loop $again (br $again)))
     (func (export "small") (call $output (call $alloc (i64.const 2)) (i64.const 2))))`))
   writeFileSync(join(directory, 'config.yaml'), `
 server: { port: 0, drainMs: ${DRAIN_MS}, shutdownTimeoutMs: 8000 }
@@ -169,6 +170,17 @@ test('TLS: it drops a connection that has not even begun to negotiate, and write
   let received = 0
   for await (const chunk of socket) received += chunk.length
   expect(received).toBeGreaterThan(LARGE)
+  expect(await server.ended).toEqual({ code: 0, signal: null })
+})
+
+test('on SIGTERM, calls that do not end are interrupted after shutdownTimeoutMs', async () => {
+  changeConfig('shutdownTimeoutMs: 8000', 'shutdownTimeoutMs: 300')
+  changeConfig('health: true', '  - { method: GET, url: /forever, plugin: plugin, function: forever }\nhealth: true')
+  const server = await serve()
+  const forever = request(`${server.url}/forever`)
+  await sleep(300)
+  server.child.kill('SIGTERM')
+  expect(await forever).toMatchObject({ status: 503 })
   expect(await server.ended).toEqual({ code: 0, signal: null })
 })
 

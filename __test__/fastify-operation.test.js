@@ -17,6 +17,16 @@ function build (options) {
   return app.ready()
 }
 
+test('closing the app interrupts calls that do not end within closeTimeoutMs', async () => {
+  await build({ closeTimeoutMs: 50, routes: [{ url: '/', plugin: 'many', function: 'loop_for_ever' }] })
+  await app.listen({ host: '127.0.0.1' })
+  const { port } = app.server.address()
+  const answer = fetch(`http://127.0.0.1:${port}/`, { method: 'POST' })
+  while (app.extism.plugin('many').stats().busy === 0) await new Promise((resolve) => setTimeout(resolve, 5))
+  await app.close()
+  expect((await answer).status).toBe(503)
+})
+
 describe('health', () => {
   test('is off unless it is asked for', async () => {
     await build()

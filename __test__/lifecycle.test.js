@@ -34,6 +34,62 @@ describe('close', () => {
   })
 })
 
+describe('close with timeoutMs', () => {
+  test('interrupts what still runs then, and ends what still waits: with CLOSED', async () => {
+    const plugin = await createPlugin(wasm, { instances: 2, maxQueue: 10 })
+    const calls = Array.from({ length: 5 }, () => plugin.call('loop_for_ever'))
+    const ended = Promise.allSettled(calls)
+    await plugin.close({ timeoutMs: 50 })
+    expect((await ended).map(({ reason }) => reason.code)).toEqual(Array(5).fill('CLOSED'))
+    expect(plugin.stats().instances).toBe(0)
+  })
+
+  test('lets calls end that do in time', async () => {
+    const plugin = await createPlugin(wasm)
+    const call = plugin.call('compute', new Uint8Array([8]))
+    await plugin.close({ timeoutMs: 60_000 })
+    await expect(call).resolves.toBeNull()
+  })
+
+  test('shortens the time of a close that waits already', async () => {
+    const plugin = await createPlugin(wasm)
+    const call = plugin.call('loop_for_ever').catch(({ code }) => code)
+    const closed = plugin.close()
+    await Promise.all([plugin.close({ timeoutMs: 60_000 }), plugin.close({ timeoutMs: 0 }), closed])
+    expect(await call).toBe('CLOSED')
+  })
+
+  test('gives up host functions that do not return', async () => {
+    const plugin = await createPlugin(await assemble(`(module
+      (import "extism:host/user" "wait" (func $wait))
+      (func (export "wait") (call $wait)))`), { functions: { 'extism:host/user': { wait: () => new Promise(() => {}) } } })
+    const call = plugin.call('wait').catch(({ code }) => code)
+    await plugin.close({ timeoutMs: 50 })
+    expect(await call).toBe('CLOSED')
+  })
+
+  test('keeps no process alive once the plugin is closed', async () => {
+    const { code, output } = await runNode(['-e', `
+      require('.').createPlugin(Buffer.from('${wasm.toString('base64')}', 'base64'))
+        .then((plugin) => plugin.close({ timeoutMs: 2_000_000_000 })).then(() => console.log('closed'))`])
+    expect({ code, output }).toEqual({ code: 0, output: 'closed\n' })
+  })
+
+  test.each([[{ timeoutMs: -1 }], [{ timeoutMs: 0.5 }], [{ timeoutMs: 2 ** 31 }], [{ timeout: 1 }], [1]])('refuses %j', async (options) => {
+    const plugin = await createPlugin(wasm)
+    await expect(plugin.close(options)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    expect((await plugin.call('echo', 'still open')).text()).toBe('still open')
+    await plugin.close()
+  })
+
+  test('is what Symbol.asyncDispose does, with 10 seconds', async () => {
+    const plugin = await createPlugin(wasm)
+    const close = jest.spyOn(plugin, 'close')
+    await plugin[Symbol.asyncDispose]()
+    expect(close).toHaveBeenCalledWith({ timeoutMs: 10_000 })
+  })
+})
+
 test('a plugin that is being opened hinders no call of another', async () => {
   const plugin = await createPlugin(wasm)
   const opening = [createPlugin(wasm), createPlugin(wasm)]

@@ -10,7 +10,7 @@ const { codedError, describe, invalidArgument } = require('./errors.js')
 const { LEVELS, SILENT } = require('./logging.js')
 const { LogOutput } = require('./log-output.js')
 const { isObject, pick } = require('./objects.js')
-const { MAX_U32 } = require('./options.js')
+const { MAX_TIMER_MS, MAX_U32 } = require('./options.js')
 const { asStore, listKeys } = require('./store.js')
 const { openStoreInTime } = require('./store-start.js')
 
@@ -20,6 +20,7 @@ module.exports = {
   WASI_NAMESPACE,
   LEVELS,
   SILENT,
+  MAX_TIMER_MS,
   MAX_U32,
   LogOutput,
   asBytes,

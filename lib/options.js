@@ -58,6 +58,7 @@ const MAX_PREFIX_BYTES = 1_024
 const MAX_WASI_BYTES = 65_536
 const CACHE_KEYS = { directory: 'directory', maxBytes: 'maxBytes' }
 const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
+const CLOSE_KEYS = { timeoutMs: 'timeoutMs' }
 const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs', logger: 'logger' }
 
 function asInterruption (interruption) {
@@ -275,4 +276,4 @@ function pluginOptions ({ wasm, ...rest }, options) {
   return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { name, bodies, logger, level, instances: native.instances } }
 }
 
-module.exports = { MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, pickOptions, pluginOptions }
+module.exports = { MAX_TIMER_MS, MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, CLOSE_KEYS, pickOptions, pluginOptions }

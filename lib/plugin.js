@@ -11,8 +11,11 @@ const { codedError, describe, invalidArgument, ofCall } = require('./errors.js')
 const { AsyncLocalStorage, addPluginState, forgotten, removePluginState, waitForOwn } = require('./host-functions.js')
 const { asLogger } = require('./logging.js')
 const { pick } = require('./objects.js')
-const { CALL_KEYS, CALL_SYNC_KEYS, MAX_U32, pickOptions, pluginOptions } = require('./options.js')
+const { CALL_KEYS, CALL_SYNC_KEYS, CLOSE_KEYS, MAX_TIMER_MS, MAX_U32, pickOptions, pluginOptions } = require('./options.js')
 const { loadManifest } = require('./source.js')
+
+/** How long calls may go on after the end of an `await using`. */
+const DISPOSAL_MS = 10_000
 
 // Lets `createPlugin` make what only it may make.
 const SECRET = Symbol('extism-host')
@@ -161,15 +164,25 @@ class Plugin {
     if (this.#closed) throw codedError('CLOSED', 'the plugin is closed')
   }
 
-  close () {
-    // The native part is kept, but not as that of a call.
-    const kept = { native: this.#native }
-    this.#closed ??= complete(kept, (number) => this.#native.close(number)).then(() => removePluginState(this.#pluginState))
-    return this.#closed
+  close (options) {
+    try {
+      const { timeoutMs } = pick(options ?? {}, CLOSE_KEYS, 'the options of close')
+      const milliseconds = asInteger(timeoutMs, 'timeoutMs', undefined, MAX_TIMER_MS, 0)
+      // The native part is kept, but not as that of a call.
+      const kept = { native: this.#native }
+      this.#closed ??= complete(kept, (number) => this.#native.close(number)).then(() => removePluginState(this.#pluginState))
+      if (milliseconds !== undefined) {
+        const timer = setTimeout(() => this.#native.endCalls(), milliseconds)
+        this.#closed.then(() => clearTimeout(timer))
+      }
+      return this.#closed
+    } catch (error) {
+      return Promise.reject(error)
+    }
   }
 
   async [Symbol.asyncDispose] () {
-    await this.close()
+    await this.close({ timeoutMs: DISPOSAL_MS })
   }
 }
 

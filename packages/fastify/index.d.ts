@@ -122,6 +122,12 @@ declare namespace extismHost {
      * The store is that of `store`, without its prefix and its limits for guests; there are no such routes without one.
      */
     admin?: { token: string, prefix?: string }
+    /**
+     * How many milliseconds calls have to end once `fastify.close()` waits for them, from 0 to 2,147,483,647. Those that
+     * are left are interrupted: 503. A plugin that was given as a `Plugin` is left alone.
+     * @default 10000
+     */
+    closeTimeoutMs?: number
     /** Put before the urls of all routes. */
     prefix?: string
   }

@@ -360,6 +360,12 @@ impl Plugin {
     self.plugin.clear_vars();
   }
 
+  /// Ends the calls that are left of a plugin that is being closed.
+  #[napi(catch_unwind)]
+  pub fn end_calls(&self) {
+    self.plugin.end_calls();
+  }
+
   /// Closes the plugin; an empty result arrives under the number `call` when all is freed.
   #[napi(catch_unwind)]
   pub fn close(&self, call: u32) {

@@ -326,6 +326,11 @@ impl Plugin {
     self.workers.close(Box::new(closed));
   }
 
+  /// Ends all calls of a plugin that is being closed with [`Code::Closed`], those that run too.
+  pub fn end_calls(&self) {
+    self.workers.end_calls();
+  }
+
   /// What the plugin has done, and does at this moment. It costs a few locks.
   pub fn stats(&self) -> Stats {
     self.workers.stats()

@@ -12,6 +12,9 @@ const { LiveConfiguration } = require('./live-configuration.js')
 const { whenNpxIsGone } = require('./parent.js')
 const { UsageError } = require('./usage-error.js')
 
+/** How long answers have to be written after their calls have been interrupted. */
+const FLUSH_MS = 5_000
+
 /** The configuration of one function at `POST /`. */
 function ofOneFunction (wasm, functionName) {
   const isUrl = /^https?:/.test(wasm)
@@ -80,7 +83,7 @@ async function serve (plugin, functionName, flags) {
   const drain = closeWithoutLoss(app)
   const stopWatching = flags.watch ? watchFiles(live, flags.config && resolve(flags.config)) : () => {}
   let isServing = false
-  const delay = server.drainMs + server.shutdownTimeoutMs
+  const delay = server.drainMs + server.shutdownTimeoutMs + FLUSH_MS
   const grace = closeWithGrace({ delay, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
     if (err) app.log.error(err)
     // What is still starting has nothing to lose, and may take long.
@@ -90,6 +93,8 @@ async function serve (plugin, functionName, flags) {
       app.extism.drain()
       await drain(server.drainMs)
     }
+    // Before the app is closed: that begins by waiting for the answers.
+    app.extism.endCallsAfter(server.shutdownTimeoutMs)
     await app.close()
   })
   try {

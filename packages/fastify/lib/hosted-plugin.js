@@ -10,7 +10,7 @@ class HostedPlugin {
   #plugin
   /** What is to be waited for before the app is closed: the last reload, and versions that have calls left. */
   #lastReload = Promise.resolve()
-  #leaving = new Set()
+  #leaving = new Map()
   #closed
   #observer
   #noteRefusal
@@ -93,8 +93,13 @@ class HostedPlugin {
     this.#plugin = plugin
     this.#refusal = undefined
     if (wasGiven) return
-    const left = before.close().finally(() => this.#leaving.delete(left))
-    this.#leaving.add(left)
+    this.#leaving.set(before, before.close().finally(() => this.#leaving.delete(before)))
+  }
+
+  /** Ends all calls, and those that are left of earlier versions. A Plugin that was given is left alone. */
+  endCalls () {
+    for (const before of this.#leaving.keys()) before.close({ timeoutMs: 0 })
+    if (this.#definition.given === undefined) this.#plugin.close({ timeoutMs: 0 })
   }
 
   #checkOpen () {
@@ -109,7 +114,7 @@ class HostedPlugin {
 
   async #close () {
     await this.#lastReload
-    await Promise.all(this.#leaving)
+    await Promise.all(this.#leaving.values())
     if (this.#definition.given === undefined) await this.#plugin.close()
   }
 }

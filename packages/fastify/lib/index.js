@@ -18,8 +18,12 @@ async function extismHost (fastify, options) {
       'name all plugins in one registration, or register it in a scope of its own')
   }
   const define = (plugins) => asOptions({ ...options, plugins }, fastify.log)
-  const { routes, store, health, metrics, admin, prefix } = define(options.plugins)
+  const { routes, store, health, metrics, admin, prefix, closeTimeoutMs } = define(options.plugins)
   const plugins = await Plugins.open(options.plugins, define)
+  fastify.addHook('preClose', (done) => {
+    plugins.endCallsAfter(closeTimeoutMs)
+    done()
+  })
   fastify.addHook('onClose', () => plugins.close())
   fastify.decorate('extism', plugins)
   // A scope of their own, so that the app's other routes keep their parsers.

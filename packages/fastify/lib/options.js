@@ -3,14 +3,15 @@
 // What the plugin for Fastify is registered with, or an error that says what is wrong.
 
 const { Plugin } = require('extism-host')
-const { asBytes, asInteger, asStore, describe, invalidArgument, isObject, LEVELS, MAX_U32, pick, SILENT } = require('extism-host/internal')
+const { asBytes, asInteger, asStore, describe, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT } = require('extism-host/internal')
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
-const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'admin', 'prefix', 'logLevel')
+const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'admin', 'closeTimeoutMs', 'prefix', 'logLevel')
 const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'bodyLimit', 'schema')
 const SMOKE_KEYS = keys('function', 'input', 'expect', 'timeoutMs')
 const DEFAULT_SMOKE_MILLISECONDS = 5_000
+const DEFAULT_CLOSE_TIMEOUT_MS = 10_000
 const ADMIN_KEYS = keys('token', 'prefix')
 const LEAST_TOKEN_CHARACTERS = 16
 const PREFIX_KEYS = keys('prefix')
@@ -136,7 +137,7 @@ function storesOf (options) {
 
 /** `log` is the app's logger. */
 function asOptions (options, log) {
-  const { plugins, routes: routeList = [], store, health, metrics, admin, prefix } = pick(options, KEYS, 'extism-host/fastify')
+  const { plugins, routes: routeList = [], store, health, metrics, admin, closeTimeoutMs, prefix } = pick(options, KEYS, 'extism-host/fastify')
   const list = asPlugins(plugins, { store, log })
   const routes = asRoutes(routeList, list)
   const functionsOf = (name) => routes.filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
@@ -148,6 +149,7 @@ function asOptions (options, log) {
     health: asPlace(health, 'health', '/health'),
     metrics: asPlace(metrics, 'metrics', '/metrics'),
     admin: asAdmin(admin),
+    closeTimeoutMs: asInteger(closeTimeoutMs, 'closeTimeoutMs', DEFAULT_CLOSE_TIMEOUT_MS, MAX_TIMER_MS, 0),
     prefix
   }
 }

@@ -13,7 +13,9 @@ class Plugins {
   #observer
   #lastUpdate = Promise.resolve()
   /** Removed plugins that still have calls. */
-  #leaving = new Set()
+  #leaving = new Map()
+  /** Ends the calls that are left when the app is to be closed. */
+  #end
   #closed
   #notesRefusals = false
   #isDraining = false
@@ -107,9 +109,16 @@ class Plugins {
   }
 
   #remove (name) {
-    const left = this.plugin(name).close().finally(() => this.#leaving.delete(left))
-    this.#leaving.add(left)
+    const plugin = this.plugin(name)
+    this.#leaving.set(plugin, plugin.close().finally(() => this.#leaving.delete(plugin)))
     this.#byName.delete(name)
+  }
+
+  /** Calls have that many milliseconds to end from now on: the app is being closed, which waits for their requests. */
+  endCallsAfter (milliseconds) {
+    this.#end ??= setTimeout(() => {
+      for (const plugin of [...this.#leaving.keys(), ...this.#byName.values()]) plugin.endCalls()
+    }, milliseconds)
   }
 
   close () {
@@ -119,7 +128,8 @@ class Plugins {
 
   async #close () {
     await this.#lastUpdate
-    await Promise.all([...this.#leaving, ...[...this.#byName.values()].map((plugin) => plugin.close())])
+    await Promise.all([...this.#leaving.values(), ...[...this.#byName.values()].map((plugin) => plugin.close())])
+    clearTimeout(this.#end)
   }
 }
 

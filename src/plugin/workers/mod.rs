@@ -258,6 +258,31 @@ impl Workers {
     run_now.into_iter().for_each(|closed| closed());
   }
 
+  /// Ends all calls of a closed plugin at once, with [`Code::Closed`].
+  pub fn end_calls(&self) {
+    let mut queue = self.shared.lock();
+    let waiting = std::mem::take(&mut queue.waiting);
+    let mut ended: Vec<_> = waiting
+      .into_iter()
+      .map(|call| Waiter::Call(call.number))
+      .collect();
+    for slot in &queue.slots {
+      let mut record = slot.lock();
+      let waiter = record.in_flight.as_mut();
+      ended.extend(waiter.and_then(|in_flight| in_flight.waiter.take()));
+      record.interrupt();
+    }
+    self.shared.taken.fetch_add(ended.len(), Ordering::Relaxed);
+    queue.reconsider_stuck_slots();
+    drop(queue);
+    self.shared.has_news.set();
+    self.shared.changed.notify_all();
+    for waiter in ended {
+      let error = Error::new(Code::Closed, "the plugin was closed before the call had ended");
+      self.shared.end_taken(waiter, error);
+    }
+  }
+
   /// A reference that does not keep the plugin.
   pub fn downgrade(&self) -> WeakWorkers {
     WeakWorkers(Arc::downgrade(&self.shared))
