@@ -670,7 +670,9 @@ export class Plugin {
    * The input is copied. Without one the plugin gets an empty input. Resolves to `null` where the
    * output is empty. Rejects with a `PluginError`, or with the reason of `options.signal`.
    *
-   * `hostContext` is what host functions in JavaScript get from `context.hostContext()`.
+   * `hostContext` is what host functions in JavaScript get from `context.hostContext()`. An object that looks like
+   * options, with `signal` or `timeoutMs` and nothing else than `CallOptions` have, is refused there with
+   * `INVALID_ARGUMENT`, unless there are `options` too, or `null`.
    */
   call<T = unknown> (name: string, input?: string | Bytes | null, hostContext?: T, options?: CallOptions | null): Promise<PluginOutput | null>
   /**

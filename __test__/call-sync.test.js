@@ -49,6 +49,25 @@ test('can be used by what runs while calls are settled', async () => {
   expect(inside).toBe('inside')
 })
 
+describe('options in the place of the host context', () => {
+  const signal = AbortSignal.timeout(60_000)
+  test.each([[{ signal }], [{ timeoutMs: 1 }], [{ signal, timeoutMs: 1, logger: console }], [Object.assign(Object.create(null), { signal })]])('are refused: %p', async (options) => {
+    const refused = { code: 'INVALID_ARGUMENT', message: expect.stringContaining("call('echo', input, hostContext, options)") }
+    await expect(plugin.call('echo', '', options)).rejects.toMatchObject(refused)
+    expect(() => plugin.callSync('echo', '', options)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }))
+  })
+
+  test.each([[{}], [{ logger: console }], [{ signal, user: 1 }], [signal], [[signal]], ['signal'], [null]])('are not what a host context such as %p looks like', async (hostContext) => {
+    expect((await plugin.call('echo', 'yes', hostContext)).text()).toBe('yes')
+    expect(plugin.callSync('echo', 'yes', hostContext).text()).toBe('yes')
+  })
+
+  test.each([[null], [{}]])('are a host context if the options are %p', async (options) => {
+    expect((await plugin.call('echo', 'yes', { signal }, options)).text()).toBe('yes')
+    expect(plugin.callSync('echo', 'yes', { signal }, options).text()).toBe('yes')
+  })
+})
+
 test('stats count what has ended, and show what goes on', async () => {
   const counted = await createPlugin(await guest('many'), { instances: 2, maxQueue: 4 })
   await counted.call('echo', 'x')

@@ -19,7 +19,7 @@ function build (options) {
 
 test('closing the app interrupts calls that do not end within closeTimeoutMs', async () => {
   await build({ closeTimeoutMs: 50, routes: [{ url: '/', plugin: 'many', function: 'loop_for_ever' }] })
-  await app.listen({ host: '127.0.0.1' })
+  await app.listen({ port: 0, host: '127.0.0.1' })
   const { port } = app.server.address()
   const answer = fetch(`http://127.0.0.1:${port}/`, { method: 'POST' })
   while (app.extism.plugin('many').stats().busy === 0) await new Promise((resolve) => setTimeout(resolve, 5))

@@ -10,7 +10,7 @@ const { within } = require('./deadline.js')
 const { codedError, describe, invalidArgument, ofCall } = require('./errors.js')
 const { AsyncLocalStorage, addPluginState, forgotten, removePluginState, waitForOwn } = require('./host-functions.js')
 const { asLogger } = require('./logging.js')
-const { pick } = require('./objects.js')
+const { isObject, pick } = require('./objects.js')
 const { CALL_KEYS, CALL_SYNC_KEYS, CLOSE_KEYS, MAX_TIMER_MS, MAX_U32, pickOptions, pluginOptions } = require('./options.js')
 const { loadManifest } = require('./source.js')
 
@@ -30,6 +30,18 @@ function asInput (input) {
     )
   }
   return bytes
+}
+
+/**
+ * Throws if options stand where the host context belongs: with a time limit or a signal that would be ignored. A context
+ * that looks like options needs options of its own, or `null`.
+ */
+function checkHostContext (hostContext, options, name) {
+  if (hostContext === undefined || hostContext === null || options !== undefined) return
+  if (hostContext.signal === undefined && hostContext.timeoutMs === undefined) return
+  if (!isObject(hostContext) || !Object.keys(hostContext).every((key) => Object.hasOwn(CALL_KEYS, key))) return
+  throw invalidArgument(`options of a call are its fourth argument, the third is the host context: call('${name}', input, hostContext, options); ` +
+    'pass null as the fourth if this is the host context')
 }
 
 class Plugin {
@@ -55,6 +67,7 @@ class Plugin {
     try {
       const exportNumber = this.#exportNumber(name)
       const bytes = asInput(input)
+      checkHostContext(hostContext, options, name)
       if (options === undefined || options === null) {
         return this.#complete(name, exportNumber, bytes, 0, undefined, hostContext, undefined)
       }
@@ -111,6 +124,7 @@ class Plugin {
     try {
       const exportNumber = this.#exportNumber(name)
       const bytes = asInput(input)
+      checkHostContext(hostContext, options, name)
       const { timeoutMs, logger } = pick(options ?? {}, CALL_SYNC_KEYS, 'the options of a synchronous call')
       const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
       const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#pluginState.level)
