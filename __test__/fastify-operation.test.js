@@ -21,7 +21,7 @@ test('closing the app interrupts calls that do not end within closeTimeoutMs', a
   await build({ closeTimeoutMs: 50, routes: [{ url: '/', plugin: 'many', function: 'loop_for_ever' }] })
   await app.listen({ port: 0, host: '127.0.0.1' })
   const { port } = app.server.address()
-  const answer = fetch(`http://127.0.0.1:${port}/`, { method: 'POST' })
+  const answer = fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { connection: 'close' } })
   while (app.extism.plugin('many').stats().busy === 0) await new Promise((resolve) => setTimeout(resolve, 5))
   await app.close()
   expect((await answer).status).toBe(503)
