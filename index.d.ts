@@ -616,8 +616,11 @@ export class PluginOutput extends DataView<ArrayBuffer> {
   /** The output parsed as JSON. Throws a `SyntaxError` where it is none. */
   json (): any
   /**
-   * The output's bytes, not copied. Short outputs share their memory, as Node's Buffers do: what lies
-   * around these bytes in `bytes().buffer` belongs to others.
+   * The output's bytes. `bytes().buffer` holds them and nothing else: short outputs share their memory with
+   * others, so those are copied. That takes 0.1 µs for up to 64 bytes and about 1 µs for more, where a call takes 2 µs
+   * (32 in flight) to 10 µs; it is the price of never handing other calls' outputs to whoever passes the buffer on.
+   * `text()`, `json()` and the methods of a DataView copy nothing. Longer outputs (from 1 KiB on) have memory of
+   * their own, which is not copied.
    */
   bytes (): Uint8Array
   /** The same as `buffer`. */
