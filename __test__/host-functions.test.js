@@ -473,3 +473,27 @@ test.each([
 ])('functions cannot be %p', async (functions, message) => {
   await expect(open(wasm, { functions })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) })
 })
+
+test('a block of more bytes than there can be is refused, and the guest goes on', async () => {
+  const plugin = await open(await assemble(`(module
+    (import "extism:host/user" "ask" (func $ask (result i64)))
+    (import "extism:host/env" "length" (func $length (param i64) (result i64)))
+    (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+    (func (export "ask") (local $block i64)
+      (local.set $block (call $ask))
+      (call $output (local.get $block) (call $length (local.get $block)))))`), {
+    functions: {
+      'extism:host/user': {
+        ask: (context) => [2 ** 31, 2n ** 31n, 2 ** 32, 2 ** 32 + 1, Number.MAX_SAFE_INTEGER].map((size) => {
+          try {
+            return String(context.alloc(size))
+          } catch ({ code, message }) {
+            return `${code}: ${message}`
+          }
+        }).join()
+      }
+    }
+  })
+  expect((await plugin.call('ask')).text().split(',').filter((part) => part.startsWith('OUT_OF_MEMORY: a block has up to 2147483647 bytes'))).toHaveLength(5)
+  expect(plugin.stats().replaced.trap).toBe(0)
+})

@@ -71,7 +71,7 @@ describe('allowedHosts', () => {
     const { url, requests } = await serve(greet)
     const plugin = await start()
     await expect(plugin.call('body', request(`${url}/a b?key=value`))).rejects.toMatchObject(refusal(
-      `Call error: HTTP request to "${url}/a%20b?key=value" is not allowed (no allowedHosts match "127.0.0.1")`))
+      `Call error: HTTP request to "${url}/a%20b" is not allowed (no allowedHosts match "127.0.0.1")`))
     expect(requests).toEqual([])
   })
 
@@ -335,7 +335,7 @@ describe('a response', () => {
   test('gives the plugin its headers only with allowHttpResponseHeaders', async () => {
     const { url } = await serve(answer)
     const silent = await start(LOCAL)
-    expect(await silent.call('headers', request(url))).toBeNull()
+    expect((await silent.call('headers', request(url))).byteLength).toBe(0)
     const plugin = await start({ ...LOCAL, allowHttpResponseHeaders: true })
     expect((await plugin.call('headers', request(url))).json())
       .toMatchObject({ 'x-twice': 'one, two', 'x-latin': 'café' })
@@ -356,7 +356,7 @@ describe('a response', () => {
   test('of no bytes is an empty block', async () => {
     const { url } = await serve((_, response) => response.writeHead(204).end())
     const plugin = await start(LOCAL)
-    expect(await plugin.call('body', request(url))).toBeNull()
+    expect((await plugin.call('body', request(url))).byteLength).toBe(0)
     expect((await plugin.call('status', request(url))).getUint16(0, true)).toBe(204)
   })
 
@@ -374,7 +374,7 @@ describe('a response', () => {
         await expect(plugin.call('body', request(`${url}/${kind}1001`)))
           .rejects.toMatchObject(refusal('Response body exceeded 1000 bytes'))
       }
-      expect(await plugin.call('body', request(`${url}/a1001`, { method: 'HEAD' }))).toBeNull()
+      expect((await plugin.call('body', request(`${url}/a1001`, { method: 'HEAD' }))).byteLength).toBe(0)
     }
     await expect(createPlugin(wasm, { memory: { maxHttpResponseBytes: 0 } })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
   })

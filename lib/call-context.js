@@ -12,6 +12,7 @@ const { PluginOutput } = require('./plugin-output.js')
 const SECRET = Symbol('extism-host')
 
 const MAX_OFFSET = 0xFFFF_FFFF
+const MAX_BLOCK_BYTES = 0x7FFF_FFFF
 
 const encoder = new TextEncoder()
 
@@ -74,6 +75,7 @@ class CallContext {
     if (!Number.isSafeInteger(length) || length < 0) {
       throw invalidArgument(`the size of a block must be a whole number that is not negative, not ${describe(size)}`)
     }
+    if (length > MAX_BLOCK_BYTES) throw codedError('OUT_OF_MEMORY', `a block has up to ${MAX_BLOCK_BYTES} bytes, not ${length}`)
     return this.#made(this.#boundary.allocate(this.#hostCall, length), length)
   }
 

@@ -17,6 +17,7 @@ mod settings;
 mod watching;
 
 use std::collections::HashSet;
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
@@ -44,6 +45,61 @@ const BATCH_BYTES: usize = 4 << 20;
 
 /// How many names of hosts may be looked up at once, in the whole process: each costs a thread.
 const MAX_LOOKUPS: usize = 16;
+
+/// How many times a server is asked for keys until it must be through. Tables of Redis with 10¹⁰ places need fewer.
+const MAX_SCANS_OF_SERVER: u64 = 1 << 20;
+
+/// Where the listing of a server's keys is. The positions of a server that works never repeat: they grow, read from the
+/// last bit on.
+#[derive(Clone, Copy, Default)]
+struct Scan {
+  /// Where the server goes on; 0 at the beginning.
+  position: u64,
+  /// How many times it has been asked.
+  count: u64,
+  /// The position after a power of two of them: so each circle is found, by Brent's algorithm.
+  checkpoint: u64,
+}
+
+impl Scan {
+  fn parse(text: &str) -> Option<Self> {
+    let mut numbers = text.split('.').map(|number| number.parse::<u64>().ok());
+    let mut next = || numbers.next().flatten();
+    Some(Self {
+      position: next()?,
+      count: next()?,
+      checkpoint: next()?,
+    })
+  }
+
+  /// Goes on to the next position, or with 0 to the beginning of the next server. `false` if that would never end.
+  fn advance(&mut self, next: u64) -> bool {
+    if next == 0 {
+      *self = Self::default();
+      return true;
+    }
+    if next == self.checkpoint || self.count >= MAX_SCANS_OF_SERVER {
+      return false;
+    }
+    self.position = next;
+    self.count += 1;
+    if self.count.is_power_of_two() {
+      self.checkpoint = next;
+    }
+    true
+  }
+}
+
+impl fmt::Display for Scan {
+  fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let Self {
+      position,
+      count,
+      checkpoint,
+    } = self;
+    write!(formatter, "{position}.{count}.{checkpoint}")
+  }
+}
 
 /// Sets a key, or removes it, if it has the expected value. An argument that is not empty stands before the
 /// expected value and before the new one, if there is such a one.
@@ -283,12 +339,12 @@ impl Store for RedisStore {
     if nodes.is_empty() {
       return Err(Error::new(Code::Closed, "the store is closed"));
     }
-    let (mut index, mut position) = match cursor {
-      None => (0, 0),
+    let (mut index, mut scan) = match cursor {
+      None => (0, Scan::default()),
       Some(cursor) => {
         let bad = || Error::new(Code::InvalidArgument, "this is no cursor of this store");
         let (position, server) = cursor.split_once('@').ok_or_else(bad)?;
-        let position = position.parse::<u64>().map_err(|_| bad())?;
+        let scan = Scan::parse(position).ok_or_else(bad)?;
         let index = nodes.iter().position(|node| mark(&node.server) == server);
         let index = index.ok_or_else(|| {
           Error::new(
@@ -297,7 +353,7 @@ impl Store for RedisStore {
              beginning",
           )
         })?;
-        (index, position)
+        (index, scan)
       }
     };
     let pattern = pattern(prefix);
@@ -308,16 +364,16 @@ impl Store for RedisStore {
         return Ok(Page { keys, cursor: None });
       };
       let connection = &node.session()?.connection;
-      let mut scan = cmd("SCAN");
-      scan.arg(position);
+      let mut command = cmd("SCAN");
+      command.arg(scan.position);
       if !prefix.is_empty() {
-        scan.arg("MATCH").arg(&pattern);
+        command.arg("MATCH").arg(&pattern);
       }
-      scan.arg("COUNT").arg(limit.clamp(10, BATCH));
+      command.arg("COUNT").arg(limit.clamp(10, BATCH));
       let limit_of_time = self.servers.settings.timeout;
       let scanned = wait::block_on(self.runtime, async {
         let late = |_| errors::unreachable_for(&node.server, "it has not answered in time");
-        let answer = timeout(limit_of_time, connection.send_checked(&scan)).await;
+        let answer = timeout(limit_of_time, connection.send_checked(&command)).await;
         answer.map_err(late)?
       });
       let Value::Array(parts) = scanned? else {
@@ -327,7 +383,11 @@ impl Store for RedisStore {
         return Err(self.unexpected_reply());
       };
       let next = text(next).and_then(|next| next.parse::<u64>().ok());
-      position = next.ok_or_else(|| self.unexpected_reply())?;
+      let next = next.ok_or_else(|| self.unexpected_reply())?;
+      if !scan.advance(next) {
+        let message = format!("the Redis server {} never ends SCAN", node.server);
+        return Err(Error::new(Code::StoreUnavailable, message));
+      }
       let Value::Array(found) = found else {
         return Err(self.unexpected_reply());
       };
@@ -336,7 +396,7 @@ impl Store for RedisStore {
           keys.push(key);
         }
       }
-      if position == 0 {
+      if next == 0 {
         index += 1;
       }
       if keys.len() >= limit {
@@ -345,7 +405,7 @@ impl Store for RedisStore {
     }
     let cursor = nodes
       .get(index)
-      .map(|node| format!("{position}@{}", mark(&node.server)));
+      .map(|node| format!("{scan}@{}", mark(&node.server)));
     Ok(Page { keys, cursor })
   }
 
@@ -487,5 +547,27 @@ mod tests {
       lengths(&[BATCH_BYTES * 2, 1, BATCH_BYTES - 1, 1]),
       [1, 2, 1]
     );
+  }
+
+  #[test]
+  fn a_scan_that_never_ends_is_found() {
+    let mut scan = Scan::default();
+    let steps = (1..).take_while(|position| scan.advance(*position));
+    assert_eq!(steps.count() as u64, MAX_SCANS_OF_SERVER);
+
+    let mut circling = Scan::default();
+    let circle = (1..).map(|step: u64| step % 1_000 + 1);
+    let steps = circle.take_while(|position| circling.advance(*position));
+    assert!(steps.count() < 4_000);
+  }
+
+  #[test]
+  fn a_scan_goes_on_from_its_text() {
+    let mut scan = Scan::default();
+    assert!(scan.advance(u64::MAX) && scan.advance(5));
+    let mut same = Scan::parse(&scan.to_string()).unwrap_or_default();
+    assert_eq!(same.to_string(), "5.2.5");
+    assert!(!same.advance(5));
+    assert_eq!(Scan::parse("7").map(|scan| scan.position), None);
   }
 }

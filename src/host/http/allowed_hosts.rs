@@ -72,7 +72,10 @@ impl AllowedHosts {
       return Ok(());
     }
     let host = url.host_str().unwrap_or_default();
-    refused(url.as_str(), format!("no allowedHosts match \"{host}\""))
+    refused(
+      &without_query(url),
+      format!("no allowedHosts match \"{host}\""),
+    )
   }
 
   fn matches(&self, url: &Url) -> bool {
