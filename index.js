@@ -3,13 +3,15 @@
 require('./lib/native.js')
 const { CallContext } = require('./lib/call-context.js')
 const { CAPABILITIES } = require('./lib/capabilities.js')
+const { ErrorCode, PluginError } = require('./lib/errors.js')
 const { keyvAdapter } = require('./lib/keyv-adapter.js')
 const { MemoryStore } = require('./lib/memory-store.js')
 const { Plugin, createPlugin, precompile } = require('./lib/plugin.js')
 const { PluginOutput } = require('./lib/plugin-output.js')
 const { Store, openStore } = require('./lib/store.js')
 
-module.exports = {
+// A function, as the default export of Extism's JavaScript SDK is.
+module.exports = Object.assign(createPlugin, {
   createPlugin,
   newPlugin: createPlugin,
   precompile,
@@ -18,11 +20,13 @@ module.exports = {
   CAPABILITIES,
   CallContext,
   MemoryStore,
+  ErrorCode,
   Plugin,
+  PluginError,
   PluginOutput,
   Store,
   default: createPlugin
-}
+})
 
 // Compilers that turn `import` into `require` look for the default export only where this is set.
 Object.defineProperty(module.exports, '__esModule', { value: true })

@@ -2,7 +2,22 @@
 
 // The errors of this library: a stable code, and a message for people.
 
+const binding = require('../binding.js')
+
 const ours = new WeakSet()
+
+/** What has a code and is made here. With INVALID_ARGUMENT that is a TypeError, so `instanceof` cannot go by the prototype. */
+class PluginError extends Error {
+  static [Symbol.hasInstance] (value) {
+    return ours.has(value)
+  }
+}
+
+/** Codes of errors that are known in JavaScript only. */
+const OWN_CODES = ['FETCH_FAILED', 'CONTEXT_ENDED', 'VARIABLES_FULL', 'ALREADY_REGISTERED', 'SMOKE_FAILED']
+
+/** All codes, each under its own name. */
+const ErrorCode = Object.freeze(Object.fromEntries([...binding.errorCodes(), ...OWN_CODES].map((code) => [code, code])))
 
 /** `entry` and what it has called are left out of the stack. */
 function codedError (code, message, entry = codedError) {
@@ -33,4 +48,4 @@ function describe (value) {
   return `a ${typeof value}`
 }
 
-module.exports = { codedError, invalidArgument, ofCall, describe }
+module.exports = { ErrorCode, PluginError, codedError, invalidArgument, ofCall, describe }
