@@ -198,6 +198,9 @@ export interface CompileCacheOptions {
   maxBytes?: number
 }
 
+/** In place of a code: the call succeeded, with an output without bytes. With the code 0, no bytes are no output. */
+export declare const EMPTY_OUTPUT: number
+
 /** The names of all codes that errors may have, each at the index of its number less one. */
 export declare function errorCodes(): Array<string>
 

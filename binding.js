@@ -792,6 +792,7 @@ module.exports.CALL_MUST_TAKE = nativeBinding.CALL_MUST_TAKE
 module.exports.CALL_MUST_WAKE = nativeBinding.CALL_MUST_WAKE
 module.exports.CALL_TAKEN = nativeBinding.CALL_TAKEN
 module.exports.errorCodes = nativeBinding.errorCodes
+module.exports.EMPTY_OUTPUT = nativeBinding.EMPTY_OUTPUT
 module.exports.HEADER_COUNT = nativeBinding.HEADER_COUNT
 module.exports.HEADER_EXPORT = nativeBinding.HEADER_EXPORT
 module.exports.HEADER_HAS_MORE = nativeBinding.HEADER_HAS_MORE

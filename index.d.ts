@@ -536,7 +536,7 @@ export type ErrorCode =
   | 'INVALID_WASM'
   /** The bytes do not have the manifest's hash. */
   | 'HASH_MISMATCH'
-  /** Nobody provides something that the module imports; the message names it. */
+  /** Nobody provides something that the modules import; the message has all of it, a line for each. */
   | 'MISSING_IMPORT'
   /** Modules of the manifest only pass an import on to one another, in a circle; the message names them. */
   | 'CIRCULAR_LINKING'
@@ -589,16 +589,34 @@ export type ErrorCode =
   | 'WOULD_DEADLOCK'
   /** This library, or the plugin's `runtime`, does not support it; the message says what to do. */
   | 'UNSUPPORTED'
+  /** Of `fastify.extism`: a new version of a plugin has failed the call that it must pass. */
+  | 'SMOKE_FAILED'
+  /** Of `extism-host/fastify`: it is registered in this scope already. */
+  | 'ALREADY_REGISTERED'
+  /** In `stats()` and metrics: the call was aborted. It is rejected with the reason of its signal. */
+  | 'CANCELED'
   /** A defect in this library. */
   | 'INTERNAL'
 
-/** What this library throws and rejects with. With `INVALID_ARGUMENT` it is a `TypeError`. */
-export interface PluginError extends Error {
+/** All codes, each under its own name: `ErrorCode.TIMEOUT` is `'TIMEOUT'`. */
+export const ErrorCode: { readonly [Code in ErrorCode]: Code }
+
+/**
+ * What this library throws and rejects with: `error instanceof PluginError` says so. With `INVALID_ARGUMENT` it is a
+ * `TypeError`, too.
+ */
+export class PluginError extends Error {
+  private constructor ()
   code: ErrorCode
   /** The plugin that was called, if it is the error of a call: its option `name`, or what stands for it. */
   plugin?: string
   /** The function that was called, if it is the error of a call. */
   function?: string
+  /**
+   * Of a `PLUGIN_ERROR`: the code that the function returned, or that the plugin exited with. 0 if it reported its error
+   * in another way.
+   */
+  returnCode?: number
   /** Of a `TRAP`: the guest's functions that were running, the innermost first; at most 32. */
   wasmBacktrace?: string[]
 }
@@ -670,8 +688,8 @@ export class Plugin {
   /**
    * Runs a function of the plugin on a thread of its own; the event loop goes on meanwhile.
    *
-   * The input is copied. Without one the plugin gets an empty input. Resolves to `null` where the
-   * output is empty. Rejects with a `PluginError`, or with the reason of `options.signal`.
+   * The input is copied. Without one the plugin gets an empty input. Resolves to `null` if the function has set no
+   * output, and to an empty one if it has set that. Rejects with a `PluginError`, or with the reason of `options.signal`.
    *
    * `hostContext` is what host functions in JavaScript get from `context.hostContext()`. An object that looks like
    * options, with `signal` or `timeoutMs` and nothing else than `CallOptions` have, is refused there with

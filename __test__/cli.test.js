@@ -76,7 +76,7 @@ describe('call', () => {
   test('says in one line what went wrong, and ends with 1', async () => {
     for (const [args, message] of [
       [[SAY_HELLO, 'nope', '--wasi'], /^extism-host: FUNCTION_NOT_FOUND: .*"nope".*\n$/],
-      [[SAY_HELLO, 'say_hello'], /^extism-host: MISSING_IMPORT: .*useWasi.*\n$/],
+      [[SAY_HELLO, 'say_hello'], /^extism-host: MISSING_IMPORT: (?:(?!useWasi)[^])*: pass --wasi \(in a configuration, `wasi: true`\) to give the plugin WASI(?:(?!useWasi)[^])*$/],
       [['nowhere.wasm', 'say_hello'], /^extism-host: FILE_NOT_FOUND: .*nowhere.wasm.*\n$/],
       [['README.md', 'say_hello'], /^extism-host: INVALID_WASM: .*\n$/],
       [[await file('many'), 'loop_for_ever', '--timeout', '50'], /^extism-host: TIMEOUT: .*\n$/]

@@ -142,7 +142,7 @@ describe('createPlugin rejects', () => {
     const wants = await assemble('(module (import "env" "launchRocket" (func)))')
     await expect(createPlugin(wants)).rejects.toMatchObject({
       code: 'MISSING_IMPORT',
-      message: 'from module "main": cannot resolve import "env" "launchRocket": not provided by host imports nor linked manifest items'
+      message: 'from module "main": cannot resolve import "env" "launchRocket": not provided by host imports nor linked manifest items; it is a function () -> ()'
     })
   })
 
@@ -251,7 +251,7 @@ test('a Plugin cannot be made without createPlugin', () => {
 
 test('the module has its exports by name', () => {
   expect(Object.keys(require('..')).sort()).toEqual([
-    'CAPABILITIES', 'CallContext', 'MemoryStore', 'Plugin', 'PluginOutput', 'Store', 'createPlugin', 'default', 'keyvAdapter', 'newPlugin', 'openStore', 'precompile'
+    'CAPABILITIES', 'CallContext', 'ErrorCode', 'MemoryStore', 'Plugin', 'PluginError', 'PluginOutput', 'Store', 'createPlugin', 'default', 'keyvAdapter', 'newPlugin', 'openStore', 'precompile'
   ])
   expect([MemoryStore, PluginOutput].every((value) => typeof value === 'function')).toBe(true)
 })

@@ -1,6 +1,7 @@
 'use strict'
 
-const { createPlugin } = require('..')
+const { readFileSync } = require('node:fs')
+const { createPlugin, ErrorCode, PluginError } = require('..')
 const { assemble } = require('./support/guest.js')
 const { runNode } = require('./support/processes.js')
 
@@ -23,6 +24,112 @@ beforeAll(async () => {
 })
 
 const open = (options) => createPlugin(source, { useWasi: true, ...options })
+
+describe('PluginError and ErrorCode', () => {
+  const binding = require('../binding.js')
+
+  test('tell the errors of this library from others', async () => {
+    const plugin = await open()
+    const errors = [
+      await plugin.call('trap').catch((error) => error),
+      await plugin.call('silent', 42).catch((error) => error),
+      await createPlugin('/no/such/file.wasm').catch((error) => error)
+    ]
+    for (const error of errors) expect(error instanceof PluginError).toBe(true)
+    expect(errors[1] instanceof TypeError).toBe(true)
+    for (const other of [new Error('mine'), new TypeError('mine'), { code: 'TRAP' }, null, undefined, 'TRAP']) expect(other instanceof PluginError).toBe(false)
+    await plugin.close()
+  })
+
+  test('have each code of the native part and of the types', () => {
+    expect(Object.keys(ErrorCode)).toEqual(expect.arrayContaining(binding.errorCodes()))
+    for (const [name, code] of Object.entries(ErrorCode)) expect(code).toBe(name)
+    const types = readFileSync(require.resolve('../index.d.ts'), 'utf8')
+    const union = /export type ErrorCode =([^]*?)\n\n/.exec(types)[1]
+    expect([...union.matchAll(/\| '([A-Z_]+)'/g)].map(([, code]) => code).sort()).toEqual(Object.keys(ErrorCode).sort())
+    expect(Object.isFrozen(ErrorCode)).toBe(true)
+  })
+})
+
+describe('the return code of an error', () => {
+  test('is what the function returned, or exited with', async () => {
+    const wasm = await assemble(`(module
+      (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+      (import "extism:host/env" "error_set" (func $error (param i64)))
+      (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+      (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+      (memory (export "memory") 1)
+      (func $fail (local $block i64)
+        (local.set $block (call $alloc (i64.const 2)))
+        (call $store (local.get $block) (i32.const 65))
+        (call $error (local.get $block)))
+      (func (export "one") (result i32) (i32.const 1))
+      (func (export "negative") (result i32) (i32.const -7))
+      (func (export "told") (result i32) (call $fail) (i32.const 3))
+      (func (export "silent") (call $fail))
+      (func (export "exit") (call $exit (i32.const 42))))`)
+    const plugin = await createPlugin(wasm, { useWasi: true })
+    for (const [name, returnCode] of Object.entries({ one: 1, negative: -7, told: 3, silent: 0, exit: 42 })) {
+      await expect(plugin.call(name)).rejects.toMatchObject({ code: 'PLUGIN_ERROR', returnCode, message: expect.stringMatching(/^Plugin-originated error: /) })
+    }
+    expect((await plugin.call('told').catch((error) => error)).message).toBe('Plugin-originated error: A\0')
+    expect((await plugin.call('nothing').catch((error) => error)).returnCode).toBeUndefined()
+    await plugin.close()
+  })
+})
+
+describe('a message names the culprit', () => {
+  test('the host function that returned something wrong', async () => {
+    const wasm = await assemble(`(module
+      (import "extism:host/user" "ask" (func $ask (result i64)))
+      (import "shop" "price" (func $price (result f64)))
+      (func (export "ask") (drop (call $ask)))
+      (func (export "price") (drop (call $price))))`)
+    const plugin = await createPlugin(wasm, { functions: { 'extism:host/user': { ask: () => ({}) }, shop: { price: () => Symbol('free') } } })
+    await expect(plugin.call('ask')).rejects.toThrow('the host function "extism:host/user" "ask" must return an offset (a bigint), a string or bytes, not an instance of Object')
+    await expect(plugin.call('price')).rejects.toThrow('the host function "shop" "price" must return a number, not a symbol')
+    await plugin.close()
+    const asynchronous = await createPlugin(wasm, { functions: { 'extism:host/user': { ask: async () => 1n }, shop: { price: () => 1 } } })
+    expect(() => asynchronous.callSync('ask')).toThrow('asynchronous host function "extism:host/user" "ask"')
+    await asynchronous.close()
+  })
+
+  test('all missing imports, with their types and what is similar', async () => {
+    const wasm = await assemble(`(module
+      (import "extism:host/usr" "lookup" (func (param i64) (result i64)))
+      (import "extism:host/user" "lokup" (func (param i64) (result i64)))
+      (import "env" "frobnicate" (func (param i32 f64)))
+      (import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32))))`)
+    const { code, message } = await createPlugin(wasm, { functions: { 'extism:host/user': { lookup () {} } } }).catch((error) => error)
+    expect(code).toBe('MISSING_IMPORT')
+    const lines = message.split('\n')
+    expect(lines).toHaveLength(4)
+    for (const line of lines) expect(line).toMatch(/^from module "main": cannot resolve import "/)
+    expect(lines[0]).toMatch(/"lookup".*it is a function \(i64\) -> \(?i64\)?; did you mean "extism:host\/user" "lookup"\?$/)
+    expect(lines[1]).toMatch(/; did you mean "lookup"\?$/)
+    expect(lines[2]).toMatch(/"frobnicate".*it is a function \(i32, f64\) -> \(\)$/)
+    expect(lines[3]).toMatch(/: pass `useWasi: true` to give the plugin WASI$/)
+  })
+
+  test('up to twenty of the missing imports', async () => {
+    const wasm = await assemble(`(module ${Array.from({ length: 30 }, (_, index) => `(import "shop" "f${index}" (func))`).join('')})`)
+    const lines = (await createPlugin(wasm).catch(({ message }) => message)).split('\n')
+    expect([lines.length, lines.at(-1)]).toEqual([21, 'and 10 more imports'])
+  })
+
+  test('the functions that there are, and the time that was up', async () => {
+    const plugin = await open()
+    await expect(plugin.call('pinic')).rejects.toThrow('Plugin error: function "pinic" does not exist; there are "endless", "fail", "panic", "print", "print_and_trap", "silent", "trap"')
+    await expect(plugin.call('endless', '', null, { timeoutMs: 30 })).rejects.toThrow('EXTISM: call canceled due to timeout: it ran for longer than 30 ms')
+    await plugin.close()
+    const many = await createPlugin(await assemble(`(module ${Array.from({ length: 25 }, (_, index) => `(func (export "f${index}"))`).join('')})`))
+    await expect(many.call('f')).rejects.toThrow(/"f9"|and 5 more$/)
+    await many.close()
+    const none = await createPlugin(await assemble('(module)'))
+    await expect(none.call('f')).rejects.toThrow('does not exist; the plugin has no functions that can be called')
+    await none.close()
+  })
+})
 
 describe('an error of a call', () => {
   test('names the plugin and the function, whatever the reason', async () => {

@@ -18,7 +18,9 @@ use extism_host::plugin::engine::{Kind, engine};
 use extism_host::plugin::instance::{Instance, Outcome, Run, Settings, Template};
 use extism_host::plugin::interrupt::Interruptions;
 use extism_host::plugin::link::{self, Options, link};
-use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
+use extism_host::plugin::{
+  Call, CallOutput, Limits, Manifest, Plugin, Queued, Results, Source, Wasm,
+};
 use extism_host::store::{MemoryStore, Store, Value};
 use wasmtime::Module;
 
@@ -278,7 +280,8 @@ struct Waiting {
 }
 
 impl Results for Waiting {
-  fn done(&self, _number: u64, result: extism_host::Result<Vec<u8>>) {
+  fn done(&self, _number: u64, result: extism_host::Result<CallOutput>) {
+    let result = result.map(|output| output.bytes);
     assert_eq!(result.as_deref(), Ok(self.output.as_bytes()));
     self.is_done.store(true, Ordering::Release);
   }

@@ -25,10 +25,11 @@ const {
   HEADER_NUMBER, HEADER_EXPORT, HEADER_INPUT_BYTES, HEADER_TIMEOUT_MS, HEADER_IS_ALONE, HEADER_MAY_TAKE,
   HEADER_SHARED_BYTES_USED, HEADER_COUNT, HEADER_HAS_MORE, HEADER_MAY_SPIN, HEADER_ITEMS, ITEM_LENGTH,
   HEADER_REPLY_TO, HEADER_REPLY, HEADER_REPLY_BITS, REPLY_NUMBER, REPLY_BYTES, REPLY_STORE,
-  CALL_MUST_WAKE, CALL_TAKEN, CALL_MUST_TAKE, OUT_OF_BAND, JS_VALUE, HOST_CALL, NO_CALL, LOG, LOG_PLUGIN, LOG_LEVEL, LOG_TEXT
+  CALL_MUST_WAKE, CALL_TAKEN, CALL_MUST_TAKE, EMPTY_OUTPUT, OUT_OF_BAND, JS_VALUE, HOST_CALL, NO_CALL, LOG, LOG_PLUGIN, LOG_LEVEL, LOG_TEXT
 } = binding
 
 const CODES = binding.errorCodes()
+const PLUGIN_ERROR = CODES.indexOf('PLUGIN_ERROR') + 1
 const TRAP = CODES.indexOf('TRAP') + 1
 const HOST_FUNCTION_ERROR = CODES.indexOf('HOST_FUNCTION_ERROR') + 1
 
@@ -403,6 +404,8 @@ function settleOne () {
 function settleCall (call, code, buffer, offset, length) {
   if (code === HOST_FUNCTION_ERROR && call.callState?.thrown !== undefined) {
     call.reject(call.callState.thrown.error)
+  } else if (code === EMPTY_OUTPUT) {
+    call.resolve(new PluginOutput(new ArrayBuffer(0), 0, 0))
   } else if (code !== 0) {
     fail(call, code, decoder.decode(new Uint8Array(buffer, offset, length)))
   } else {
@@ -422,10 +425,14 @@ function fail (call, code, text) {
   call.resolve(afterwards.then().then(throwError))
 }
 
-/** The error of a call. The text of a trap is its message and the guest's functions, with NULs between. */
+/**
+ * The error of a call. The text of a trap is its message and the guest's functions, with NULs between; that of a plugin's
+ * own error the code that it returned, a NUL and its message.
+ */
 function errorOf (call, code, text, entry) {
-  const [message, ...frames] = code === TRAP ? text.split('\0') : [text]
+  const [message, ...frames] = code === TRAP ? text.split('\0') : [code === PLUGIN_ERROR ? text.slice(text.indexOf('\0') + 1) : text]
   const error = codedError(CODES[code - 1], message, entry)
+  if (code === PLUGIN_ERROR) error.returnCode = Number.parseInt(text)
   if (call.name !== undefined) Object.assign(error, { plugin: call.plugin, function: call.name })
   if (frames.length > 0) error.wasmBacktrace = frames
   return error

@@ -53,12 +53,13 @@ function asFunctions (functions = {}) {
 }
 
 /** Makes the state of a plugin that is to be loaded. */
-function addPluginState ({ name, bodies, logger, level, instances }) {
+function addPluginState ({ name, names, bodies, logger, level, instances }) {
   const pluginId = freeIds.pop() ?? pluginStates.length
   const pluginState = {
     pluginId,
     // What errors call it.
     name,
+    names,
     bodies,
     logger,
     level,
@@ -151,7 +152,7 @@ function run (boundary, hostCall, answered) {
   if (callState !== undefined) callState.running = running
   const returned = (value) => {
     try {
-      answer(boundary, number, hostCall.result, value)
+      answer(boundary, hostCall, value)
     } catch (error) {
       return failed(error)
     }
@@ -178,7 +179,8 @@ function run (boundary, hostCall, answered) {
   if (!isAsync) return returned(value)
   const promise = Promise.resolve(value)
   if (callState?.isSync) {
-    failed(codedError('WOULD_DEADLOCK', 'callSync() waits for the plugin, so it cannot wait for an asynchronous host function; use call()'))
+    failed(codedError('WOULD_DEADLOCK', 'callSync() waits for the plugin, so it cannot wait for the asynchronous host function ' +
+      `${quoted(pluginState.names[hostCall.body])}; use call()`))
     // What it rejects with is of no use to anybody any more.
     promise.catch(() => {})
     return true
@@ -192,17 +194,18 @@ function run (boundary, hostCall, answered) {
 }
 
 /** Converts as WebAssembly does, and besides makes a block of what is no number. */
-function answer (boundary, number, result, value) {
+function answer (boundary, hostCall, value) {
+  const { number, result } = hostCall
   switch (result) {
     case TYPE_I32:
-      boundary.answer(number, Number(value ?? 0) >>> 0, 0)
+      boundary.answer(number, asNumber(hostCall, value) >>> 0, 0)
       return
     case TYPE_F32:
-      converter.setFloat32(0, Number(value ?? 0), true)
+      converter.setFloat32(0, asNumber(hostCall, value), true)
       boundary.answer(number, converter.getUint32(0, true), 0)
       return
     case TYPE_F64:
-      converter.setFloat64(0, Number(value ?? 0), true)
+      converter.setFloat64(0, asNumber(hostCall, value), true)
       break
     case TYPE_I64: {
       const bytes = typeof value === 'string' ? value : asBytes(value)
@@ -211,7 +214,7 @@ function answer (boundary, number, result, value) {
         return
       }
       if (value !== undefined && value !== null && typeof value !== 'bigint' && !Number.isSafeInteger(value)) {
-        throw invalidArgument(`a host function must return an offset (a bigint), a string or bytes, not ${describe(value)}`)
+        throw wrongValue(hostCall, 'an offset (a bigint), a string or bytes', value)
       }
       converter.setBigInt64(0, BigInt(value ?? 0), true)
       break
@@ -222,6 +225,20 @@ function answer (boundary, number, result, value) {
   }
   boundary.answer(number, converter.getUint32(0, true), converter.getUint32(4, true))
 }
+
+function asNumber (hostCall, value) {
+  try {
+    return Number(value ?? 0)
+  } catch {
+    throw wrongValue(hostCall, 'a number', value)
+  }
+}
+
+function wrongValue ({ pluginState, body }, expected, value) {
+  return invalidArgument(`the host function ${quoted(pluginState.names[body])} must return ${expected}, not ${describe(value)}`)
+}
+
+const quoted = ({ namespace, name }) => `"${namespace}" "${name}"`
 
 /**
  * Notes that the host function on whose behalf this is called, if one is, waits for a call of its own

@@ -273,7 +273,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
     storePermissions: permissions,
     logLevel: level
   }
-  return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { name, bodies, logger, level, instances: native.instances } }
+  return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { name, names, bodies, logger, level, instances: native.instances } }
 }
 
 module.exports = { MAX_TIMER_MS, MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, CLOSE_KEYS, pickOptions, pluginOptions }

@@ -14,6 +14,10 @@ const { isObject, pick } = require('./objects.js')
 const { CALL_KEYS, CALL_SYNC_KEYS, CLOSE_KEYS, MAX_TIMER_MS, MAX_U32, pickOptions, pluginOptions } = require('./options.js')
 const { loadManifest } = require('./source.js')
 
+/** How many functions a message lists, and how much of each name. */
+const MAX_NAMES_SHOWN = 20
+const MAX_NAME_SHOWN = 80
+
 /** How long calls may go on after the end of an `await using`. */
 const DISPOSAL_MS = 10_000
 
@@ -116,7 +120,14 @@ class Plugin {
     if (typeof name !== 'string') {
       throw invalidArgument(`the function's name must be a string, not ${describe(name)}`)
     }
-    throw codedError('FUNCTION_NOT_FOUND', `Plugin error: function "${name}" does not exist`)
+    throw codedError('FUNCTION_NOT_FOUND', `Plugin error: function "${name}" does not exist${this.#functionsThereAre()}`)
+  }
+
+  #functionsThereAre () {
+    const names = [...this.#functions.keys()].sort()
+    if (names.length === 0) return '; the plugin has no functions that can be called'
+    const shown = names.slice(0, MAX_NAMES_SHOWN).map((one) => `"${one.slice(0, MAX_NAME_SHOWN)}"`).join(', ')
+    return `; there ${names.length === 1 ? 'is' : 'are'} ${shown}${names.length > MAX_NAMES_SHOWN ? ` and ${names.length - MAX_NAMES_SHOWN} more` : ''}`
   }
 
   callSync (name, input, hostContext, options) {

@@ -151,6 +151,8 @@ pub struct Error {
   pub message: String,
   /// For a trap: the guest's functions that were running, the innermost first. Else empty.
   pub backtrace: Vec<String>,
+  /// For an error of the plugin: the code that it returned or exited with. Else 0.
+  pub return_code: i32,
 }
 
 /// A result with this crate's [`Error`].
@@ -163,6 +165,7 @@ impl Error {
       code,
       message: message.into(),
       backtrace: Vec::new(),
+      return_code: 0,
     }
   }
 }

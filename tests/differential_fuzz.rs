@@ -22,7 +22,8 @@ use common::{Lines, wat};
 use extism_host::host::Environment;
 use extism_host::host::log::Level;
 use extism_host::plugin::{
-  Call, CompileCache, Limits, Manifest, Plugin, Queued, Results, RuntimeKind, Source, Wasm,
+  Call, CallOutput, CompileCache, Limits, Manifest, Plugin, Queued, Results, RuntimeKind, Source,
+  Wasm,
 };
 use extism_host::store::{MemoryStore, Store};
 use extism_host::{Code, Result};
@@ -291,7 +292,8 @@ fn owned((key, value): (&str, &str)) -> (String, String) {
 struct Waiting(Mutex<Sender<Result<Vec<u8>>>>);
 
 impl Results for Waiting {
-  fn done(&self, _: u64, result: Result<Vec<u8>>) {
+  fn done(&self, _: u64, result: Result<CallOutput>) {
+    let result = result.map(|output| output.bytes);
     let sender = self.0.lock().expect("no panic");
     sender.send(result).expect("the test waits");
   }

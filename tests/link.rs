@@ -384,6 +384,7 @@ fn missing_imports_are_named() {
         module,
         name,
         hint,
+        ..
       } => {
         assert_eq!((path, hint.as_str()), (vec!["main".to_owned()], ""));
         (module, name)

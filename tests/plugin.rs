@@ -9,7 +9,9 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use extism_host::host::{Answer, Environment, HostFunction, UntypedFunction};
-use extism_host::plugin::{Call, Limits, Manifest, Plugin, Queued, Results, Source, Wasm};
+use extism_host::plugin::{
+  Call, CallOutput, Limits, Manifest, Plugin, Queued, Results, Source, Wasm,
+};
 use extism_host::store::{MemoryStore, Store, Value};
 use extism_host::{Code, Result};
 
@@ -54,7 +56,8 @@ struct Waiting {
 }
 
 impl Results for Waiting {
-  fn done(&self, number: u64, result: Result<Vec<u8>>) {
+  fn done(&self, number: u64, result: Result<CallOutput>) {
+    let result = result.map(|output| output.bytes);
     let sender = self.senders.lock().expect("no panic").remove(&number);
     let sender = sender.expect("a call ends once");
     sender.send(result).expect("the test waits");

@@ -2,7 +2,7 @@ import { expectAssignable, expectError, expectType } from 'tsd'
 import pino from 'pino'
 import Keyv from 'keyv'
 import createPluginByDefault, {
-  CallContext, createPlugin, keyvAdapter, newPlugin, openStore, precompile, CAPABILITIES, MemoryStore, Plugin, PluginError, PluginOutput, Store
+  CallContext, createPlugin, keyvAdapter, newPlugin, openStore, precompile, CAPABILITIES, ErrorCode, MemoryStore, Plugin, PluginError, PluginOutput, Store
 } from '../..'
 import type {
   Capabilities, CurrentPlugin, ExtismPluginOptions, LogLevel, Manifest, ManifestLike, ManifestWasm, ManifestWasmData, ManifestWasmModule,
@@ -85,6 +85,12 @@ expectType<Promise<void>>(plugin.close())
 expectType<Promise<void>>(plugin[Symbol.asyncDispose]())
 
 declare const error: PluginError
+declare const unknown: unknown
+if (unknown instanceof PluginError) expectType<ErrorCode>(unknown.code)
+expectType<'TIMEOUT'>(ErrorCode.TIMEOUT)
+expectError(new PluginError())
+expectType<number | undefined>(error.returnCode)
+expectType<Promise<void>>(plugin.close({ timeoutMs: 1 }))
 expectAssignable<Error>(error)
 expectAssignable<string>(error.code)
 expectType<string | undefined>(error.plugin)

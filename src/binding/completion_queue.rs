@@ -11,7 +11,7 @@ use napi::{Env, Status};
 use super::event_queue::EventQueue;
 use super::host_call::HostCall;
 use crate::Result;
-use crate::plugin::Results;
+use crate::plugin::{CallOutput, Results};
 
 /// What JavaScript is told of.
 pub enum Event {
@@ -26,7 +26,7 @@ pub enum Event {
 /// What comes of a call, or of something else that JavaScript waits for.
 pub enum JobResult {
   /// An output.
-  Output(Vec<u8>),
+  Output(CallOutput),
   /// A value of JavaScript.
   Value(AppendValue),
 }
@@ -36,7 +36,10 @@ type AppendValue = Box<dyn FnOnce(&Env, &mut Array<'_>) -> napi::Result<()> + Se
 
 impl JobResult {
   /// A result without output.
-  pub const EMPTY: Self = Self::Output(Vec::new());
+  pub const EMPTY: Self = Self::Output(CallOutput {
+    bytes: Vec::new(),
+    is_set: false,
+  });
 
   /// A value that needs nothing of the JavaScript thread before it is converted.
   pub fn value(value: impl ToNapiValue + Send + 'static) -> Self {
@@ -112,7 +115,7 @@ impl CompletionQueue {
 }
 
 impl Results for CompletionQueue {
-  fn done(&self, number: u64, result: Result<Vec<u8>>) {
+  fn done(&self, number: u64, result: Result<CallOutput>) {
     // The numbers of calls are what JavaScript gave: 32 bits.
     self.push_result(number as u32, result.map(JobResult::Output));
   }

@@ -12,13 +12,15 @@ use napi::bindgen_prelude::{
 use super::completion_queue::{CompletionQueue, Event, JobResult, Wake};
 use super::host_call::{BlockReply, Channel, HostCall, OpenHostCalls, Step};
 use super::protocol::{
-  self, CallArguments, HEADER_COUNT, HEADER_HAS_MORE, HEADER_INPUT_BYTES, HEADER_ITEMS,
-  HEADER_MAY_SPIN, HEADER_REPLY, HEADER_REPLY_BITS, HEADER_REPLY_TO, HEADER_SHARED_BYTES_USED,
-  HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL, REPLY_BYTES, REPLY_STORE,
+  self, CallArguments, EMPTY_OUTPUT, HEADER_COUNT, HEADER_HAS_MORE, HEADER_INPUT_BYTES,
+  HEADER_ITEMS, HEADER_MAY_SPIN, HEADER_REPLY, HEADER_REPLY_BITS, HEADER_REPLY_TO,
+  HEADER_SHARED_BYTES_USED, HOST_CALL, ITEM_LENGTH, LOG, Location, NO_CALL, REPLY_BYTES,
+  REPLY_STORE,
 };
-use crate::Code;
 use crate::host::{Answer, Bytes, HostFunctionError};
+use crate::plugin::CallOutput;
 use crate::plugin::spin::SpinBackoff;
+use crate::{Code, Error};
 
 /// Outputs up to this many bytes share a buffer; longer ones have one of their own.
 const MAX_SHARED: usize = 1024;
@@ -196,14 +198,22 @@ impl ResultWriter<'_> {
       length: 0,
     };
     match event {
-      Event::Ended(number, Ok(result)) => match self.write_result(result) {
-        Ok(location) => (number, 0, location),
-        // What cannot be handed over must not keep what comes after it from being so.
-        Err(_) => (number, Code::Internal.number(), empty),
-      },
+      Event::Ended(number, Ok(result)) => {
+        let is_empty = |output: &CallOutput| output.is_set && output.bytes.is_empty();
+        let code = match &result {
+          JobResult::Output(output) if is_empty(output) => EMPTY_OUTPUT,
+          _ => 0,
+        };
+        match self.write_result(result) {
+          Ok(location) => (number, code, location),
+          // What cannot be handed over must not keep what comes after it from being so.
+          Err(_) => (number, Code::Internal.number(), empty),
+        }
+      }
       Event::Ended(number, Err(error)) => {
-        let location = self.write_bytes(error_text(error.message, &error.backtrace));
-        (number, error.code.number(), location.unwrap_or(empty))
+        let code = error.code.number();
+        let location = self.write_bytes(error_text(error));
+        (number, code, location.unwrap_or(empty))
       }
       Event::HostCall(call) => match self.write_host_call(call) {
         Ok((number, location)) => (number, HOST_CALL, location),
@@ -233,7 +243,7 @@ impl ResultWriter<'_> {
 
   fn write_result(&mut self, result: JobResult) -> napi::Result<Location> {
     match result {
-      JobResult::Output(bytes) => self.write_bytes(bytes),
+      JobResult::Output(output) => self.write_bytes(output.bytes),
       JobResult::Value(append) => {
         append(self.context.env, &mut self.values()?)?;
         Ok(Location::JS_VALUE)
@@ -271,10 +281,14 @@ impl ResultWriter<'_> {
   }
 }
 
-/// A message, and after it the functions of a backtrace, with NULs between.
-fn error_text(message: String, backtrace: &[String]) -> Vec<u8> {
-  let mut text = message;
-  for frame in backtrace {
+/// A message; before an error of the plugin its code and a NUL, and after a trap the functions of its backtrace, with
+/// NULs between.
+fn error_text(error: Error) -> Vec<u8> {
+  let mut text = match error.code {
+    Code::PluginError => format!("{}\0{}", error.return_code, error.message),
+    _ => error.message,
+  };
+  for frame in &error.backtrace {
     text.push('\0');
     // Names are the guest's.
     text.push_str(&frame.replace('\0', "\u{FFFD}"));

@@ -84,6 +84,10 @@ pub const HOST_CALL: u32 = u32::MAX;
 #[napi]
 pub const LOG: u32 = u32::MAX - 1;
 
+/// In place of a code: the call succeeded, with an output without bytes. With the code 0, no bytes are no output.
+#[napi]
+pub const EMPTY_OUTPUT: u32 = u32::MAX - 2;
+
 /// In place of a call's number: none.
 #[napi]
 pub const NO_CALL: u32 = u32::MAX;

@@ -108,6 +108,18 @@ pub enum Answer {
 impl Answer {
   /// The offset that stands for nothing.
   pub const ZERO: Self = Self::I64(0);
+
+  /// What it is, for messages.
+  fn kind(&self) -> &'static str {
+    match self {
+      Self::Nothing => "nothing",
+      Self::I32(_) => "an i32",
+      Self::I64(_) => "an i64",
+      Self::F32(_) => "an f32",
+      Self::F64(_) => "an f64",
+      Self::Bytes(_) => "bytes",
+    }
+  }
 }
 
 /// Why a host function failed, for whoever called the plugin. It ends the call, and the instance
@@ -219,6 +231,7 @@ impl HostFunction {
       Ok(answer) => answer.map_err(Stop::HostFunction)?,
       Err(panic) => return Err(Stop::Panicked(panic_message(panic.as_ref()))),
     };
+    let answered = answer.kind();
     let value = match answer {
       Answer::Nothing => None,
       Answer::I32(value) => Some(Val::I32(value)),
@@ -239,8 +252,8 @@ impl HostFunction {
         Ok(())
       }
       _ => Err(Stop::HostFunction(HostFunctionError::new(format!(
-        "{} answered with something that its type does not allow",
-        self.name
+        "the host function \"{}\" \"{}\" answered with {answered}, but its type is {}",
+        self.namespace, self.name, self.function
       )))),
     }
   }

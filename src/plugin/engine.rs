@@ -139,6 +139,7 @@ fn configuration(kind: Kind) -> Config {
     .wasm_extended_const(true)
     .wasm_function_references(true)
     .wasm_gc(true)
+    .wasm_exceptions(true)
     .wasm_relaxed_simd(true)
     // Names of functions are enough, and cost nothing until a trap.
     .wasm_backtrace_details(WasmBacktraceDetails::Disable)

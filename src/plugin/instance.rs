@@ -332,13 +332,22 @@ pub enum CallError {
   },
 }
 
+/// What a guest has left as its output.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallOutput {
+  /// The output. None if it is not set; then this may still have the memory of the input.
+  pub bytes: Vec<u8>,
+  /// Whether the guest has set one, if only an empty one.
+  pub is_set: bool,
+}
+
 /// How a call ended.
 #[derive(Debug)]
 pub enum Outcome {
   /// The guest returned. The instance serves on.
-  Returned(Result<Vec<u8>, CallError>),
+  Returned(Result<CallOutput, CallError>),
   /// The guest returned, or exited, and the instance cannot serve another call.
-  Exited(Result<Vec<u8>, CallError>),
+  Exited(Result<CallOutput, CallError>),
   /// Something ended the run.
   Ended(Ending),
 }
@@ -570,7 +579,7 @@ impl Instance {
   }
 
   /// What the guest has left as the result of a call that returned this code.
-  fn result(&mut self, code: i32) -> Result<Vec<u8>, CallError> {
+  fn result(&mut self, code: i32) -> Result<CallOutput, CallError> {
     let store = &self.store;
     if let Some(error) = Kernel::error(store) {
       let kept = error.get(..MAX_MESSAGE).unwrap_or(error);
@@ -585,7 +594,9 @@ impl Instance {
         message: None,
       });
     }
-    let output = Kernel::output(store).unwrap_or_default();
+    let output = Kernel::output(store);
+    let is_set = output.is_some();
+    let output = output.unwrap_or_default();
     let (length, limit) = (output.len() as u64, self.template.settings.max_output);
     if length > limit {
       return Err(CallError::OutputTooLarge { length, limit });
@@ -593,7 +604,10 @@ impl Instance {
     let mut copy = std::mem::take(&mut self.spare);
     copy.clear();
     copy.extend_from_slice(output);
-    Ok(copy)
+    Ok(CallOutput {
+      bytes: copy,
+      is_set,
+    })
   }
 
   fn ending_of(&self, error: &wasmtime::Error) -> Ending {

@@ -317,7 +317,7 @@ fn compatibility(engine: &Engine) -> [u8; 8] {
 
 pub fn link_error(error: LinkError) -> Error {
   let code = match &error {
-    LinkError::MissingImport { .. } => Code::MissingImport,
+    LinkError::MissingImport { .. } | LinkError::MissingImports { .. } => Code::MissingImport,
     LinkError::CircularLinking { .. } => Code::CircularLinking,
     LinkError::ReservedName { .. } => Code::ReservedName,
     LinkError::TooMuchMemory { .. } | LinkError::TooManyTableElements { .. } => Code::OutOfMemory,

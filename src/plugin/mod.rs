@@ -25,6 +25,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use compile_cache::CompileCache;
+pub use instance::CallOutput;
 pub use manifest::{
   AllowedPath, DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, ModuleDigest,
   OutputTo, RuntimeKind, Source, Wasm,

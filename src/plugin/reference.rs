@@ -16,7 +16,7 @@ use extism::{CompiledPlugin, CurrentPlugin, Function, PluginBuilder, UserData, V
 use wasmtime::{Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
-use super::instance::{self, CallError, Ending, Outcome, Run, trapped};
+use super::instance::{self, CallError, CallOutput, Ending, Outcome, Run, trapped};
 use super::interrupt::Interrupt;
 use super::link::Linked;
 use super::manifest::{
@@ -450,8 +450,17 @@ impl Run for ReferenceInstance {
       Ok(_) if length > limit => {
         Outcome::Returned(Err(CallError::OutputTooLarge { length, limit }))
       }
-      Ok(output) if name == "_start" => Outcome::Exited(Ok(output.to_vec())),
-      Ok(output) => Outcome::Returned(Ok(output.to_vec())),
+      Ok(output) => {
+        let output = CallOutput {
+          bytes: output.to_vec(),
+          // `extism` does not tell an empty output from none.
+          is_set: length > 0,
+        };
+        match name == "_start" {
+          true => Outcome::Exited(Ok(output)),
+          false => Outcome::Returned(Ok(output)),
+        }
+      }
       Err(error) => match self.recorded() {
         Some(ending) => Outcome::Ended(ending),
         None => outcome_of(&error),

@@ -429,11 +429,11 @@ impl Loaded {
       report.taken += 1;
       match instance.call(0, self.export(name), input.to_vec()) {
         Outcome::Returned(result) => {
-          report.results.push(result);
+          report.results.push(result.map(|output| output.bytes));
           instance.reset();
         }
         Outcome::Exited(result) => {
-          report.results.push(result);
+          report.results.push(result.map(|output| output.bytes));
           report.ending = Ending::Exited;
           return report;
         }

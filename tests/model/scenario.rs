@@ -9,7 +9,7 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, MaxSteps, Runner};
 
-use crate::plugin::instance::{Beginning, Runtime, Template};
+use crate::plugin::instance::{Beginning, CallOutput, Runtime, Template};
 use crate::plugin::workers::{Call, Queued, Results, WorkerLimits, Workers};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, process_static, thread};
 use crate::{Code, Result};
@@ -122,7 +122,8 @@ impl Recorder {
 }
 
 impl Results for Recorder {
-  fn done(&self, number: u64, result: Result<Vec<u8>>) {
+  fn done(&self, number: u64, result: Result<CallOutput>) {
+    let result = result.map(|output| output.bytes);
     let mut record = self.lock();
     let is_refused = |code| matches!(code, Code::Closed | Code::QueueFull | Code::Unavailable);
     let is_refused = result.as_ref().is_err_and(|error| is_refused(error.code));

@@ -76,6 +76,11 @@ function program () {
   return program
 }
 
+/** Messages name options of createPlugin; of those that have a flag, the flag. */
+function inTermsOfFlags (message) {
+  return message.replaceAll('pass `useWasi: true`', 'pass --wasi (in a configuration, `wasi: true`)')
+}
+
 /** Runs the command line. Errors are one line on standard error, the code first. */
 async function main (argv) {
   // Who reads the output, such as `head`, may have read enough.
@@ -91,7 +96,7 @@ async function main (argv) {
     const isUsage = error instanceof UsageError
     // Errors of the system have their code in their message already.
     const hasCode = isUsage || error.code === undefined || error.message.includes(error.code)
-    console.error(`extism-host: ${hasCode ? '' : `${error.code}: `}${error.message}`)
+    console.error(`extism-host: ${hasCode ? '' : `${error.code}: `}${inTermsOfFlags(error.message)}`)
     process.exitCode = isUsage ? WRONG_USE : 1
   }
 }

@@ -63,7 +63,7 @@ const printable = (text) => text.replace(/\p{C}/gu, (character) => `\\u{${charac
 function forPeople ({ functions, needs, hostFunctions, kernel, wasi }) {
   const list = (names) => names.length === 0 ? 'none' : printable(names.join(', '))
   const wants = [
-    needs.wasi && 'WASI (useWasi)',
+    needs.wasi && 'WASI (--wasi)',
     needs.http && 'HTTP (allowedHosts)',
     needs.config && 'config',
     needs.variables && 'variables',

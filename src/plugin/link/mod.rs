@@ -208,7 +208,7 @@ pub enum LinkError {
   ReservedName { name: String },
   #[error(
     "from module \"{}\": cannot resolve import \"{module}\" \"{name}\": not provided by host \
-     imports nor linked manifest items{hint}",
+     imports nor linked manifest items; it is {ty}{hint}",
     path.join("\"/\"")
   )]
   MissingImport {
@@ -216,8 +216,15 @@ pub enum LinkError {
     path: Vec<String>,
     module: String,
     name: String,
+    /// What it would have to be.
+    ty: String,
     /// Empty, or what to do about it.
     hint: String,
+  },
+  #[error("{}", list(imports))]
+  MissingImports {
+    /// Each a `MissingImport`, at least two.
+    imports: Vec<LinkError>,
   },
   #[error("module \"{importer}\" imports `{module}.{name}` as {expected}; it is {found}")]
   WrongImportType {
@@ -254,6 +261,20 @@ pub enum LinkError {
   },
   #[error("internal error: {0}")]
   Internal(String),
+}
+
+/// One message for each of the errors; how many are left out, if there are many.
+fn list(errors: &[LinkError]) -> String {
+  const SHOWN: usize = 20;
+  let mut lines: Vec<_> = errors
+    .iter()
+    .take(SHOWN)
+    .map(LinkError::to_string)
+    .collect();
+  if errors.len() > SHOWN {
+    lines.push(format!("and {} more imports", errors.len() - SHOWN));
+  }
+  lines.join("\n")
 }
 
 /// Links the modules of a plugin. The main module is the one that is named so; text is refused.

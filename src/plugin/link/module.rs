@@ -27,6 +27,7 @@ pub(super) fn features() -> WasmFeatures {
     | WasmFeatures::MEMORY64
     | WasmFeatures::FUNCTION_REFERENCES
     | WasmFeatures::GC
+    | WasmFeatures::EXCEPTIONS
 }
 
 /// A validated function body.

@@ -207,6 +207,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
   fn targets(&mut self) -> Result<Vec<Vec<Target>>, LinkError> {
     let modules = self.modules;
     let mut targets = vec![Vec::new(); modules.modules.len()];
+    let mut missing = Vec::new();
     let mut seen = vec![false; modules.modules.len()];
     let others = (0..modules.kernel).filter(|number| *number != modules.main);
     for root in [modules.main].into_iter().chain(others) {
@@ -224,7 +225,10 @@ impl<'m, 'a> Resolver<'m, 'a> {
           continue;
         };
         let Some(target) = self.target(number, importer, import)? else {
-          return Err(self.missing(&path, import));
+          missing.push(self.missing(&path, number, import));
+          // Anything: there will be an error.
+          found.push(Target::Wasi);
+          continue;
         };
         if let Target::Export { module: next, .. } = target
           && mark(&mut seen, next)
@@ -234,7 +238,14 @@ impl<'m, 'a> Resolver<'m, 'a> {
         found.push(target);
       }
     }
-    Ok(targets)
+    match (missing.len(), missing.pop()) {
+      (_, None) => Ok(targets),
+      (1, Some(only)) => Err(only),
+      (_, Some(last)) => {
+        missing.push(last);
+        Err(LinkError::MissingImports { imports: missing })
+      }
+    }
   }
 
   /// `None` if nothing provides it.
@@ -400,7 +411,13 @@ impl<'m, 'a> Resolver<'m, 'a> {
     Some((Target::HostFunction(position), function.function.clone()))
   }
 
-  fn missing(&self, path: &[usize], import: &Import<'_>) -> LinkError {
+  fn missing(&self, path: &[usize], number: usize, import: &Import<'_>) -> LinkError {
+    let ty = match import.ty {
+      TypeRef::Func(index) => {
+        describe_function(self.types, self.modules.type_number(number, index))
+      }
+      other => kind_name(Kind::of_import(other)).to_owned(),
+    };
     LinkError::MissingImport {
       path: path
         .iter()
@@ -408,6 +425,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
         .collect(),
       module: import.module.to_owned(),
       name: import.name.to_owned(),
+      ty,
       hint: self.hint(import),
     }
   }
@@ -435,11 +453,47 @@ impl<'m, 'a> Resolver<'m, 'a> {
       namespaces.insert(WASI);
     }
     namespaces.remove(import.module);
-    match namespaces.first() {
-      Some(namespace) => format!("; did you mean \"{namespace}\" \"{}\"?", import.name),
+    if let Some(namespace) = namespaces.first() {
+      return format!("; did you mean \"{namespace}\" \"{}\"?", import.name);
+    }
+    // The same function under a similar name.
+    let host = self.host.iter().map(|function| &function.name);
+    let untyped = self.untyped.values().map(|function| &function.name);
+    let similar = host
+      .chain(untyped)
+      .map(|name| (distance(import.name, name), name))
+      .filter(|(distance, name)| distance * 3 <= name.chars().count())
+      .min();
+    match similar {
+      Some((_, name)) => format!("; did you mean \"{name}\"?"),
       None => String::new(),
     }
   }
+}
+
+/// How many characters of one name are to be added, removed or replaced to make the other; of long ones, a number that
+/// is too large.
+fn distance(one: &str, other: &str) -> usize {
+  const LONGEST: usize = 128;
+  let other: Vec<_> = other.chars().collect();
+  if one.len() > LONGEST || other.len() > LONGEST {
+    return usize::MAX / 4;
+  }
+  let mut row: Vec<_> = (0..=other.len()).collect();
+  for (index, character) in one.chars().enumerate() {
+    let mut diagonal = index;
+    let mut left = index + 1;
+    for (above, expected) in row.iter_mut().skip(1).zip(&other) {
+      let replaced = diagonal + usize::from(character != *expected);
+      diagonal = *above;
+      left = replaced.min(*above + 1).min(left + 1);
+      *above = left;
+    }
+    if let Some(first) = row.first_mut() {
+      *first = index + 1;
+    }
+  }
+  row.last().copied().unwrap_or_default()
 }
 
 fn of_wasi(name: &str) -> Option<FunctionType> {

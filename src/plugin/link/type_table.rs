@@ -201,7 +201,9 @@ impl TypeTable {
   }
 
   fn is_heap_subtype(&self, ty: HeapType, of: HeapType) -> bool {
-    use AbstractHeapType::{Any, Array, Eq, Extern, Func, I31, NoExtern, NoFunc, None, Struct};
+    use AbstractHeapType::{
+      Any, Array, Eq, Exn, Extern, Func, I31, NoExn, NoExtern, NoFunc, None, Struct,
+    };
 
     match (ty, of) {
       (HeapType::Concrete(ty), HeapType::Concrete(of)) => self.is_subtype(ty, of),
@@ -239,6 +241,7 @@ impl TypeTable {
               I31 | Struct | Array => ty == None,
               Func => ty == NoFunc,
               Extern => ty == NoExtern,
+              Exn => ty == NoExn,
               _ => false,
             })
       }

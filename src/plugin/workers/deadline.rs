@@ -40,7 +40,7 @@ impl WorkerPool {
     let is_late = in_flight.deadline.is_some_and(|deadline| deadline <= now);
     let mut ended = None;
     if is_late {
-      let error = timed_out(in_flight.activity);
+      let error = timed_out(in_flight);
       if let Some(waiter) = record.take_to_fail(&error) {
         ended = Some((waiter, error));
         self.taken.fetch_add(1, Ordering::Relaxed);
@@ -81,7 +81,7 @@ impl WorkerPool {
     in_flight.abandon_at = None;
     // The replacement would meet the same: the next call is told of an initialization that failed.
     let failure = match in_flight.activity {
-      Activity::Initialization => Some(timed_out(Activity::Initialization)),
+      Activity::Initialization => Some(timed_out(in_flight)),
       Activity::Call | Activity::Recycling => None,
     };
     let are_too_many = queue.abandoned >= MAX_ABANDONED;

@@ -27,20 +27,20 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use super::instance::{CallError, Ending, Runtime};
+use super::instance::{CallError, CallOutput, Ending, Runtime};
 use super::spin::Flag;
 use super::stats::{Counters, Stats};
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Receiver, sync_channel};
 use crate::{Code, Error, Result, watchdog};
 use queue::Queue;
 use scaling::ScaleUp;
-use slot::{Activity, Slot, Waiter};
+use slot::{Activity, InFlight, Slot, Waiter};
 
 /// Where the results of a plugin's calls go.
 pub trait Results: Send + Sync {
   /// The call of this number has ended. Called once for each call, on whatever thread ends it; what it
   /// does should be quick.
-  fn done(&self, number: u64, result: Result<Vec<u8>>);
+  fn done(&self, number: u64, result: Result<CallOutput>);
 }
 
 /// How a plugin's calls are run.
@@ -278,7 +278,10 @@ impl Workers {
     self.shared.has_news.set();
     self.shared.changed.notify_all();
     for waiter in ended {
-      let error = Error::new(Code::Closed, "the plugin was closed before the call had ended");
+      let error = Error::new(
+        Code::Closed,
+        "the plugin was closed before the call had ended",
+      );
       self.shared.end_taken(waiter, error);
     }
   }
@@ -358,7 +361,7 @@ impl WorkerPool {
   }
 
   /// Ends what somebody has taken from the queue or from a record.
-  pub fn end(&self, waiter: Waiter, result: Result<Vec<u8>>) {
+  pub fn end(&self, waiter: Waiter, result: Result<CallOutput>) {
     match waiter {
       Waiter::Call(number) => {
         // Counted out first: who has seen a result can count on a free place.
@@ -419,23 +422,33 @@ fn all_are_stuck() -> Error {
   )
 }
 
-/// The messages are those that programs know from Extism's JavaScript SDK.
-fn timed_out(activity: Activity) -> Error {
-  let message = match activity {
+/// The messages begin as programs know them from Extism's JavaScript SDK.
+fn timed_out(in_flight: &InFlight) -> Error {
+  let message = match in_flight.activity {
     Activity::Call => "EXTISM: call canceled due to timeout",
     Activity::Initialization | Activity::Recycling => {
       "EXTISM: timed out while waiting for plugin to instantiate"
     }
   };
-  Error::new(Code::Timeout, message)
+  let limit = in_flight.limit.map(|limit| {
+    let milliseconds = limit.as_millis();
+    format!(": it ran for longer than {milliseconds} ms")
+  });
+  Error::new(
+    Code::Timeout,
+    format!("{message}{}", limit.unwrap_or_default()),
+  )
 }
 
 fn error_of_call(error: CallError) -> Error {
   match error {
-    CallError::Failed { .. } => Error::new(
-      Code::PluginError,
-      format!("Plugin-originated error: {error}"),
-    ),
+    CallError::Failed { code, .. } => Error {
+      return_code: code,
+      ..Error::new(
+        Code::PluginError,
+        format!("Plugin-originated error: {error}"),
+      )
+    },
     CallError::OutputTooLarge { .. } => Error::new(Code::OutputTooLarge, error.to_string()),
   }
 }
@@ -472,10 +485,13 @@ fn error_of(ending: Ending) -> Error {
     Ending::HostFunction(error) => {
       Error::new(error.code.unwrap_or(Code::HostFunctionError), error.message)
     }
-    Ending::Exited(code) => Error::new(
-      Code::PluginError,
-      format!("Plugin-originated error: the plugin exited with the code {code}"),
-    ),
+    Ending::Exited(code) => Error {
+      return_code: code,
+      ..Error::new(
+        Code::PluginError,
+        format!("Plugin-originated error: the plugin exited with the code {code}"),
+      )
+    },
     // Without a record of ours: the plugin is going away.
     Ending::Interrupted => Error::new(Code::Closed, "the plugin is closed"),
     Ending::Panicked(_) => Error::new(

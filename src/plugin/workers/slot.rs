@@ -44,6 +44,7 @@ pub struct InFlight {
   /// `None` once somebody has ended it.
   pub waiter: Option<Waiter>,
   pub activity: Activity,
+  pub limit: Option<Duration>,
   pub deadline: Option<Instant>,
   /// When its thread is to be abandoned; set when the instance is interrupted.
   pub abandon_at: Option<Instant>,
@@ -97,6 +98,7 @@ impl Record {
     self.in_flight = Some(InFlight {
       waiter: Some(waiter),
       activity,
+      limit,
       deadline,
       abandon_at: None,
     });

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::instance::{Ending, Instance, Outcome, Run, Runtime};
+use super::super::instance::{CallOutput, Ending, Instance, Outcome, Run, Runtime};
 use super::super::reference::ReferenceInstance;
 use super::super::stats::Replaced;
 use super::queue::Queue;
@@ -148,7 +148,7 @@ impl Worker {
     let in_flight = record.in_flight.take();
     drop(record);
     if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
-      self.shared.end(waiter, Ok(Vec::new()));
+      self.shared.end(waiter, Ok(CallOutput::default()));
     }
     drop(current);
     Ok(instance)
@@ -249,7 +249,7 @@ impl Worker {
   }
 
   /// Ends what is in flight, unless somebody has.
-  fn end_in_flight(&self, result: Result<Vec<u8>>) {
+  fn end_in_flight(&self, result: Result<CallOutput>) {
     let in_flight = self.slot.lock().in_flight.take();
     if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
       self.shared.end(waiter, result);

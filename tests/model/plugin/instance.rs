@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-pub use extism_host::plugin::instance::{CallError, Ending, Outcome};
+pub use extism_host::plugin::instance::{CallError, CallOutput, Ending, Outcome};
 
 use super::interrupt::Interrupt;
 use super::page::InstancePage;
@@ -189,7 +189,10 @@ impl Run for Instance {
   }
 
   fn call(&mut self, number: u64, export: u32, _: Vec<u8>) -> Outcome {
-    let output = Ok(number.to_le_bytes().to_vec());
+    let output = Ok(CallOutput {
+      bytes: number.to_le_bytes().to_vec(),
+      is_set: true,
+    });
     self.has_leaked |= export == export::LEAK;
     match self.run(export) {
       Ok(()) if export == export::EXIT => Outcome::Exited(output),
