@@ -88,7 +88,6 @@ declare const error: PluginError
 declare const unknown: unknown
 if (unknown instanceof PluginError) expectType<ErrorCode>(unknown.code)
 expectType<'TIMEOUT'>(ErrorCode.TIMEOUT)
-expectError(new PluginError())
 expectType<number | undefined>(error.returnCode)
 expectType<Promise<void>>(plugin.close({ timeoutMs: 1 }))
 expectAssignable<Error>(error)
