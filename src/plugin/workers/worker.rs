@@ -249,10 +249,10 @@ impl Worker {
           self.shared.counters.replaced(Replaced::Isolation);
           return None;
         }
-        instance.reset();
         if instance.kernel_bytes() > limits.max_idle_memory {
           return Some(Stopped::Replace(Replaced::Memory));
         }
+        instance.reset();
         if instance.keeps_files() {
           return Some(Stopped::Replace(Replaced::Descriptors));
         }
