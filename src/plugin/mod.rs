@@ -9,6 +9,7 @@ pub mod link;
 mod load;
 mod manifest;
 mod page;
+mod priority;
 mod pristine;
 mod reference;
 mod snapshot;

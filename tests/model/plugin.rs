@@ -6,6 +6,7 @@ pub mod instance;
 #[path = "../../src/plugin/interrupt.rs"]
 pub mod interrupt;
 pub mod page;
+pub mod priority;
 #[path = "../../src/plugin/spin.rs"]
 pub mod spin;
 #[path = "../../src/plugin/workers/mod.rs"]

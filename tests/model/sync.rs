@@ -12,7 +12,7 @@ pub mod thread {
   use std::io::Result;
   use std::num::NonZeroUsize;
 
-  pub use shuttle::thread::{spawn, yield_now};
+  pub use shuttle::thread::{scope, spawn, yield_now};
 
   /// Two threads may spin, whatever machine the model runs on.
   pub fn available_parallelism() -> Result<NonZeroUsize> {

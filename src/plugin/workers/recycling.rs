@@ -9,6 +9,7 @@ use crate::sync;
 
 /// What an instance has done.
 pub struct Usage {
+  has_begun: bool,
   calls: u64,
   /// There if its age is limited.
   since: Option<Instant>,
@@ -18,9 +19,15 @@ impl Usage {
   /// Of an instance that begins now.
   pub fn new(limits: &WorkerLimits) -> Self {
     Self {
+      has_begun: false,
       calls: 0,
       since: limits.max_age.map(|_| sync::now()),
     }
+  }
+
+  /// Whether the call that begins is the instance's first.
+  pub fn begin_first_call(&mut self) -> bool {
+    !std::mem::replace(&mut self.has_begun, true)
   }
 
   /// Counts a call, and tells why the instance is to be replaced after it, if it is.

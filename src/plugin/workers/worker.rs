@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::super::instance::{CallOutput, Ending, Instance, Outcome, Run, Runtime};
+use super::super::priority::{self, Effort};
 use super::super::reference::ReferenceInstance;
 use super::super::stats::Replaced;
 use super::queue::Queue;
 use super::recycling::Usage;
 use super::slot::{Activity, Ready, Slot, Waiter};
 use super::{Call, WorkerPool, cannot_start, error_of, error_of_call};
-use crate::sync::thread;
+use crate::sync::{AtomicBool, thread};
 use crate::{Code, Error, Result};
 
 /// Puts a slot into the queue and starts its thread. `ready` is told whether its first instance could
@@ -26,6 +27,7 @@ pub fn start(
   let worker = Worker {
     shared: Arc::clone(shared),
     slot: Arc::clone(&slot),
+    is_greedy: AtomicBool::new(false),
   };
   thread::Builder::new()
     .name("extism-instance".to_owned())
@@ -38,6 +40,9 @@ pub fn start(
 struct Worker {
   shared: Arc<WorkerPool>,
   slot: Arc<Slot>,
+  /// Whether the first call of the last instance computed until it was interrupted. Then the next instance has a
+  /// low priority until it has served a call.
+  is_greedy: AtomicBool,
 }
 
 /// Why an instance has stopped serving.
@@ -106,16 +111,23 @@ impl Worker {
   }
 
   /// A copy for each runtime: calls do not ask which it is.
-  fn run<I: Run>(&self, make: impl Fn() -> Result<I>) -> Stopped {
-    let mut instance = match self.begin_instance(&make) {
-      Ok(instance) => instance,
+  fn run<I: Run + Send>(&self, make: impl Fn() -> Result<I> + Sync) -> Stopped {
+    let begun = match self.is_greedy.swap(false, Ordering::Relaxed) {
+      true => priority::run_low(|| self.begin_and_serve_one(&make)),
+      false => self
+        .begin_instance(&make)
+        .map(|instance| (instance, self.new_usage())),
+    };
+    let (mut instance, mut usage) = match begun {
+      Ok(begun) => begun,
       Err(stopped) => return stopped,
     };
     loop {
-      let reason = match self.serve_calls(&mut instance) {
+      let reason = match self.serve_calls(&mut instance, &mut usage) {
         Stopped::Recycle(reason) => reason,
         stopped => return stopped,
       };
+      usage = self.new_usage();
       match self.begin_successor(&instance, &make) {
         Ok(Some(successor)) => {
           instance = successor;
@@ -125,6 +137,23 @@ impl Worker {
         Err(stopped) => return stopped,
       }
     }
+  }
+
+  fn new_usage(&self) -> Usage {
+    Usage::new(&self.shared.limits)
+  }
+
+  /// Makes an instance, initializes it and serves one call, after which it is to go on.
+  fn begin_and_serve_one<I: Run>(
+    &self,
+    make: impl Fn() -> Result<I>,
+  ) -> Result<(I, Usage), Stopped> {
+    let mut instance = self.begin_instance(make)?;
+    let mut usage = self.new_usage();
+    let current = instance.interruption().enter();
+    let stopped = self.serve_call(&mut instance, &mut usage);
+    drop(current);
+    stopped.map_or(Ok((instance, usage)), Err)
   }
 
   /// Makes an instance and initializes it, which has been in flight since before.
@@ -190,44 +219,54 @@ impl Worker {
   }
 
   /// Serves calls until something stops the instance.
-  fn serve_calls<I: Run>(&self, instance: &mut I) -> Stopped {
+  fn serve_calls<I: Run>(&self, instance: &mut I, usage: &mut Usage) -> Stopped {
     // What the guest waits for on this thread ends with its call.
     let _current = instance.interruption().enter();
-    let limits = &self.shared.limits;
-    let mut usage = Usage::new(limits);
     loop {
-      if self.slot.lock().is_interrupted {
-        return Stopped::Ended(Ending::Interrupted);
+      if let Some(stopped) = self.serve_call(instance, usage) {
+        return stopped;
       }
-      let Some(call) = self.next() else {
-        return Stopped::Done;
-      };
-      match instance.call(call.number, call.export, call.input) {
-        Outcome::Returned(result) => {
-          self.end_in_flight(result.map_err(error_of_call));
-          if limits.is_isolated {
-            if !instance.restore() {
-              return Stopped::Replace(Replaced::Isolation);
-            }
-            self.shared.counters.replaced(Replaced::Isolation);
-            continue;
+    }
+  }
+
+  /// Serves one call; what stops the instance, if anything does.
+  fn serve_call<I: Run>(&self, instance: &mut I, usage: &mut Usage) -> Option<Stopped> {
+    let limits = &self.shared.limits;
+    if self.slot.lock().is_interrupted {
+      return Some(Stopped::Ended(Ending::Interrupted));
+    }
+    let Some(call) = self.next() else {
+      return Some(Stopped::Done);
+    };
+    let effort = usage.begin_first_call().then(Effort::begin);
+    match instance.call(call.number, call.export, call.input) {
+      Outcome::Returned(result) => {
+        self.end_in_flight(result.map_err(error_of_call));
+        if limits.is_isolated {
+          if !instance.restore() {
+            return Some(Stopped::Replace(Replaced::Isolation));
           }
-          instance.reset();
-          if instance.kernel_bytes() > limits.max_idle_memory {
-            return Stopped::Replace(Replaced::Memory);
-          }
-          if instance.keeps_files() {
-            return Stopped::Replace(Replaced::Descriptors);
-          }
-          if let Some(reason) = usage.after_call(instance, limits) {
-            return Stopped::Recycle(reason);
-          }
+          self.shared.counters.replaced(Replaced::Isolation);
+          return None;
         }
-        Outcome::Exited(result) => {
-          self.end_in_flight(result.map_err(error_of_call));
-          return Stopped::Replace(Replaced::Exited);
+        if instance.kernel_bytes() > limits.max_idle_memory {
+          return Some(Stopped::Replace(Replaced::Memory));
         }
-        Outcome::Ended(ending) => return Stopped::Ended(ending),
+        instance.reset();
+        if instance.keeps_files() {
+          return Some(Stopped::Replace(Replaced::Descriptors));
+        }
+        usage.after_call(instance, limits).map(Stopped::Recycle)
+      }
+      Outcome::Exited(result) => {
+        self.end_in_flight(result.map_err(error_of_call));
+        Some(Stopped::Replace(Replaced::Exited))
+      }
+      Outcome::Ended(ending) => {
+        let is_greedy =
+          ending == Ending::Interrupted && effort.is_some_and(|effort| effort.is_high());
+        self.is_greedy.store(is_greedy, Ordering::Relaxed);
+        Some(Stopped::Ended(ending))
       }
     }
   }
