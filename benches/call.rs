@@ -266,7 +266,7 @@ impl Compiled {
     match instance.call(0, export as u32, input) {
       Outcome::Returned(Ok(output)) => {
         instance.reset();
-        output
+        output.bytes
       }
       other => panic!("{other:?}"),
     }

@@ -716,7 +716,8 @@ fn run(plugin: &Loaded, fuzz: &Shared, seed: u64) -> (&'static str, u64) {
           }
           None => {
             let expected = fuzz.model.bytes(output, length).map(|bytes| bytes.to_vec());
-            assert_eq!(result, Ok(expected.unwrap_or_default()), "{context}");
+            let bytes = result.map(|output| output.bytes);
+            assert_eq!(bytes, Ok(expected.unwrap_or_default()), "{context}");
           }
         }
         drop(fuzz);

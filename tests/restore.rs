@@ -59,7 +59,7 @@ fn start(plugin: &Loaded) -> Instance {
 
 fn call(plugin: &Loaded, instance: &mut Instance, function: &str) -> Vec<u8> {
   match instance.call(0, plugin.export(function), Vec::new()) {
-    Outcome::Returned(Ok(output)) => output,
+    Outcome::Returned(Ok(output)) => output.bytes,
     outcome => panic!("{outcome:?}"),
   }
 }

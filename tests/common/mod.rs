@@ -541,7 +541,7 @@ pub fn beside_an_innocent(interruptions: Interruptions, body: impl FnOnce()) {
       let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
       match instance.call(number, export, vec![0; 8]) {
         Outcome::Returned(Ok(sum)) => {
-          assert_eq!(sum, (number * 2000).to_le_bytes(), "call {number}");
+          assert_eq!(sum.bytes, (number * 2000).to_le_bytes(), "call {number}");
         }
         other => panic!("call {number}: {other:?}"),
       }

@@ -208,7 +208,7 @@ pub enum LinkError {
   ReservedName { name: String },
   #[error(
     "from module \"{}\": cannot resolve import \"{module}\" \"{name}\": not provided by host \
-     imports nor linked manifest items; it is {ty}{hint}",
+     imports nor linked manifest items; it is {is}",
     path.join("\"/\"")
   )]
   MissingImport {
@@ -216,10 +216,8 @@ pub enum LinkError {
     path: Vec<String>,
     module: String,
     name: String,
-    /// What it would have to be.
-    ty: String,
-    /// Empty, or what to do about it.
-    hint: String,
+    /// What it would have to be, and what to do about it.
+    is: String,
   },
   #[error("{}", list(imports))]
   MissingImports {

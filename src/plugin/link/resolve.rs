@@ -425,8 +425,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
         .collect(),
       module: import.module.to_owned(),
       name: import.name.to_owned(),
-      ty,
-      hint: self.hint(import),
+      is: ty + &self.hint(import),
     }
   }
 
