@@ -595,6 +595,8 @@ export type ErrorCode =
   | 'ALREADY_REGISTERED'
   /** In `stats()` and metrics: the call was aborted. It is rejected with the reason of its signal. */
   | 'CANCELED'
+  /** The process may have no more threads, address space, memory mappings or descriptors; the message says which. */
+  | 'OUT_OF_RESOURCES'
   /** A defect in this library. */
   | 'INTERNAL'
 

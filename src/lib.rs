@@ -28,6 +28,7 @@ mod binding;
 mod error;
 pub mod host;
 mod interruption;
+mod io_runtime;
 pub mod kernel;
 pub mod plugin;
 pub mod signals;

@@ -188,8 +188,8 @@ fn load(
       results.push_result(call, result);
     });
   if let Err(error) = spawned {
-    let message = format!("cannot start a thread to load the plugin: {error}");
-    queue.push_result(call, Err(Error::new(Code::Internal, message)));
+    let error = Error::no_thread("to load the plugin", &error);
+    queue.push_result(call, Err(error));
   }
 }
 

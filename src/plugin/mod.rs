@@ -35,7 +35,7 @@ pub use stats::Stats;
 pub use workers::{Call, Queued, Results};
 
 use crate::host::store::{StoreCounters, StoreStats};
-use crate::host::{Environment, Vars, vars};
+use crate::host::{Environment, Vars, log, vars};
 use crate::{Code, Error, Result};
 use compile_cache::ArtefactDirectory;
 use instance::Runtime;
@@ -177,10 +177,12 @@ impl Plugin {
       exports: linked.exports,
       imports: linked.imports,
     };
+    let logger = Arc::clone(&environment.logger);
+    let warn = move |message: &str| log::warn(&*logger, message);
     let plugin = Self {
       interface,
       store_counters: Arc::clone(environment.store.counters()),
-      workers: Workers::start(limits, results, runtime)?,
+      workers: Workers::start(limits, results, runtime, Box::new(warn))?,
       snapshot: Arc::new(Mutex::new(snapshot)),
       vars,
     };

@@ -180,7 +180,12 @@ impl Plugin {
     let recorder = Arc::<Recorder>::default();
     let template = Arc::new(Template::new(beginnings));
     let results = Arc::clone(&recorder) as Arc<dyn Results>;
-    let workers = Workers::start(limits, results, Runtime::Wasmtime(template))?;
+    let workers = Workers::start(
+      limits,
+      results,
+      Runtime::Wasmtime(template),
+      Box::new(|_| {}),
+    )?;
     let workers = Arc::new(workers);
     Ok(Self { workers, recorder })
   }

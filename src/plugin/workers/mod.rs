@@ -43,6 +43,9 @@ pub trait Results: Send + Sync {
   fn done(&self, number: u64, result: Result<CallOutput>);
 }
 
+/// Is told what an operator should know and no call is told of.
+pub type Warn = Box<dyn Fn(&str) + Send + Sync>;
+
 /// How a plugin's calls are run.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerLimits {
@@ -114,13 +117,19 @@ struct WorkerPool {
   limits: WorkerLimits,
   counters: Counters,
   results: Arc<dyn Results>,
+  warn: Warn,
   /// For the threads that are started later.
   this: Weak<WorkerPool>,
 }
 
 impl Workers {
   /// Starts the first instance, or with [`WorkerLimits::is_eager`] all, each with a thread of its own.
-  pub fn start(limits: WorkerLimits, results: Arc<dyn Results>, runtime: Runtime) -> Result<Self> {
+  pub fn start(
+    limits: WorkerLimits,
+    results: Arc<dyn Results>,
+    runtime: Runtime,
+    warn: Warn,
+  ) -> Result<Self> {
     let shared = Arc::new_cyclic(|this| WorkerPool {
       queue: Mutex::new(Queue::new(runtime)),
       changed: Condvar::new(),
@@ -130,6 +139,7 @@ impl Workers {
       limits,
       counters: Counters::default(),
       results,
+      warn,
       this: Weak::clone(this),
     });
     let watched = Arc::downgrade(&shared);
@@ -164,7 +174,7 @@ impl Workers {
   pub fn push(&self, call: Call) -> Queued {
     let mut queue = self.shared.lock();
     let unfinished = self.shared.unfinished.load(Ordering::Relaxed);
-    scaling::scale_up(&self.shared, &mut queue, unfinished + 1);
+    let not_started = scaling::scale_up(&self.shared, &mut queue, unfinished + 1);
     let refused = if queue.is_closed {
       Error::new(Code::Closed, "the plugin is closed")
     } else if unfinished >= self.shared.limits.max_queue.get() {
@@ -193,9 +203,11 @@ impl Workers {
       };
       drop(queue);
       self.shared.has_news.set();
+      self.shared.warn_of(not_started);
       return queued;
     };
     drop(queue);
+    self.shared.warn_of(not_started);
     let refused = Err(refused);
     self.shared.counters.ended(&refused);
     self.shared.results.done(call.number, refused);
@@ -360,6 +372,15 @@ impl WorkerPool {
     self.queue.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
+  /// Tells the plugin's logger why an instance could not be started. Not under a lock.
+  fn warn_of(&self, not_started: Option<Error>) {
+    if let Some(error) = not_started {
+      (self.warn)(&format!(
+        "an instance of the plugin could not be started, the others serve on: {error}"
+      ));
+    }
+  }
+
   /// Ends what somebody has taken from the queue or from a record.
   pub fn end(&self, waiter: Waiter, result: Result<CallOutput>) {
     match waiter {
@@ -388,7 +409,7 @@ impl WorkerPool {
   pub fn end_what_nobody_can_serve(&self) {
     let mut queue = self.lock();
     let waiting = queue.waiting.len();
-    scaling::scale_up(self, &mut queue, waiting);
+    let not_started = scaling::scale_up(self, &mut queue, waiting);
     let unserved = match queue.all_are_stuck() {
       true => std::mem::take(&mut queue.waiting),
       false => VecDeque::new(),
@@ -396,6 +417,7 @@ impl WorkerPool {
     self.taken.fetch_add(unserved.len(), Ordering::Relaxed);
     let closed = self.closed_callbacks(&mut queue);
     drop(queue);
+    self.warn_of(not_started);
     for call in unserved {
       self.end_taken(Waiter::Call(call.number), all_are_stuck());
     }
@@ -404,10 +426,7 @@ impl WorkerPool {
 }
 
 fn cannot_start(error: &std::io::Error) -> Error {
-  Error::new(
-    Code::Internal,
-    format!("cannot start a thread for the plugin: {error}"),
-  )
+  Error::no_thread("for the plugin", error)
 }
 
 fn received(is_ready: &Receiver<Result<()>>) -> Result<()> {

@@ -76,10 +76,7 @@ pub fn start(path: PathBuf, cache_bytes: usize, slot: &Arc<FileSlot>) -> Result<
   thread::Builder::new()
     .name("extism-redb".to_owned())
     .spawn(|| writer.run())
-    .map_err(|error| {
-      let message = format!("cannot start the thread that writes the store: {error}");
-      Error::new(Code::Internal, message)
-    })?;
+    .map_err(|error| Error::no_thread("that writes the store", &error))?;
   Ok(shared)
 }
 
