@@ -32,7 +32,7 @@ pub use manifest::{
   OutputTo, RuntimeKind, Source, Wasm,
 };
 pub use stats::Stats;
-pub use workers::{Call, Queued, Results};
+pub use workers::{Call, Queued, Results, WeakWorkers};
 
 use crate::host::store::{StoreCounters, StoreStats};
 use crate::host::{Environment, Vars, log, vars};

@@ -41,6 +41,10 @@ pub trait Results: Send + Sync {
   /// The call of this number has ended. Called once for each call, on whatever thread ends it; what it
   /// does should be quick.
   fn done(&self, number: u64, result: Result<CallOutput>);
+
+  /// The plugin's first instance is about to be started. Whoever gets the results may go away before the
+  /// plugin is open, and then aborts it.
+  fn starting(&self, _workers: WeakWorkers) {}
 }
 
 /// Is told what an operator should know and no call is told of.
@@ -145,6 +149,7 @@ impl Workers {
     let watched = Arc::downgrade(&shared);
     watchdog::watch(watched).map_err(|error| cannot_start(&error))?;
     let workers = Self { shared };
+    workers.shared.results.starting(workers.downgrade());
     let start = || {
       let (sender, is_ready) = sync_channel(1);
       let ready = Box::new(move |result| drop(sender.send(result)));
@@ -347,11 +352,30 @@ impl WeakWorkers {
     drop(queue);
     drop(old);
   }
+
+  /// Stops the plugin as dropping [`Workers`] does.
+  pub fn abort(&self) {
+    if let Some(shared) = self.0.upgrade() {
+      shared.abort();
+    }
+  }
+
+  /// Whether there is anything left.
+  pub fn is_alive(&self) -> bool {
+    self.0.strong_count() > 0
+  }
 }
 
 impl Drop for Workers {
   fn drop(&mut self) {
-    let mut queue = self.shared.lock();
+    self.shared.abort();
+  }
+}
+
+impl WorkerPool {
+  /// Closes the queue, forgets what waits, and interrupts what runs.
+  fn abort(&self) {
+    let mut queue = self.lock();
     queue.is_closed = true;
     queue.scale_up = None;
     let forgotten = std::mem::take(&mut queue.waiting);
@@ -360,13 +384,11 @@ impl Drop for Workers {
     }
     queue.reconsider_stuck_slots();
     drop(queue);
-    self.shared.has_news.set();
-    self.shared.changed.notify_all();
+    self.has_news.set();
+    self.changed.notify_all();
     drop(forgotten);
   }
-}
 
-impl WorkerPool {
   /// Nothing that could panic runs under the lock, so a poisoned one is still sound.
   fn lock(&self) -> MutexGuard<'_, Queue> {
     self.queue.lock().unwrap_or_else(PoisonError::into_inner)
