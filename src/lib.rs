@@ -34,6 +34,7 @@ pub mod plugin;
 pub mod signals;
 pub mod store;
 mod sync;
+mod trim;
 mod watchdog;
 
 pub use error::{Code, Error, Result};

@@ -107,6 +107,7 @@ pub fn open_plugin(
     instances: at_least_one(options.instances),
     is_eager: options.eager,
     max_queue: at_least_one(options.max_queue),
+    max_queue_bytes: options.max_queue_bytes as usize,
     is_isolated: options.is_isolated,
     max_calls: options
       .max_calls

@@ -57,6 +57,8 @@ pub struct Limits {
   pub is_eager: bool,
   /// How many calls may be unfinished at once, running ones included.
   pub max_queue: NonZeroUsize,
+  /// How many bytes the inputs of waiting calls may have together. One call may wait whatever it has.
+  pub max_queue_bytes: usize,
   /// Whether each call has an instance of its own, and leaves nothing to the next.
   pub is_isolated: bool,
   /// How many calls an instance serves before it is replaced. No limit without it.
@@ -162,6 +164,7 @@ impl Plugin {
       instances: limits.instances,
       is_eager: limits.is_eager,
       max_queue: limits.max_queue,
+      max_queue_bytes: limits.max_queue_bytes,
       timeout: manifest.timeout,
       initialization_timeout: initialization_timeout.unwrap_or(INITIALIZATION_TIMEOUT),
       max_idle_memory: MAX_IDLE_MEMORY,

@@ -156,6 +156,7 @@ pub fn limits(instances: usize) -> WorkerLimits {
     instances: NonZeroUsize::new(instances).unwrap(),
     is_eager: false,
     max_queue: NonZeroUsize::new(100).unwrap(),
+    max_queue_bytes: usize::MAX,
     timeout: None,
     initialization_timeout: Duration::from_secs(1000),
     max_idle_memory: u64::MAX,

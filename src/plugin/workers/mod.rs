@@ -19,6 +19,7 @@ mod queue;
 mod recycling;
 mod scaling;
 mod slot;
+mod waiting;
 mod worker;
 
 use std::collections::VecDeque;
@@ -59,6 +60,8 @@ pub struct WorkerLimits {
   pub is_eager: bool,
   /// How many calls may be unfinished at once, running ones included.
   pub max_queue: NonZeroUsize,
+  /// How many bytes the inputs of waiting calls may have together. One call may wait whatever it has.
+  pub max_queue_bytes: usize,
   /// How long a call may run that has no limit of its own. No limit without it.
   pub timeout: Option<Duration>,
   /// How long an instance's initialization may run.
@@ -189,6 +192,14 @@ impl Workers {
           "{unfinished} calls are unfinished already; wait for one, or raise maxQueue or instances"
         ),
       )
+    } else if !self.shared.has_room(&queue, call.input.len()) {
+      let bytes = queue.waiting.bytes();
+      Error::new(
+        Code::QueueFull,
+        format!(
+          "{bytes} bytes of input wait already; wait for a call, or raise maxQueueBytes or instances"
+        ),
+      )
     } else if queue.all_are_stuck() {
       all_are_stuck()
     } else {
@@ -229,12 +240,8 @@ impl Workers {
   /// call that has ended is left alone.
   pub fn cancel(&self, number: u64) {
     let mut queue = self.shared.lock();
-    let position = queue.waiting.iter().position(|call| call.number == number);
-    let waiter = match position {
-      Some(position) => queue
-        .waiting
-        .remove(position)
-        .map(|call| Waiter::Call(call.number)),
+    let waiter = match queue.waiting.remove(number) {
+      Some(call) => Some(Waiter::Call(call.number)),
       None => queue.slots.iter().find_map(|slot| {
         let mut record = slot.lock();
         let in_flight = record.in_flight.as_mut()?;
@@ -378,7 +385,7 @@ impl WorkerPool {
     let mut queue = self.lock();
     queue.is_closed = true;
     queue.scale_up = None;
-    let forgotten = std::mem::take(&mut queue.waiting);
+    let forgotten = queue.waiting.take();
     for slot in &queue.slots {
       slot.lock().interrupt();
     }
@@ -392,6 +399,12 @@ impl WorkerPool {
   /// Nothing that could panic runs under the lock, so a poisoned one is still sound.
   fn lock(&self) -> MutexGuard<'_, Queue> {
     self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+  }
+
+  /// Whether a call with so much input may wait.
+  fn has_room(&self, queue: &Queue, bytes: usize) -> bool {
+    queue.waiting.is_empty()
+      || bytes.saturating_add(queue.waiting.bytes()) <= self.limits.max_queue_bytes
   }
 
   /// Tells the plugin's logger why an instance could not be started. Not under a lock.
@@ -433,7 +446,7 @@ impl WorkerPool {
     let waiting = queue.waiting.len();
     let not_started = scaling::scale_up(self, &mut queue, waiting);
     let unserved = match queue.all_are_stuck() {
-      true => std::mem::take(&mut queue.waiting),
+      true => queue.waiting.take(),
       false => VecDeque::new(),
     };
     self.taken.fetch_add(unserved.len(), Ordering::Relaxed);
