@@ -10,13 +10,20 @@ const { openStore } = require('..')
 const { runNode } = require('./support/processes.js')
 const { randomNumbers } = require('./support/random.js')
 
-const FILES = Number(process.env.DAMAGED_FILES ?? 60)
-const SEED = Number(process.env.DAMAGED_SEED ?? 1)
+const FILES = Number(process.env.DAMAGED_FILES ?? 40)
+/** Among the first files of this seed is one over which redb panics twice. */
+const SEED = Number(process.env.DAMAGED_SEED ?? 9)
 /** How many files a process tries, one after the other. */
 const BATCH = 10
 const PAGE = 4096
 /** The first byte of a page that leads to others. */
 const BRANCH = 2
+
+function branchOf (bytes, below) {
+  const pages = Array.from({ length: bytes.length / PAGE }, (_, index) => index * PAGE)
+  const branches = pages.filter((start) => bytes[start] === BRANCH)
+  return branches[below(branches.length)]
+}
 
 /** Each damages a file's bytes. */
 const DAMAGES = {
@@ -33,10 +40,16 @@ const DAMAGES = {
   },
   /** Where other pages are found: a wrong one may be of anything, or none. */
   bytesOfABranch (bytes, below) {
-    const pages = Array.from({ length: bytes.length / PAGE }, (_, index) => index * PAGE)
-    const branches = pages.filter((start) => bytes[start] === BRANCH)
-    const start = branches[below(branches.length)] ?? 0
+    const start = branchOf(bytes, below)
     for (let i = 0; i < 8; i++) bytes[start + 8 + below(600)] = below(256)
+  },
+  /** Panics in redb's destructors are about pages that are there twice. */
+  aChildTwice (bytes, below) {
+    const start = branchOf(bytes, below)
+    const children = bytes.readUInt16LE(start + 2) + 1
+    const child = () => start + 8 + 16 * children + 8 * below(children)
+    const [from, to] = [child(), child()]
+    bytes.copyWithin(to, from, from + 8)
   },
   oneBit (bytes, below) { bytes[below(bytes.length)] ^= 1 << below(8) },
   manyBits (bytes, below) {
@@ -86,7 +99,7 @@ function damagedFile (number) {
 }
 
 describe('a damaged file', () => {
-  test('gives its contents or STORE_DAMAGED, and never ends the process', async () => {
+  test('gives its contents or STORE_DAMAGED, and does not end the process', async () => {
     const outcomes = new Map()
     for (let number = 0; number < FILES; number += BATCH) {
       const files = Array.from({ length: Math.min(BATCH, FILES - number) }, (_, index) => damagedFile(number + index))

@@ -56,12 +56,8 @@ pub fn scale_up(shared: &WorkerPool, queue: &mut Queue, unfinished: usize) -> Op
     return None;
   }
   let is_due = |scale_up: &&mut ScaleUp| scale_up.not_before.is_none_or(|at| at <= sync::now());
-  let Some(scale_up) = queue.scale_up.as_mut().filter(is_due) else {
-    return None;
-  };
-  let Some(this) = shared.this.upgrade() else {
-    return None;
-  };
+  let scale_up = queue.scale_up.as_mut().filter(is_due)?;
+  let this = shared.this.upgrade()?;
   let failures = scale_up.failures;
   if failures > 0 {
     scale_up.pause();

@@ -90,17 +90,17 @@ mod tests {
     thread::spawn(move || {
       let given_up = sender.clone();
       contained(
-        move || drop(given_up.send("given up")),
+        move || given_up.send("given up").unwrap(),
         || {
           // One after the other is not one while the other unwinds.
           drop(catch(|| panic!("the first")));
           drop(catch(|| panic!("another")));
-          drop(sender.send("caught"));
+          sender.send("caught").unwrap();
           drop(catch(|| {
             let _guard = PanicsOnDrop;
             panic!("the first");
           }));
-          drop(sender.send("survived"));
+          sender.send("survived").unwrap();
         },
       );
     });
