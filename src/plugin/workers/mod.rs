@@ -285,7 +285,7 @@ impl Workers {
   /// Ends all calls of a closed plugin at once, with [`Code::Closed`].
   pub fn end_calls(&self) {
     let mut queue = self.shared.lock();
-    let waiting = std::mem::take(&mut queue.waiting);
+    let waiting = queue.waiting.take();
     let mut ended: Vec<_> = waiting
       .into_iter()
       .map(|call| Waiter::Call(call.number))
