@@ -378,6 +378,8 @@ export interface PluginOptions {
   eager: boolean
   /** How many calls may be unfinished; at least 1. */
   maxQueue: number
+  /** How many bytes the inputs of waiting calls may have together. */
+  maxQueueBytes: number
   /** What JavaScript knows the plugin by when its guests call functions or log. */
   pluginId: number
   /** Functions in JavaScript; each is known by its index. */

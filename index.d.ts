@@ -266,6 +266,12 @@ export interface PluginOptions extends ManifestOptions {
    */
   maxQueue?: number
   /**
+   * How many bytes the inputs of waiting calls may have together; a call that would exceed it is rejected
+   * with `QUEUE_FULL`. If no other waits, a call may wait whatever its input has.
+   * @default 67108864
+   */
+  maxQueueBytes?: number
+  /**
    * With `'instance'`, an instance serves one call after the other and keeps its state between them.
    * With `'call'` each call has an instance of its own, made ready in the background: nothing of one
    * request is left for the next. That costs each call an instantiation and the plugin's
@@ -561,7 +567,7 @@ export type ErrorCode =
   | 'OUT_OF_MEMORY'
   /** The call has used up its `fuel`. Its instance has been replaced. */
   | 'FUEL_EXHAUSTED'
-  /** `maxQueue` calls are unfinished already. */
+  /** `maxQueue` calls are unfinished already, or the inputs of those that wait have `maxQueueBytes`. */
   | 'QUEUE_FULL'
   /** All threads of the plugin are stuck in host calls that do not return. */
   | 'UNAVAILABLE'
@@ -595,6 +601,8 @@ export type ErrorCode =
   | 'ALREADY_REGISTERED'
   /** In `stats()` and metrics: the call was aborted. It is rejected with the reason of its signal. */
   | 'CANCELED'
+  /** The process may have no more threads, address space, memory mappings or descriptors; the message says which. */
+  | 'OUT_OF_RESOURCES'
   /** A defect in this library. */
   | 'INTERNAL'
 

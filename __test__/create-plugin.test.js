@@ -117,6 +117,7 @@ describe('createPlugin rejects', () => {
     'instances: "2"': { instances: '2' },
     'eager: 1': { eager: 1 },
     'maxQueue: 0': { maxQueue: 0 },
+    'maxQueueBytes: 0': { maxQueueBytes: 0 },
     'timeoutMs: -1': { timeoutMs: -1 },
     'timeoutMs: NaN': { timeoutMs: NaN },
     'openTimeoutMs: 0': { openTimeoutMs: 0 },

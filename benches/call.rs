@@ -294,6 +294,7 @@ fn between_threads(criterion: &mut Criterion) {
       instances: NonZeroUsize::MIN,
       is_eager: true,
       max_queue: NonZeroUsize::MIN,
+      max_queue_bytes: usize::MAX,
       is_isolated: false,
       max_calls: None,
       max_age: None,

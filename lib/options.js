@@ -12,6 +12,8 @@ const { inBothSpellings, isObject, pick } = require('./objects.js')
 const { nativeStore } = require('./store.js')
 
 const DEFAULT_MAX_QUEUE = 10_000
+/** 64 MiB: 6.7 kB for each of so many calls, and little on a small machine. */
+const DEFAULT_MAX_QUEUE_BYTES = 2 ** 26
 const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
 /** What a timer takes. */
@@ -29,6 +31,7 @@ const OPTION_KEYS = {
   instances: 'instances',
   eager: 'eager',
   maxQueue: 'maxQueue',
+  maxQueueBytes: 'maxQueueBytes',
   maxOutputBytes: 'maxOutputBytes',
   allowHttpResponseHeaders: 'allowHttpResponseHeaders',
   isolation: 'isolation',
@@ -269,6 +272,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
     eager: asBoolean(merged.eager, 'eager'),
     maxQueue: asInteger(merged.maxQueue, 'maxQueue', DEFAULT_MAX_QUEUE, MAX_U32),
+    maxQueueBytes: asInteger(merged.maxQueueBytes, 'maxQueueBytes', DEFAULT_MAX_QUEUE_BYTES, Number.MAX_SAFE_INTEGER),
     functions: names,
     storePermissions: permissions,
     logLevel: level

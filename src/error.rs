@@ -1,6 +1,8 @@
 //! The one error type of the crate: a stable code for programs, a message for people.
 
 use std::fmt;
+#[cfg(unix)]
+use std::io;
 
 /// What went wrong, as programs see it. The names that JavaScript sees ([`Code::as_str`]) never
 /// change once published.
@@ -63,13 +65,15 @@ pub enum Code {
   StoreFull,
   /// What the store is kept in is damaged, or no store.
   StoreDamaged,
+  /// The process may have no more threads, address space or open files.
+  OutOfResources,
   /// A defect in this library.
   Internal,
 }
 
 impl Code {
   /// All codes, each at the index of its [`number`](Self::number) less one.
-  pub const ALL: [Self; 29] = [
+  pub const ALL: [Self; 30] = [
     Code::InvalidArgument,
     Code::FileNotFound,
     Code::InvalidWasm,
@@ -98,6 +102,7 @@ impl Code {
     Code::ValueTooLarge,
     Code::StoreFull,
     Code::StoreDamaged,
+    Code::OutOfResources,
     Code::Internal,
   ];
 
@@ -137,6 +142,7 @@ impl Code {
       Code::ValueTooLarge => "VALUE_TOO_LARGE",
       Code::StoreFull => "STORE_FULL",
       Code::StoreDamaged => "STORE_DAMAGED",
+      Code::OutOfResources => "OUT_OF_RESOURCES",
       Code::Internal => "INTERNAL",
     }
   }
@@ -168,6 +174,53 @@ impl Error {
       return_code: 0,
     }
   }
+
+  /// The error for a thread that cannot be started. `purpose` completes "cannot start a thread".
+  pub fn no_thread(purpose: &str, error: &dyn fmt::Display) -> Self {
+    Self::new(
+      Code::OutOfResources,
+      format!(
+        "cannot start a thread {purpose}: {error}; raise the limit of threads (ulimit -u, pids.max, TasksMax) or of \
+         address space (ulimit -v), or have fewer plugins or instances"
+      ),
+    )
+  }
+
+  /// The error for something that failed because the process has no address space or descriptors left, if one
+  /// of the causes says so. `failure` says what failed.
+  pub fn exhausted<'a>(
+    failure: &str,
+    mut causes: impl Iterator<Item = &'a (dyn std::error::Error + 'static)>,
+  ) -> Option<Self> {
+    let resource = causes.find_map(exhausted_resource)?;
+    Some(Self::new(
+      Code::OutOfResources,
+      format!("{failure}; {resource}"),
+    ))
+  }
+}
+
+/// What has run out, and what to do about it.
+#[cfg(unix)]
+fn exhausted_resource(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+  let of_io = cause.downcast_ref().and_then(io::Error::raw_os_error);
+  let of_rustix = cause.downcast_ref::<rustix::io::Errno>();
+  match of_io.or(of_rustix.map(|error| error.raw_os_error()))? {
+    libc::ENOMEM => Some(
+      "the process has no address space or no memory mappings left: an instance outside the pool reserves 16 GiB; \
+       raise the limit (ulimit -v, vm.max_map_count), or have fewer plugins or instances",
+    ),
+    libc::EMFILE => {
+      Some("the process has no file descriptors left; raise the limit (ulimit -n), or close some")
+    }
+    libc::ENFILE => Some("the system has no open files left; raise its limit (fs.file-max)"),
+    _ => None,
+  }
+}
+
+#[cfg(not(unix))]
+fn exhausted_resource(_: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+  None
 }
 
 impl fmt::Display for Error {

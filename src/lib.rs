@@ -28,11 +28,13 @@ mod binding;
 mod error;
 pub mod host;
 mod interruption;
+mod io_runtime;
 pub mod kernel;
 pub mod plugin;
 pub mod signals;
 pub mod store;
 mod sync;
+mod trim;
 mod watchdog;
 
 pub use error::{Code, Error, Result};

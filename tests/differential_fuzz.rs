@@ -322,6 +322,7 @@ fn run(case: &Case, runtime: RuntimeKind) -> Result<Report, Code> {
     instances: one,
     is_eager: false,
     max_queue: one,
+    max_queue_bytes: usize::MAX,
     is_isolated: false,
     max_calls: None,
     max_age: None,

@@ -30,6 +30,7 @@ fn limits(instances: usize, max_queue: usize) -> Limits {
     instances: NonZeroUsize::new(instances).expect("at least one"),
     is_eager: false,
     max_queue: NonZeroUsize::new(max_queue).expect("at least one"),
+    max_queue_bytes: usize::MAX,
     is_isolated: false,
     max_calls: None,
     max_age: None,

@@ -5,13 +5,13 @@ const { join } = require('node:path')
 
 const ROOT = join(__dirname, '../..')
 
-/** Runs Node to its end; what takes longer than 60 s is killed, and has a signal. */
-function runNode (args, { env } = {}) {
+/** Runs Node to its end; what takes longer than 60 s, or `timeout`, is killed, and has a signal. */
+function runNode (args, { env, timeout = 60_000 } = {}) {
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, args, {
       cwd: ROOT,
       env: { ...process.env, ...env },
-      timeout: 60_000,
+      timeout,
       killSignal: 'SIGKILL'
     })
     let output = ''

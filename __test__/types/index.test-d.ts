@@ -35,6 +35,7 @@ expectType<Promise<Plugin>>(createPlugin(new Uint8Array(8), {
   timeoutMs: 1000,
   openTimeoutMs: 1000,
   memory: { maxPages: 16, maxVarBytes: 0 },
+  maxQueueBytes: 2 ** 20,
   maxOutputBytes: 1024,
   compileCache: { directory: '/tmp/cache', maxBytes: 1 }
 }))

@@ -33,6 +33,7 @@ impl Boundary {
   /// else may have them or their buffers.
   #[napi(constructor, catch_unwind)]
   pub fn new(
+    env: Env,
     settle: Function<'_, (), ()>,
     inbox: Uint8Array,
     header: Uint32Array,
@@ -43,8 +44,12 @@ impl Boundary {
       .callee_handled::<false>()
       .weak::<true>()
       .build()?;
+    let js_thread = JsThreadState::new(wake, inbox, header);
+    // A worker thread may be terminated at any moment. The object itself is no use: what is on its way to
+    // JavaScript keeps the queue.
+    env.add_env_cleanup_hook(Arc::clone(&js_thread.queue), |queue| queue.end())?;
     Ok(Self {
-      js_thread: Rc::new(JsThreadState::new(wake, inbox, header)),
+      js_thread: Rc::new(js_thread),
       is_referenced: Cell::new(false),
     })
   }

@@ -1,8 +1,8 @@
 //! What worker threads have for the JavaScript thread: results of calls, calls of its functions, and
 //! messages for its loggers, in the order in which they happened.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::bindgen_prelude::{Array, ToNapiValue};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
@@ -11,7 +11,7 @@ use napi::{Env, Status};
 use super::event_queue::EventQueue;
 use super::host_call::HostCall;
 use crate::Result;
-use crate::plugin::{CallOutput, Results};
+use crate::plugin::{CallOutput, Results, WeakWorkers};
 
 /// What JavaScript is told of.
 pub enum Event {
@@ -89,6 +89,15 @@ pub struct CompletionQueue {
   pub events: EventQueue<Event>,
   /// Wakes the event loop.
   pub wake: Wake,
+  plugins: Mutex<Plugins>,
+}
+
+/// The plugins of a JavaScript thread.
+#[derive(Default)]
+struct Plugins {
+  /// Those that are open or being opened, and some that are not any more.
+  workers: Vec<WeakWorkers>,
+  has_ended: bool,
 }
 
 impl CompletionQueue {
@@ -97,7 +106,19 @@ impl CompletionQueue {
     Self {
       events: EventQueue::new(),
       wake,
+      plugins: Mutex::default(),
     }
+  }
+
+  /// Ends what the JavaScript thread has started, since the thread itself has ended: plugins stop, also those that
+  /// are being opened, and results are dropped.
+  pub fn end(&self) {
+    let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+    plugins.has_ended = true;
+    let workers = std::mem::take(&mut plugins.workers);
+    drop(plugins);
+    workers.iter().for_each(WeakWorkers::abort);
+    self.events.end();
   }
 
   /// Adds what came of the job that JavaScript numbered `number`. Any thread.
@@ -115,6 +136,16 @@ impl CompletionQueue {
 }
 
 impl Results for CompletionQueue {
+  fn starting(&self, workers: WeakWorkers) {
+    let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+    if plugins.has_ended {
+      drop(plugins);
+      return workers.abort();
+    }
+    plugins.workers.retain(WeakWorkers::is_alive);
+    plugins.workers.push(workers);
+  }
+
   fn done(&self, number: u64, result: Result<CallOutput>) {
     // The numbers of calls are what JavaScript gave: 32 bits.
     self.push_result(number as u32, result.map(JobResult::Output));

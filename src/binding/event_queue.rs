@@ -23,6 +23,8 @@ struct QueueState<E> {
   /// In the order in which they happened.
   events: VecDeque<E>,
   consumer: Consumer,
+  /// Whether the JavaScript thread is gone: events are dropped.
+  has_ended: bool,
 }
 
 /// What the JavaScript thread does about events.
@@ -43,6 +45,7 @@ impl<E> EventQueue<E> {
       state: Mutex::new(QueueState {
         events: VecDeque::new(),
         consumer: Consumer::EventLoop,
+        has_ended: false,
       }),
       has_any: spin::Flag::default(),
       added: Condvar::new(),
@@ -57,6 +60,12 @@ impl<E> EventQueue<E> {
   #[must_use]
   pub fn push(&self, event: E) -> bool {
     let mut state = self.lock();
+    if state.has_ended {
+      // What it owns may have much to do when it is dropped.
+      drop(state);
+      drop(event);
+      return false;
+    }
     state.events.push_back(event);
     let is_first = state.events.len() == 1;
     let consumer = state.consumer;
@@ -104,6 +113,15 @@ impl<E> EventQueue<E> {
   /// Until events are taken the next time, which must be soon, nobody wakes the event loop for them.
   pub fn stay_attentive(&self) {
     self.lock().consumer = Consumer::Attentive;
+  }
+
+  /// Drops all events, from now on too. They may own what has this queue, and would keep it forever.
+  pub fn end(&self) {
+    let mut state = self.lock();
+    state.has_ended = true;
+    let events = std::mem::take(&mut state.events);
+    drop(state);
+    drop(events);
   }
 
   /// Moves all events into `events`, which is empty; its memory is used for the next.

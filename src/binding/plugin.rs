@@ -107,6 +107,7 @@ pub fn open_plugin(
     instances: at_least_one(options.instances),
     is_eager: options.eager,
     max_queue: at_least_one(options.max_queue),
+    max_queue_bytes: options.max_queue_bytes as usize,
     is_isolated: options.is_isolated,
     max_calls: options
       .max_calls
@@ -188,8 +189,8 @@ fn load(
       results.push_result(call, result);
     });
   if let Err(error) = spawned {
-    let message = format!("cannot start a thread to load the plugin: {error}");
-    queue.push_result(call, Err(Error::new(Code::Internal, message)));
+    let error = Error::no_thread("to load the plugin", &error);
+    queue.push_result(call, Err(error));
   }
 }
 

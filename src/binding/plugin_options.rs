@@ -68,6 +68,8 @@ pub struct PluginOptions {
   pub eager: bool,
   /// How many calls may be unfinished; at least 1.
   pub max_queue: u32,
+  /// How many bytes the inputs of waiting calls may have together.
+  pub max_queue_bytes: f64,
   /// What JavaScript knows the plugin by when its guests call functions or log.
   pub plugin_id: u32,
   /// Functions in JavaScript; each is known by its index.

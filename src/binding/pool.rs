@@ -57,8 +57,8 @@ pub fn run(
     results.push_result(number, result);
   });
   if let Err(error) = started {
-    let message = format!("cannot start a thread for operations of stores: {error}");
-    queue.push_result(number, Err(Error::new(Code::Internal, message)));
+    let error = Error::no_thread("for operations of stores", &error);
+    queue.push_result(number, Err(error));
   }
 }
 

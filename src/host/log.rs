@@ -34,6 +34,13 @@ pub trait Logger: Send + Sync {
   fn log(&self, call: Option<u64>, level: Level, message: &str);
 }
 
+/// Warns of something that is part of no call.
+pub fn warn(logger: &dyn Logger, message: &str) {
+  if logger.level().is_some_and(|wanted| Level::Warn >= wanted) {
+    logger.log(None, Level::Warn, message);
+  }
+}
+
 /// A logger for plugins that have none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;

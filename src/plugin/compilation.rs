@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::PoisonError;
 
 use crate::sync::{Condvar, Mutex, process_static, thread};
+use crate::{Error, Result};
 
 process_static! { static RUNNING: Mutex<usize> = Mutex::new(0); }
 process_static! { static ENDED: Condvar = Condvar::new(); }
@@ -19,6 +20,16 @@ pub fn wait_for_turn() -> Turn {
   let waited = ENDED.wait_while(running, |running| *running >= cores);
   *waited.unwrap_or_else(PoisonError::into_inner) += 1;
   Turn(())
+}
+
+/// Compiles on as many threads as there are cores, which end then. The global pool of rayon would do for
+/// Wasmtime, but if its threads cannot be started, every later compilation in the process panics.
+pub fn on_own_threads<T: Send>(compile: impl FnOnce() -> T + Send) -> Result<T> {
+  let pool = rayon::ThreadPoolBuilder::new()
+    .thread_name(|_| "extism-compile".to_owned())
+    .build()
+    .map_err(|error| Error::no_thread("to compile the plugin", &error))?;
+  Ok(pool.install(compile))
 }
 
 impl Drop for Turn {

@@ -70,7 +70,7 @@ pub fn engine(kind: Kind) -> Result<Engine> {
   }
   .map_err(|error| {
     let message = format!("the WebAssembly runtime cannot be started: {error:#}");
-    Error::new(Code::Internal, message)
+    Error::exhausted(&message, error.chain()).unwrap_or_else(|| Error::new(Code::Internal, message))
   })
 }
 

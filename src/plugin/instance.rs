@@ -151,7 +151,8 @@ impl Template {
     };
     let module = load().map_err(|error: wasmtime::Error| {
       let message = format!("the plugin cannot be loaded without the pool: {error:#}");
-      Error::new(Code::Internal, message)
+      Error::exhausted(&message, error.chain())
+        .unwrap_or_else(|| Error::new(Code::Internal, message))
     })?;
     let prepared = Prepared::new(&module, &self.imports, &self.callables, &self.initializers)?;
     Ok(self.on_demand.get_or_init(|| Arc::new(prepared)))
@@ -479,7 +480,8 @@ impl Instance {
       Some(trap) => Error::new(Code::Trap, format!("the plugin trapped: {trap}")),
       None => {
         let message = format!("the plugin cannot be instantiated: {error:#}");
-        Error::new(Code::InvalidWasm, message)
+        Error::exhausted(&message, error.chain())
+          .unwrap_or_else(|| Error::new(Code::InvalidWasm, message))
       }
     })
   }

@@ -16,9 +16,8 @@ use super::manifest::{
   DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, ModuleDigest, OutputTo,
 };
 use super::snapshot;
-use crate::host::log::Level;
 use crate::host::output::Output;
-use crate::host::{self, Environment, HostFunction, Vars};
+use crate::host::{self, Environment, HostFunction, Vars, log};
 use crate::{Code, Error, Result, kernel};
 
 /// How long an initialization may run if calls have no limit.
@@ -140,14 +139,15 @@ impl Loader<'_> {
     let is_final = !has_snapshot || self.take_snapshot(&mut linked, &modules, &options)?;
     let failed = |error: wasmtime::Error| {
       let message = format!("the plugin cannot be compiled: {error:#}");
-      Error::new(Code::InvalidWasm, message)
+      Error::exhausted(&message, error.chain())
+        .unwrap_or_else(|| Error::new(Code::InvalidWasm, message))
     };
     let turn = compilation::wait_for_turn();
     let (module, stored) = match self.cache {
       Some(cache) if is_final => {
         let key = self.cache_key(&digests, has_snapshot, &options, &engine);
-        let artefact =
-          Artefact::compile(&engine, &linked.bytes, linked.describe()).map_err(failed)?;
+        let compile = || Artefact::compile(&engine, &linked.bytes, linked.describe());
+        let artefact = compilation::on_own_threads(compile)?.map_err(failed)?;
         drop(turn);
         let stored = cache.store(&key, &artefact);
         let module = match cache.load(&key, &engine) {
@@ -157,7 +157,8 @@ impl Loader<'_> {
         (module, stored)
       }
       _ => {
-        let module = Module::new(&engine, &linked.bytes).map_err(failed)?;
+        let compile = || Module::new(&engine, &linked.bytes);
+        let module = compilation::on_own_threads(compile)?.map_err(failed)?;
         let message =
           "the initialization took too long for a snapshot, which may be different next time";
         (module, Err(io::Error::other(message)))
@@ -206,11 +207,7 @@ impl Loader<'_> {
 
   /// Tells the plugin's logger.
   fn warn(&self, message: &str) {
-    let logger = &self.environment.logger;
-    let wanted = logger.level();
-    if wanted.is_some_and(|wanted| Level::Warn >= wanted) {
-      logger.log(None, Level::Warn, message);
-    }
+    log::warn(&*self.environment.logger, message);
   }
 
   /// The engine's kind.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -232,9 +233,7 @@ fn hash_file(path: &Path) -> Result<blake3::Hash> {
   let mut file = BufReader::with_capacity(HASHED_BYTES, open_file(path)?);
   let mut hasher = blake3::Hasher::new();
   loop {
-    let bytes = file
-      .fill_buf()
-      .map_err(|error| unreadable(path, &error.to_string()))?;
+    let bytes = file.fill_buf().map_err(|error| cannot_read(path, &error))?;
     let count = bytes.len();
     if count == 0 {
       return Ok(hasher.finalize());
@@ -249,8 +248,13 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
   let mut file = open_file(path)?;
   match file.read_to_end(&mut bytes) {
     Ok(_) => Ok(bytes),
-    Err(error) => Err(unreadable(path, &error.to_string())),
+    Err(error) => Err(cannot_read(path, &error)),
   }
+}
+
+fn cannot_read(path: &Path, error: &io::Error) -> Error {
+  let unreadable = unreadable(path, &error.to_string());
+  Error::exhausted(&unreadable.message, iter::once(error as _)).unwrap_or(unreadable)
 }
 
 fn unreadable(path: &Path, reason: &str) -> Error {
@@ -263,14 +267,14 @@ fn unreadable(path: &Path, reason: &str) -> Error {
 
 fn open_file(path: &Path) -> Result<File> {
   // Looked at before it is opened: a pipe or a device would keep the reader for ever.
-  let metadata = std::fs::metadata(path).map_err(|error| unreadable(path, &error.to_string()))?;
+  let metadata = std::fs::metadata(path).map_err(|error| cannot_read(path, &error))?;
   if metadata.is_dir() {
     return Err(unreadable(path, "it is a directory, not a file"));
   }
   if !metadata.is_file() {
     return Err(unreadable(path, "it is not a regular file"));
   }
-  File::open(path).map_err(|error| unreadable(path, &error.to_string()))
+  File::open(path).map_err(|error| cannot_read(path, &error))
 }
 
 pub(super) fn hexadecimal(bytes: &[u8]) -> String {

@@ -32,10 +32,10 @@ pub use manifest::{
   OutputTo, RuntimeKind, Source, Wasm,
 };
 pub use stats::Stats;
-pub use workers::{Call, Queued, Results};
+pub use workers::{Call, Queued, Results, WeakWorkers};
 
 use crate::host::store::{StoreCounters, StoreStats};
-use crate::host::{Environment, Vars, vars};
+use crate::host::{Environment, Vars, log, vars};
 use crate::{Code, Error, Result};
 use compile_cache::ArtefactDirectory;
 use instance::Runtime;
@@ -57,6 +57,8 @@ pub struct Limits {
   pub is_eager: bool,
   /// How many calls may be unfinished at once, running ones included.
   pub max_queue: NonZeroUsize,
+  /// How many bytes the inputs of waiting calls may have together. One call may wait whatever it has.
+  pub max_queue_bytes: usize,
   /// Whether each call has an instance of its own, and leaves nothing to the next.
   pub is_isolated: bool,
   /// How many calls an instance serves before it is replaced. No limit without it.
@@ -162,6 +164,7 @@ impl Plugin {
       instances: limits.instances,
       is_eager: limits.is_eager,
       max_queue: limits.max_queue,
+      max_queue_bytes: limits.max_queue_bytes,
       timeout: manifest.timeout,
       initialization_timeout: initialization_timeout.unwrap_or(INITIALIZATION_TIMEOUT),
       max_idle_memory: MAX_IDLE_MEMORY,
@@ -177,10 +180,12 @@ impl Plugin {
       exports: linked.exports,
       imports: linked.imports,
     };
+    let logger = Arc::clone(&environment.logger);
+    let warn = move |message: &str| log::warn(&*logger, message);
     let plugin = Self {
       interface,
       store_counters: Arc::clone(environment.store.counters()),
-      workers: Workers::start(limits, results, runtime)?,
+      workers: Workers::start(limits, results, runtime, Box::new(warn))?,
       snapshot: Arc::new(Mutex::new(snapshot)),
       vars,
     };

@@ -22,6 +22,7 @@ use wasmparser::{DataKind, DataSectionReader, FunctionBody, Operator, Parser, Pa
 use wasmtime::{Module, Store, Val};
 use wasmtime_wizer::{InstanceState, SnapshotVal, Wizer};
 
+use super::compilation;
 use super::engine::{self, Kind};
 use super::instance::{Ending, Instance, Run, Settings, Template};
 use super::interrupt::Interruptions;
@@ -131,7 +132,8 @@ fn take(
   };
   let growth_pages = settings.growth_pages;
   let engine = engine::on_demand(settings.kind)?;
-  let instrumented = Module::new(&engine, instrumented)?;
+  let compile = || Module::new(&engine, instrumented);
+  let instrumented = compilation::on_own_threads(compile).map_err(|error| error.message)??;
   let template = Template::isolated(&instrumented, unchecked, settings)
     .and_then(|template| Instance::new(&Arc::new(template)));
   let mut instance = template.map_err(|error| error.message)?;

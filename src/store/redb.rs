@@ -4,6 +4,7 @@
 //! makes one transaction of all that wait ([`transaction`]). Readers read on their own threads what the
 //! last of these transactions has left.
 
+mod containment;
 mod database;
 mod files;
 mod operation;

@@ -23,7 +23,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 use redis::{Cmd, Script, Value, cmd};
-use tokio::runtime::{self, Runtime};
+use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use self::connection::text;
@@ -32,6 +32,7 @@ use self::servers::Servers;
 use self::settings::{Address, Settings};
 use super::checks::check_key;
 use super::{Bytes, OpenOptions, Page, Store, Watch, Watcher, wait};
+use crate::io_runtime::io_runtime;
 use crate::{Code, Error, Result};
 
 /// The longest value that Redis takes, in bytes.
@@ -121,26 +122,9 @@ return 1";
 
 static SWAP: LazyLock<Script> = LazyLock::new(|| Script::new(COMPARE_AND_SWAP));
 
-/// Where connections are served: one for the process, since an idle one costs a thread. It is never ended.
 fn runtime() -> Result<&'static Runtime> {
   static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-  if let Some(runtime) = RUNTIME.get() {
-    return Ok(runtime);
-  }
-  let made = runtime::Builder::new_multi_thread()
-    .worker_threads(1)
-    .max_blocking_threads(MAX_LOOKUPS)
-    .thread_name("extism-redis")
-    .enable_all()
-    .build();
-  let made = made.map_err(|error| {
-    Error::new(
-      Code::Internal,
-      format!("cannot start a thread for Redis: {error}"),
-    )
-  })?;
-  // Two threads may both make one; the first one's stays.
-  Ok(RUNTIME.get_or_init(|| made))
+  io_runtime(&RUNTIME, "extism-redis", MAX_LOOKUPS, "for Redis")
 }
 
 /// A Redis server, or a cluster of them. What is read often is answered from a cache that the servers keep

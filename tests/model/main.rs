@@ -21,6 +21,9 @@ mod plugin;
 mod scenario;
 mod spinning;
 mod sync;
+mod trim {
+  pub fn soon() {}
+}
 #[path = "../../src/watchdog.rs"]
 mod watchdog;
 mod workers;

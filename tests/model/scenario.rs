@@ -156,6 +156,7 @@ pub fn limits(instances: usize) -> WorkerLimits {
     instances: NonZeroUsize::new(instances).unwrap(),
     is_eager: false,
     max_queue: NonZeroUsize::new(100).unwrap(),
+    max_queue_bytes: usize::MAX,
     timeout: None,
     initialization_timeout: Duration::from_secs(1000),
     max_idle_memory: u64::MAX,
@@ -180,7 +181,12 @@ impl Plugin {
     let recorder = Arc::<Recorder>::default();
     let template = Arc::new(Template::new(beginnings));
     let results = Arc::clone(&recorder) as Arc<dyn Results>;
-    let workers = Workers::start(limits, results, Runtime::Wasmtime(template))?;
+    let workers = Workers::start(
+      limits,
+      results,
+      Runtime::Wasmtime(template),
+      Box::new(|_| {}),
+    )?;
     let workers = Arc::new(workers);
     Ok(Self { workers, recorder })
   }

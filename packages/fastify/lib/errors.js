@@ -6,7 +6,7 @@ const createError = require('@fastify/error')
 const { errorCodes } = require('extism-host/internal')
 
 const MESSAGE = 'the plugin gave no answer'
-const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503, STORE_UNAVAILABLE: 503, CANCELED: 499 }
+const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503, STORE_UNAVAILABLE: 503, OUT_OF_RESOURCES: 503, CANCELED: 499 }
 const RETRY_AFTER_SECONDS = '1'
 
 const CODES = new Set([...errorCodes(), 'CANCELED'])

@@ -12,13 +12,14 @@ use reqwest::{Request, Response, redirect};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
-use tokio::runtime::{self, Runtime};
+use tokio::runtime::Runtime;
 use url::Url;
 
 use super::allowed_hosts::{AllowedHosts, without_query};
 use super::request::{headers_as_json, redirected};
 use super::{DEFAULT_MAX_RESPONSE, Options};
 use crate::host::{HostFunctionError, Interruption};
+use crate::io_runtime::io_runtime;
 
 /// How long it may take to find a host, connect to it and agree on encryption.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -163,21 +164,14 @@ impl Client {
   }
 }
 
-/// Where connections are served: one for the process, since an idle one costs a thread. It is never
-/// ended.
 fn runtime() -> Result<&'static Runtime, HostFunctionError> {
   static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-  made_once(&RUNTIME, || {
-    runtime::Builder::new_multi_thread()
-      .worker_threads(1)
-      .max_blocking_threads(MAX_LOOKUPS)
-      .thread_name("extism-http")
-      .enable_all()
-      .build()
-      .map_err(|error| {
-        HostFunctionError::new(format!("http_request: cannot start a thread: {error}"))
-      })
-  })
+  Ok(io_runtime(
+    &RUNTIME,
+    "extism-http",
+    MAX_LOOKUPS,
+    "for HTTP requests",
+  )?)
 }
 
 /// Two threads may both make one; the first one's stays.

@@ -99,6 +99,7 @@ impl WorkerPool {
     // A closed plugin needs another thread only for calls that wait, and none beyond the limit. Where
     // the slot has not served yet, others do.
     let is_needed = is_proven && (!queue.is_closed || !queue.waiting.is_empty());
+    let mut not_started = None;
     if is_needed
       && !are_too_many
       && let Some(shared) = self.this.upgrade()
@@ -106,9 +107,10 @@ impl WorkerPool {
       let replacement = Arc::<Slot>::default();
       replacement.lock().is_proven = true;
       // Without a thread there is no slot, which is handled below.
-      let _ = worker::start(&shared, &mut queue, replacement, None, failure);
+      not_started = worker::start(&shared, &mut queue, replacement, None, failure).err();
     }
     drop(queue);
+    self.warn_of(not_started);
     self.end_what_nobody_can_serve();
   }
 }

@@ -19,6 +19,7 @@ mod queue;
 mod recycling;
 mod scaling;
 mod slot;
+mod waiting;
 mod worker;
 
 use std::collections::VecDeque;
@@ -41,7 +42,14 @@ pub trait Results: Send + Sync {
   /// The call of this number has ended. Called once for each call, on whatever thread ends it; what it
   /// does should be quick.
   fn done(&self, number: u64, result: Result<CallOutput>);
+
+  /// The plugin's first instance is about to be started. Whoever gets the results may go away before the
+  /// plugin is open, and then aborts it.
+  fn starting(&self, _workers: WeakWorkers) {}
 }
+
+/// Is told what an operator should know and no call is told of.
+pub type Warn = Box<dyn Fn(&str) + Send + Sync>;
 
 /// How a plugin's calls are run.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +60,8 @@ pub struct WorkerLimits {
   pub is_eager: bool,
   /// How many calls may be unfinished at once, running ones included.
   pub max_queue: NonZeroUsize,
+  /// How many bytes the inputs of waiting calls may have together. One call may wait whatever it has.
+  pub max_queue_bytes: usize,
   /// How long a call may run that has no limit of its own. No limit without it.
   pub timeout: Option<Duration>,
   /// How long an instance's initialization may run.
@@ -114,13 +124,19 @@ struct WorkerPool {
   limits: WorkerLimits,
   counters: Counters,
   results: Arc<dyn Results>,
+  warn: Warn,
   /// For the threads that are started later.
   this: Weak<WorkerPool>,
 }
 
 impl Workers {
   /// Starts the first instance, or with [`WorkerLimits::is_eager`] all, each with a thread of its own.
-  pub fn start(limits: WorkerLimits, results: Arc<dyn Results>, runtime: Runtime) -> Result<Self> {
+  pub fn start(
+    limits: WorkerLimits,
+    results: Arc<dyn Results>,
+    runtime: Runtime,
+    warn: Warn,
+  ) -> Result<Self> {
     let shared = Arc::new_cyclic(|this| WorkerPool {
       queue: Mutex::new(Queue::new(runtime)),
       changed: Condvar::new(),
@@ -130,11 +146,13 @@ impl Workers {
       limits,
       counters: Counters::default(),
       results,
+      warn,
       this: Weak::clone(this),
     });
     let watched = Arc::downgrade(&shared);
     watchdog::watch(watched).map_err(|error| cannot_start(&error))?;
     let workers = Self { shared };
+    workers.shared.results.starting(workers.downgrade());
     let start = || {
       let (sender, is_ready) = sync_channel(1);
       let ready = Box::new(move |result| drop(sender.send(result)));
@@ -164,7 +182,7 @@ impl Workers {
   pub fn push(&self, call: Call) -> Queued {
     let mut queue = self.shared.lock();
     let unfinished = self.shared.unfinished.load(Ordering::Relaxed);
-    scaling::scale_up(&self.shared, &mut queue, unfinished + 1);
+    let not_started = scaling::scale_up(&self.shared, &mut queue, unfinished + 1);
     let refused = if queue.is_closed {
       Error::new(Code::Closed, "the plugin is closed")
     } else if unfinished >= self.shared.limits.max_queue.get() {
@@ -172,6 +190,14 @@ impl Workers {
         Code::QueueFull,
         format!(
           "{unfinished} calls are unfinished already; wait for one, or raise maxQueue or instances"
+        ),
+      )
+    } else if !self.shared.has_room(&queue, call.input.len()) {
+      let bytes = queue.waiting.bytes();
+      Error::new(
+        Code::QueueFull,
+        format!(
+          "{bytes} bytes of input wait already; wait for a call, or raise maxQueueBytes or instances"
         ),
       )
     } else if queue.all_are_stuck() {
@@ -193,9 +219,11 @@ impl Workers {
       };
       drop(queue);
       self.shared.has_news.set();
+      self.shared.warn_of(not_started);
       return queued;
     };
     drop(queue);
+    self.shared.warn_of(not_started);
     let refused = Err(refused);
     self.shared.counters.ended(&refused);
     self.shared.results.done(call.number, refused);
@@ -212,12 +240,8 @@ impl Workers {
   /// call that has ended is left alone.
   pub fn cancel(&self, number: u64) {
     let mut queue = self.shared.lock();
-    let position = queue.waiting.iter().position(|call| call.number == number);
-    let waiter = match position {
-      Some(position) => queue
-        .waiting
-        .remove(position)
-        .map(|call| Waiter::Call(call.number)),
+    let waiter = match queue.waiting.remove(number) {
+      Some(call) => Some(Waiter::Call(call.number)),
       None => queue.slots.iter().find_map(|slot| {
         let mut record = slot.lock();
         let in_flight = record.in_flight.as_mut()?;
@@ -261,7 +285,7 @@ impl Workers {
   /// Ends all calls of a closed plugin at once, with [`Code::Closed`].
   pub fn end_calls(&self) {
     let mut queue = self.shared.lock();
-    let waiting = std::mem::take(&mut queue.waiting);
+    let waiting = queue.waiting.take();
     let mut ended: Vec<_> = waiting
       .into_iter()
       .map(|call| Waiter::Call(call.number))
@@ -335,29 +359,61 @@ impl WeakWorkers {
     drop(queue);
     drop(old);
   }
+
+  /// Stops the plugin as dropping [`Workers`] does.
+  pub fn abort(&self) {
+    if let Some(shared) = self.0.upgrade() {
+      shared.abort();
+    }
+  }
+
+  /// Whether there is anything left.
+  pub fn is_alive(&self) -> bool {
+    self.0.strong_count() > 0
+  }
 }
 
 impl Drop for Workers {
   fn drop(&mut self) {
-    let mut queue = self.shared.lock();
+    self.shared.abort();
+  }
+}
+
+impl WorkerPool {
+  /// Closes the queue, forgets what waits, and interrupts what runs.
+  fn abort(&self) {
+    let mut queue = self.lock();
     queue.is_closed = true;
     queue.scale_up = None;
-    let forgotten = std::mem::take(&mut queue.waiting);
+    let forgotten = queue.waiting.take();
     for slot in &queue.slots {
       slot.lock().interrupt();
     }
     queue.reconsider_stuck_slots();
     drop(queue);
-    self.shared.has_news.set();
-    self.shared.changed.notify_all();
+    self.has_news.set();
+    self.changed.notify_all();
     drop(forgotten);
   }
-}
 
-impl WorkerPool {
   /// Nothing that could panic runs under the lock, so a poisoned one is still sound.
   fn lock(&self) -> MutexGuard<'_, Queue> {
     self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+  }
+
+  /// Whether a call with so much input may wait.
+  fn has_room(&self, queue: &Queue, bytes: usize) -> bool {
+    queue.waiting.is_empty()
+      || bytes.saturating_add(queue.waiting.bytes()) <= self.limits.max_queue_bytes
+  }
+
+  /// Tells the plugin's logger why an instance could not be started. Not under a lock.
+  fn warn_of(&self, not_started: Option<Error>) {
+    if let Some(error) = not_started {
+      (self.warn)(&format!(
+        "an instance of the plugin could not be started, the others serve on: {error}"
+      ));
+    }
   }
 
   /// Ends what somebody has taken from the queue or from a record.
@@ -388,14 +444,15 @@ impl WorkerPool {
   pub fn end_what_nobody_can_serve(&self) {
     let mut queue = self.lock();
     let waiting = queue.waiting.len();
-    scaling::scale_up(self, &mut queue, waiting);
+    let not_started = scaling::scale_up(self, &mut queue, waiting);
     let unserved = match queue.all_are_stuck() {
-      true => std::mem::take(&mut queue.waiting),
+      true => queue.waiting.take(),
       false => VecDeque::new(),
     };
     self.taken.fetch_add(unserved.len(), Ordering::Relaxed);
     let closed = self.closed_callbacks(&mut queue);
     drop(queue);
+    self.warn_of(not_started);
     for call in unserved {
       self.end_taken(Waiter::Call(call.number), all_are_stuck());
     }
@@ -404,10 +461,7 @@ impl WorkerPool {
 }
 
 fn cannot_start(error: &std::io::Error) -> Error {
-  Error::new(
-    Code::Internal,
-    format!("cannot start a thread for the plugin: {error}"),
-  )
+  Error::no_thread("for the plugin", error)
 }
 
 fn received(is_ready: &Receiver<Result<()>>) -> Result<()> {

@@ -1,6 +1,5 @@
 //! The queue of calls, and how threads wait for it.
 
-use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -9,9 +8,10 @@ use super::super::instance::Runtime;
 use super::super::spin::{SpinBackoff, Spinner};
 use super::scaling::ScaleUp;
 use super::slot::Slot;
+use super::waiting::Waiting;
 use super::{Call, WorkerPool};
 use crate::sync::{self, MutexGuard};
-use crate::watchdog;
+use crate::{trim, watchdog};
 
 /// How soon a call must have come for a thread to spin for the next. Longer than it looks: it includes
 /// the time in which a thread that sleeps is woken.
@@ -23,7 +23,7 @@ const ALONE: u64 = 8;
 /// What the queue's lock guards.
 #[derive(Default)]
 pub struct Queue {
-  pub waiting: VecDeque<Call>,
+  pub waiting: Waiting,
   /// How many threads sleep until there is a call. To wake one is a system call, which is not made for
   /// nobody.
   pub idle: usize,
@@ -121,8 +121,12 @@ impl WorkerPool {
     loop {
       if let Some(call) = queue.waiting.pop_front() {
         let another_is_needed = queue.idle > 0 && !queue.waiting.is_empty();
+        let ends_burst = queue.waiting.ends_burst();
         let accepted = accept(&mut queue, call);
         drop(queue);
+        if ends_burst {
+          trim::soon();
+        }
         if another_is_needed {
           self.changed.notify_one();
         }

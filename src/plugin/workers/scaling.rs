@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::queue::Queue;
 use super::{WorkerPool, worker};
-use crate::{Result, sync};
+use crate::{Error, Result, sync};
 
 /// How long no further instance is started after one that could not be. Each failure after that
 /// doubles it, up to [`MAX_PAUSE`].
@@ -45,21 +45,19 @@ impl ScaleUp {
 /// do not wait for it: the others serve them meanwhile.
 ///
 /// One that cannot be started is nobody's error. The next is tried when calls need it after a pause,
-/// which grows with each failure, and then one at a time.
-pub fn scale_up(shared: &WorkerPool, queue: &mut Queue, unfinished: usize) {
+/// which grows with each failure, and then one at a time. Returns why its thread could not be started, if the
+/// logger is to be told.
+#[must_use]
+pub fn scale_up(shared: &WorkerPool, queue: &mut Queue, unfinished: usize) -> Option<Error> {
   if queue.scale_up.is_none()
     || unfinished <= queue.able()
     || shared.limits.instances.get() <= queue.slots.len()
   {
-    return;
+    return None;
   }
   let is_due = |scale_up: &&mut ScaleUp| scale_up.not_before.is_none_or(|at| at <= sync::now());
-  let Some(scale_up) = queue.scale_up.as_mut().filter(is_due) else {
-    return;
-  };
-  let Some(this) = shared.this.upgrade() else {
-    return;
-  };
+  let scale_up = queue.scale_up.as_mut().filter(is_due)?;
+  let this = shared.this.upgrade()?;
   let failures = scale_up.failures;
   if failures > 0 {
     scale_up.pause();
@@ -67,29 +65,34 @@ pub fn scale_up(shared: &WorkerPool, queue: &mut Queue, unfinished: usize) {
   let weak = Weak::clone(&shared.this);
   let ready = Box::new(move |result: Result<()>| {
     if let Some(shared) = weak.upgrade() {
-      record_start(&mut shared.lock(), result.is_ok(), failures);
+      let not_started = record_start(&mut shared.lock(), result, failures);
+      shared.warn_of(not_started);
     }
   });
-  if worker::start(&this, queue, Arc::default(), Some(ready), None).is_err() {
-    record_start(queue, false, failures);
-  }
+  let started = worker::start(&this, queue, Arc::default(), Some(ready), None);
+  started
+    .err()
+    .and_then(|error| record_start(queue, Err(error), failures))
 }
 
-/// Notes whether an instance, begun when so many had failed, has been started.
-fn record_start(queue: &mut Queue, is_started: bool, failures: u32) {
-  let Some(scale_up) = &mut queue.scale_up else {
-    return;
-  };
-  if is_started {
+/// Notes whether an instance, begun when so many had failed, has been started. Returns why not, if the logger
+/// is to be told.
+fn record_start(queue: &mut Queue, started: Result<()>, failures: u32) -> Option<Error> {
+  let scale_up = queue.scale_up.as_mut()?;
+  let Err(error) = started else {
     scale_up.missing -= 1;
     scale_up.failures = 0;
     scale_up.not_before = None;
     if scale_up.missing == 0 {
       queue.scale_up = None;
     }
-  } else if scale_up.failures == failures {
-    // Of several that were begun together, only the first that fails counts.
-    scale_up.failures += 1;
-    scale_up.pause();
+    return None;
+  };
+  // Of several that were begun together, only the first that fails counts.
+  if scale_up.failures != failures {
+    return None;
   }
+  scale_up.failures += 1;
+  scale_up.pause();
+  Some(error)
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use redb::{
@@ -174,10 +175,11 @@ fn io_error(error: &io::Error, path: &Path) -> Error {
       Code::FileNotFound,
       format!("a part of the path {path} is no directory"),
     ),
-    _ => Error::new(
-      Code::StoreUnavailable,
-      format!("{path} cannot be read or written: {error}"),
-    ),
+    _ => {
+      let message = format!("{path} cannot be read or written: {error}");
+      Error::exhausted(&message, iter::once(error as _))
+        .unwrap_or_else(|| Error::new(Code::StoreUnavailable, message))
+    }
   }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::shared::OpenFile;
 use super::{CACHE_BYTES, database, writer};
@@ -14,6 +14,8 @@ use crate::{Code, Error, Result};
 pub struct FileSlot {
   current: Mutex<Current>,
   closed: Condvar,
+  /// Why the file cannot be opened any more in this process: its writer sleeps forever, and holds it.
+  given_up: OnceLock<Error>,
 }
 
 #[derive(Default)]
@@ -34,6 +36,9 @@ pub fn open(path: &Path, cache_bytes: Option<usize>) -> Result<(Arc<OpenFile>, A
     .closed
     .wait_while(slot.lock(), is_closing)
     .unwrap_or_else(PoisonError::into_inner);
+  if let Some(error) = slot.given_up.get() {
+    return Err(error.clone());
+  }
   let shared = match &current.store {
     Some(shared) => {
       check_cache(shared, cache_bytes)?;
@@ -90,6 +95,11 @@ impl FileSlot {
     };
     let waited = self.closed.wait_while(self.lock(), is_closing);
     drop(waited);
+  }
+
+  /// Says that the file cannot be used any more. Locks nothing.
+  pub fn give_up(&self, error: &Error) {
+    drop(self.given_up.set(error.clone()));
   }
 
   /// Says that the file is closed.

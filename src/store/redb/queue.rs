@@ -39,6 +39,8 @@ struct QueueState {
   waiting: VecDeque<QueuedOperation>,
   bytes: usize,
   is_closed: bool,
+  /// Why there is nobody who would do anything.
+  failure: Option<Error>,
 }
 
 /// Operations that wait, in their order.
@@ -62,6 +64,9 @@ impl Queue {
       !state.is_closed && !state.waiting.is_empty() && state.bytes + bytes > MAX_WAITING
     };
     let mut state = wait::wait_while(&self.taken, self.lock(), has_no_room)?;
+    if let Some(error) = &state.failure {
+      return Err(error.clone());
+    }
     if state.is_closed {
       return Err(Error::new(Code::Closed, "the store is closed"));
     }
@@ -99,6 +104,19 @@ impl Queue {
     drop(state);
     self.taken.notify_all();
     Next::Group(group)
+  }
+
+  /// Answers what waits, and what comes, with this error.
+  pub fn fail(&self, error: &Error) {
+    let mut state = self.lock();
+    state.failure = Some(error.clone());
+    state.is_closed = true;
+    let waiting = std::mem::take(&mut state.waiting);
+    drop(state);
+    self.taken.notify_all();
+    for waiting in waiting {
+      drop(waiting.answer.try_send(Err(error.clone())));
+    }
   }
 
   /// Takes no more operations. Those that wait are still done.

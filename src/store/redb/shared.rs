@@ -1,12 +1,12 @@
 //! What all have who have opened a file.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{ReadOnlyTable, StorageError};
 
 use super::Stored;
+use super::containment::catch;
 use super::database::{damaged, error_of};
 use super::operation::Operation;
 use super::queue::Queue;
@@ -82,7 +82,7 @@ impl OpenFile {
   ) -> Result<Result<T>, StorageError> {
     // What was changed by others than the database is not always noticed when the file is opened, and the
     // database panics over some of it, or returns what it finds.
-    match catch_unwind(AssertUnwindSafe(|| read(snapshot))) {
+    match catch(|| read(snapshot)) {
       Ok(Ok(value)) => Ok(Ok(value)),
       Ok(Err(StorageError::Corrupted(what))) => Ok(Err(damaged(&self.path, &what))),
       Ok(Err(error)) => Err(error),

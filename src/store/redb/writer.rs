@@ -1,8 +1,8 @@
 //! The thread of a file that changes it, and that makes a transaction of all changes that wait: so that
 //! they cost the disk no more than one.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use redb::{Database, ReadableDatabase};
 
 use super::NEVER;
+use super::containment::{catch, contained};
 use super::database::{self, ENTRIES, damaged, error_of};
 use super::files::FileSlot;
 use super::operation::Operation;
@@ -52,9 +53,39 @@ struct FileWriter {
   failure: Option<(Instant, Error)>,
 }
 
-/// Opens a file, and starts its thread.
+/// Opens a file, on a thread that serves it from then on.
 pub fn start(path: PathBuf, cache_bytes: usize, slot: &Arc<FileSlot>) -> Result<Arc<OpenFile>> {
-  let (database, snapshot) = open(&path, cache_bytes, 1)?;
+  let (opened, is_open) = sync_channel(1);
+  let slot = Arc::clone(slot);
+  // It ends with the process, whatever it is doing: what is half done then is not in the file.
+  thread::Builder::new()
+    .name("extism-redb".to_owned())
+    .spawn(move || serve_file(path, cache_bytes, slot, &opened))
+    .map_err(|error| Error::no_thread("that writes the store", &error))?;
+  is_open.recv().unwrap_or_else(|_| {
+    let message = "the thread that opens the store has ended";
+    Err(Error::new(Code::Internal, message))
+  })
+}
+
+/// What the thread does.
+fn serve_file(
+  path: PathBuf,
+  cache_bytes: usize,
+  slot: Arc<FileSlot>,
+  opened: &SyncSender<Result<Arc<OpenFile>>>,
+) {
+  let give_up = {
+    let (slot, opened, error) = (Arc::clone(&slot), opened.clone(), given_up(&path));
+    move || {
+      slot.give_up(&error);
+      drop(opened.send(Err(error)));
+    }
+  };
+  let (database, snapshot) = match contained(give_up, || open(&path, cache_bytes, 1)) {
+    Ok(open) => open,
+    Err(error) => return drop(opened.send(Err(error))),
+  };
   let shared = Arc::new(OpenFile {
     path,
     cache_bytes,
@@ -62,9 +93,11 @@ pub fn start(path: PathBuf, cache_bytes: usize, slot: &Arc<FileSlot>) -> Result<
     state: RwLock::new(ReadState::Open(Arc::new(snapshot))),
     watchers: Arc::default(),
   });
+  // Nobody may wait any more.
+  drop(opened.send(Ok(Arc::clone(&shared))));
   let writer = FileWriter {
-    shared: Arc::clone(&shared),
-    slot: Arc::clone(slot),
+    shared,
+    slot,
     database: Some(database),
     opening: 1,
     // Looked for at once.
@@ -72,19 +105,19 @@ pub fn start(path: PathBuf, cache_bytes: usize, slot: &Arc<FileSlot>) -> Result<
     next_sweep: Instant::now(),
     failure: None,
   };
-  // It ends with the process, whatever it is doing: what is half done then is not in the file.
-  thread::Builder::new()
-    .name("extism-redb".to_owned())
-    .spawn(|| writer.run())
-    .map_err(|error| {
-      let message = format!("cannot start the thread that writes the store: {error}");
-      Error::new(Code::Internal, message)
-    })?;
-  Ok(shared)
+  writer.run();
 }
 
-fn open(path: &std::path::Path, cache_bytes: usize, opening: u64) -> Result<(Database, Snapshot)> {
-  let opened = catch_unwind(|| {
+fn given_up(path: &Path) -> Error {
+  let mut error = damaged(path, "it makes no sense");
+  error
+    .message
+    .push_str("; this process cannot open it again");
+  error
+}
+
+fn open(path: &Path, cache_bytes: usize, opening: u64) -> Result<(Database, Snapshot)> {
+  let opened = catch(|| {
     let database = database::open(path, cache_bytes)?;
     let snapshot = snapshot(&database, opening).map_err(|error| error_of(error, path))?;
     Ok((database, snapshot))
@@ -99,7 +132,7 @@ fn snapshot(database: &Database, opening: u64) -> Result<Snapshot, redb::Error> 
   Ok(Snapshot { opening, entries })
 }
 
-fn reopening(path: &std::path::Path) -> Error {
+fn reopening(path: &Path) -> Error {
   let path = path.display();
   Error::new(
     Code::StoreUnavailable,
@@ -110,15 +143,41 @@ fn reopening(path: &std::path::Path) -> Error {
 impl FileWriter {
   fn run(mut self) {
     loop {
-      match self.shared.queue.take(self.sleep()) {
-        Next::Group(group) => self.serve(group),
-        Next::Due => self.sweep(),
+      let group = match self.shared.queue.take(self.sleep()) {
+        Next::Group(group) => group,
+        Next::Due => Vec::new(),
         Next::End => break,
+      };
+      let answers = group.iter().map(|waiting| waiting.answer.clone()).collect();
+      let give_up = self.give_up(answers);
+      let served = contained(give_up, || catch(|| self.serve(group)));
+      if served.is_err() {
+        // Where no panic is known to happen.
+        self.give_up(Vec::new())();
+        return;
       }
     }
-    self.shared.set_state(ReadState::Closed);
-    self.close();
+    let give_up = self.give_up(Vec::new());
+    contained(give_up, || {
+      drop(catch(|| self.shared.set_state(ReadState::Closed)));
+      self.close();
+    });
     self.slot.closed();
+  }
+
+  /// What the thread does if it cannot go on: it tells those who wait for these answers, and all others.
+  fn give_up(&self, answers: Vec<SyncSender<Result<i64>>>) -> impl FnOnce() + use<> {
+    let (shared, slot) = (Arc::clone(&self.shared), Arc::clone(&self.slot));
+    move || {
+      let error = given_up(&shared.path);
+      slot.give_up(&error);
+      shared.queue.fail(&error);
+      for answer in answers {
+        // Some may have been answered already.
+        drop(answer.try_send(Err(error.clone())));
+      }
+      slot.closed();
+    }
   }
 
   /// How long there is nothing to do, as far as is known.
@@ -131,8 +190,11 @@ impl FileWriter {
     left.max(rest).min(LONGEST_SLEEP)
   }
 
-  /// Does what waits, all of it or nothing, and answers.
+  /// Does what waits, all of it or nothing, and answers; what is due if nothing waits.
   fn serve(&mut self, group: Vec<QueuedOperation>) {
+    if group.is_empty() {
+      return self.sweep();
+    }
     let mut changes = Vec::new();
     for waiting in group {
       match waiting.operation {
@@ -172,12 +234,13 @@ impl FileWriter {
     if self.database.is_none() {
       self.reopen(None)?;
     }
-    let done = catch_unwind(AssertUnwindSafe(|| self.transact(group)));
-    let done = match done {
-      Ok(Ok(done)) => Ok(done),
-      Ok(Err(error)) => Err(error_of(error, &self.shared.path)),
-      Err(_) => Err(damaged(&self.shared.path, "it makes no sense")),
-    };
+    let mut done = self.attempt(group);
+    if matches!(done, Err(redb::Error::PreviousIo)) {
+      // A reader has met a failure, of which this change may know nothing.
+      self.reopen(None)?;
+      done = self.attempt(group);
+    }
+    let done = done.map_err(|error| error_of(error, &self.shared.path));
     match done {
       Ok((answers, outcome)) => {
         self.committed(outcome);
@@ -191,6 +254,15 @@ impl FileWriter {
         Err(error)
       }
     }
+  }
+
+  /// Makes the transaction; a panic is an error of the file.
+  fn attempt(
+    &self,
+    group: &[QueuedOperation],
+  ) -> Result<(Vec<Result<i64>>, TransactionResult), redb::Error> {
+    catch(|| self.transact(group))
+      .unwrap_or_else(|_| Err(redb::Error::Corrupted("it makes no sense".to_owned())))
   }
 
   fn transact(
@@ -290,6 +362,6 @@ impl FileWriter {
   /// Lets go of the file. All that has been committed is in it, so it does not matter whether that fails.
   fn close(&mut self) {
     let database = self.database.take();
-    drop(catch_unwind(AssertUnwindSafe(|| drop(database))));
+    drop(catch(|| drop(database)));
   }
 }
