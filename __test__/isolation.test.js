@@ -10,10 +10,15 @@ const { assemble, guest } = require('./support/guest.js')
 const BAD_DESCRIPTOR = 8
 
 let wasm
+let directory
 const plugins = []
 
 beforeEach(async () => { wasm = await guest('many') })
-afterEach(() => Promise.all(plugins.splice(0).map((plugin) => plugin.close())))
+afterEach(async () => {
+  await Promise.all(plugins.splice(0).map((plugin) => plugin.close()))
+  if (directory !== undefined) rmSync(directory, { recursive: true })
+  directory = undefined
+})
 
 async function start (options) {
   const plugin = await createPlugin(wasm, options)
@@ -77,7 +82,7 @@ describe('isolation', () => {
       (call $store (i64.add (local.get $block) (i64.const 8)) (i32.eqz (ref.is_null (table.get $table (i32.const 0)))))
       (table.set $table (i32.const 0) (ref.func $marker))`, false]
   ])('by call leaves no memory, global, table, block or open file, %s', async (_, more, leave, isKept) => {
-    const directory = mkdtempSync(join(tmpdir(), 'extism-host-isolation-'))
+    directory = mkdtempSync(join(tmpdir(), 'extism-host-isolation-'))
     writeFileSync(join(directory, 'file'), 'content')
     const options = { useWasi: true, allowedPaths: [{ host: directory, guest: '/' }] }
     wasm = await leaver(more, leave)
@@ -93,7 +98,6 @@ describe('isolation', () => {
     const kept = await start(options)
     expect(await look(kept)).toEqual(fresh)
     expect(await look(kept)).not.toEqual(fresh)
-    rmSync(directory, { recursive: true })
   })
 
   test('of another name is refused', async () => {
