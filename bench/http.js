@@ -18,6 +18,10 @@ const SERVERS = [
   { name: WORKER, arguments: ['bench/servers/sdk.js', 'worker'] },
   { name: `extism-host, ${INSTANCES} instances`, arguments: ['server.js'], instances: INSTANCES }
 ]
+const ISOLATED = [
+  { name: 'extism-host, isolation: call, snapshot', arguments: ['bench/servers/isolated.js', 'snapshot'], instances: INSTANCES },
+  { name: 'extism-host, isolation: call', arguments: ['bench/servers/isolated.js'], instances: INSTANCES }
+]
 
 function print (title, results) {
   const all = Object.entries(results).map(([name, rounds]) => ({
@@ -40,12 +44,13 @@ function print (title, results) {
 }
 
 async function main () {
-  const options = readOptions({ rounds: 9, seconds: 3, connections: 32, 'half-load': false })
+  const options = readOptions({ rounds: 9, seconds: 3, connections: 32, 'half-load': false, isolation: false })
   const { rounds, seconds, connections } = options
   await requireWrk()
-  const running = await startAll(SERVERS, connections)
+  const servers = options.isolation ? [...SERVERS, ...ISOLATED] : SERVERS
+  const running = await startAll(servers, connections)
 
-  const full = await alternate(rounds, SERVERS, ({ name }) => load(running.get(name).url, seconds, connections))
+  const full = await alternate(rounds, servers, ({ name }) => load(running.get(name).url, seconds, connections))
   print(`HTTP, ${connections} connections: medians of ${rounds} rounds of ${seconds} s`, full)
 
   let half
