@@ -622,7 +622,7 @@ export class PluginError extends Error {
   function?: string
   /**
    * Of a `PLUGIN_ERROR`: the code that the function returned, or that the plugin exited with. 0 if it reported its error
-   * in another way.
+   * in another way; with `runtime: 'extism'` also if it did both.
    */
   returnCode?: number
   /** Of a `TRAP`: the guest's functions that were running, the innermost first; at most 32. */

@@ -626,7 +626,7 @@ fn host_functions_may_fail_and_panic() {
       "(drop (call 0 (f64.const 1)))"
     ),
     Ending::HostFunction(HostFunctionError::new(
-      "wrong answered with something that its type does not allow"
+      r#"the host function "custom" "wrong" answered with an i64, but its type is (f64) -> (i32)"#
     ))
   );
 }

@@ -359,6 +359,11 @@ fn run(case: &Case, runtime: RuntimeKind) -> Result<Report, Code> {
 fn are_same(core: &Result<Vec<u8>>, reference: &Result<Vec<u8>>) -> bool {
   match (core, reference) {
     (Err(core), Err(reference)) if core.code != Code::PluginError => core.code == reference.code,
+    (Err(core), Err(reference)) => {
+      // `extism` does not tell what a guest returned that has set an error message, too.
+      let is_same_code = reference.return_code == 0 || core.return_code == reference.return_code;
+      core.code == reference.code && core.message == reference.message && is_same_code
+    }
     _ => core == reference,
   }
 }
