@@ -4,7 +4,7 @@
 // set from outside while the program runs.
 
 const { execFileSync, fork } = require('node:child_process')
-const { existsSync, readdirSync, readFileSync } = require('node:fs')
+const { existsSync, readdirSync, readFileSync, rmSync } = require('node:fs')
 const { once } = require('node:events')
 const { join } = require('node:path')
 const { guest } = require('./support/guest.js')
@@ -16,7 +16,7 @@ const describeLimits = canLimit ? describe : describe.skip
 /** A program that does what it is told, one thing at a time, with its limits in the test's hands. */
 async function startProgram (env = {}) {
   const child = fork(join(__dirname, 'support/resources-child.js'), { env: { ...process.env, EXTISM_HOST_CACHE_DIR: 'off', ...env } })
-  await once(child, 'message')
+  const [{ directory }] = await once(child, 'message')
   // Only who is the same user may change a limit.
   const identity = env.SET_UID === undefined ? {} : { uid: Number(env.SET_UID), gid: Number(env.SET_UID) }
   const limit = (name, value) => execFileSync('prlimit', ['--pid', child.pid, `--${name}=${value}:`], identity)
@@ -39,9 +39,11 @@ async function startProgram (env = {}) {
       return answer
     },
     async stop () {
-      if (child.exitCode !== null || child.signalCode !== null) return
-      child.kill('SIGKILL')
-      await once(child, 'exit')
+      if (child.exitCode === null && child.signalCode === null) {
+        child.kill('SIGKILL')
+        await once(child, 'exit')
+      }
+      rmSync(directory, { recursive: true })
     }
   }
 }

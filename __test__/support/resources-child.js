@@ -2,7 +2,7 @@
 
 // Opens and calls plugins as the test says that has forked it; see `resources.test.js`.
 
-const { writeFileSync, mkdtempSync, rmSync } = require('node:fs')
+const { mkdtempSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { createPlugin } = require('../..')
@@ -50,7 +50,7 @@ process.on('message', async ({ what, wasm, options }) => {
   const answer = await actions[what](bytes, options).catch(({ code, message }) => ({ code, message }))
   process.send(answer)
 })
-process.on('exit', () => rmSync(directory, { recursive: true, force: true }))
 process.on('disconnect', () => process.exit())
 
-process.send('ready')
+// The test removes the directory: it may kill this process.
+process.send({ directory })
