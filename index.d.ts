@@ -567,7 +567,7 @@ export type ErrorCode =
   | 'OUT_OF_MEMORY'
   /** The call has used up its `fuel`. Its instance has been replaced. */
   | 'FUEL_EXHAUSTED'
-  /** `maxQueue` calls are unfinished already, or the inputs of those that wait have `maxQueueBytes`. */
+  /** `maxQueue` calls are unfinished already, or the inputs of the waiting calls have reached `maxQueueBytes`. */
   | 'QUEUE_FULL'
   /** All threads of the plugin are stuck in host calls that do not return. */
   | 'UNAVAILABLE'

@@ -17,7 +17,7 @@ const describeLimits = canLimit ? describe : describe.skip
 async function startProgram (env = {}) {
   const child = fork(join(__dirname, 'support/resources-child.js'), { env: { ...process.env, EXTISM_HOST_CACHE_DIR: 'off', ...env } })
   const [{ directory }] = await once(child, 'message')
-  // Only who is the same user may change a limit.
+  // Only the same user may change a limit.
   const identity = env.SET_UID === undefined ? {} : { uid: Number(env.SET_UID), gid: Number(env.SET_UID) }
   const limit = (name, value) => execFileSync('prlimit', ['--pid', child.pid, `--${name}=${value}:`], identity)
   return {

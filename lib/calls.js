@@ -214,7 +214,7 @@ function forget (number) {
   freeNumbers.push(number)
 }
 
-/** Tells those who had to do with a call that it is over. */
+/** Tells host functions and the signal of a call that it is over. */
 function release (call) {
   call.callState?.running?.end()
   if (call.signal === undefined) return
@@ -386,7 +386,7 @@ function settleOne () {
       if (isValue) call.resolve(buffer)
       else settleCall(call, code, buffer, offset, length)
     } catch (error) {
-      // There is no memory for the output, say.
+      // There may be no memory for the output.
       call.reject(error)
     }
     forget(number)
@@ -462,7 +462,7 @@ let isLettingGo = false
  */
 function letGo () {
   isLettingGo = false
-  // Who has taken it was interrupted.
+  // Whoever took it was interrupted.
   if (hasUnsettled() || hostCalls.length > 0) settle()
   if (unfinished === 0 && isKeptAlive) keepAlive(false)
 }

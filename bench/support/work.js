@@ -2,6 +2,8 @@
 
 // The work of compute.js: an export and an input of each guest, the same in each run.
 
+const { randomNumbers } = require('../../__test__/support/random.js')
+
 const IMAGE_SIDE = 192
 const WORDS = ('the plugin reads its input and writes a result to memory while other calls wait in a queue for one of the ' +
   'instances of an engine that compiles code').split(' ')
@@ -25,19 +27,9 @@ const SCRIPTS = {
   })()`
 }
 
-/** Random numbers from 0 to 1, by mulberry32. */
-function createRandom (seed) {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0
-    let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
-
 /** The work of each guest. `makeInput` gets a plugin of the guest, in case another export makes the input. */
 function createWork () {
-  const random = createRandom(1)
+  const random = randomNumbers(1)
   const below = (limit) => Math.floor(random() * limit)
   const word = () => WORDS[below(WORDS.length)]
   const words = (count) => Array.from({ length: count }, word).join(' ')
