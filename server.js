@@ -11,12 +11,9 @@ const closeWithGrace = require('close-with-grace')
 const { createPlugin, MemoryStore } = require('./index.js')
 const { closeWithoutLoss } = require('./lib/draining.js')
 const { LogOutput } = require('./lib/log-output.js')
-const { openStoreInTime } = require('./lib/store-start.js')
+const { STORE_START_MS, openStoreInTime } = require('./lib/store-start.js')
 
 const SAY_HELLO = join(__dirname, 'plugins/say-hello/say-hello.wasm')
-
-/** How long to wait for the store's server. */
-const STORE_START_MS = 30_000
 
 // What an HTTP client learns of a call that failed; all else is 500. The details go to the log.
 const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503, STORE_UNAVAILABLE: 503 }

@@ -12,7 +12,7 @@ const { LogOutput } = require('./log-output.js')
 const { isObject, pick } = require('./objects.js')
 const { MAX_TIMER_MS, MAX_U32 } = require('./options.js')
 const { asStore, listKeys } = require('./store.js')
-const { openStoreInTime } = require('./store-start.js')
+const { STORE_START_MS, openStoreInTime } = require('./store-start.js')
 
 module.exports = {
   KERNEL_NAMESPACE,
@@ -20,6 +20,7 @@ module.exports = {
   WASI_NAMESPACE,
   LEVELS,
   SILENT,
+  STORE_START_MS,
   MAX_TIMER_MS,
   MAX_U32,
   LogOutput,

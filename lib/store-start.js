@@ -5,6 +5,9 @@
 const { setTimeout: sleep } = require('node:timers/promises')
 const { openStore } = require('./store.js')
 
+/** How long a server waits for its store unless it is told otherwise. */
+const STORE_START_MS = 30_000
+
 /** How long to wait before another attempt: twice as long each time. */
 const FIRST_PAUSE_MS = 100
 const LONGEST_PAUSE_MS = 5_000
@@ -24,4 +27,4 @@ async function openStoreInTime (url, options, timeoutMs, log) {
   }
 }
 
-module.exports = { openStoreInTime }
+module.exports = { STORE_START_MS, openStoreInTime }

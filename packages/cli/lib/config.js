@@ -6,6 +6,7 @@ const { readFileSync } = require('node:fs')
 const { dirname, resolve } = require('node:path')
 const Ajv = require('ajv')
 const { LineCounter, isScalar, parseDocument, visit } = require('yaml')
+const { STORE_START_MS } = require('extism-host/internal')
 const schema = require('./config.schema.json')
 const { UsageError } = require('./usage-error.js')
 
@@ -21,9 +22,6 @@ const DEFAULT_SERVER = {
   shutdownTimeoutMs: 10_000,
   trustProxy: false
 }
-
-/** How long the server waits for its store before it gives up. */
-const DEFAULT_STORE_START_MS = 30_000
 
 const validate = new Ajv({ allErrors: true, verbose: true, allowUnionTypes: true }).compile(schema)
 
@@ -125,7 +123,7 @@ function asSource ({ wasm, hash }, absolute) {
 
 /** What is read, as `serve` takes it. */
 function complete ({ server, store = 'memory:', plugins, ...rest }, absolute) {
-  const { url, ca, startTimeoutMs = DEFAULT_STORE_START_MS, ...storeOptions } = typeof store === 'string' ? { url: store } : store
+  const { url, ca, startTimeoutMs = STORE_START_MS, ...storeOptions } = typeof store === 'string' ? { url: store } : store
   const { tls, ...others } = server ?? {}
   return {
     server: {
