@@ -656,7 +656,7 @@ if (!nativeBinding || forceWasi) {
     let candidateError = null
     let candidateFailed = false
     try {
-      candidateError = __napiWasiResolveCandidate('extism-host-wasm32-wasi', true, undefined)
+      candidateError = __napiWasiResolveCandidate('@extism-host/binding-wasm32-wasi', true, undefined)
       candidateFailed = candidateError !== null
       if (!candidateFailed) {
         if (process.env.NAPI_RS_ENFORCE_VERSION_CHECK && process.env.NAPI_RS_ENFORCE_VERSION_CHECK !== '0') {
@@ -791,8 +791,8 @@ module.exports.BLOCK_INCLUDED = nativeBinding.BLOCK_INCLUDED
 module.exports.CALL_MUST_TAKE = nativeBinding.CALL_MUST_TAKE
 module.exports.CALL_MUST_WAKE = nativeBinding.CALL_MUST_WAKE
 module.exports.CALL_TAKEN = nativeBinding.CALL_TAKEN
-module.exports.errorCodes = nativeBinding.errorCodes
 module.exports.EMPTY_OUTPUT = nativeBinding.EMPTY_OUTPUT
+module.exports.errorCodes = nativeBinding.errorCodes
 module.exports.HEADER_COUNT = nativeBinding.HEADER_COUNT
 module.exports.HEADER_EXPORT = nativeBinding.HEADER_EXPORT
 module.exports.HEADER_HAS_MORE = nativeBinding.HEADER_HAS_MORE
