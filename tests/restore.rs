@@ -3,7 +3,7 @@
 mod common;
 
 use common::{KERNEL, Loaded, World, wat};
-use extism_host::plugin::instance::{Instance, Outcome, Run};
+use extism_host::plugin::instance::{Ending, Instance, Outcome, Run};
 
 /// `look` returns a digest of all memory and globals, then writes to every third page, and to all globals. The
 /// digest includes where a new block is, and what it has.
@@ -52,8 +52,8 @@ fn load(body: &str) -> Loaded {
 
 fn start(plugin: &Loaded) -> Instance {
   let mut instance = plugin.instance();
-  assert_eq!(instance.initialize(), Ok(()));
   instance.prepare_restore();
+  assert_eq!(instance.initialize(), Ok(()));
   instance
 }
 
@@ -142,10 +142,102 @@ fn an_instance_that_can_change_more_than_memories_and_globals_is_not_put_back() 
   }
 }
 
-#[test]
-fn an_instance_with_an_initialization_is_not_put_back() {
-  let plugin = load(r#"(func (export "_initialize")) (func (export "run"))"#);
+/// Its initialization grows both memories and writes to what is new; `look` returns a digest of both memories'
+/// sizes and contents, of what growing them by too much returns, and of what the initialization did.
+const GROWING: &str = r#"
+  (memory $first 1 20)
+  (memory $second 0)
+  (global $initialized (mut i32) (i32.const 0))
+  (func (export "_initialize")
+    (global.set $initialized (i32.add (global.get $initialized) (i32.const 1)))
+    (global.set $initialized (i32.add (global.get $initialized)
+      (i32.add (i32.mul (memory.grow $first (i32.const 2)) (i32.const 10)) (i32.mul (memory.grow $second (i32.const 3)) (i32.const 100)))))
+    (i64.store $first (i32.const 131072) (i64.add (i64.load $first (i32.const 131072)) (i64.const 5)))
+    (i64.store $second (i32.const 8) (i64.add (i64.load $second (i32.const 8)) (i64.const 6))))
+  (func $digest (param $at i32) (param $end i32) (param $digest i64) (result i64)
+    (loop $next
+      (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64.load (local.get $at))))
+      (local.set $at (i32.add (local.get $at) (i32.const 8)))
+      (br_if $next (i32.lt_u (local.get $at) (local.get $end))))
+    (local.get $digest))
+  (func (export "look") (local $digest i64) (local $block i64)
+    (local.set $digest (i64.extend_i32_u (i32.add (memory.size $first) (i32.mul (memory.size $second) (i32.const 1000)))))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64.extend_i32_s (global.get $initialized))))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64.extend_i32_s (memory.grow $first (i32.const 18)))))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64.extend_i32_s (memory.grow $second (i32.const -1)))))
+    (local.set $digest (i64.add (i64.mul (local.get $digest) (i64.const 31)) (i64.extend_i32_s (memory.grow $second (i32.const 0)))))
+    (local.set $digest (i64.add (local.get $digest) (i64.load $second (i32.const 8))))
+    (local.set $digest (call $digest (i32.const 0) (i32.mul (memory.size $first) (i32.const 65536)) (local.get $digest)))
+    (local.set $block (call $alloc (i64.const 16)))
+    (call $store_u64 (local.get $block) (local.get $digest))
+    (call $store_u64 (i64.add (local.get $block) (i64.const 8)) (i64.extend_i32_u (global.get $initialized)))
+    (call $output_set (local.get $block) (i64.const 16))
+    (i64.store $first (i32.const 0) (i64.const 77))
+    (i64.store $first (i32.const 196600) (i64.const 78))
+    (i64.store $second (i32.const 196600) (i64.const 79)))
+  (func (export "beyond") (drop (i64.load $first (i32.const 196608))))
+  (func (export "grow") (drop (memory.grow $first (i32.const 1))))"#;
+
+/// Whether this system can put instances back.
+fn can_restore() -> bool {
+  let plugin = load(GUEST);
   let mut instance = start(&plugin);
-  call(&plugin, &mut instance, "run");
+  call(&plugin, &mut instance, "look");
+  instance.restore()
+}
+
+#[test]
+fn an_instance_is_put_back_and_initialized_again() {
+  let plugin = load(GROWING);
+  let mut instance = start(&plugin);
+  let fresh = call(&plugin, &mut instance, "look");
+  // 1 initialization, and what growing returned: 1 page, and none.
+  assert_eq!(fresh.get(8..), Some(11_u64.to_le_bytes().as_slice()));
+  if !can_restore() {
+    return;
+  }
+  for round in 0..20 {
+    assert!(instance.restore(), "round {round}");
+    assert_eq!(instance.initialize(), Ok(()));
+    assert!(instance.is_like_new());
+    assert_eq!(call(&plugin, &mut instance, "look"), fresh, "round {round}");
+  }
+  assert!(instance.restore());
+  assert_eq!(instance.initialize(), Ok(()));
+  let outcome = instance.call(0, plugin.export("beyond"), Vec::new());
+  assert!(
+    matches!(outcome, Outcome::Ended(Ending::Trapped { .. })),
+    "{outcome:?}"
+  );
+}
+
+#[test]
+fn an_instance_that_a_call_has_grown_is_not_put_back_though_its_initialization_may_run_again() {
+  let plugin = load(GROWING);
+  let mut instance = start(&plugin);
+  call(&plugin, &mut instance, "grow");
   assert!(!instance.restore());
+}
+
+#[test]
+fn an_instance_whose_initialization_grows_less_when_it_runs_again_can_be_told_from_a_new_one() {
+  let plugin = load(
+    r#"(memory 1)
+       (func (export "_initialize") (local $key i64)
+         (local.set $key (call $alloc (i64.const 1)))
+         (if (i64.eqz (call $var_get (local.get $key)))
+           (then (drop (memory.grow (i32.const 3))))
+           (else (drop (memory.grow (i32.const 1)))))
+         (call $var_set (local.get $key) (local.get $key)))
+       (func (export "run"))"#,
+  );
+  let mut instance = start(&plugin);
+  assert!(instance.is_like_new());
+  call(&plugin, &mut instance, "run");
+  if !can_restore() {
+    return;
+  }
+  assert!(instance.restore());
+  assert_eq!(instance.initialize(), Ok(()));
+  assert!(!instance.is_like_new());
 }

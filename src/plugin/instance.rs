@@ -74,7 +74,7 @@ pub struct Template {
   callables: Vec<Callable>,
   /// What calls can change of an instance, if it can be put back.
   state: Option<StateExports>,
-  /// What it is before the first call. The same for all instances; kept when it is first asked for.
+  /// Its values before the initialization, which are the same for all instances.
   pristine: OnceLock<Pristine>,
   /// The number of `_start`, after which an instance has run.
   start: Option<u32>,
@@ -124,8 +124,7 @@ impl Template {
     Ok(Self {
       settings,
       imports,
-      // What an initialization leaves is not the same for all.
-      state: linked.state.clone().filter(|_| initializers.is_empty()),
+      state: linked.state.clone(),
       pristine: OnceLock::new(),
       start: (0..)
         .zip(&callables)
@@ -417,11 +416,20 @@ pub trait Run {
   /// Forgets everything of the last call but the guest's own state.
   fn reset(&mut self);
 
-  /// After the initialization, if [`restore`](Self::restore) will be asked for: keeps what it needs.
+  /// Before the initialization, if [`restore`](Self::restore) will be called: keeps what that needs.
   fn prepare_restore(&mut self);
 
-  /// Makes it as it was before its first call. `false` if that cannot be done; then it must be replaced.
+  /// Undoes everything since then. `false` if that fails; then the instance must be replaced.
   fn restore(&mut self) -> bool;
+
+  /// Whether the plugin has an initialization.
+  fn has_initialization(&self) -> bool;
+
+  /// Whether further instances would be made from the same.
+  fn is_of(&self, runtime: &Runtime) -> bool;
+
+  /// After the initialization: whether the instance cannot be told from a new one.
+  fn is_like_new(&self) -> bool;
 
   /// The bytes of the memory that blocks lie in, which never shrinks.
   fn kernel_bytes(&self) -> u64;
@@ -456,6 +464,7 @@ pub struct Instance {
   spare: Vec<u8>,
   /// Memories and globals, if it can be put back.
   state: Option<State>,
+  is_like_new: bool,
   store: Store<Guest>,
 }
 
@@ -528,6 +537,7 @@ impl Instance {
       instance,
       spare: Vec::new(),
       state: None,
+      is_like_new: true,
       store,
     })
   }
@@ -671,6 +681,10 @@ impl Run for Instance {
     }
     // The guest may have called the host, and the host may have handed out blocks.
     self.reset();
+    self.is_like_new = match &mut self.state {
+      Some(state) => state.begin_calls(&mut self.store),
+      None => true,
+    };
     Ok(())
   }
 
@@ -737,6 +751,18 @@ impl Run for Instance {
 
   fn restore(&mut self) -> bool {
     self.try_restore().is_some()
+  }
+
+  fn has_initialization(&self) -> bool {
+    !self.prepared.initializers.is_empty()
+  }
+
+  fn is_of(&self, runtime: &Runtime) -> bool {
+    matches!(runtime, Runtime::Wasmtime(template) if Arc::ptr_eq(template, &self.template))
+  }
+
+  fn is_like_new(&self) -> bool {
+    self.is_like_new
   }
 
   fn kernel_bytes(&self) -> u64 {

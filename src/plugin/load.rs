@@ -24,7 +24,7 @@ use crate::{Code, Error, Result, kernel};
 pub const INITIALIZATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Part of the cache's key. Raise it when the linker writes something else for the same input.
-const LINKER_VERSION: [u8; 1] = [3];
+const LINKER_VERSION: [u8; 1] = [4];
 
 /// What a plugin is loaded from.
 #[derive(Clone, Copy)]

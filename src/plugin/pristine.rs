@@ -1,8 +1,8 @@
-//! Makes an instance as it was before its first call, in place: much quicker than another one, since the
+//! Makes an instance as it was before its initialization, in place: much quicker than another one, since the
 //! pages that a guest writes stay mapped.
 //!
 //! This is possible if memories and numeric globals are all that calls can change, which the linker finds
-//! out, and if no memory has grown. Which pages were written the kernel knows: `PAGEMAP_SCAN` (Linux 6.7).
+//! out, and if no call has grown a memory. Which pages were written the kernel knows: `PAGEMAP_SCAN` (Linux 6.7).
 //! A page that was written is anonymous, wherever it is at the moment: in memory, swapped out, or being
 //! moved. All others are those of the image, or have never been touched. So we ask for all that are
 //! neither of a file nor the zero page, present or not.
@@ -11,6 +11,7 @@ use wasmtime::{Global, Instance, Memory, Store, Val};
 
 use super::link::{StateExports, names};
 use crate::host::Guest;
+use crate::host::guest::PAGE;
 
 /// Bytes that the memories of an instance may begin with to be put back: 64 MiB. Looking for written pages in
 /// larger ones would take longer than another instance.
@@ -19,7 +20,11 @@ const MAX_BYTES: usize = 64 << 20;
 /// The memories and mutable globals of one instance.
 pub struct State {
   memories: Vec<Memory>,
+  /// How long the memories were when calls began.
+  lengths: Vec<usize>,
   globals: Vec<Global>,
+  /// For each memory the global that has its size, if sizes are tracked.
+  sizes: Vec<Global>,
 }
 
 impl State {
@@ -36,18 +41,37 @@ impl State {
     if bytes.sum::<usize>() > MAX_BYTES {
       return None;
     }
-    Some(Self {
+    let mut globals = |numbers: &[u32]| {
+      let names = numbers.iter().map(|number| names::state_global(*number));
+      names
+        .map(|name| instance.get_global(&mut *store, &name))
+        .collect::<Option<Vec<_>>>()
+    };
+    let (globals, sizes) = (globals(&exports.globals)?, globals(&exports.sizes)?);
+    let mut state = Self {
+      lengths: Vec::new(),
       memories,
-      globals: exports
-        .globals
-        .iter()
-        .map(|number| instance.get_global(&mut *store, &names::state_global(*number)))
-        .collect::<Option<_>>()?,
+      globals,
+      sizes,
+    };
+    state.begin_calls(store);
+    Some(state)
+  }
+
+  /// Calls begin. Whether each memory is as long as its size says: an initialization that runs again may grow it
+  /// by less than before.
+  pub fn begin_calls(&mut self, store: &mut Store<Guest>) -> bool {
+    self.lengths.clear();
+    let lengths = self.memories.iter().map(|memory| memory.data_size(&*store));
+    self.lengths.extend(lengths);
+    let sizes = self.sizes.iter().map(|size| size.get(&mut *store).i32());
+    sizes.zip(&self.lengths).all(|(size, length)| {
+      size.is_some_and(|size| u64::from(size.cast_unsigned()) * PAGE == *length as u64)
     })
   }
 }
 
-/// What memories and globals were before the first call.
+/// What memories and globals were before the initialization.
 pub struct Pristine {
   /// Each without the zeros at its end, and how long it is with them.
   memories: Vec<(Vec<u8>, usize)>,
@@ -80,9 +104,12 @@ impl Pristine {
 
   /// Puts it back into an instance of the same plugin. `None` if that cannot be done; then parts of it may be.
   pub fn restore(&self, state: &State, store: &mut Store<Guest>) -> Option<()> {
-    for (memory, (pristine, length)) in state.memories.iter().zip(&self.memories) {
+    let is_tracked = !state.sizes.is_empty();
+    let memories = state.memories.iter().zip(&state.lengths);
+    for ((memory, begun_with), (pristine, length)) in memories.zip(&self.memories) {
       let data = memory.data_mut(&mut *store);
-      if data.len() != *length {
+      // What calls have grown would tell the next one of them.
+      if data.len() != *begun_with || (!is_tracked && data.len() != *length) {
         return None;
       }
       written::pages(data, |range, data| {

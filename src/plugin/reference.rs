@@ -16,7 +16,7 @@ use extism::{CompiledPlugin, CurrentPlugin, Function, PluginBuilder, UserData, V
 use wasmtime::{Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
-use super::instance::{self, CallError, CallOutput, Ending, Outcome, Run, trapped};
+use super::instance::{self, CallError, CallOutput, Ending, Outcome, Run, Runtime, trapped};
 use super::interrupt::Interrupt;
 use super::link::Linked;
 use super::manifest::{
@@ -489,6 +489,18 @@ impl Run for ReferenceInstance {
 
   fn restore(&mut self) -> bool {
     false
+  }
+
+  fn has_initialization(&self) -> bool {
+    true
+  }
+
+  fn is_of(&self, _: &Runtime) -> bool {
+    true
+  }
+
+  fn is_like_new(&self) -> bool {
+    true
   }
 
   fn accept_memory(&mut self) {}

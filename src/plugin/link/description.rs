@@ -36,7 +36,7 @@ impl Linked {
       "wasiMemories": self.wasi_memories,
       "usesWasi": self.uses_wasi,
       "initialPages": self.initial_pages,
-      "state": self.state.as_ref().map(|state| json!([state.memories, state.globals])),
+      "state": self.state.as_ref().map(|state| json!([state.memories, state.globals, state.sizes])),
       "snapshot": match &self.snapshot {
         Snapshot::None => json!({}),
         Snapshot::Taken { grown_pages } => json!({ "grownPages": grown_pages }),
@@ -120,12 +120,8 @@ impl Linked {
         Value::Null => None,
         state => Some(StateExports {
           memories: u32::try_from(state.get(0)?.as_u64()?).ok()?,
-          globals: state
-            .get(1)?
-            .as_array()?
-            .iter()
-            .map(|global| u32::try_from(global.as_u64()?).ok())
-            .collect::<Option<_>>()?,
+          globals: numbers(state, 1)?,
+          sizes: numbers(state, 2)?,
         }),
       },
       snapshot: {
@@ -140,6 +136,14 @@ impl Linked {
       },
     })
   }
+}
+
+/// The numbers at a position of a list.
+fn numbers(list: &Value, position: usize) -> Option<Vec<u32>> {
+  let numbers = list.get(position)?.as_array()?.iter();
+  numbers
+    .map(|number| u32::try_from(number.as_u64()?).ok())
+    .collect()
 }
 
 /// The text at a position of a list.

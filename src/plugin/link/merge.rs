@@ -14,10 +14,11 @@ use wasm_encoder::{
 use wasmparser::{Operator, TableInit, ValType};
 
 use super::module::{Body, Module};
-use super::resolve::{Definition, Modules, Resolution, Resolved, inconsistent};
+use super::resolve::{Definition, Modules, Resolution, Resolved, inconsistent, internal};
+use super::sizes::{self, Sizes};
 use super::type_table::TypeTable;
 use super::{Entries, FunctionIndex, Kind, LinkError, StateExports, names};
-use crate::abi::RESERVED;
+use crate::abi::{FunctionType, RESERVED, ValueType};
 
 /// The kernel's export of the memory with the blocks.
 pub(super) const KERNEL_BLOCKS: &str = "blocks";
@@ -34,7 +35,7 @@ pub(super) struct Merged {
 /// Writes the linked module.
 pub(super) fn merge(
   modules: &Modules<'_, '_>,
-  types: &TypeTable,
+  types: &mut TypeTable,
   resolution: &Resolution,
   entries: &Entries,
   checks: bool,
@@ -46,13 +47,34 @@ pub(super) fn merge(
     .chain([modules.kernel])
     .collect::<Vec<_>>();
   let layout = Layout::new(modules, resolution, &order)?;
-  let mut merger = Merger::new(modules, &layout, checks.then_some(layout.memories));
+  let mut sizes = None;
+  if sizes::are_tracked(modules, !entries.initializers.is_empty()) {
+    let ty = FunctionType::new([ValueType::I32], [ValueType::I32]);
+    sizes = Some(Sizes {
+      ty: types.add_function(&ty).map_err(internal)?,
+      first_function: layout.functions,
+      first_global: u32::try_from(layout.globals.len()).map_err(|_| inconsistent())?,
+    });
+  }
+  let mut merger = Merger::new(modules, &layout, checks.then_some(layout.memories), sizes);
 
   // In the order in which the parts depend on one another; the sections follow in the order of the
   // format.
-  let globals = merger.globals()?;
+  let mut globals = merger.globals()?;
   for number in &order {
     merger.add(*number)?;
+  }
+  if let Some(sizes) = sizes {
+    let users = order.iter().filter(|number| **number != modules.kernel);
+    let memories = users
+      .filter_map(|number| modules.modules.get(*number))
+      .flat_map(|module| &module.memories);
+    for (memory, ty) in (0..).zip(memories) {
+      let Merger {
+        functions, code, ..
+      } = &mut merger;
+      sizes.add(memory, ty.initial, &mut globals, functions, code)?;
+    }
   }
 
   let mut module = wasm_encoder::Module::new();
@@ -83,7 +105,7 @@ pub(super) fn merge(
   }
   module.section(&globals);
   let mut exports = exports(modules, &layout, resolution, entries, checks)?;
-  let state = export_state(modules, &layout, &mut exports)?;
+  let state = export_state(modules, &layout, sizes, &mut exports)?;
   module.section(&exports);
   if !merger.referenced.is_empty() {
     // A body may only refer to functions that occur outside of bodies, and the exports that some relied
@@ -139,6 +161,8 @@ struct Layout {
   maps: Vec<Maps>,
   /// All globals, in an order in which each comes after those that its initializer reads.
   globals: Vec<Definition>,
+  /// How many functions there are, with those that are imported.
+  functions: u32,
   /// How many memories modules define. The interrupt memory comes next.
   memories: u32,
   /// How many data segments there are.
@@ -152,7 +176,7 @@ impl Layout {
     order: &[usize],
   ) -> Result<Self, LinkError> {
     let imported = u32::try_from(resolution.host_imports.len()).map_err(|_| inconsistent())?;
-    let (functions, _) = number(modules, order, Kind::Function, imported)?;
+    let (functions, function_count) = number(modules, order, Kind::Function, imported)?;
     let (tables, _) = number(modules, order, Kind::Table, 0)?;
     let (memories, memory_count) = number(modules, order, Kind::Memory, 0)?;
     let (tags, _) = number(modules, order, Kind::Tag, 0)?;
@@ -215,6 +239,7 @@ impl Layout {
     Ok(Self {
       maps,
       globals,
+      functions: function_count,
       memories: memory_count,
       data,
     })
@@ -480,6 +505,7 @@ struct Merger<'m, 'a> {
   layout: &'m Layout,
   /// The memory that interrupt checks read, if there are any.
   interrupt: Option<u32>,
+  sizes: Option<Sizes>,
   constants: Vec<Vec<u8>>,
   functions: FunctionSection,
   tables: TableSection,
@@ -493,11 +519,17 @@ struct Merger<'m, 'a> {
 }
 
 impl<'m, 'a> Merger<'m, 'a> {
-  fn new(modules: &'m Modules<'m, 'a>, layout: &'m Layout, interrupt: Option<u32>) -> Self {
+  fn new(
+    modules: &'m Modules<'m, 'a>,
+    layout: &'m Layout,
+    interrupt: Option<u32>,
+    sizes: Option<Sizes>,
+  ) -> Self {
     Self {
       modules,
       layout,
       interrupt,
+      sizes,
       constants: Vec::new(),
       functions: FunctionSection::new(),
       tables: TableSection::new(),
@@ -553,9 +585,13 @@ impl<'m, 'a> Merger<'m, 'a> {
       constants: &constants,
       may_read_globals: true,
     };
-    let interrupt = self.interrupt.filter(|_| number != self.modules.kernel);
+    let is_kernel = number == self.modules.kernel;
+    let inserted = Inserted {
+      interrupt: self.interrupt.filter(|_| !is_kernel),
+      sizes: self.sizes.filter(|_| !is_kernel),
+    };
     self
-      .add_with(module, &mut mapper, interrupt)
+      .add_with(module, &mut mapper, inserted)
       .map_err(failed(module))?;
     self.constants = constants;
     Ok(())
@@ -565,7 +601,7 @@ impl<'m, 'a> Merger<'m, 'a> {
     &mut self,
     module: &Module<'a>,
     mapper: &mut Mapper<'_>,
-    interrupt: Option<u32>,
+    inserted: Inserted,
   ) -> Result<(), Error<Fault>> {
     for ty in &module.functions {
       self.functions.function(mapper.type_index(*ty)?);
@@ -592,7 +628,7 @@ impl<'m, 'a> Merger<'m, 'a> {
       mapper.parse_element(&mut self.elements, element.clone())?;
     }
     for body in &module.bodies {
-      self.add_body(body, mapper, interrupt)?;
+      self.add_body(body, mapper, inserted)?;
     }
     if let Some(data) = &module.data {
       mapper.parse_data_section(&mut self.data, data.clone())?;
@@ -604,9 +640,10 @@ impl<'m, 'a> Merger<'m, 'a> {
     &mut self,
     body: &Body<'a>,
     mapper: &mut Mapper<'_>,
-    interrupt: Option<u32>,
+    inserted: Inserted,
   ) -> Result<(), Error<Fault>> {
     let mut function = mapper.new_function_with_parsed_locals(&body.body)?;
+    let Inserted { interrupt, sizes } = inserted;
     if let Some(memory) = interrupt
       && body.calls
     {
@@ -621,7 +658,11 @@ impl<'m, 'a> Merger<'m, 'a> {
           .referenced
           .insert(mapper.function_index(function_index)?);
       }
-      function.instruction(&mapper.instruction(operator)?);
+      function.instruction(&match (sizes, operator) {
+        (Some(sizes), Operator::MemorySize { mem }) => sizes.size(mapper.memory_index(mem)?),
+        (Some(sizes), Operator::MemoryGrow { mem }) => sizes.grow(mapper.memory_index(mem)?),
+        (_, operator) => mapper.instruction(operator)?,
+      });
       if let Some(memory) = interrupt
         && is_loop
       {
@@ -631,6 +672,14 @@ impl<'m, 'a> Merger<'m, 'a> {
     self.code.function(&function);
     Ok(())
   }
+}
+
+/// What is added to the bodies of a module.
+#[derive(Clone, Copy)]
+struct Inserted {
+  /// The memory that interrupt checks read.
+  interrupt: Option<u32>,
+  sizes: Option<Sizes>,
 }
 
 /// Inserts an interrupt check. The load is atomic because the compiler removes a plain one if an earlier
@@ -742,6 +791,7 @@ fn exports(
 fn export_state(
   modules: &Modules<'_, '_>,
   layout: &Layout,
+  sizes: Option<Sizes>,
   exports: &mut ExportSection,
 ) -> Result<Option<StateExports>, LinkError> {
   let changes_references =
@@ -775,6 +825,12 @@ fn export_state(
         index,
       );
       state.memories += 1;
+      if let Some(sizes) = sizes {
+        let size = sizes.first_global + index;
+        exports.export(&names::state_global(size), ExportKind::Global, size);
+        state.globals.push(size);
+        state.sizes.push(size);
+      }
     }
   }
   Ok(Some(state))

@@ -8,6 +8,7 @@
 //! * `type_table`: numbers the types of all modules.
 //! * `resolve`: what each import stands for.
 //! * `merge`: writes the one module.
+//! * `sizes`: the sizes of memories, where an initialization may run again.
 //! * `description`: what the cache keeps of the result beside its code.
 //!
 //! The result has no start section: nothing of a guest runs until the host calls it. It imports only
@@ -19,6 +20,7 @@ mod merge;
 mod module;
 pub mod names;
 mod resolve;
+mod sizes;
 mod type_table;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -173,6 +175,8 @@ pub struct StateExports {
   pub memories: u32,
   /// The mutable globals.
   pub globals: Vec<u32>,
+  /// For each memory the one of these globals that has its size in pages; empty if sizes are not tracked.
+  pub sizes: Vec<u32>,
 }
 
 /// What instances start from.
@@ -309,7 +313,7 @@ pub fn link(modules: &[LoadedModule], options: &Options<'_>) -> Result<Linked, L
   let resolution = resolve::resolve(&modules, &mut types, options)?;
   let entries = Entries::new(&modules, &types, &resolution.order);
   let merge::Merged { bytes, state } =
-    merge::merge(&modules, &types, &resolution, &entries, options.checks)?;
+    merge::merge(&modules, &mut types, &resolution, &entries, options.checks)?;
 
   let main = parsed.get(main).ok_or_else(inconsistent)?;
   Ok(Linked {

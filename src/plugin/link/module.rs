@@ -38,6 +38,8 @@ pub(super) struct Body<'a> {
   /// Whether it changes more of an instance than memories and globals: tables, segments, or the heap of
   /// garbage-collected objects.
   pub changes_references: bool,
+  /// Whether it contains `memory.grow`.
+  pub grows_memory: bool,
 }
 
 /// An index space: first what is imported, then what is defined.
@@ -299,12 +301,14 @@ impl<'a> Module<'a> {
     let mut complexity = locals;
     let mut calls = false;
     let mut changes_references = false;
+    let mut grows_memory = false;
     let mut loops = LoopCost::default();
     while !operators.eof() {
       let (operator, offset) = operators.read_with_offset()?;
       let stack = u64::from(validator.operand_stack_height());
       loops.add(name, &operator, locals + stack)?;
       changes_references |= does_change_references(&operator);
+      grows_memory |= matches!(operator, Operator::MemoryGrow { .. });
       // How many blocks or targets it is, and how many values each handles.
       let (targets, values) = match &operator {
         Operator::Block { .. }
@@ -367,6 +371,7 @@ impl<'a> Module<'a> {
       body,
       calls,
       changes_references,
+      grows_memory,
     };
     Ok((body, validator.into_allocations()))
   }

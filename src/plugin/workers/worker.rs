@@ -167,10 +167,10 @@ impl Worker {
     }
     record.attach(&instance);
     drop(record);
-    instance.initialize().map_err(Stopped::Ended)?;
     if self.shared.limits.is_isolated {
       instance.prepare_restore();
     }
+    instance.initialize().map_err(Stopped::Ended)?;
     self.shared.counters.made();
     let mut record = self.slot.lock();
     record.is_proven = true;
@@ -243,8 +243,14 @@ impl Worker {
       Outcome::Returned(result) => {
         self.end_in_flight(result.map_err(error_of_call));
         if limits.is_isolated {
-          if !instance.restore() {
-            return Some(Stopped::Replace(Replaced::Isolation));
+          let is_restored = match instance.restore() {
+            true => self.initialize_again(instance),
+            false => Ok(false),
+          };
+          match is_restored {
+            Ok(true) => {}
+            Ok(false) => return Some(Stopped::Replace(Replaced::Isolation)),
+            Err(stopped) => return Some(stopped),
           }
           self.shared.counters.replaced(Replaced::Isolation);
           return None;
@@ -269,6 +275,29 @@ impl Worker {
         Some(Stopped::Ended(ending))
       }
     }
+  }
+
+  /// Initializes an instance that has been put back. Whether it cannot be told from a new one.
+  fn initialize_again<I: Run>(&self, instance: &mut I) -> Result<bool, Stopped> {
+    if !instance.has_initialization() || self.shared.is_over() {
+      return Ok(true);
+    }
+    // A snapshot may have been taken meanwhile.
+    let runtime = self.shared.lock().runtime.clone();
+    if runtime.is_some_and(|runtime| !instance.is_of(&runtime)) {
+      return Ok(false);
+    }
+    let mut record = self.slot.lock();
+    if record.is_interrupted {
+      return Err(Stopped::Ended(Ending::Interrupted));
+    }
+    let limit = self.shared.limits.initialization_timeout;
+    let waiter = Waiter::Initialization(None);
+    record.begin(waiter, Activity::Initialization, Some(limit));
+    drop(record);
+    instance.initialize().map_err(Stopped::Ended)?;
+    self.slot.lock().in_flight = None;
+    Ok(instance.is_like_new())
   }
 
   /// The next call, which is in flight from now on; `None` when there is none for this instance.

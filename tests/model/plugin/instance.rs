@@ -90,6 +90,9 @@ pub trait Run {
   fn keeps_files(&self) -> bool;
   fn prepare_restore(&mut self);
   fn restore(&mut self) -> bool;
+  fn has_initialization(&self) -> bool;
+  fn is_of(&self, runtime: &Runtime) -> bool;
+  fn is_like_new(&self) -> bool;
   fn accept_memory(&mut self);
   fn is_nearly_full(&self) -> bool;
 }
@@ -215,6 +218,18 @@ impl Run for Instance {
 
   fn restore(&mut self) -> bool {
     false
+  }
+
+  fn has_initialization(&self) -> bool {
+    true
+  }
+
+  fn is_of(&self, _: &Runtime) -> bool {
+    true
+  }
+
+  fn is_like_new(&self) -> bool {
+    true
   }
 
   fn accept_memory(&mut self) {
