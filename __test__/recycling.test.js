@@ -6,6 +6,7 @@ const Fastify = require('fastify')
 const extismHost = require('extism-host/fastify')
 const { assemble, guest } = require('./support/guest.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
+const { until } = require('./support/store-suite.js')
 
 const open = pluginsOfEachTest()
 
@@ -191,6 +192,16 @@ describe('if the next instance cannot be initialized', () => {
     expect(await counts(plugin, 2)).toEqual([6, 1])
     expect(plugin.stats()).toMatchObject({ calls: { succeeded: 7, failed: {} }, abandonedThreads: 0 })
   })
+})
+
+test('the logger is told why an instance could not be replaced', async () => {
+  let instances = 0
+  const warn = jest.fn()
+  const begin = () => { if (++instances > 1) throw new Error('not again') }
+  const plugin = await openCounter(await counter('', INITIALIZED_BY_HOST), { maxCalls: 2, begin, logger: { warn } })
+  expect(await counts(plugin, 3)).toEqual([1, 2, 3])
+  await until(() => warn.mock.calls.length > 0)
+  expect(warn).toHaveBeenCalledWith(expect.stringMatching(/could not be replaced by a new one and serves on: .*not again/))
 })
 
 test('a plugin that is closed while its next instance begins closes', async () => {

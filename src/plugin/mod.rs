@@ -205,7 +205,7 @@ impl Plugin {
     digests: Vec<ModuleDigest>,
   ) {
     let (status, workers) = (Arc::clone(&self.snapshot), self.workers.downgrade());
-    let vars = Arc::clone(&self.vars);
+    let (vars, logger) = (Arc::clone(&self.vars), Arc::clone(&environment.logger));
     let job = move || {
       let loader = Loader {
         manifest: &manifest,
@@ -244,7 +244,10 @@ impl Plugin {
     let started = thread::Builder::new()
       .name("extism-snapshot".to_owned())
       .spawn(job);
-    if started.is_err() {
+    if let Err(error) = started {
+      let message =
+        "there is no snapshot, the plugin starts normally: its thread cannot be started";
+      log::warn(&*logger, &format!("{message}: {error}"));
       *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = SnapshotStatus::Unsupported;
     }
   }

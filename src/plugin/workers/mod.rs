@@ -416,6 +416,13 @@ impl WorkerPool {
     }
   }
 
+  /// Tells the plugin's logger why an instance serves on though it was to be replaced. Not under a lock.
+  fn warn_of_old_instance(&self, error: &Error) {
+    (self.warn)(&format!(
+      "an instance of the plugin could not be replaced by a new one and serves on: {error}"
+    ));
+  }
+
   /// Ends what somebody has taken from the queue or from a record.
   pub fn end(&self, waiter: Waiter, result: Result<CallOutput>) {
     match waiter {

@@ -208,13 +208,18 @@ impl Worker {
     if record.is_abandoned {
       return Err(Stopped::Ended(Ending::Interrupted));
     }
-    if !record.is_interrupted && begun.is_ok() {
-      return Ok(begun.ok());
-    }
+    let error = match begun {
+      Ok(successor) if !record.is_interrupted => return Ok(Some(successor)),
+      Err(Stopped::NotMade(error)) => error,
+      Err(Stopped::Ended(ending)) => ended(ending).1,
+      _ => ended(Ending::Interrupted).1,
+    };
     record.in_flight = None;
     record.is_interrupted = false;
     record.attach(old);
     self.slot.is_stuck.store(false, Ordering::Relaxed);
+    drop(record);
+    self.shared.warn_of_old_instance(&error);
     Ok(None)
   }
 
