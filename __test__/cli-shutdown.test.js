@@ -84,9 +84,9 @@ const serverJs = (functionName) => start(process.execPath, ['server.js'], {
 })
 
 /** A connection that sends these bytes and nothing more. */
-async function send ({ url }, text) {
+async function send ({ url }, text, address = '127.0.0.1') {
   const { port } = new URL(url)
-  const socket = connect(port, '127.0.0.1')
+  const socket = connect(port, address)
   sockets.push(socket)
   socket.on('error', () => {})
   await once(socket, 'connect')
@@ -148,6 +148,34 @@ test.each([
   await sleep(2 * DRAIN_MS)
   let received = 0
   for await (const chunk of socket) {
+    received += chunk.length
+    if (received < LARGE / 2) await sleep(5)
+  }
+  expect(received).toBeGreaterThan(LARGE)
+  expect(await server.ended).toEqual({ code: 0, signal: null })
+})
+
+test('server.js writes an answer to its last byte on each address of its host name', async () => {
+  const lookup = join(directory, 'lookup.js')
+  writeFileSync(lookup, `
+const dns = require('node:dns')
+const { lookup } = dns
+const addresses = ['127.0.0.1', '127.0.0.2'].map((address) => ({ address, family: 4 }))
+dns.lookup = (name, options, callback) => options.all ? callback(null, addresses) : lookup(name, options, callback)
+`)
+  const server = await start(process.execPath, ['--require', lookup, 'server.js'], {
+    PORT: '0', HOST: 'localhost', DRAIN_MS: String(DRAIN_MS), PLUGIN_WASM: join(directory, 'plugin.wasm'), PLUGIN_FUNCTION: 'large'
+  })
+  while (!server.log.includes('//127.0.0.2')) await once(server.child.stdout, 'data')
+  const text = 'POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n'
+  const read = await send(server, text, '127.0.0.2')
+  const silent = await send(server, text, '127.0.0.2')
+  silent.resume()
+  await once(read, 'readable')
+  server.child.kill('SIGTERM')
+  await sleep(2 * DRAIN_MS)
+  let received = 0
+  for await (const chunk of read) {
     received += chunk.length
     if (received < LARGE / 2) await sleep(5)
   }

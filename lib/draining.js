@@ -17,19 +17,42 @@ const SILENT_INSPECTIONS = 20
 /** Where a socket has its entry in `Connections`. */
 const CONNECTION = Symbol('connection')
 
+/** Ends listening. `close` of an HTTP server would also destroy connections whose answer has not been written out yet. */
+const closeListener = net.Server.prototype.close
+
 /** The connections of a Fastify app. Each request costs no more than an assignment. */
 class Connections {
-  #server
+  #servers = new Set()
   #isDraining = false
   /** By the address of the client: the socket, how much it has sent, for how many inspections it has been silent, and its last response. */
   #open = new Map()
 
-  constructor (server) {
-    this.#server = server
+  constructor (app) {
+    this.#watch(app.server)
+    // An app that listens on `localhost` has a server of its own for each further address, which it tells nobody of.
+    app.addHook('onRequest', ({ raw: { socket } }, reply, done) => {
+      if (socket[CONNECTION] === undefined && socket.server !== undefined) this.#adopt(socket, reply.raw)
+      done()
+    })
+  }
+
+  /** Takes over a server and its connection that has sent the server's first request. */
+  #adopt (socket, response) {
+    const { server } = socket
+    if (!this.#servers.has(server)) {
+      this.#watch(server)
+      // Fastify closes it when its main server is closed.
+      server.close = closeListener
+    }
+    this.#add(socket)
+    this.#begin(socket, response)
+  }
+
+  #watch (server) {
+    this.#servers.add(server)
     // Before Fastify's own listener, which sends the headers.
-    server.prependListener('request', (request, response) => {
-      request.socket[CONNECTION].response = response
-      if (this.#isDraining) response.setHeader('connection', 'close')
+    server.prependListener('request', ({ socket }, response) => {
+      if (socket[CONNECTION] !== undefined) this.#begin(socket, response)
     })
     // Before Node's own listener, which may read a request at once.
     server.prependListener('connection', (socket) => this.#add(socket))
@@ -37,8 +60,13 @@ class Connections {
     server.prependListener('secureConnection', (socket) => this.#add(socket))
   }
 
+  #begin (socket, response) {
+    socket[CONNECTION].response = response
+    if (this.#isDraining) response.setHeader('connection', 'close')
+  }
+
   #add (socket) {
-    const client = `${socket.remoteAddress} ${socket.remotePort}`
+    const client = `${socket.remoteAddress} ${socket.remotePort} ${socket.localAddress}`
     const connection = { socket, bytesRead: 0, silent: 0, response: undefined }
     socket[CONNECTION] = connection
     this.#open.set(client, connection)
@@ -59,8 +87,7 @@ class Connections {
   /** Accepts no more connections, drops silent ones, and resolves when those with requests have got their answers. */
   async close () {
     this.#isDraining = true
-    // `close` of an HTTP server would destroy connections whose answer has not been written out yet.
-    net.Server.prototype.close.call(this.#server)
+    for (const server of this.#servers) closeListener.call(server)
     for (;;) {
       this.#noteSilence()
       this.#dropSilent()
@@ -91,7 +118,7 @@ class Connections {
  * that has clients leave for some milliseconds, to be called before `app.close()`.
  */
 function closeWithoutLoss (app) {
-  const connections = new Connections(app.server)
+  const connections = new Connections(app)
   app.addHook('preClose', () => connections.close())
   return (milliseconds) => connections.drain(milliseconds)
 }
