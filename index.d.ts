@@ -107,14 +107,14 @@ interface CommonOptions {
    * without scheme, port and path. Letter case makes no difference. Redirects are followed to such
    * hosts only. A request to any other ends the call with `HOST_FUNCTION_ERROR`.
    *
-   * An entry that cannot match any host is refused with `INVALID_ARGUMENT`. See docs/http.md.
+   * An entry that cannot match any host is refused with `INVALID_ARGUMENT`. See docs/reference/http.md.
    * @default [] (no hosts)
    */
   allowedHosts?: string[] | null
   /**
    * Directories of this machine that the plugin may use with WASI, and what it calls them:
    * `{'/srv/data': '/data'}`, with `ro:` before the first where it may only read, or as a list. The
-   * JavaScript SDK's order is the other; docs/wasi.md says when it is recognized.
+   * JavaScript SDK's order is the other; docs/reference/wasi.md says when it is recognized.
    * @default {} (none)
    */
   allowedPaths?: Record<string, string> | AllowedPath[] | null
@@ -211,7 +211,7 @@ export interface PluginOptions extends ManifestOptions {
   useWasi?: boolean
   /**
    * Where standard output and error of the plugin go: to those of this process, nowhere, or to the
-   * plugin's logger, line by line, at the levels info and error. See docs/wasi.md.
+   * plugin's logger, line by line, at the levels info and error. See docs/reference/wasi.md.
    * @default false, or true where the environment variable `EXTISM_ENABLE_WASI_OUTPUT` has a value
    */
   enableWasiOutput?: boolean | 'logger'
@@ -275,7 +275,7 @@ export interface PluginOptions extends ManifestOptions {
    * With `'instance'`, an instance serves one call after the other and keeps its state between them.
    * With `'call'` each call has an instance of its own, made ready in the background: nothing of one
    * request is left for the next. That costs each call an instantiation and the plugin's
-   * initialization, after its result is there (see docs/performance.md).
+   * initialization, after its result is there (see docs/explanation/performance.md).
    * @default 'instance'
    */
   isolation?: 'instance' | 'call'
@@ -291,7 +291,7 @@ export interface PluginOptions extends ManifestOptions {
    * warned of that when the snapshot is taken. An
    * initialization that calls host functions or uses files, and a plugin that changes its tables, has none:
    * `stats().snapshot` is `'unsupported'` then, the logger is told why, and the plugin starts normally. See
-   * docs/isolation.md.
+   * docs/explanation/isolation.md.
    * @default false
    */
   snapshot?: boolean

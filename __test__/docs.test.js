@@ -52,21 +52,21 @@ describe('README.md', () => {
   })
 })
 
-test('docs/performance.md and its plots are what bench/results give', async () => {
+test('docs/explanation/performance.md and its plots are what bench/results give', async () => {
   const { code, errors } = await runNode(['bench/plot.js', 'bench/results', '--check'])
   expect({ code, errors }).toEqual({ code: 0, errors: '' })
 })
 
-test('docs/migrating.md: its example prints what it says', async () => {
-  const [example] = examples('docs/migrating.md', 'js')
+test('docs/how-to/migrate.md: its example prints what it says', async () => {
+  const [example] = examples('docs/how-to/migrate.md', 'js')
   const { code, output, errors } = await runNode(['-e', example])
   expect({ code, errors }).toEqual({ code: 0, errors: '' })
-  expect(output).toBe(examples('docs/migrating.md', 'text')[0])
+  expect(output).toBe(examples('docs/how-to/migrate.md', 'text')[0])
 })
 
-test('docs/http.md: its example prints what it promises', async () => {
-  const [example] = examples('docs/http.md', 'js')
-  const [promised] = examples('docs/http.md', 'text')
+test('docs/reference/http.md: its example prints what it promises', async () => {
+  const [example] = examples('docs/reference/http.md', 'js')
+  const [promised] = examples('docs/reference/http.md', 'text')
   const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
   const server = createServer((_, response) => response.end('hello'))
   try {
@@ -83,9 +83,9 @@ test('docs/http.md: its example prints what it promises', async () => {
   }
 })
 
-test('docs/wasi.md: its example prints what it promises', async () => {
-  const [example] = examples('docs/wasi.md', 'js')
-  const [promised] = examples('docs/wasi.md', 'text')
+test('docs/reference/wasi.md: its example prints what it promises', async () => {
+  const [example] = examples('docs/reference/wasi.md', 'js')
+  const [promised] = examples('docs/reference/wasi.md', 'text')
   const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
   try {
     const plugin = join(directory, 'plugin.wasm')
@@ -104,8 +104,8 @@ test.each([
   ['go', 'plugins/visits-go/main.go'],
   ['rust', 'plugins/visits-rust/src/lib.rs'],
   ['ts', 'plugins/visits-assemblyscript/visits.ts']
-])('docs/guest-stores.md: the plugin in %s is %s', (language, file) => {
-  expect(examples('docs/guest-stores.md', language)).toEqual([readFileSync(join(ROOT, file), 'utf8')])
+])('docs/reference/store-functions.md: the plugin in %s is %s', (language, file) => {
+  expect(examples('docs/reference/store-functions.md', language)).toEqual([readFileSync(join(ROOT, file), 'utf8')])
 })
 
 /** A script as its readers run it, in a directory that has the plugins. */
@@ -114,34 +114,34 @@ function asHere (script, directory) {
   return `cd ${JSON.stringify(directory)}\n${script.replaceAll('npx extism-host', command)}`
 }
 
-test('docs/command-line.md: its commands print what is said', async () => {
-  const scripts = examples('docs/command-line.md', 'bash')
-  const outputs = examples('docs/command-line.md', 'text')
+test('docs/reference/command-line.md: its commands print what is said', async () => {
+  const scripts = examples('docs/reference/command-line.md', 'bash')
+  const outputs = examples('docs/reference/command-line.md', 'text')
   expect(scripts.length).toBe(outputs.length)
   for (const [place, script] of scripts.entries()) {
     expect(await shell(`${asHere(script, ROOT)}true`)).toBe(outputs[place])
   }
 })
 
-test('docs/getting-started.md: it comes to a server that does what is said', async () => {
+test('docs/tutorials/getting-started.md: it comes to a server that does what is said', async () => {
   const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
   try {
     symlinkSync(join(ROOT, 'plugins'), join(directory, 'plugins'), 'dir')
     const port = await freePort()
-    const [config] = examples('docs/getting-started.md', 'yaml')
+    const [config] = examples('docs/tutorials/getting-started.md', 'yaml')
     writeFileSync(join(directory, 'extism-host.yaml'), config.replace('7070', port))
-    const [start, use, reload] = examples('docs/getting-started.md', 'bash')
+    const [start, use, reload] = examples('docs/tutorials/getting-started.md', 'bash')
     const wait = `curl -sS --retry 60 --retry-connrefused --retry-delay 1 -o /dev/null http://localhost:${port}/health/live\n`
     const script = [start.replace(' &', ' > /dev/null &'), wait, use, reload, 'kill $!\nwait $!\n'].join('').replaceAll('localhost:7070', `localhost:${port}`)
-    expect(await shell(asHere(script, directory))).toBe(examples('docs/getting-started.md', 'text').join(''))
+    expect(await shell(asHere(script, directory))).toBe(examples('docs/tutorials/getting-started.md', 'text').join(''))
   } finally {
     rmSync(directory, { recursive: true, maxRetries: 10 })
   }
 })
 
-describe('docs/from-the-article.md', () => {
+describe('docs/tutorials/from-the-article.md', () => {
   test('its program serves the article\'s request', async () => {
-    const [program] = examples('docs/from-the-article.md', 'js')
+    const [program] = examples('docs/tutorials/from-the-article.md', 'js')
     const { createServer } = require('node:net')
     const port = await new Promise((resolve) => {
       const probe = createServer().listen(0, () => {
@@ -183,7 +183,7 @@ async function expectPrints (program, output) {
   expect({ code, output: printed, errors }).toEqual({ code: 0, output, errors: '' })
 }
 
-test.each(['docs/host-functions.md', 'docs/stores.md', 'docs/guest-stores.md', 'docs/fastify.md'])('each program of %s prints what is said', async (file) => {
+test.each(['docs/how-to/host-functions.md', 'docs/how-to/stores.md', 'docs/reference/store-functions.md', 'docs/how-to/fastify.md'])('each program of %s prints what is said', async (file) => {
   const programs = examples(file, 'js')
   const outputs = examples(file, 'text')
   expect(programs.length).toBeGreaterThan(0)
@@ -194,27 +194,27 @@ test.each(['docs/host-functions.md', 'docs/stores.md', 'docs/guest-stores.md', '
 })
 
 if (hasRedis()) {
-  test('docs/scaling.md: its commands print what is said', async () => {
+  test('docs/how-to/scaling.md: its commands print what is said', async () => {
     const server = await startRedis()
     try {
-      const [commands] = examples('docs/scaling.md', 'bash')
+      const [commands] = examples('docs/how-to/scaling.md', 'bash')
       const ports = [await freePort(), await freePort()]
       const here = [['redis://localhost:6379', server.url], ['7071', ports[0]], ['7072', ports[1]]]
       const script = here.reduce((script, [before, after]) => script.replaceAll(before, after), commands)
-      const expected = examples('docs/scaling.md', 'text')[0]
+      const expected = examples('docs/how-to/scaling.md', 'text')[0]
       expect(`${await shell(`cd ${JSON.stringify(ROOT)}\n${script}`)}`).toBe(expected)
     } finally {
       await server.stop()
     }
   })
 
-  test('docs/stores.md: so do those that need a Redis server', async () => {
+  test('docs/how-to/stores.md: so do those that need a Redis server', async () => {
     const server = await startRedis()
     try {
-      const programs = [...examples('docs/stores.md', 'js').entries()].filter(([, program]) => needsRedis(program))
+      const programs = [...examples('docs/how-to/stores.md', 'js').entries()].filter(([, program]) => needsRedis(program))
       expect(programs.length).toBeGreaterThan(0)
       for (const [place, program] of programs) {
-        await expectPrints(program.replaceAll('redis://localhost:6379', server.url), examples('docs/stores.md', 'text')[place])
+        await expectPrints(program.replaceAll('redis://localhost:6379', server.url), examples('docs/how-to/stores.md', 'text')[place])
       }
     } finally {
       await server.stop()
