@@ -532,76 +532,84 @@ export interface PluginStats {
 
 /** The stable names of what can go wrong. */
 export type ErrorCode =
-  /** An argument is not what the function takes. */
-  | 'INVALID_ARGUMENT'
-  /** The plugin's file cannot be read. */
+  /** The plugin's file, or the directory of a store's file, does not exist or cannot be read. */
   | 'FILE_NOT_FOUND'
-  /** The plugin, or its manifest, cannot be fetched; the message has the status or what failed. */
+  /** The plugin or its manifest cannot be fetched. */
   | 'FETCH_FAILED'
-  /** The bytes are no module that can be run. */
+  /** The bytes are not a WebAssembly module that can run here. */
   | 'INVALID_WASM'
-  /** The bytes do not have the manifest's hash. */
+  /** The module does not have the manifest's hash. */
   | 'HASH_MISMATCH'
-  /** Nobody provides something that the modules import; the message has all of it, a line for each. */
+  /** The modules import something that nobody provides. */
   | 'MISSING_IMPORT'
-  /** Modules of the manifest only pass an import on to one another, in a circle; the message names them. */
+  /** Modules of the manifest only pass an import on to one another, in a circle. */
   | 'CIRCULAR_LINKING'
   /** A module uses a name that begins with `extism-host:`. */
   | 'RESERVED_NAME'
-  /** The plugin has no such function, or one that takes arguments. */
+  /** `precompile` has no directory to keep the compiled code in, or it does not fit. */
+  | 'CACHE_UNAVAILABLE'
+  /** The plugin has no such function, or the function takes arguments. */
   | 'FUNCTION_NOT_FOUND'
-  /** The plugin reported an error; the message has its own. */
+  /** The plugin reported an error, returned a code other than 0, or exited with one. */
   | 'PLUGIN_ERROR'
-  /** The plugin did what WebAssembly forbids. Its instance has been replaced. */
+  /**
+   * The plugin did what WebAssembly forbids, or reached `unreachable`, as a panic does. Its instance has been
+   * replaced.
+   */
   | 'TRAP'
   /**
-   * The call, or the initialization, ran longer than `timeoutMs`, and its instance has been replaced; or the
-   * plugin was not opened within `openTimeoutMs`.
+   * The call or the initialization took longer than `timeoutMs`, and its instance has been replaced; or the plugin
+   * was not opened within `openTimeoutMs`.
    */
   | 'TIMEOUT'
   /** The output is longer than `maxOutputBytes`. */
   | 'OUTPUT_TOO_LARGE'
   /** A host function failed, which ended the call. Its instance has been replaced. */
   | 'HOST_FUNCTION_ERROR'
-  /** The plugin wanted more memory than its limit. Its instance has been replaced. */
+  /** The plugin needed more memory than its limit. Its instance has been replaced. */
   | 'OUT_OF_MEMORY'
-  /** The call has used up its `fuel`. Its instance has been replaced. */
+  /** The call used up its `fuel`. Its instance has been replaced. */
   | 'FUEL_EXHAUSTED'
-  /** `maxQueue` calls are unfinished already, or the inputs of the waiting calls have reached `maxQueueBytes`. */
+  /** `maxQueue` calls are unfinished, or the inputs of waiting calls have reached `maxQueueBytes`. */
   | 'QUEUE_FULL'
   /** All threads of the plugin are stuck in host calls that do not return. */
   | 'UNAVAILABLE'
-  /** There is no directory in which `precompile` could keep what it compiles, or it does not fit in there. */
-  | 'CACHE_UNAVAILABLE'
-  /** The plugin is closed, or the store. */
-  | 'CLOSED'
-  /** A context is used after its host function has returned, or its call is over. */
+  /** A `CallContext` was used after its host function had returned, or after its call had ended. */
   | 'CONTEXT_ENDED'
-  /** The plugin's variables have no room for another value. */
+  /** The plugin's variables cannot hold another value. */
   | 'VARIABLES_FULL'
-  /** No store has the scheme of the URL; the message names those that there are. */
-  | 'NO_SUCH_STORE'
-  /** The store does not let in whoever asks. */
-  | 'ACCESS_DENIED'
-  /** The store cannot be reached, or not in time. It may have done what was asked. */
-  | 'STORE_UNAVAILABLE'
-  /** The value is larger than the store takes. */
-  | 'VALUE_TOO_LARGE'
-  /** The store has no room left. */
-  | 'STORE_FULL'
-  /** The file of a store is damaged, or no store. */
-  | 'STORE_DAMAGED'
-  /** A call would have waited for ever: for what only this thread can do, or for itself. */
+  /** A call would wait forever: for something that only this thread can do, or for itself. */
   | 'WOULD_DEADLOCK'
-  /** This library, or the plugin's `runtime`, does not support it; the message says what to do. */
-  | 'UNSUPPORTED'
-  /** Of `fastify.extism`: a new version of a plugin has failed the call that it must pass. */
-  | 'SMOKE_FAILED'
-  /** Of `extism-host/fastify`: it is registered in this scope already. */
-  | 'ALREADY_REGISTERED'
-  /** In `stats()` and metrics: the call was aborted. It is rejected with the reason of its signal. */
+  /**
+   * In `stats()`, metrics and logs only: the call was aborted. The call itself rejects with the reason of its
+   * signal.
+   */
   | 'CANCELED'
-  /** The process may have no more threads, address space, memory mappings or descriptors; the message says which. */
+  /** No store has the scheme of the URL. */
+  | 'NO_SUCH_STORE'
+  /** The store rejected the credentials, its file is not accessible, or the plugin may not write. */
+  | 'ACCESS_DENIED'
+  /** The store cannot be reached, or did not answer in time. It may have done the operation. */
+  | 'STORE_UNAVAILABLE'
+  /** The value is larger than the store, or `maxValueBytes`, allows. */
+  | 'VALUE_TOO_LARGE'
+  /** The store, its disk, or the plugin's part of it (`maxKeys`) is full. */
+  | 'STORE_FULL'
+  /** The file is damaged, or is not a store. */
+  | 'STORE_DAMAGED'
+  /** A new version of a plugin failed its `smoke` call. The old version keeps serving. */
+  | 'SMOKE_FAILED'
+  /** `extism-host/fastify` is registered in this scope already. */
+  | 'ALREADY_REGISTERED'
+  /** An argument or option is not what the function takes. The error is a `TypeError`. */
+  | 'INVALID_ARGUMENT'
+  /**
+   * The plugin or the store is closed; or the call had not ended when the time of `close({ timeoutMs })` was over.
+   */
+  | 'CLOSED'
+  /** This library, or the plugin's `runtime`, does not support the operation. */
+  | 'UNSUPPORTED'
+  /** The process may not have more threads, address space, memory mappings or file descriptors. */
   | 'OUT_OF_RESOURCES'
   /** A defect in this library. */
   | 'INTERNAL'
