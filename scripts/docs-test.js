@@ -5,7 +5,7 @@
 // `chromium` in the path).
 
 const assert = require('node:assert')
-const { execFileSync } = require('node:child_process')
+const { spawnSync } = require('node:child_process')
 const { existsSync, readFileSync, readdirSync, statSync } = require('node:fs')
 const { createServer } = require('node:http')
 const { extname, join } = require('node:path')
@@ -45,7 +45,8 @@ async function open (browser, options, root, problems) {
 async function main (screenshots) {
   assert(existsSync(SITE), 'there is no site: npm run docs:build')
   const { chromium } = require(join(DOCS, 'node_modules/playwright-core'))
-  const executablePath = process.env.CHROMIUM ?? execFileSync('which', ['chromium'], { encoding: 'utf8' }).trim()
+  const executablePath = process.env.CHROMIUM ?? spawnSync('which', ['chromium'], { encoding: 'utf8' }).stdout.trim()
+  assert(executablePath !== '', 'there is no Chromium: apt-get install chromium, or set CHROMIUM to its path')
   const server = await serve()
   const root = `http://127.0.0.1:${server.address().port}${BASE}`
   const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'] })
