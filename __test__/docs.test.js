@@ -17,56 +17,76 @@ function examples (file, language) {
     .map((match) => match[2])
 }
 
+/** The commands of a document that contain a text. */
+function commands (file, text) {
+  return examples(file, 'bash').find((script) => script.includes(text))
+}
+
 describe('README.md', () => {
-  test('its example of the API prints what it promises', async () => {
-    const [example] = examples('README.md', 'js')
-    const { code, output } = await runNode(['-e', example])
-    expect(code).toBe(0)
-    expect(output).toBe([
-      '👋 Hello Jane Doe', 'key: hello, value: 👋 Hello World 🌍', 'key: message, value: I 💜 Extism 😍',
-      '👋 Hello Jane Doe', 'key: hello, value: 👋 Hello World 🌍', 'key: message, value: seen by the next call', ''
-    ].join('\n'))
+  test('its example of the API prints the answer that it shows', async () => {
+    const { code, output } = await runNode(['-e', examples('README.md', 'js')[0]])
+    expect({ code, output }).toEqual({ code: 0, output: examples('README.md', 'text')[0] })
   })
 
-  test('its curl command gives its answer', async () => {
-    const [, curl] = examples('README.md', 'bash')
-    const [answer] = examples('README.md', 'text')
+  test('its curl command gives the answer that it shows', async () => {
     const { child, ended, url } = await startServer({})
     try {
-      expect(await shell(curl.replace('http://localhost:7070', url))).toBe(answer.trimEnd())
+      const curl = commands('README.md', 'curl').replace('http://localhost:7070', url)
+      expect(await shell(curl)).toBe(examples('README.md', 'text')[0].trimEnd())
     } finally {
       child.kill()
       await ended
     }
   })
 
-  test('it names each error code of the types, and each variable of the server', () => {
-    const readme = readFileSync(join(ROOT, 'README.md'), 'utf8')
-    const types = readFileSync(join(ROOT, 'index.d.ts'), 'utf8')
-    const server = readFileSync(join(ROOT, 'server.js'), 'utf8')
-    const codes = [...types.matchAll(/^ {2}\| '(\w+)'$/gm)].map((match) => match[1])
-    const variables = /async function start \(\{ ([^}]+) \}/.exec(server)[1].split(', ')
-    expect(codes.length).toBeGreaterThan(10)
-    expect(variables.length).toBeGreaterThan(4)
-    for (const name of [...codes, ...variables]) expect(readme).toContain(`\`${name}\``)
+  test('it has the two commands that .ci/run runs, and at most 120 lines', () => {
+    for (const command of ['npm ci && node server.js', 'npm ci && npm test']) expect(commands('README.md', command)).toBe(`${command}\n`)
+    expect(readFileSync(join(ROOT, 'README.md'), 'utf8').trimEnd().split('\n').length).toBeLessThanOrEqual(120)
   })
 })
 
-test('docs/performance.md and its plots are what bench/results give', async () => {
+describe('error codes', () => {
+  test('the page and the types have those of docs/reference/error-codes.json', async () => {
+    const { code, errors } = await runNode(['scripts/error-codes.js', '--check'])
+    expect({ code, errors }).toEqual({ code: 0, errors: '' })
+  })
+
+  test('they are those of ErrorCode, whose names come from Rust', () => {
+    const { ErrorCode } = require('..')
+    const { 'Not in ErrorCode': others, ...groups } = require('../docs/reference/error-codes.json')
+    expect(Object.values(groups).flatMap(Object.keys).sort()).toEqual(Object.keys(ErrorCode).sort())
+    expect(Object.keys(others).filter((code) => code in ErrorCode)).toEqual([])
+  })
+})
+
+test('docs/reference/server.md names each variable of server.js', () => {
+  const page = readFileSync(join(ROOT, 'docs/reference/server.md'), 'utf8')
+  const server = readFileSync(join(ROOT, 'server.js'), 'utf8')
+  const variables = /async function start \(\{ ([^}]+) \}/.exec(server)[1].split(', ')
+  expect(variables.length).toBeGreaterThan(4)
+  for (const name of variables) expect(page).toContain(`\`${name}\``)
+})
+
+test('every link of the documents leads to a file and, if it has one, a heading', async () => {
+  const { code, errors } = await runNode(['scripts/links.js'])
+  expect({ code, errors }).toEqual({ code: 0, errors: '' })
+})
+
+test('docs/explanation/performance.md and its plots are what bench/results give', async () => {
   const { code, errors } = await runNode(['bench/plot.js', 'bench/results', '--check'])
   expect({ code, errors }).toEqual({ code: 0, errors: '' })
 })
 
-test('docs/migrating.md: its example prints what it says', async () => {
-  const [example] = examples('docs/migrating.md', 'js')
+test('docs/how-to/migrate.md: its example prints what it says', async () => {
+  const [example] = examples('docs/how-to/migrate.md', 'js')
   const { code, output, errors } = await runNode(['-e', example])
   expect({ code, errors }).toEqual({ code: 0, errors: '' })
-  expect(output).toBe(examples('docs/migrating.md', 'text')[0])
+  expect(output).toBe(examples('docs/how-to/migrate.md', 'text')[0])
 })
 
-test('docs/http.md: its example prints what it promises', async () => {
-  const [example] = examples('docs/http.md', 'js')
-  const [promised] = examples('docs/http.md', 'text')
+test('docs/reference/http.md: its example prints what it promises', async () => {
+  const [example] = examples('docs/reference/http.md', 'js')
+  const [promised] = examples('docs/reference/http.md', 'text')
   const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
   const server = createServer((_, response) => response.end('hello'))
   try {
@@ -83,9 +103,9 @@ test('docs/http.md: its example prints what it promises', async () => {
   }
 })
 
-test('docs/wasi.md: its example prints what it promises', async () => {
-  const [example] = examples('docs/wasi.md', 'js')
-  const [promised] = examples('docs/wasi.md', 'text')
+test('docs/reference/wasi.md: its example prints what it promises', async () => {
+  const [example] = examples('docs/reference/wasi.md', 'js')
+  const [promised] = examples('docs/reference/wasi.md', 'text')
   const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
   try {
     const plugin = join(directory, 'plugin.wasm')
@@ -104,8 +124,8 @@ test.each([
   ['go', 'plugins/visits-go/main.go'],
   ['rust', 'plugins/visits-rust/src/lib.rs'],
   ['ts', 'plugins/visits-assemblyscript/visits.ts']
-])('docs/guest-stores.md: the plugin in %s is %s', (language, file) => {
-  expect(examples('docs/guest-stores.md', language)).toEqual([readFileSync(join(ROOT, file), 'utf8')])
+])('docs/reference/store-functions.md: the plugin in %s is %s', (language, file) => {
+  expect(examples('docs/reference/store-functions.md', language)).toEqual([readFileSync(join(ROOT, file), 'utf8')])
 })
 
 /** A script as its readers run it, in a directory that has the plugins. */
@@ -114,34 +134,60 @@ function asHere (script, directory) {
   return `cd ${JSON.stringify(directory)}\n${script.replaceAll('npx extism-host', command)}`
 }
 
-test('docs/command-line.md: its commands print what is said', async () => {
-  const scripts = examples('docs/command-line.md', 'bash')
-  const outputs = examples('docs/command-line.md', 'text')
+test('docs/reference/command-line.md: its commands print what is said', async () => {
+  const scripts = examples('docs/reference/command-line.md', 'bash')
+  const outputs = examples('docs/reference/command-line.md', 'text')
   expect(scripts.length).toBe(outputs.length)
   for (const [place, script] of scripts.entries()) {
     expect(await shell(`${asHere(script, ROOT)}true`)).toBe(outputs[place])
   }
 })
 
-test('docs/getting-started.md: it comes to a server that does what is said', async () => {
+test('docs/tutorials/getting-started.md: it comes to a server that does what is said', async () => {
   const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
   try {
     symlinkSync(join(ROOT, 'plugins'), join(directory, 'plugins'), 'dir')
     const port = await freePort()
-    const [config] = examples('docs/getting-started.md', 'yaml')
+    const [config] = examples('docs/tutorials/getting-started.md', 'yaml')
     writeFileSync(join(directory, 'extism-host.yaml'), config.replace('7070', port))
-    const [start, use, reload] = examples('docs/getting-started.md', 'bash')
+    const [start, use, reload] = examples('docs/tutorials/getting-started.md', 'bash')
     const wait = `curl -sS --retry 60 --retry-connrefused --retry-delay 1 -o /dev/null http://localhost:${port}/health/live\n`
     const script = [start.replace(' &', ' > /dev/null &'), wait, use, reload, 'kill $!\nwait $!\n'].join('').replaceAll('localhost:7070', `localhost:${port}`)
-    expect(await shell(asHere(script, directory))).toBe(examples('docs/getting-started.md', 'text').join(''))
+    expect(await shell(asHere(script, directory))).toBe(examples('docs/tutorials/getting-started.md', 'text').join(''))
   } finally {
     rmSync(directory, { recursive: true, maxRetries: 10 })
   }
 })
 
-describe('docs/from-the-article.md', () => {
+test('docs/tutorials/first-plugin.md: each step gives what it shows', async () => {
+  const file = 'docs/tutorials/first-plugin.md'
+  const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
+  try {
+    symlinkSync(join(ROOT, 'node_modules'), join(directory, 'node_modules'), 'dir')
+    const [first, second] = examples(file, 'ts')
+    const [call, callBack] = examples(file, 'js')
+    const outputs = examples(file, 'text')
+    const run = (name, program) => {
+      writeFileSync(join(directory, name), program)
+      return shell(`cd ${JSON.stringify(directory)} && ${JSON.stringify(process.execPath)} ${name}`)
+    }
+
+    writeFileSync(join(directory, 'greeter.ts'), first)
+    const [build] = examples(file, 'bash')
+    expect(await shell(asHere(build, directory))).toBe(outputs[0])
+    expect(await run('main.js', call)).toBe(outputs[1])
+
+    writeFileSync(join(directory, 'greeter.ts'), second)
+    await shell(asHere(build.split('\n')[0], directory))
+    expect(await run('main.js', callBack)).toBe(outputs[2])
+  } finally {
+    rmSync(directory, { recursive: true, maxRetries: 10 })
+  }
+})
+
+describe('docs/tutorials/from-the-article.md', () => {
   test('its program serves the article\'s request', async () => {
-    const [program] = examples('docs/from-the-article.md', 'js')
+    const [program] = examples('docs/tutorials/from-the-article.md', 'js')
     const { createServer } = require('node:net')
     const port = await new Promise((resolve) => {
       const probe = createServer().listen(0, () => {
@@ -175,47 +221,43 @@ function shell (command) {
   })
 }
 
-/** A program that needs a Redis server. */
-const needsRedis = (program) => program.includes('redis://localhost:6379')
-
 async function expectPrints (program, output) {
   const { code, output: printed, errors } = await runNode(['-e', program])
   expect({ code, output: printed, errors }).toEqual({ code: 0, output, errors: '' })
 }
 
-test.each(['docs/host-functions.md', 'docs/stores.md', 'docs/guest-stores.md', 'docs/fastify.md'])('each program of %s prints what is said', async (file) => {
+test.each([
+  'docs/how-to/host-functions.md', 'docs/how-to/stores.md', 'docs/how-to/fastify.md', 'docs/reference/store-functions.md', 'docs/reference/store-redb.md'
+])('each program of %s prints what is said', async (file) => {
   const programs = examples(file, 'js')
   const outputs = examples(file, 'text')
   expect(programs.length).toBeGreaterThan(0)
   expect(outputs.length).toBe(programs.length)
   for (const [place, program] of programs.entries()) {
-    if (!needsRedis(program)) await expectPrints(program, outputs[place])
+    await expectPrints(program, outputs[place])
   }
 })
 
 if (hasRedis()) {
-  test('docs/scaling.md: its commands print what is said', async () => {
+  test('docs/how-to/scaling.md: its commands print what is said', async () => {
     const server = await startRedis()
     try {
-      const [commands] = examples('docs/scaling.md', 'bash')
+      const [commands] = examples('docs/how-to/scaling.md', 'bash')
       const ports = [await freePort(), await freePort()]
       const here = [['redis://localhost:6379', server.url], ['7071', ports[0]], ['7072', ports[1]]]
       const script = here.reduce((script, [before, after]) => script.replaceAll(before, after), commands)
-      const expected = examples('docs/scaling.md', 'text')[0]
+      const expected = examples('docs/how-to/scaling.md', 'text')[0]
       expect(`${await shell(`cd ${JSON.stringify(ROOT)}\n${script}`)}`).toBe(expected)
     } finally {
       await server.stop()
     }
   })
 
-  test('docs/stores.md: so do those that need a Redis server', async () => {
+  test('docs/reference/store-redis.md: its program prints what is said', async () => {
     const server = await startRedis()
     try {
-      const programs = [...examples('docs/stores.md', 'js').entries()].filter(([, program]) => needsRedis(program))
-      expect(programs.length).toBeGreaterThan(0)
-      for (const [place, program] of programs) {
-        await expectPrints(program.replaceAll('redis://localhost:6379', server.url), examples('docs/stores.md', 'text')[place])
-      }
+      const [program] = examples('docs/reference/store-redis.md', 'js')
+      await expectPrints(program.replaceAll('redis://localhost:6379', server.url), examples('docs/reference/store-redis.md', 'text')[0])
     } finally {
       await server.stop()
     }

@@ -1,7 +1,7 @@
 'use strict'
 
 // What the JavaScript SDK's own tests look at, here in the same words: who changes the import finds the
-// same behaviour and the same messages. docs/migrating.md names the cases that are different.
+// same behaviour and the same messages. docs/how-to/migrate.md names the cases that are different.
 
 const { createHash } = require('node:crypto')
 const { createServer } = require('node:http')

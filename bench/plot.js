@@ -1,9 +1,9 @@
 'use strict'
 
 // Draws the results that the benchmarks have written with `--json`, and puts them into the tables of
-// docs/performance.md. The same results give the same files. See README.md.
+// docs/explanation/performance.md. The same results give the same files. See README.md.
 //
-//   node bench/plot.js <directory of results>          writes docs/plots/*.svg and docs/performance.md
+//   node bench/plot.js <directory of results>          writes docs/explanation/plots/*.svg and docs/explanation/performance.md
 //   node bench/plot.js <directory of results> --check  only says which of them would change
 
 const { existsSync, mkdirSync, readFileSync, writeFileSync } = require('node:fs')
@@ -12,7 +12,7 @@ const { parseArgs } = require('node:util')
 const { bars } = require('./support/bars.js')
 const { median } = require('./support/measure.js')
 
-const DOCUMENTS = join(__dirname, '../docs')
+const DOCUMENTS = join(__dirname, '../docs/explanation')
 const MORE = 'more is better'
 const LESS = 'less is better'
 

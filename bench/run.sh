@@ -4,7 +4,7 @@
 #   bash bench/run.sh [--rounds n] [--seconds n]
 #
 # With RESULTS=directory, the raw results go there as JSON, and the plots and tables of
-# docs/performance.md are made from them.
+# docs/explanation/performance.md are made from them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

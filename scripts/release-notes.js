@@ -12,4 +12,5 @@ if (section === undefined) {
   console.error(`CHANGELOG.md has no section for ${version}`)
   process.exit(1)
 }
-console.log(section.split('\n').slice(1).join('\n').trim())
+// Without the targets of links at the end of the file.
+console.log(section.split('\n').slice(1).filter((line) => !/^\[[^\]]+\]: /.test(line)).join('\n').trim())
