@@ -141,6 +141,25 @@ describe('the core', () => {
   })
 })
 
+// Bundles outside the project have no node_modules to fall back on.
+const esbuild = (file, option) => [file, 'esbuild', ['main.cjs', '--bundle', '--platform=node', option, `--outfile=${file}`]]
+
+test.each([
+  ['esbuild leaves the package out', ...esbuild('without-package.cjs', '--external:extism-host')],
+  ['esbuild leaves the binary out', ...esbuild('without-binary.cjs', '--external:@extism-host/binding-*')],
+  ['esbuild copies the binary', ...esbuild('../by-esbuild/main.cjs', '--loader:.node=copy')],
+  ['ncc copies the binary, without an option', '../by-ncc/index.cjs', 'ncc', ['build', 'main.cjs', '--out', '../by-ncc']]
+])('a bundle calls a plugin: %s', async (_, file, bundler, args) => {
+  const app = install(`bundled-${file.replace(/\W/g, '-')}`, [CORE, binding])
+  app.write('main.cjs', `
+    require('extism-host').createPlugin(${GUEST}).then(async (plugin) => {
+      console.log(await plugin.call('run'))
+      await plugin.close()
+    })`)
+  execFileSync(join(ROOT, 'node_modules/.bin', bundler), args, { cwd: app.project, stdio: 'pipe' })
+  expect(await app.run(file)).toEqual({ code: 0, output: 'null\n', errors: '' })
+}, 60_000)
+
 test('without the binary of this platform the error says which there are, and how to build it', async () => {
   const app = install('none', [CORE])
   app.write('main.cjs', "try { require('extism-host') } catch ({ code, message }) { console.log(code, message) }")
