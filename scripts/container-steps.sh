@@ -1,38 +1,70 @@
 #!/usr/bin/env bash
-# Runs the steps of the Dockerfile on this machine, without Docker, from the build in this directory: packs and installs the packages,
-# compiles the plugins, and starts the server as the image does, as a user without rights and with files that it cannot change. Needs
-# root, and redis-server.
+# Runs the steps of the Dockerfile without Docker, each stage in a fresh root of Debian bookworm, with Node from npm. Needs root,
+# mmdebstrap, redis-server and a build in this directory (`npm run build`): the build of the addon is the one step left out.
+# The last stage runs as in a cluster: as process 1, without rights, with files that it cannot change, and no shell beside it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD
 
-app=$(mktemp -d)
-trap 'kill $(jobs -p) 2> /dev/null || true; rm -rf "$app"' EXIT
-chmod 755 "$app"
-node scripts/pack.js "$app" > /dev/null 2>&1
-cd "$app"
-npm init -y > /dev/null
-npm install --no-audit --no-fund --omit=dev ./extism-host-binding-*.tgz ./extism-host-[0-9]*.tgz ./extism-host-fastify-*.tgz ./extism-host-cli-*.tgz > /dev/null 2>&1
-mkdir plugins
-cp "$root/plugins/say-hello/say-hello.wasm" "$root/plugins/visits-rust/visits.wasm" plugins/
-export PORT=7398
-sed "s/port: 7070/port: $PORT/" "$root/deploy/extism-host.yaml" > extism-host.yaml
-cp "$root/deploy/healthcheck.js" .
-export EXTISM_HOST_CACHE_DIR=$app/compiled
-install -d -m 700 compiled
-STORE_URL=memory: node_modules/.bin/extism-host compile --config extism-host.yaml
-chown -R 65532:65532 "$app"
-chmod -R a-w "$app"
+# The second part: an own network, so that the ports of this machine do not matter.
+if [ "${1-}" = --run ]; then
+  image=$2
+  trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
+  ip link set lo up
+  redis-server --port 6379 --bind 127.0.0.1 --save '' --daemonize no > /dev/null &
+  read -ra command < <(sed -n 's/^CMD //p' Dockerfile | node -p 'JSON.parse(require("fs").readFileSync(0)).join(" ")')
+  read -ra health < <(sed -n 's/^HEALTHCHECK .* CMD //p' Dockerfile | node -p 'JSON.parse(require("fs").readFileSync(0)).join(" ")')
+  env=(env --chdir=/app -i STORE_URL=redis://127.0.0.1:6379)
+  while read -ra variables; do env+=("${variables[@]:1}"); done < <(sed -n '/^FROM .*distroless/,$p' Dockerfile | grep '^ENV ')
+  inside=(setpriv --no-new-privs chroot --userspec=65532:65532 "$image" "${env[@]}")
+  start=$(date +%s%N)
+  unshare --mount --pid --fork bash -c 'mount --bind -o ro "$0" "$0" && mount -t proc proc "$0/proc" && exec "$@"' \
+    "$image" "${inside[@]}" /nodejs/bin/node "${command[@]}" > /dev/null &
+  container=$!
+  for _ in $(seq 100); do "${inside[@]}" "${health[@]}" && break; kill -0 "$container"; done
+  echo "healthy after $(( ($(date +%s%N) - start) / 1000000 )) ms, with the compiled plugins of the image"
+  curl -fsS -X POST http://127.0.0.1:7070/visit -d Jane
+  echo
+  kill -TERM "$(pgrep -P "$container")"
+  wait "$container"
+  echo 'it ended with 0'
+  exit
+fi
 
-redis-server --port 7399 --bind 127.0.0.1 --save '' --daemonize no > /dev/null &
-start=$(date +%s%N)
-STORE_URL=redis://127.0.0.1:7399 setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set -all \
-  node node_modules/@extism-host/cli/bin/extism-host.js serve --config extism-host.yaml > /dev/null &
-server=$!
-for _ in $(seq 200); do node healthcheck.js && break; kill -0 "$server"; done
-echo "ready after $(( ($(date +%s%N) - start) / 1000000 )) ms, with the compiled plugins of the image"
-curl -fsS -X POST "http://127.0.0.1:$PORT/visit" -d Jane
-echo
-kill -TERM "$server"
-wait "$server"
-echo 'it ended with 0'
+scratch=$(mktemp -d)
+chmod 755 "$scratch"
+trap 'rm -rf "$scratch"' EXIT
+build=$scratch/build
+image=$scratch/image
+root() { mmdebstrap --quiet --mode=root "$@"; }
+
+echo 'FROM node:24-bookworm'
+root --variant=minbase --include=ca-certificates bookworm "$build"
+npm install --no-audit --no-fund --force --prefix "$scratch/tools" "node-linux-$(node -p process.arch)@24" npm@11 > /dev/null 2>&1
+cp "$scratch"/tools/node_modules/node-linux-*/bin/node "$build/usr/local/bin/"
+mkdir -p "$build/usr/local/lib/node_modules"
+cp -r "$scratch/tools/node_modules/npm" "$build/usr/local/lib/node_modules/"
+ln -s ../lib/node_modules/npm/bin/npm-cli.js "$build/usr/local/bin/npm"
+# What this machine trusts, and its registry.
+cp /etc/ssl/certs/ca-certificates.crt "$build/etc/ssl/certs/"
+npm_config_registry=$(npm config get registry)
+export npm_config_registry NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt
+git ls-files -z plugins deploy | xargs -0 cp --parents -t "$(mkdir -p "$build/src" && echo "$build/src")"
+node scripts/pack.js "$build/tmp" > /dev/null 2>&1
+
+# The commands after the build, as they are in the Dockerfile.
+steps=$(sed -e ':a' -e '/\\$/N; s/\\\n//; ta' Dockerfile | awk '
+  /^WORKDIR \/app/ { on = 1 }
+  /^FROM .*distroless/ { exit }
+  on && sub(/^WORKDIR /, "mkdir -p /app; cd ") || on && sub(/^ENV /, "export ") || on && sub(/^RUN /, "")')
+echo "$steps"
+chroot "$build" /bin/bash -euo pipefail -c "$steps"
+
+echo 'FROM distroless'
+root --variant=extract --include=libc6,libstdc++6,libgcc-s1 bookworm "$image"
+mkdir -p "$image/nodejs/bin" "$image/usr/bin" "$image/proc"
+cp "$build/usr/local/bin/node" "$image/nodejs/bin/"
+# What sets the user and the environment, in place of a container engine.
+cp /usr/bin/env "$image/usr/bin/"
+cp -r "$build/app" "$image/app"
+chown -R 65532:65532 "$image/app"
+unshare --net bash "$0" --run "$image"
