@@ -67,6 +67,17 @@ describe('call', () => {
     expect((await run([...call, '--config', 'color=a=b'])).text).toBe('a=b')
   })
 
+  test('lets a plugin use the directories of --allow-path, and only read those with ro: before them', async () => {
+    writeFileSync(join(directory, 'hello.txt'), 'hello')
+    const wasm = await file('wasi')
+    const call = (name, input, path) => run(['call', wasm, name, '-i', input, '--wasi', '--allow-path', path])
+    for (const path of [directory, `${directory}:/mnt`, `ro:${directory}:/mnt`]) expect((await call('read', 'hello.txt', path)).text).toBe('hello')
+    expect(await call('make', 'other.txt', `ro:${directory}`)).toMatchObject({ code: 1, errors: expect.stringMatching(/code (63|69|76)/) })
+    expect(await call('make', 'new.txt', directory)).toMatchObject({ code: 0, errors: '' })
+    expect(readdirSync(directory)).toEqual(expect.arrayContaining(['new.txt']))
+    expect(readdirSync(directory)).not.toContain('other.txt')
+  })
+
   test('takes a manifest', async () => {
     const manifest = join(directory, 'manifest.json')
     writeFileSync(manifest, JSON.stringify({ wasm: [{ path: await file('many') }], config: { color: 'red' } }))

@@ -113,6 +113,7 @@ describe('the order of allowedPaths', () => {
       })`])
     expect({ code, output }).toEqual({ code: 0, output: 'hello world!\n' })
     expect(errors).toContain('EXTISM_HOST_ALLOWED_PATHS')
+    expect(errors).toContain(`"${data()}" is taken for this machine's. [{ host: "${data()}", guest: "${directory}" }] says without doubt which is which`)
   })
 
   test('has the words of the JavaScript SDK where its order is meant to be read-only', async () => {

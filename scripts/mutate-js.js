@@ -88,20 +88,26 @@ function sample (mutants) {
     .slice(0, Number(SAMPLE)).map(({ mutant }) => mutant)
 }
 
-/** The tests that execute the mutant, those first that have noticed many of its file, or are quick, while TESTS_MS lasts. */
-function * testsOf ({ id, fileName }, tests) {
-  const cost = ({ ms, noticed }) => ms / (1 + (noticed?.[fileName] ?? 0))
+/** Tests that execute the mutant: one, and more while TESTS_MS lasts. First those that execute most of its file, have noticed many, or are quick. */
+function * testsOf ({ id, fileName }, tests, all) {
+  const ofFile = all.filter((mutant) => mutant.fileName === fileName)
+  const cost = ({ ms, mutants, noticed }) => {
+    const share = ofFile.filter((mutant) => mutants.has(mutant.id)).length / ofFile.length
+    return ms / share ** 3 / (1 + (noticed?.[fileName] ?? 0))
+  }
+  const candidates = tests.filter(({ mutants }) => mutants.has(id))
+    .map((test) => ({ test, key: cost(test) })).sort((a, b) => a.key - b.key).map(({ test }) => test)
   let left = Number(TESTS_MS)
-  for (const test of tests.filter(({ mutants }) => mutants.has(id)).sort((a, b) => cost(a) - cost(b))) {
-    if (left < test.ms) continue
+  for (const test of candidates) {
+    if (test !== candidates[0] && left < test.ms) continue
     left -= test.ms
     yield test
   }
 }
 
-async function tryMutant (mutant, tests) {
+async function tryMutant (mutant, tests, all) {
   let outcome = 'not executed'
-  for (const test of testsOf(mutant, tests)) {
+  for (const test of testsOf(mutant, tests, all)) {
     outcome = await runTest(`__test__/${test.name}`, 3 * test.ms + 10_000, { __STRYKER_ACTIVE_MUTANT__: mutant.id })
     if (outcome !== 'passed') {
       test.noticed ??= {}
@@ -119,7 +125,7 @@ async function main () {
   console.log(`${chosen.length} of ${all.length} mutants in ${files.length} files`)
   let noticed = 0
   for (const [index, mutant] of chosen.entries()) {
-    const { outcome, by } = await tryMutant(mutant, tests)
+    const { outcome, by } = await tryMutant(mutant, tests, all)
     if (by) noticed += 1
     const { id, fileName, location: { start }, mutatorName, replacement } = mutant
     appendFileSync(join(directory, 'results.jsonl'), JSON.stringify({ id, fileName, line: start.line + 1, mutatorName, replacement, outcome, by }) + '\n')
