@@ -141,6 +141,8 @@ describe('inspect', () => {
     writeFileSync(path, await assemble(`(module
       (import "extism:host/user" "sendMail" (func (param i64) (result i64)))
       (import "env" "extism_http_request" (func (param i64 i64) (result i64)))
+      (import "env" "sendFax" (func (param i64)))
+      (import "env" "hostStoreGet" (func (param i64) (result i64)))
       (import "wasi_snapshot_preview1" "proc_exit" (func (param i32)))
       (memory (export "memory") 1)
       (func $trap (unreachable))
@@ -151,8 +153,8 @@ describe('inspect', () => {
     expect(JSON.parse(text)).toEqual({
       functions: ['run'],
       otherExports: [{ name: 'memory', kind: 'memory' }],
-      needs: { wasi: true, http: true, variables: false, config: false, store: [] },
-      hostFunctions: [{ namespace: 'extism:host/user', name: 'sendMail', kind: 'function' }],
+      needs: { wasi: true, http: true, variables: false, config: false, store: ['hostStoreGet'] },
+      hostFunctions: [{ namespace: 'extism:host/user', name: 'sendMail', kind: 'function' }, { namespace: 'env', name: 'sendFax', kind: 'function' }],
       kernel: ['http_request'],
       wasi: ['proc_exit']
     })
