@@ -297,7 +297,7 @@ describe('the context of a host function', () => {
   test('refuses what it cannot use', async () => {
     const refused = []
     const plugin = await asking((context) => {
-      const uses = [() => context.alloc(-1), () => context.alloc('a'), () => context.store({}), () => context.read('a'), () => context.setVariable(1, 'a'), () => context.setVariable('a', 1), () => context.setError(5)]
+      const uses = [() => context.alloc(-1), () => context.alloc('1'), () => context.store({}), () => context.read('a'), () => context.setVariable(1, 'a'), () => context.setVariable('a', 1), () => context.setError(5)]
       for (const use of uses) {
         try {
           use()
