@@ -93,6 +93,6 @@ describe('Keyv over a store', () => {
     const cache = new Keyv({ store: keyvAdapter(memory) })
     await cache.set('key', 'value')
     expect([...memory.keys()]).toEqual(['keyv:key'])
-    for (const value of [undefined, null, new Map(), 'memory:']) expect(() => keyvAdapter(value)).toThrow(TypeError)
+    for (const value of [undefined, null, new Map(), 'memory:']) expect(() => keyvAdapter(value)).toThrow('keyvAdapter takes a Store or a MemoryStore')
   })
 })
