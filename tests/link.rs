@@ -403,6 +403,10 @@ fn missing_imports_are_named() {
   for (module, name) in [
     ("extism:host/user", "no_such_function"),
     ("extism:host/env", "no_such_function"),
+    // Farther from a name that there is than a third of it.
+    ("extism:host/user", "aNewHostMemoryGet"),
+    ("extism:host/user", "xxxxxhostMemoryGet"),
+    ("extism:host/user", "hostMemoryGetxxxxx"),
     ("env", "extism_no_such_function"),
     ("env", "extism_hostMemoryGet"),
     ("wasi_snapshot_preview1", "no_such_function"),
@@ -426,6 +430,9 @@ fn near_misses_are_hinted_at() {
       "\"extism:host/user\" \"hostMemoryGet\"",
     ),
     ("extism:host/user", "alloc", "\"extism:host/env\" \"alloc\""),
+    ("extism:host/user", "hostMemoryFetch", "\"hostMemoryGet\""),
+    ("extism:host/user", "xxxxhostMemoryGet", "\"hostMemoryGet\""),
+    ("extism:host/user", "hostMemGet", "\"hostMemoryGet\""),
     (
       "wasi_unstable",
       "fd_write",
