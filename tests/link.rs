@@ -566,6 +566,30 @@ fn types_of_imports_are_compared() {
 }
 
 #[test]
+fn types_that_imports_name_are_compared_by_what_they_are() {
+  let a = wat(
+    r#"(module (type $unused (func)) (type $pair (struct (field i32) (field i64)))
+         (global (export "pair") (ref null $pair) (ref.null $pair)))"#,
+  );
+  let importing = |fields: &str| {
+    wat(&format!(
+      r#"(module (type $mine (struct {fields})) (import "a" "pair" (global (ref null $mine))))"#
+    ))
+  };
+  linked(&[
+    (Some("a"), &a),
+    (None, &importing("(field i32) (field i64)")),
+  ]);
+  for fields in ["(field i32) (field i32)", "(field i32)", ""] {
+    let error = refused(&[(Some("a"), &a), (None, &importing(fields))]);
+    assert!(
+      matches!(error, LinkError::WrongImportType { .. }),
+      "{fields}: {error}"
+    );
+  }
+}
+
+#[test]
 fn a_type_that_no_host_function_has_is_refused() {
   // Equal in shape, but open to subtypes, so another type.
   let module = wat(
