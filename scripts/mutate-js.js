@@ -44,7 +44,7 @@ async function instrument () {
 /** Resolves with 'passed', 'failed' or 'timeout', once no process of the test is left. */
 function runTest (test, timeoutMs, env) {
   return new Promise((resolve) => {
-    const child = spawn(process.execPath, ['node_modules/jest/bin/jest.js', '--bail', '--ci', '--runInBand', '--runTestsByPath', test], {
+    const child = spawn(process.execPath, ['node_modules/jest/bin/jest.js', '--bail', '--ci', '--runInBand', '--forceExit', '--runTestsByPath', test], {
       cwd: TREE, detached: true, stdio: 'ignore', env: { ...process.env, ...env }
     })
     let outcome
