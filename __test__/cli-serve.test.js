@@ -153,6 +153,8 @@ describe.each([['SIGHUP', [], (server) => server.child.kill('SIGHUP')], ['--watc
     await until(() => server.log.includes('plugin \\"old\\" has been removed'))
     server.child.kill('SIGTERM')
     expect(await server.ended).toEqual({ code: 0, signal: null })
+    // A plugin that has changed is new already.
+    expect(server.log).not.toMatch(/loaded again|stays as it is/)
   })
 
   test.each([
@@ -292,7 +294,8 @@ test('TLS, with a certificate of one\'s own, which SIGHUP reads again', async ()
   makeCertificate('localhost')
   const config = writeConfig()
   writeFileSync(config[1], readFileSync(config[1], 'utf8').replace('{ port: 0 }', '{ port: 0, tls: { cert: cert.pem, key: key.pem } }'))
-  const { url, child } = await serve(config)
+  const server = await serve(config)
+  const { url, child } = server
   const agent = new Agent({ ca: readFileSync(path('cert.pem')) })
   const answer = await new Promise((resolve, reject) => {
     request(`${url}/word`, { agent }, (response) => {
@@ -311,6 +314,14 @@ test('TLS, with a certificate of one\'s own, which SIGHUP reads again', async ()
     }).on('error', reject)
   })
   await until(async () => await subject() === 'other')
+
+  // Nothing has changed, and then the certificate is not there any more.
+  child.kill('SIGHUP')
+  await until(() => server.log.match(/loaded again/g)?.length === 2)
+  writeFileSync(config[1], readFileSync(config[1], 'utf8').replace(/, tls: {.*?}/, ''))
+  child.kill('SIGHUP')
+  await until(() => server.log.includes('only a restart changes server.tls'))
+  expect(server.log.match(/the certificate has been changed/g)).toHaveLength(1)
 })
 
 test('what is wrong with a configuration ends it with 2, and what is wrong with a plugin with 1, in one line', async () => {

@@ -67,6 +67,17 @@ describe('call', () => {
     expect((await run([...call, '--config', 'color=a=b'])).text).toBe('a=b')
   })
 
+  test('lets a plugin use the directories of --allow-path, and only read those with ro: before them', async () => {
+    writeFileSync(join(directory, 'hello.txt'), 'hello')
+    const wasm = await file('wasi')
+    const call = (name, input, path) => run(['call', wasm, name, '-i', input, '--wasi', '--allow-path', path])
+    for (const path of [directory, `${directory}:/mnt`, `ro:${directory}:/mnt`]) expect((await call('read', 'hello.txt', path)).text).toBe('hello')
+    expect(await call('make', 'other.txt', `ro:${directory}`)).toMatchObject({ code: 1, errors: expect.stringMatching(/code (63|69|76)/) })
+    expect(await call('make', 'new.txt', directory)).toMatchObject({ code: 0, errors: '' })
+    expect(readdirSync(directory)).toEqual(expect.arrayContaining(['new.txt']))
+    expect(readdirSync(directory)).not.toContain('other.txt')
+  })
+
   test('takes a manifest', async () => {
     const manifest = join(directory, 'manifest.json')
     writeFileSync(manifest, JSON.stringify({ wasm: [{ path: await file('many') }], config: { color: 'red' } }))
@@ -130,6 +141,8 @@ describe('inspect', () => {
     writeFileSync(path, await assemble(`(module
       (import "extism:host/user" "sendMail" (func (param i64) (result i64)))
       (import "env" "extism_http_request" (func (param i64 i64) (result i64)))
+      (import "env" "sendFax" (func (param i64)))
+      (import "env" "hostStoreGet" (func (param i64) (result i64)))
       (import "wasi_snapshot_preview1" "proc_exit" (func (param i32)))
       (memory (export "memory") 1)
       (func $trap (unreachable))
@@ -140,8 +153,8 @@ describe('inspect', () => {
     expect(JSON.parse(text)).toEqual({
       functions: ['run'],
       otherExports: [{ name: 'memory', kind: 'memory' }],
-      needs: { wasi: true, http: true, variables: false, config: false, store: [] },
-      hostFunctions: [{ namespace: 'extism:host/user', name: 'sendMail', kind: 'function' }],
+      needs: { wasi: true, http: true, variables: false, config: false, store: ['hostStoreGet'] },
+      hostFunctions: [{ namespace: 'extism:host/user', name: 'sendMail', kind: 'function' }, { namespace: 'env', name: 'sendFax', kind: 'function' }],
       kernel: ['http_request'],
       wasi: ['proc_exit']
     })

@@ -27,6 +27,16 @@ test('closing the app interrupts calls that do not end within closeTimeoutMs', a
   expect((await answer).status).toBe(503)
 })
 
+test('routes for operators are in no description of the API, and requests to those that are polled are not logged', async () => {
+  app = Fastify()
+  const routes = []
+  app.addHook('onRoute', ({ url, logLevel, schema }) => routes.push([url, logLevel, schema.hide]))
+  app.register(extismHost, { plugins: { many }, health: true, metrics: true, admin: { token: 'a token of many characters' } })
+  await app.ready()
+  expect(routes.map(([url]) => url)).toEqual(expect.arrayContaining(['/health/live', '/health/ready', '/metrics', '/admin/plugins/:name/reload']))
+  for (const [url, ...rest] of routes) expect([url, ...rest]).toEqual([url, url.startsWith('/admin') ? '' : 'warn', true])
+})
+
 describe('health', () => {
   test('is off unless it is asked for', async () => {
     await build()

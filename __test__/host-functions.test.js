@@ -297,17 +297,25 @@ describe('the context of a host function', () => {
   test('refuses what it cannot use', async () => {
     const refused = []
     const plugin = await asking((context) => {
-      const uses = [() => context.alloc(-1), () => context.alloc('a'), () => context.store({}), () => context.read('a'), () => context.setVariable(1, 'a'), () => context.setVariable('a', 1)]
+      const uses = [() => context.alloc(-1), () => context.alloc('1'), () => context.store({}), () => context.read('a'), () => context.setVariable(1, 'a'), () => context.setVariable('a', 1), () => context.setError(5)]
       for (const use of uses) {
         try {
           use()
         } catch (error) {
-          refused.push(error.code)
+          refused.push([error.code, error.message])
         }
       }
     })
     await plugin.call('ask')
-    expect(refused).toEqual(Array(6).fill('INVALID_ARGUMENT'))
+    expect(refused).toEqual([
+      'the size of a block must be a whole number that is not negative, not a number',
+      'the size of a block must be a whole number that is not negative, not a string',
+      'what is stored must be a string or bytes, not an instance of Object',
+      'an offset must be a bigint, not a string',
+      'the name of a variable must be a string, not a number',
+      'the value of a variable must be a string or bytes, not a number',
+      'an error must be a string or bytes, not a number'
+    ].map((message) => ['INVALID_ARGUMENT', message]))
     expect(() => new CallContext()).toThrow('is made for a host function')
   })
 

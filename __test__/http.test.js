@@ -128,7 +128,7 @@ describe('allowedHosts', () => {
   })
 
   test('must be an array of strings', async () => {
-    for (const allowedHosts of ['example.com', [1], {}]) {
+    for (const allowedHosts of ['example.com', [1], ['example.com', 1], {}]) {
       await expect(createPlugin(wasm, { allowedHosts })).rejects.toMatchObject({
         code: 'INVALID_ARGUMENT',
         message: expect.stringMatching(/^allowedHosts must be an array of host names/)

@@ -33,6 +33,12 @@ describe('Keyv over a store', () => {
     expect(await store.has('keyv:default')).toBe(false)
   })
 
+  test('lets them live for ever with a time of 0', async () => {
+    const adapter = keyvAdapter(store)
+    expect(await adapter.set('key', 'value', 0)).toBe(true)
+    expect(await adapter.get('key')).toBe('value')
+  })
+
   test('has namespaces that do not see each other, and clears one', async () => {
     const [one, other] = [keyv({ namespace: 'one' }), keyv({ namespace: 'other' })]
     await one.set('key', 1)
@@ -87,6 +93,6 @@ describe('Keyv over a store', () => {
     const cache = new Keyv({ store: keyvAdapter(memory) })
     await cache.set('key', 'value')
     expect([...memory.keys()]).toEqual(['keyv:key'])
-    for (const value of [undefined, null, new Map(), 'memory:']) expect(() => keyvAdapter(value)).toThrow(TypeError)
+    for (const value of [undefined, null, new Map(), 'memory:']) expect(() => keyvAdapter(value)).toThrow('keyvAdapter takes a Store or a MemoryStore')
   })
 })

@@ -70,6 +70,16 @@ test('each plugin has its own logger, and each call may have one', async () => {
   expect(ofCall.messages).toEqual(['error: third', 'error: fourth'])
 })
 
+test.each([
+  ['console', 'logger must be an object'],
+  [{ info () {} }, 'logger must have methods for messages, such as error']
+])('%p is refused as the logger of a call', async (logger, message) => {
+  const plugin = await open(wasm, { logLevel: 'warn' })
+  const refusal = expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) })
+  await expect(plugin.call('log', 'm', undefined, { logger })).rejects.toEqual(refusal)
+  expect(() => plugin.callSync('log', 'm', undefined, { logger })).toThrow(refusal)
+})
+
 test('a logger gets no messages of levels that it has no method for', async () => {
   const messages = []
   const plugin = await open(wasm, { logger: { warn: (message) => messages.push(message) }, logLevel: 'trace' })

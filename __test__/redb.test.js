@@ -373,6 +373,21 @@ describe('what has been acknowledged', () => {
   })
 })
 
+test('an idle store sleeps, with lifetimes and without', async () => {
+  for (const options of [undefined, { ttlMs: 60_000 }]) {
+    const { code, output } = await run(newPath(), `
+      openStore(url).then(async (store) => {
+        await store.set('key', 'value', ${JSON.stringify(options)})
+        const [start, before] = [process.hrtime.bigint(), process.cpuUsage()]
+        await new Promise((resolve) => setTimeout(resolve, 500))
+        const { user, system } = process.cpuUsage(before)
+        console.log((user + system) * 1_000 < Number(process.hrtime.bigint() - start) / 4)
+        await store.close()
+      })`)
+    expect({ code, output }).toEqual({ code: 0, output: 'true\n' })
+  }
+})
+
 test('16 writers of one value lose no update', async () => {
   const store = await open(newPath())
   await store.set('count', '0')

@@ -187,6 +187,17 @@ describeUnix('a signal that is not a guest\'s', () => {
       setTimeout(() => {}, 10_000)`)).toEqual(ENDED_WELL)
   })
 
+  test('reaches a listener in the turn of the event loop that adds it', async () => {
+    const ended = await run(`
+      process.on('SIGFPE', () => {
+        console.log('heard')
+        process.exit()
+      })
+      process.kill(process.pid, 'SIGFPE')
+      setTimeout(() => {}, 10_000)`)
+    expect(ended).toEqual({ ...ENDED_WELL, output: 'heard\n' })
+  })
+
   test.each(['SIGSEGV', 'SIGILL', 'SIGFPE'])('ends a process without a listener: %s', async (signal) => {
     const send = `process.kill(process.pid, '${signal}'); setTimeout(() => {}, 10_000)`
     expect((await run(`await expectTraps(plugin); ${send}`)).signal).toBe(signal)

@@ -56,6 +56,13 @@ describe('files', () => {
     expect(() => readFileSync(join(data(), 'other.txt'))).toThrow('ENOENT')
   })
 
+  test.each([{}, { readOnly: false }])('are written through one of an array that is not read-only: %j', async (rights) => {
+    const host = mkdtempSync(join(directory, 'writable-'))
+    const plugin = await withPaths([{ host, guest: '/mnt', ...rights }])
+    await plugin.call('make', 'new.txt')
+    expect(readFileSync(join(host, 'new.txt'), 'utf8')).toBe('new')
+  })
+
   test.each(['../secret.txt', 'link.txt', 'relative-link.txt', '/etc/passwd', '../../../../etc/passwd'])('outside of it are out of reach: %s', async (path) => {
     const plugin = await withPaths({ [data()]: '/mnt' })
     await expect(plugin.call('read', path)).rejects.toMatchObject({ code: 'PLUGIN_ERROR' })
@@ -80,8 +87,10 @@ describe('the order of allowedPaths', () => {
       const options = { useWasi: true, allowedPaths: { '/mnt': '${relative(join(__dirname, '..'), data())}' } }
       Promise.all([createPlugin(wasm, options), createPlugin(wasm, options)]).then(async (plugins) => {
         for (const plugin of plugins) console.log((await plugin.call('read', 'hello.txt')).text())
+        await plugins[0].call('make', 'new-too.txt')
       })`])
     expect({ code, output }).toEqual({ code: 0, output: 'hello world!\nhello world!\n' })
+    expect(readFileSync(join(data(), 'new-too.txt'), 'utf8')).toBe('new')
     expect(errors.match(/EXTISM_HOST_ALLOWED_PATHS/g)).toHaveLength(1)
   })
 
@@ -104,6 +113,7 @@ describe('the order of allowedPaths', () => {
       })`])
     expect({ code, output }).toEqual({ code: 0, output: 'hello world!\n' })
     expect(errors).toContain('EXTISM_HOST_ALLOWED_PATHS')
+    expect(errors).toContain(`"${data()}" is taken for this machine's. [{ host: "${data()}", guest: "${directory}" }] says without doubt which is which`)
   })
 
   test('has the words of the JavaScript SDK where its order is meant to be read-only', async () => {

@@ -403,6 +403,10 @@ fn missing_imports_are_named() {
   for (module, name) in [
     ("extism:host/user", "no_such_function"),
     ("extism:host/env", "no_such_function"),
+    // Farther from a name that there is than a third of it.
+    ("extism:host/user", "aNewHostMemoryGet"),
+    ("extism:host/user", "xxxxxhostMemoryGet"),
+    ("extism:host/user", "hostMemoryGetxxxxx"),
     ("env", "extism_no_such_function"),
     ("env", "extism_hostMemoryGet"),
     ("wasi_snapshot_preview1", "no_such_function"),
@@ -426,6 +430,9 @@ fn near_misses_are_hinted_at() {
       "\"extism:host/user\" \"hostMemoryGet\"",
     ),
     ("extism:host/user", "alloc", "\"extism:host/env\" \"alloc\""),
+    ("extism:host/user", "hostMemoryFetch", "\"hostMemoryGet\""),
+    ("extism:host/user", "xxxxhostMemoryGet", "\"hostMemoryGet\""),
+    ("extism:host/user", "hostMemGet", "\"hostMemoryGet\""),
     (
       "wasi_unstable",
       "fd_write",
@@ -555,6 +562,30 @@ fn types_of_imports_are_compared() {
            (import "a" "reference" (global (ref null eq))))"#,
     );
     Running::new(linked(&[(Some("a"), &a), (None, &module)]));
+  }
+}
+
+#[test]
+fn types_that_imports_name_are_compared_by_what_they_are() {
+  let a = wat(
+    r#"(module (type $unused (func)) (type $pair (struct (field i32) (field i64)))
+         (global (export "pair") (ref null $pair) (ref.null $pair)))"#,
+  );
+  let importing = |fields: &str| {
+    wat(&format!(
+      r#"(module (type $mine (struct {fields})) (import "a" "pair" (global (ref null $mine))))"#
+    ))
+  };
+  linked(&[
+    (Some("a"), &a),
+    (None, &importing("(field i32) (field i64)")),
+  ]);
+  for fields in ["(field i32) (field i32)", "(field i32)", ""] {
+    let error = refused(&[(Some("a"), &a), (None, &importing(fields))]);
+    assert!(
+      matches!(error, LinkError::WrongImportType { .. }),
+      "{fields}: {error}"
+    );
   }
 }
 

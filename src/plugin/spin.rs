@@ -135,3 +135,21 @@ impl Drop for Spinner {
     SPINNERS.fetch_sub(1, Ordering::Relaxed);
   }
 }
+
+#[cfg(test)]
+mod tests {
+  use super::*;
+
+  #[test]
+  fn each_time_that_it_does_not_pay_it_is_left_out_twice_as_often_until_it_pays() {
+    let skipped = |backoff: &mut SpinBackoff| (0..).take_while(|_| !backoff.is_due()).count();
+    let mut backoff = SpinBackoff::NEW;
+    assert_eq!(skipped(&mut backoff), 0);
+    for expected in [1, 3, 7, 15, 31, 63, 63] {
+      backoff.learn(false);
+      assert_eq!(skipped(&mut backoff), expected);
+    }
+    backoff.learn(true);
+    assert_eq!(skipped(&mut backoff), 0);
+  }
+}

@@ -217,3 +217,27 @@ pub fn error_of(error: redb::Error, path: &Path) -> Error {
     ),
   }
 }
+
+#[cfg(test)]
+mod tests {
+  use super::*;
+
+  #[test]
+  fn what_the_system_says_of_a_file_has_its_code_and_names_the_file() {
+    for (kind, code) in [
+      (ErrorKind::PermissionDenied, Code::AccessDenied),
+      (ErrorKind::ReadOnlyFilesystem, Code::AccessDenied),
+      (ErrorKind::StorageFull, Code::StoreFull),
+      (ErrorKind::QuotaExceeded, Code::StoreFull),
+      (ErrorKind::FileTooLarge, Code::StoreFull),
+      (ErrorKind::NotADirectory, Code::FileNotFound),
+      (ErrorKind::TimedOut, Code::StoreUnavailable),
+    ] {
+      let error = io_error(&io::Error::from(kind), Path::new("a/b.redb"));
+      assert_eq!(error.code, code, "{kind:?}");
+      assert!(error.message.contains("a/b.redb"), "{}", error.message);
+    }
+    let missing = cannot_open(&io::Error::from(ErrorKind::NotFound), Path::new("a/b.redb"));
+    assert_eq!(missing.code, Code::FileNotFound);
+  }
+}
