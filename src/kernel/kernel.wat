@@ -1,31 +1,31 @@
-;; The kernel: what a guest sees of Extism's memory.
+;; The guest's side of Extism's memory.
 ;;
-;; It keeps one property:
+;; It guarantees one property:
 ;;
 ;;     every byte that a guest reads or writes here lies in a live block.
 ;;
-;; Blocks lie in the first memory. The table of blocks lies in the second, with the state of the
-;; call, and no guest instruction can name that one: a block header cannot be forged because there
-;; is none in reach. The host allocates and frees (mod.rs); this module checks and copies. Both read
+;; The blocks are in the first memory. The second contains the block table and the state of the
+;; call. No guest instruction can address the second memory, so a guest cannot forge a block header.
+;; The host allocates and frees blocks (mod.rs); this module checks accesses and copies. Both use
 ;; the layout below, and a test compares the offsets here with the constants there.
 ;;
-;; A call that no honest guest makes (a write outside a block, an output that is not in one) is
-;; `unreachable`. A call that an honest guest may make by mistake (the length of nothing) returns
-;; zero.
+;; A call that no correct guest makes (a write outside a block, an output outside a block) traps
+;; with `unreachable`. A call that a correct guest may make by mistake (the length of a block that
+;; does not exist) returns zero.
 (module $kernel
   (memory $blocks (export "blocks") 1)
   (memory $table (export "table") 1)
 
   ;; The table begins with the state of the call:
-  ;;     0  u32  how many entries there are
-  ;;     8  u64  start of the block that was used last   (so that a guest that copies byte by byte
-  ;;    16  u64  its length; 0 for none                   does not cost a search for each byte)
+  ;;     0  u32  number of entries
+  ;;     8  u64  start of the block that was used last   (a cache, so that copying byte by byte does
+  ;;    16  u64  its length; 0 for none                   not search the table for each byte)
   ;;    24  u64  input: offset,  32  u64  length
   ;;    40  u64  output: offset, 48  u64  length
   ;;    56  u64  error: offset
   ;;    64  u32  whether an output was set
   ;; Entries of 16 bytes follow from 128: start, length (0 if the block was freed), capacity, next
-  ;; free entry, all u32. They are sorted by start and do not overlap.
+  ;; free entry; all u32. They are sorted by start and do not overlap.
 
   (func $start_of (param $index i32) (result i64)
     (i64.load32_u $table offset=128 (i32.shl (local.get $index) (i32.const 4))))
@@ -48,8 +48,8 @@
         (br $halve)))
     (i32.sub (local.get $low) (i32.const 1)))
 
-  ;; Whether the $size bytes from $address lie in the block used last. $size is not 0. An address
-  ;; before the block makes the subtraction wrap to a value above any length.
+  ;; Whether the $size bytes from $address are in the block used last. $size is not 0. For an
+  ;; address before the block, the subtraction wraps to a value above any length.
   (func $in_last (param $address i64) (param $size i64) (result i32)
     (local $length i64)
     (local.set $length (i64.load $table (i32.const 16)))
@@ -58,7 +58,7 @@
       (i64.sub (local.get $address) (i64.load $table (i32.const 8)))
       (i64.sub (local.get $length) (local.get $size))))
 
-  ;; Traps unless the $size bytes from $address lie in one live block. $size is not 0.
+  ;; Traps unless the $size bytes from $address are in one live block. $size is not 0.
   (func $search (param $address i64) (param $size i64)
     (local $index i32)
     (local.set $index (call $index_of (local.get $address)))
@@ -72,7 +72,7 @@
     (if (call $in_last (local.get $address) (local.get $size)) (then (return)))
     (call $search (local.get $address) (local.get $size)))
 
-  ;; The length of the live block that starts at $offset, else 0.
+  ;; The length of the live block that starts at $offset, or 0 if there is none.
   (func $length (export "length") (export "length_unsafe") (param $offset i64) (result i64)
     (local $index i32)
     (local.set $index (call $index_of (local.get $offset)))
@@ -82,7 +82,7 @@
     (call $length_of (local.get $index)))
 
   ;; ---------------------------------------------------------------------------------------------
-  ;; Blocks. After a check an address is below 2³², since every block is.
+  ;; Access to blocks. A checked address is below 2³², because every block is.
   ;; ---------------------------------------------------------------------------------------------
 
   (func (export "load_u8") (param $address i64) (result i32)
@@ -114,8 +114,8 @@
   (func (export "input_offset") (result i64) (i64.load $table (i32.const 24)))
   (func (export "input_length") (result i64) (i64.load $table (i32.const 32)))
 
-  ;; Past the end there are zeros, as in Extism's kernel. The input's block is never freed, so what
-  ;; lies within its length lies in a live block.
+  ;; Past the end there are zeros, as in Extism's kernel. The input's block is never freed, so an
+  ;; index within its length is in a live block.
   (func (export "input_load_u8") (param $index i64) (result i32)
     (if (i64.ge_u (local.get $index) (i64.load $table (i32.const 32)))
       (then (return (i32.const 0))))
@@ -135,7 +135,7 @@
     (i32.store $table (i32.const 64) (i32.const 1))
     (if (i64.eqz (local.get $length))
       (then
-        ;; An empty output. Where it was meant to be does not matter.
+        ;; An empty output; its offset does not matter.
         (i64.store $table (i32.const 40) (i64.const 0))
         (i64.store $table (i32.const 48) (i64.const 0))
         (return)))
@@ -155,10 +155,10 @@
   (func (export "error_get") (result i64) (i64.load $table (i32.const 56)))
 
   ;; ---------------------------------------------------------------------------------------------
-  ;; What a guest may import and has no business with
+  ;; Functions that guests may import but only the host uses
   ;; ---------------------------------------------------------------------------------------------
 
-  ;; The host resets between two calls and sets the input. From a guest: nothing happens.
+  ;; The host resets between calls and sets the input. When a guest calls these, nothing happens.
   (func (export "reset"))
   (func (export "input_set") (param i64 i64))
 

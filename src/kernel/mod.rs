@@ -1,16 +1,16 @@
-//! Blocks of bytes that guest and host share: Extism's memory.
+//! Extism's memory: blocks of bytes that guest and host share.
 //!
-//! Guests read and write through `kernel.wat`, which is linked into every plugin. The host allocates,
-//! frees and reads here, in safe Rust: an offset that leads nowhere is `None`, never undefined
-//! behaviour. No guest instruction can name the table of blocks, so what the table says is true.
+//! Guests read and write blocks through `kernel.wat`, which is linked into every plugin. The host
+//! allocates, frees and reads them here, in safe Rust: an invalid offset yields `None`, never undefined
+//! behaviour. No guest instruction can address the block table, so its contents can be trusted.
 
 use wasmtime::{AsContext, AsContextMut, Memory, StoreContextMut};
 
-/// The kernel's text. The linker assembles it, in less than a millisecond, so that no generated file has
-/// to be kept current.
+/// The kernel's source. The linker assembles it in less than a millisecond, so no generated file has to
+/// be kept up to date.
 pub const TEXT: &str = include_str!("kernel.wat");
 
-/// Where things are in the table; `kernel.wat` has the same numbers.
+/// Offsets in the table; `kernel.wat` uses the same numbers.
 mod layout {
   pub const COUNT: usize = 0;
   pub const LAST_LENGTH: usize = 16;
@@ -24,27 +24,28 @@ mod layout {
   pub const ENTRY: usize = 16;
 }
 
-/// The first block starts here: offset 0 stands for "no block".
-const FIRST: u64 = 64;
+/// Offset of the first block. Offset 0 stands for "no block".
+const FIRST_OFFSET: u64 = 64;
 
-/// Blocks start at multiples of this.
+/// Block offsets are multiples of this.
 const ALIGNMENT: u64 = 16;
 
-/// The largest block. Lengths must fit into the table's 32 bits, and guests compute with signed ones.
-const LARGEST: u64 = 0x7fff_ffff;
+/// The largest block. Lengths must fit into the table's 32 bits, and guests compute with signed
+/// integers.
+const MAX_BLOCK_LENGTH: u64 = 0x7fff_ffff;
 
 /// How many freed blocks of one size class `alloc` inspects before it takes fresh memory.
 const MAX_INSPECTED: usize = 8;
 
-/// Ends a list of freed blocks.
+/// Marks the end of a free list.
 const NO_ENTRY: u32 = u32::MAX;
 
 const PAGE: u64 = 64 << 10;
 
-/// Why there is no block.
+/// Why a block could not be allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AllocError {
-  /// The live blocks would have more bytes than they may, or memory cannot grow.
+  /// The live blocks would exceed their limit, or the memory cannot grow.
   #[error("out of memory")]
   OutOfMemory,
 }
@@ -53,22 +54,22 @@ pub enum AllocError {
 pub trait HasKernel: 'static {
   /// The kernel of the instance.
   fn kernel(&self) -> &Kernel;
-  /// The same, to change it.
+  /// The kernel of the instance, mutable.
   fn kernel_mut(&mut self) -> &mut Kernel;
 }
 
 /// The host's side of one instance's kernel.
 #[derive(Debug)]
 pub struct Kernel {
-  /// `None` until the instance exists.
+  /// `None` until the instance has been created.
   memories: Option<Memories>,
   /// Bytes of all live blocks together.
   live: u64,
-  /// How many there may be.
+  /// The limit of `live`.
   live_limit: u64,
-  /// First freed entry of each size class: class n has capacities from 2ⁿ to 2ⁿ⁺¹ − 1.
+  /// Head of the free list of each size class: class n has capacities from 2ⁿ to 2ⁿ⁺¹ − 1.
   freed: [u32; 32],
-  /// Where the memory that no block has used begins.
+  /// Start of the memory that no block has used yet.
   fresh: u64,
 }
 
@@ -78,9 +79,9 @@ struct Memories {
   table: Memory,
 }
 
-/// One entry of the table.
+/// One entry of the block table.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct BlockEntry {
   start: u32,
   length: u32,
   capacity: u32,
@@ -88,34 +89,34 @@ struct Entry {
 }
 
 impl Kernel {
-  /// A kernel whose live blocks may have so many bytes together.
+  /// A kernel whose live blocks may have at most `live_limit` bytes together.
   pub fn new(live_limit: u64) -> Self {
     Self {
       memories: None,
       live: 0,
       live_limit,
       freed: [NO_ENTRY; 32],
-      fresh: FIRST,
+      fresh: FIRST_OFFSET,
     }
   }
 
-  /// Connects it with the memories of its instance.
+  /// Connects the kernel with the memories of its instance.
   pub fn attach(&mut self, blocks: Memory, table: Memory) {
     self.memories = Some(Memories { blocks, table });
   }
 
-  /// Ends every block, and input, output and error with them. What was used is overwritten with zeros,
-  /// so nothing of one call is left for the next.
+  /// Frees every block, input, output and error included. Overwrites the used memory with zeros, so that
+  /// no data of one call is left for the next.
   pub fn reset<T: HasKernel>(store: &mut StoreContextMut<'_, T>) {
     let kernel = store.data_mut().kernel_mut();
     let used = kernel.fresh as usize;
-    (kernel.live, kernel.fresh) = (0, FIRST);
+    (kernel.live, kernel.fresh) = (0, FIRST_OFFSET);
     kernel.freed = [NO_ENTRY; 32];
     let Some(memories) = kernel.memories else {
       return;
     };
     let blocks = memories.blocks.data_mut(&mut *store);
-    if let Some(used) = blocks.get_mut(FIRST as usize..used) {
+    if let Some(used) = blocks.get_mut(FIRST_OFFSET as usize..used) {
       used.fill(0);
     }
     let table = memories.table.data_mut(store);
@@ -124,13 +125,13 @@ impl Kernel {
     }
   }
 
-  /// Makes a block of that many zero bytes and returns its offset; 0 for a length of 0 or above
-  /// 2³¹ − 1.
+  /// Allocates a block of `length` zero bytes and returns its offset; 0 if the length is 0 or above 2³¹
+  /// − 1.
   pub fn alloc<T: HasKernel>(
     store: &mut StoreContextMut<'_, T>,
     length: u64,
   ) -> Result<u64, AllocError> {
-    if length == 0 || length > LARGEST {
+    if length == 0 || length > MAX_BLOCK_LENGTH {
       return Ok(0);
     }
     let kernel = store.data_mut().kernel_mut();
@@ -146,7 +147,7 @@ impl Kernel {
     Ok(start)
   }
 
-  /// Takes a freed block that is large enough.
+  /// Takes a block from a free list if one is large enough.
   fn reuse<T: HasKernel>(
     store: &mut StoreContextMut<'_, T>,
     memories: Memories,
@@ -154,7 +155,7 @@ impl Kernel {
   ) -> Option<u64> {
     let mut freed = store.as_context().data().kernel().freed;
     let mut class = class_of(length as u32);
-    // In the class of the length itself some are too small; every one of the classes above fits.
+    // In the class of `length` some blocks are too small; in the classes above all fit.
     loop {
       let table = memories.table.data_mut(&mut *store);
       let head = freed.get_mut(class)?;
@@ -163,20 +164,20 @@ impl Kernel {
         if index == NO_ENTRY {
           break;
         }
-        let entry = Entry::read(table, index)?;
+        let entry = BlockEntry::read(table, index)?;
         if u64::from(entry.capacity) >= length {
           match previous {
             NO_ENTRY => *head = entry.next,
             previous => {
-              let before = Entry::read(table, previous)?;
-              Entry {
+              let before = BlockEntry::read(table, previous)?;
+              BlockEntry {
                 next: entry.next,
                 ..before
               }
               .write(table, previous)?;
             }
           }
-          let taken = Entry {
+          let taken = BlockEntry {
             length: length as u32,
             next: NO_ENTRY,
             ..entry
@@ -194,7 +195,7 @@ impl Kernel {
     }
   }
 
-  /// Makes a block behind all others.
+  /// Allocates a block after all others.
   fn take_fresh<T: HasKernel>(
     store: &mut StoreContextMut<'_, T>,
     memories: Memories,
@@ -212,7 +213,7 @@ impl Kernel {
     grow_to(store, memories.blocks, end)?;
     grow_to(store, memories.table, entries_end)?;
     let table = memories.table.data_mut(&mut *store);
-    let entry = Entry {
+    let entry = BlockEntry {
       start: start as u32,
       length: length as u32,
       capacity: capacity as u32,
@@ -226,8 +227,8 @@ impl Kernel {
     Ok(start)
   }
 
-  /// Ends the block that starts at the offset. Input, output and error stay, and an offset where no
-  /// block starts is ignored.
+  /// Frees the block that starts at `offset`. Ignored if no block starts there, or if it holds the
+  /// input, output or error.
   pub fn free<T: HasKernel>(store: &mut StoreContextMut<'_, T>, offset: u64) {
     let Some(memories) = store.as_context().data().kernel().memories else {
       return;
@@ -246,13 +247,13 @@ impl Kernel {
       layout::ERROR_OFFSET,
     ]
     .into_iter()
-    .filter_map(|place| read_u64(table, place))
+    .filter_map(|position| read_u64(table, position))
     .any(|kept| kept != 0 && (start..end).contains(&kept));
     if is_kept {
       return;
     }
     let class = class_of(entry.capacity);
-    // The guest's last block may be this one.
+    // The block that the guest used last, which the kernel caches, may be this one.
     let forgotten = write_u64(table, layout::LAST_LENGTH, 0);
     let kernel = store.data_mut().kernel_mut();
     let Some((head, ())) = kernel.freed.get_mut(class).zip(forgotten) else {
@@ -260,23 +261,23 @@ impl Kernel {
     };
     let next = std::mem::replace(head, index);
     kernel.live -= u64::from(entry.length);
-    let freed = Entry {
+    let freed = BlockEntry {
       length: 0,
       next,
       ..entry
     };
-    // The entry was read from there.
+    // Cannot fail: the entry was read from there.
     let _ = freed.write(memories.table.data_mut(store), index);
   }
 
-  /// Makes a block with these bytes; 0 for none.
+  /// Allocates a block with these bytes; returns 0 if there are none.
   pub fn store<T: HasKernel>(
     store: &mut StoreContextMut<'_, T>,
     bytes: &[u8],
   ) -> Result<u64, AllocError> {
     let offset = Self::alloc(store, bytes.len() as u64)?;
     if offset == 0 && !bytes.is_empty() {
-      // Longer than any block.
+      // Longer than the largest block.
       return Err(AllocError::OutOfMemory);
     }
     let memories = store.as_context().data().kernel().memories;
@@ -292,7 +293,7 @@ impl Kernel {
     Ok(offset)
   }
 
-  /// Makes these bytes the input of the call.
+  /// Sets the input of the call.
   pub fn set_input<T: HasKernel>(
     store: &mut StoreContextMut<'_, T>,
     bytes: &[u8],
@@ -307,7 +308,8 @@ impl Kernel {
     Ok(())
   }
 
-  /// The error of the call is the block at that offset from now on; 0 for none.
+  /// Makes the block at `offset` the error of the call; 0 clears the error. Ignored if no block starts
+  /// there.
   pub fn set_error<T: HasKernel>(store: &mut StoreContextMut<'_, T>, offset: u64) {
     if let Some(memories) = store.as_context().data().kernel().memories {
       let table = memories.table.data_mut(store);
@@ -317,7 +319,7 @@ impl Kernel {
     }
   }
 
-  /// The bytes of the block that starts at the offset; `None` if no live block does.
+  /// The bytes of the live block that starts at `offset`, if there is one.
   pub fn block<T: HasKernel>(store: &impl AsContext<Data = T>, offset: u64) -> Option<&[u8]> {
     let memories = store.as_context().data().kernel().memories?;
     let (_, entry) = find(memories.table.data(store), offset)?;
@@ -328,7 +330,7 @@ impl Kernel {
       .get(start..start + entry.length as usize)
   }
 
-  /// The output of the call: `None` if the guest has set none.
+  /// The output of the call, if the guest has set one.
   pub fn output<T: HasKernel>(store: &impl AsContext<Data = T>) -> Option<&[u8]> {
     let memories = store.as_context().data().kernel().memories?;
     let table = memories.table.data(store);
@@ -343,7 +345,7 @@ impl Kernel {
       .get(start..start.checked_add(length)?)
   }
 
-  /// The error of the call: `None` if there is none.
+  /// The error of the call, if one is set.
   pub fn error<T: HasKernel>(store: &impl AsContext<Data = T>) -> Option<&[u8]> {
     let table = store
       .as_context()
@@ -358,14 +360,14 @@ impl Kernel {
     }
   }
 
-  /// The bytes of the memory that blocks lie in. It never shrinks.
+  /// The size of the memory that contains the blocks, in bytes. It never shrinks.
   pub fn bytes<T: HasKernel>(store: &impl AsContext<Data = T>) -> u64 {
     let memories = store.as_context().data().kernel().memories;
     memories.map_or(0, |memories| memories.blocks.data_size(store) as u64)
   }
 }
 
-/// Makes a memory so large that `end` lies in it.
+/// Grows a memory to at least `end` bytes.
 fn grow_to<T: HasKernel>(
   store: &mut StoreContextMut<'_, T>,
   memory: Memory,
@@ -373,7 +375,7 @@ fn grow_to<T: HasKernel>(
 ) -> Result<(), AllocError> {
   let missing = end.saturating_sub(memory.data_size(&*store) as u64);
   if missing > 0 {
-    // The limiter of the store counts it.
+    // The store's limiter counts the growth.
     memory
       .grow(store.as_context_mut(), missing.div_ceil(PAGE))
       .map_err(|_| AllocError::OutOfMemory)?;
@@ -381,13 +383,13 @@ fn grow_to<T: HasKernel>(
   Ok(())
 }
 
-/// The entry of the live block that starts at the offset.
-fn find(table: &[u8], offset: u64) -> Option<(u32, Entry)> {
+/// The entry of the live block that starts at `offset`.
+fn find(table: &[u8], offset: u64) -> Option<(u32, BlockEntry)> {
   let offset = u32::try_from(offset).ok()?;
   let (mut low, mut high) = (0, read_u32(table, layout::COUNT)?);
   while low < high {
     let middle = low + (high - low) / 2;
-    let entry = Entry::read(table, middle)?;
+    let entry = BlockEntry::read(table, middle)?;
     match entry.start.cmp(&offset) {
       std::cmp::Ordering::Less => low = middle + 1,
       std::cmp::Ordering::Greater => high = middle,
@@ -397,51 +399,51 @@ fn find(table: &[u8], offset: u64) -> Option<(u32, Entry)> {
   None
 }
 
-/// The class of a size that is not 0.
+/// The size class of a size that is not 0.
 fn class_of(size: u32) -> usize {
   31 - size.max(1).leading_zeros() as usize
 }
 
-impl Entry {
-  fn place(index: u32) -> usize {
+impl BlockEntry {
+  fn position(index: u32) -> usize {
     layout::ENTRIES + index as usize * layout::ENTRY
   }
 
   fn read(table: &[u8], index: u32) -> Option<Self> {
-    let place = Self::place(index);
+    let position = Self::position(index);
     Some(Self {
-      start: read_u32(table, place)?,
-      length: read_u32(table, place + 4)?,
-      capacity: read_u32(table, place + 8)?,
-      next: read_u32(table, place + 12)?,
+      start: read_u32(table, position)?,
+      length: read_u32(table, position + 4)?,
+      capacity: read_u32(table, position + 8)?,
+      next: read_u32(table, position + 12)?,
     })
   }
 
   fn write(self, table: &mut [u8], index: u32) -> Option<()> {
-    let place = Self::place(index);
-    write_u32(table, place, self.start)?;
-    write_u32(table, place + 4, self.length)?;
-    write_u32(table, place + 8, self.capacity)?;
-    write_u32(table, place + 12, self.next)
+    let position = Self::position(index);
+    write_u32(table, position, self.start)?;
+    write_u32(table, position + 4, self.length)?;
+    write_u32(table, position + 8, self.capacity)?;
+    write_u32(table, position + 12, self.next)
   }
 }
 
-fn read_u32(table: &[u8], place: usize) -> Option<u32> {
-  let bytes = table.get(place..)?.first_chunk()?;
+fn read_u32(table: &[u8], position: usize) -> Option<u32> {
+  let bytes = table.get(position..)?.first_chunk()?;
   Some(u32::from_le_bytes(*bytes))
 }
 
-fn read_u64(table: &[u8], place: usize) -> Option<u64> {
-  let bytes = table.get(place..)?.first_chunk()?;
+fn read_u64(table: &[u8], position: usize) -> Option<u64> {
+  let bytes = table.get(position..)?.first_chunk()?;
   Some(u64::from_le_bytes(*bytes))
 }
 
-fn write_u32(table: &mut [u8], place: usize, value: u32) -> Option<()> {
-  *table.get_mut(place..)?.first_chunk_mut()? = value.to_le_bytes();
+fn write_u32(table: &mut [u8], position: usize, value: u32) -> Option<()> {
+  *table.get_mut(position..)?.first_chunk_mut()? = value.to_le_bytes();
   Some(())
 }
 
-fn write_u64(table: &mut [u8], place: usize, value: u64) -> Option<()> {
-  *table.get_mut(place..)?.first_chunk_mut()? = value.to_le_bytes();
+fn write_u64(table: &mut [u8], position: usize, value: u64) -> Option<()> {
+  *table.get_mut(position..)?.first_chunk_mut()? = value.to_le_bytes();
   Some(())
 }
