@@ -1,8 +1,8 @@
 //! Keeps libuv from removing its signal handlers.
 //!
-//! libuv installs its handler with the first listener of a signal, and `SIG_DFL` after the last. A
-//! listener of our own, in an event loop that never runs, is there for good: so libuv changes nothing
-//! when JavaScript's listeners come and go.
+//! libuv installs its handler for the first listener of a signal, and `SIG_DFL` after the last one is
+//! removed. We add a permanent listener of our own, in an event loop that never runs, so libuv changes
+//! nothing when JavaScript's listeners come and go.
 
 use std::ffi::CStr;
 use std::mem::{self, MaybeUninit};
@@ -13,7 +13,7 @@ use libc::{c_int, c_void, sigaction};
 /// `UV_SIGNAL` of libuv's `uv_handle_type`, which is part of its ABI.
 const UV_SIGNAL: c_int = 16;
 
-/// A signal that nobody notices: it is ignored by default.
+/// A signal that does no harm: its default action is to be ignored.
 const HARMLESS: c_int = libc::SIGURG;
 
 type Size = unsafe extern "C" fn() -> usize;
@@ -24,8 +24,8 @@ type SignalCallback = unsafe extern "C" fn(*mut c_void, c_int);
 type SignalStart = unsafe extern "C" fn(*mut c_void, SignalCallback, c_int) -> c_int;
 type SignalStop = unsafe extern "C" fn(*mut c_void) -> c_int;
 
-/// An event loop that never runs. What libuv writes there for each signal fills a pipe, and is then
-/// dropped. Nothing of it is ever freed.
+/// An event loop that never runs. What libuv writes to its pipe for each signal fills the pipe, and is
+/// dropped after that. Nothing of the loop is ever freed.
 struct Loop {
   memory: *mut c_void,
   handle_size: usize,
@@ -34,13 +34,13 @@ struct Loop {
   signal_stop: SignalStop,
 }
 
-/// Listens for these signals for ever. Returns the address of libuv's handler; `None` in a program
+/// Listens for these signals for ever. Returns the address of libuv's handler, or `None` in a program
 /// without libuv.
 pub fn listen(signals: impl IntoIterator<Item = c_int>) -> Option<usize> {
   let own = Loop::new()?;
   let handler = own.handler()?;
   for signal in signals {
-    // One that fails comes and goes as before.
+    // If this fails for a signal, libuv installs and removes its handler for it as before.
     own.start(signal);
   }
   Some(handler)
@@ -59,10 +59,10 @@ impl Loop {
         mem::transmute::<*mut c_void, SignalStop>(symbol(c"uv_signal_stop")?),
       )
     };
-    // SAFETY: they take no pointers, and may be called at any time.
+    // SAFETY: these functions take no pointers, and may be called at any time.
     let (size, handle_size) = unsafe { (size(), handle_size(UV_SIGNAL)) };
     let memory = leak(size);
-    // SAFETY: the memory is as large and as aligned as a loop must be, and never freed.
+    // SAFETY: the memory has the size that libuv gave, is aligned for any type, and is never freed.
     let is_made = unsafe { init(memory) } == 0;
     is_made.then_some(Self {
       memory,
@@ -73,12 +73,12 @@ impl Loop {
     })
   }
 
-  /// Starts to listen; the handle.
+  /// Starts a listener and returns its handle.
   fn start(&self, signal: c_int) -> Option<*mut c_void> {
     unsafe extern "C" fn ignore(_: *mut c_void, _: c_int) {}
     let handle = leak(self.handle_size);
-    // SAFETY: both are never freed, the handle is as large as libuv says, and no other thread uses this
-    // loop. libuv itself locks what all loops share.
+    // SAFETY: loop and handle are never freed, the handle has the size that libuv gave, and no other
+    // thread uses this loop. libuv locks what all loops share.
     let is_started = unsafe {
       (self.signal_init)(self.memory, handle) == 0
         && (self.signal_start)(handle, ignore, signal) == 0
@@ -91,8 +91,8 @@ impl Loop {
     let before = current(HARMLESS)?;
     let handle = self.start(HARMLESS)?;
     let handler = current(HARMLESS)?.sa_sigaction;
-    // SAFETY: the handle was started and is never freed. The action was in force before: libuv leaves
-    // SIG_DFL if nobody else listens.
+    // SAFETY: the handle was started and is never freed. `before` was in force until then; it is put
+    // back because libuv leaves SIG_DFL if nobody else listens.
     unsafe {
       (self.signal_stop)(handle);
       libc::sigaction(HARMLESS, &before, ptr::null_mut());
@@ -102,20 +102,20 @@ impl Loop {
 }
 
 fn symbol(name: &CStr) -> Option<*mut c_void> {
-  // SAFETY: the name is a string that ends with a NUL.
+  // SAFETY: the name is a NUL-terminated string.
   let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
   (!found.is_null()).then_some(found)
 }
 
 fn current(signal: c_int) -> Option<sigaction> {
   let mut action = MaybeUninit::uninit();
-  // SAFETY: a null action changes nothing, and the other one is valid for writes.
+  // SAFETY: a null action changes nothing, and `action` is valid for writes.
   let result = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
-  // SAFETY: `sigaction` has filled it, as it did not fail.
+  // SAFETY: `sigaction` did not fail, so it has filled `action`.
   (result == 0).then(|| unsafe { action.assume_init() })
 }
 
-/// Memory of zeros that is aligned for anything and never freed.
+/// Allocates zeroed memory that is aligned for any type and never freed.
 fn leak(bytes: usize) -> *mut c_void {
   let memory = vec![0_u128; bytes.div_ceil(size_of::<u128>())];
   Vec::leak(memory).as_mut_ptr().cast()
