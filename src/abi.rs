@@ -1,25 +1,25 @@
-//! What guests and host agree on: the types of functions, the namespaces that guests import from, and
-//! the functions of Extism's kernel and of WASI.
+//! What guests and host agree on: function types, the namespaces that guests import from, and the functions
+//! of Extism's kernel and of WASI.
 
 use std::fmt;
 
-/// What begins with this is ours. Modules that import from such a name, or are named or export so,
-/// are refused.
+/// The prefix of our internal names. A module that uses it for its name, an import namespace or an export is
+/// refused.
 pub const RESERVED: &str = "extism-host:";
 
-/// Extism's kernel, and the namespace from which plugins import it.
+/// The namespace of Extism's kernel.
 pub const KERNEL: &str = "extism:host/env";
-/// The namespace of host functions, unless they say another.
+/// The default namespace of host functions.
 pub const USER: &str = "extism:host/user";
-/// Where plugins built with the 0.x PDK, and TinyGo's `//export` without `//go:wasmimport`, import
-/// from.
+/// The namespace that plugins built with the 0.x PDK import from, and so does TinyGo's `//export` without
+/// `//go:wasmimport`.
 pub const ENV: &str = "env";
 /// WASI preview 1.
 pub const WASI: &str = "wasi_snapshot_preview1";
-/// The module whose functions are called.
+/// The name of the main module, whose functions are called.
 pub const MAIN: &str = "main";
 
-/// A number that a function takes or returns.
+/// The type of a number that a function takes or returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "their names are WebAssembly's")]
 pub enum ValueType {
@@ -30,7 +30,7 @@ pub enum ValueType {
 }
 
 impl ValueType {
-  /// `None` for vectors and references: no host function takes or returns them.
+  /// `None` for vectors and references, which no host function takes or returns.
   pub fn from_wasm(value: wasmparser::ValType) -> Option<Self> {
     match value {
       wasmparser::ValType::I32 => Some(Self::I32),
@@ -65,7 +65,7 @@ impl From<ValueType> for wasmtime::ValType {
 }
 
 impl ValueType {
-  /// Whether the value has this type.
+  /// Whether `value` has this type.
   pub fn is_of(self, value: &wasmtime::Val) -> bool {
     use wasmtime::Val;
     matches!(
@@ -77,7 +77,7 @@ impl ValueType {
     )
   }
 
-  /// Zero.
+  /// Zero of this type.
   pub fn zero(self) -> wasmtime::Val {
     use wasmtime::Val;
     match self {
@@ -92,14 +92,14 @@ impl ValueType {
 /// The type of a function whose parameters and results are all numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FunctionType {
-  /// What it takes.
+  /// The types of its parameters.
   pub params: Vec<ValueType>,
-  /// What it gives.
+  /// The types of its results.
   pub results: Vec<ValueType>,
 }
 
 impl FunctionType {
-  /// A function that takes and gives these.
+  /// A type with these parameters and results.
   pub fn new(
     params: impl IntoIterator<Item = ValueType>,
     results: impl IntoIterator<Item = ValueType>,
@@ -110,7 +110,7 @@ impl FunctionType {
     }
   }
 
-  /// `None` where a vector or a reference occurs.
+  /// `None` if the type contains a vector or a reference.
   pub fn from_wasm(function: &wasmparser::FuncType) -> Option<Self> {
     let numbers = |values: &[wasmparser::ValType]| {
       values
@@ -124,8 +124,8 @@ impl FunctionType {
     })
   }
 
-  /// Reads the notation of the tables below: one letter a number (`i` i32, `l` i64, `f` f32, `d` f64), parameters,
-  /// a colon, results.
+  /// Parses the notation of the tables below: one letter per number (`i` i32, `l` i64, `f` f32, `d` f64),
+  /// parameters before the colon, results after it.
   pub(crate) fn from_letters(letters: &str) -> Self {
     let (params, results) = letters.split_once(':').unwrap_or((letters, ""));
     let numbers = |letters: &str| {
@@ -169,7 +169,7 @@ impl fmt::Display for FunctionType {
   }
 }
 
-/// The kernel's functions.
+/// The functions of Extism's kernel.
 const KERNEL_FUNCTIONS: [(&str, &str); 20] = [
   ("alloc", "l:l"),
   ("error_get", ":l"),
@@ -243,17 +243,17 @@ const WASI_FUNCTIONS: [(&str, &str); 46] = [
   ("sock_shutdown", "ii:i"),
 ];
 
-/// The type of a function of the kernel that guests may import.
+/// The type of a kernel function that guests may import.
 pub fn kernel(name: &str) -> Option<FunctionType> {
   find(&KERNEL_FUNCTIONS, name)
 }
 
-/// The type of a function of WASI that guests may import, `proc_exit` excepted.
+/// The type of a WASI function that guests may import. `proc_exit` is included.
 pub fn wasi(name: &str) -> Option<FunctionType> {
   find(&WASI_FUNCTIONS, name)
 }
 
-/// The functions of WASI that read or change something outside of the instance.
+/// The WASI functions that access something outside the instance: files, directories and sockets.
 pub fn file_system() -> impl Iterator<Item = (&'static str, FunctionType)> {
   let reaches_out = |name: &str| {
     name.starts_with("path_") || name.starts_with("sock_") || IN_AND_OUT.contains(&name)
@@ -264,7 +264,7 @@ pub fn file_system() -> impl Iterator<Item = (&'static str, FunctionType)> {
     .map(|(name, letters)| (*name, FunctionType::from_letters(letters)))
 }
 
-/// Those of them that take an open file.
+/// Those that take an open file descriptor and read, write or close it.
 const IN_AND_OUT: [&str; 6] = [
   "fd_close",
   "fd_pread",

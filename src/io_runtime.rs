@@ -1,4 +1,4 @@
-//! Runtimes of one thread for connections, since an idle one costs a thread. They are never ended.
+//! Single-threaded Tokio runtimes for connections. An idle one costs a thread. They are never shut down.
 
 use std::panic::catch_unwind;
 use std::sync::OnceLock;
@@ -7,8 +7,8 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{Error, Result};
 
-/// The runtime in `cell`, which is made when it is first asked for. At most `max_lookups` names are looked up at
-/// once: each costs a thread. `purpose` is for a message.
+/// Returns the runtime in `cell`, and creates it on first use. At most `max_lookups` DNS lookups run at once,
+/// because each blocks a thread. `purpose` completes the error message.
 pub fn io_runtime(
   cell: &'static OnceLock<Runtime>,
   name: &'static str,
@@ -31,6 +31,6 @@ pub fn io_runtime(
     // Tokio panics if it cannot start the thread.
     Err(_) => Err(Error::no_thread(purpose, &"there are too many")),
   };
-  // Two threads may both make one; the first one's stays.
+  // If two threads build one at the same time, the first one stored is kept.
   made.map(|made| cell.get_or_init(|| made))
 }

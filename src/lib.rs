@@ -1,27 +1,27 @@
 //! Runs Extism plugins for Node.js on the addon's own threads.
 //!
-//! The cast, in the order in which a call meets them:
+//! The modules, in the order in which a call passes through them:
 //!
-//! * `binding`: the only module that knows Node-API. It turns JavaScript values into Rust's and
-//!   hands finished calls back to the event loop, many at a time.
-//! * [`plugin`]: what to load ([`plugin::Manifest`]), how its modules become one, and the threads that
-//!   run instances behind one bounded queue ([`plugin::Plugin`]).
+//! * `binding`: the only module that uses Node-API. It converts JavaScript values to Rust ones, and
+//!   hands completed calls back to the event loop in batches.
+//! * [`plugin`]: loads a plugin ([`plugin::Manifest`]), links its modules into one, and runs instances
+//!   on worker threads behind one bounded queue ([`plugin::Plugin`]).
 //! * [`host`]: the host functions that guests can call, one file or folder each.
-//! * [`kernel`]: the memory that guest and host share, block by block.
-//! * [`store`]: where the host functions look things up.
+//! * [`kernel`]: the memory blocks that guest and host share.
+//! * [`store`]: the key-value stores behind the store host functions.
 //!
-//! [`abi`] is the vocabulary of guests: types of functions, and names.
+//! [`abi`] defines what guests and host agree on: function types, namespaces and names.
 //!
-//! Calls go one way, down this list; what comes back is a [`Result`] with an [`Error`] whose
-//! [`Code`] is part of the public API.
+//! Each module calls only those below it, and returns a [`Result`] whose [`Error`] carries a [`Code`].
+//! The codes are part of the public API.
 
-// What runs in somebody's process neither panics nor prints. Said here and not in Cargo.toml, which
-// would hold for the tests as well, and those do both.
+// A library inside another process must not panic or print. These lints are here and not in Cargo.toml
+// because there they would also apply to the tests, which do both.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![warn(clippy::clone_on_ref_ptr)]
 
-// Its functions are called by Node alone; in a test nobody does.
+// Only Node calls its functions, so tests compile without it.
 pub mod abi;
 #[cfg(not(test))]
 mod binding;

@@ -1,7 +1,7 @@
-//! How threads share, wait and tell the time: std's types, by one path.
+//! Threads, locks, atomics and the clock: std's types under one path.
 //!
-//! The model checker compiles the modules that hand calls over against a module of its own with the same
-//! names (`tests/model/sync.rs`). There it decides which thread goes on, and what time it is.
+//! The model checker compiles the modules that pass calls between threads against its own module with
+//! the same names (`tests/model/sync.rs`), which decides which thread runs next and what time it is.
 
 pub use std::hint::spin_loop;
 pub use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -10,12 +10,12 @@ pub use std::sync::{Condvar, Mutex, MutexGuard};
 pub use std::thread;
 use std::time::Instant;
 
-/// What time it is.
+/// The current time.
 pub fn now() -> Instant {
   Instant::now()
 }
 
-/// A static that the model checker makes anew for each interleaving.
+/// A static that the model checker creates anew for each interleaving.
 macro_rules! process_static {
   ($(#[$attribute:meta])* static $name:ident: $type:ty = $value:expr;) => {
     $(#[$attribute])*
