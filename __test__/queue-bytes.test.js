@@ -30,7 +30,7 @@ describe('calls that wait', () => {
     const { plugin, free } = await openBusy({ maxQueueBytes: 100 * KIBIBYTE })
     const accepted = Array.from({ length: 2 }, () => plugin.call('echo', Buffer.alloc(50 * KIBIBYTE)))
     await expect(plugin.call('echo', 'x')).rejects.toMatchObject({
-      code: 'QUEUE_FULL', message: '102400 bytes of input wait already; wait for a call, or raise maxQueueBytes or instances'
+      code: 'QUEUE_FULL', message: 'the queue already holds 102400 bytes of input; wait for a call, or raise maxQueueBytes or instances'
     })
     // One without an input takes nothing.
     const small = plugin.call('echo', '')

@@ -201,7 +201,7 @@ test('the logger is told why an instance could not be replaced', async () => {
   const plugin = await openCounter(await counter('', INITIALIZED_BY_HOST), { maxCalls: 2, begin, logger: { ...console, warn }, logLevel: 'warn' })
   expect(await counts(plugin, 3)).toEqual([1, 2, 3])
   await until(() => warn.mock.calls.length > 0)
-  expect(warn).toHaveBeenCalledWith(expect.stringMatching(/could not be replaced by a new one and serves on: .*HOST_FUNCTION_ERROR/))
+  expect(warn).toHaveBeenCalledWith(expect.stringMatching(/could not be replaced by a new one and continues to serve: .*HOST_FUNCTION_ERROR/))
 })
 
 test('a plugin that is closed while its next instance begins closes', async () => {

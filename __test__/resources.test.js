@@ -72,7 +72,7 @@ describeLimits('a program', () => {
     program.limit('as', program.addressSpace() + 24 * GIBIBYTE)
     const { output, warnings } = await program.run('scale', wasm, { instances: 4 })
     expect(output).toBe('x')
-    expect(warnings[0]).toMatch(/^an instance of the plugin could not be started, the others serve on: .*OUT_OF_RESOURCES/)
+    expect(warnings[0]).toMatch(/^an instance of the plugin could not be started, the others continue to serve: .*OUT_OF_RESOURCES/)
   })
 
   // Root may have as many threads as it likes, so the program becomes somebody else.

@@ -76,7 +76,7 @@ describe('compileCache', () => {
       [open, /it is not private.*755/],
       [link, /it is a link/],
       [file, /it is not a directory/],
-      [join(file, 'below'), /it cannot be made/]
+      [join(file, 'below'), /it cannot be created/]
     ]) {
       const refused = createPluginWith({ directory })
       await expect(refused).rejects.toThrow(TypeError)
@@ -270,7 +270,7 @@ describe('precompile', () => {
     const compileCache = { directory: join(base, 'small'), maxBytes: 100 }
     await expect(precompile(wasm, { compileCache })).rejects.toMatchObject({
       code: 'CACHE_UNAVAILABLE',
-      message: expect.stringMatching(/^the compiled plugin cannot be kept: the compiled module has \d+ bytes, compileCache.maxBytes is 100$/)
+      message: expect.stringMatching(/^the compiled plugin cannot be cached: the compiled module has \d+ bytes, compileCache.maxBytes is 100$/)
     })
     expect(readdirSync(join(compileCache.directory, 'modules'))).toEqual([])
     const plugin = await createPlugin(wasm, { compileCache })

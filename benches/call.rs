@@ -14,10 +14,10 @@ use extism_host::abi::ValueType;
 use extism_host::host::output::Output;
 use extism_host::host::{self, Answer, Environment, HostFunction, Vars};
 use extism_host::kernel;
-use extism_host::plugin::engine::{Kind, engine};
-use extism_host::plugin::instance::{Instance, Outcome, Run, Settings, Template};
+use extism_host::plugin::engine::{EngineKind, engine};
+use extism_host::plugin::instance::{Instance, InstanceSettings, Outcome, Run, Template};
 use extism_host::plugin::interrupt::Interruptions;
-use extism_host::plugin::link::{self, Options, link};
+use extism_host::plugin::link::{self, LinkOptions, link};
 use extism_host::plugin::{
   Call, CallOutput, Limits, Manifest, Plugin, Queued, Results, Source, Wasm,
 };
@@ -212,11 +212,11 @@ struct Compiled {
 
 fn compile(manifest: &Manifest, functions: &[HostFunction]) -> Compiled {
   let modules = manifest.load().expect("the guest loads");
-  let kind = Kind {
+  let kind = EngineKind {
     interruptions: manifest.interruptions.unwrap_or_default(),
     has_fuel: false,
   };
-  let options = Options {
+  let options = LinkOptions {
     wasi: manifest.use_wasi,
     checks: kind.interruptions == Interruptions::Page,
     kernel: kernel::TEXT,
@@ -228,7 +228,7 @@ fn compile(manifest: &Manifest, functions: &[HostFunction]) -> Compiled {
   let linked = link(&modules, &options).expect("the guest is linked");
   let engine = engine(kind).expect("the engine starts");
   let module = Module::new(&engine, &linked.bytes).expect("the guest compiles");
-  let settings = Settings {
+  let settings = InstanceSettings {
     kind,
     fuel: None,
     growth_pages: link::LinkLimits::default().memory_pages,

@@ -1,8 +1,8 @@
-//! How a thread that waits for others learns that the guest's call has ended meanwhile.
+//! Wakes a thread that waits on behalf of a guest when the guest's call ends early.
 //!
-//! A call ends early when its deadline passes, its caller aborts it, or its plugin is dropped. What a
-//! guest waits for then, HTTP, a store, a function in JavaScript or WASI's clock, must stop waiting too,
-//! or it costs the plugin a thread until it returns by itself.
+//! A call ends early when its deadline passes, its caller aborts it, or its plugin is dropped. Whatever
+//! the guest waits for at that moment (HTTP, a store, a JavaScript function, WASI's clock) must stop
+//! waiting too. Otherwise the plugin loses a thread until the wait returns by itself.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -21,17 +21,17 @@ thread_local! {
   static CURRENT: RefCell<Option<Arc<Interruption>>> = const { RefCell::new(None) };
 }
 
-/// Whether the call that an instance runs has been interrupted. Each instance has one, and takes no
-/// further call after that.
+/// Whether the call of an instance has been canceled. Each instance has one of these, and serves no
+/// further call once it is canceled.
 ///
-/// A host function that waits [`watch`](Self::watch)es it, and returns when it is canceled.
+/// A host function that waits must [`watch`](Self::watch) it, and return when it is canceled.
 #[derive(Default)]
 pub struct Interruption(Mutex<InterruptionState>);
 
 #[derive(Default)]
 struct InterruptionState {
   is_canceled: bool,
-  /// A thread waits for one thing at a time.
+  /// Only one, because a thread waits for one thing at a time.
   wake: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
@@ -41,16 +41,16 @@ impl Interruption {
     CURRENT.with_borrow(Option::clone)
   }
 
-  /// Makes it the [`current`](Self::current) one of this thread until the scope is dropped.
-  pub fn enter(self: &Arc<Self>) -> Scope {
+  /// Makes this the thread's [`current`](Self::current) interruption until the scope is dropped.
+  pub fn enter(self: &Arc<Self>) -> InterruptionScope {
     let outer = CURRENT.replace(Some(Arc::clone(self)));
-    Scope {
+    InterruptionScope {
       outer,
       _not_send: PhantomData,
     }
   }
 
-  /// Interrupts. Any thread.
+  /// Cancels the call. May be called on any thread.
   pub fn cancel(&self) {
     let mut state = self.lock();
     state.is_canceled = true;
@@ -61,14 +61,15 @@ impl Interruption {
     }
   }
 
-  /// Whether it has been canceled.
+  /// Whether the call has been canceled.
   pub fn is_canceled(&self) -> bool {
     self.lock().is_canceled
   }
 
-  /// Calls `wake` on the thread that cancels, or at once if it has been canceled already, until the
-  /// [`Watch`] is dropped. `wake` should only wake the waiting thread: the plugin may be locked.
-  pub fn watch(&self, wake: impl Fn() + Send + Sync + 'static) -> Watch<'_> {
+  /// Calls `wake` once on cancellation, on the canceling thread, or at once if already canceled.
+  /// Dropping the [`CancelWatch`] unregisters it. `wake` should only wake the waiting thread: the plugin
+  /// may be locked.
+  pub fn watch(&self, wake: impl Fn() + Send + Sync + 'static) -> CancelWatch<'_> {
     let mut state = self.lock();
     if state.is_canceled {
       drop(state);
@@ -76,10 +77,10 @@ impl Interruption {
     } else {
       state.wake = Some(Arc::new(wake));
     }
-    Watch(self)
+    CancelWatch(self)
   }
 
-  /// Waits for `future`; `None` if it is canceled first. Then the future is dropped.
+  /// Waits for `future`. Returns `None`, and drops the future, if the call is canceled first.
   pub async fn wait_for<T>(&self, future: impl Future<Output = T>) -> Option<T> {
     let canceled = Arc::new(Notify::new());
     let notify = Arc::clone(&canceled);
@@ -90,16 +91,16 @@ impl Interruption {
     }
   }
 
-  /// The same on this thread.
+  /// Like [`wait_for`](Self::wait_for), but blocks this thread.
   pub fn block_on<T>(&self, runtime: &Runtime, future: impl Future<Output = T>) -> Option<T> {
     runtime.block_on(self.wait_for(future))
   }
 
-  /// Sleeps on this thread; false if it is canceled before the time is over.
+  /// Sleeps on this thread. Returns false if the call is canceled before `time` has passed.
   pub fn sleep(&self, time: Duration) -> bool {
     let (wake, woken) = sync_channel(1);
     let _watch = self.watch(move || {
-      // Whoever has been woken already needs no second time.
+      // A full channel means that the thread has been woken already.
       let _ = wake.try_send(());
     });
     woken.recv_timeout(time).is_err()
@@ -110,25 +111,25 @@ impl Interruption {
   }
 }
 
-/// An [`Interruption`] is watched for as long as this lives.
+/// Watches an [`Interruption`] until it is dropped.
 #[must_use]
-pub struct Watch<'a>(&'a Interruption);
+pub struct CancelWatch<'a>(&'a Interruption);
 
-impl Drop for Watch<'_> {
+impl Drop for CancelWatch<'_> {
   fn drop(&mut self) {
     self.0.lock().wake = None;
   }
 }
 
-/// An [`Interruption`] is its thread's for as long as this lives.
+/// Makes an [`Interruption`] the thread's current one until it is dropped.
 #[must_use]
-pub struct Scope {
+pub struct InterruptionScope {
   outer: Option<Arc<Interruption>>,
-  /// It belongs to one thread.
+  /// The scope belongs to one thread.
   _not_send: PhantomData<*const ()>,
 }
 
-impl Drop for Scope {
+impl Drop for InterruptionScope {
   fn drop(&mut self) {
     CURRENT.set(self.outer.take());
   }

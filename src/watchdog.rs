@@ -1,8 +1,9 @@
-//! The one thread of the process that knows what time it is.
+//! One thread that enforces the deadlines of the whole process.
 //!
-//! Nobody tells it of each call: it is told only of a deadline that comes before the next one that
-//! it waits for. When it wakes, it looks at all that it watches and finds the next. So with calls
-//! of the same limit it wakes at most once in the time of that limit, and a call costs it nothing.
+//! Calls are not registered one by one. [`schedule`] wakes the watchdog only for a deadline before
+//! the next one that it waits for. When it wakes, it polls everything it watches and finds the next
+//! deadline. So for calls with the same timeout it wakes at most once per timeout, and a call costs
+//! it nothing.
 
 use std::sync::atomic::Ordering;
 use std::sync::{LazyLock, PoisonError, Weak};
@@ -10,18 +11,18 @@ use std::time::{Duration, Instant};
 
 use crate::sync::{self, AtomicU64, Condvar, Mutex, MutexGuard, process_static, thread};
 
-/// What has deadlines.
-pub trait Watched: Send + Sync {
-  /// Does what is due at `now`, and says when the next deadline is. On the watchdog's thread.
+/// Something with deadlines.
+pub trait HasDeadlines: Send + Sync {
+  /// Handles everything that is due at `now`, and returns the next deadline. Runs on the watchdog's thread.
   fn poll_deadlines(&self, now: Instant) -> Option<Instant>;
 }
 
 struct Watchdog {
-  /// The moment from which `next` counts.
+  /// `next` counts from this moment.
   epoch: Instant,
-  /// Nanoseconds after `epoch` at which the watchdog will look; [`NEVER`] while it has no reason to.
+  /// When the watchdog polls next, in nanoseconds after `epoch`; [`NEVER`] if nothing is scheduled.
   next: AtomicU64,
-  watched: Mutex<Vec<Weak<dyn Watched>>>,
+  watched: Mutex<Vec<Weak<dyn HasDeadlines>>>,
   earlier: Condvar,
   is_started: Mutex<bool>,
 }
@@ -38,10 +39,10 @@ process_static! {
   });
 }
 
-/// Has `watched` looked at from now on, for as long as it lives. An error where the thread cannot
-/// be started.
-pub fn watch(watched: Weak<dyn Watched>) -> std::io::Result<()> {
-  // Started under the lock, so that there is one however many plugins are opened at once.
+/// Polls `watched` from now on, until it is dropped. Fails if the watchdog's thread cannot be
+/// started.
+pub fn watch(watched: Weak<dyn HasDeadlines>) -> std::io::Result<()> {
+  // Under the lock, so that only one thread starts even if several plugins open at once.
   let is_started = WATCHDOG.is_started.lock();
   let mut is_started = is_started.unwrap_or_else(PoisonError::into_inner);
   if !*is_started {
@@ -57,13 +58,13 @@ pub fn watch(watched: Weak<dyn Watched>) -> std::io::Result<()> {
   Ok(())
 }
 
-/// Makes sure that the watchdog looks no later than at `deadline`.
+/// Makes the watchdog poll no later than at `deadline`.
 pub fn schedule(deadline: Instant) {
   WATCHDOG.schedule(deadline);
 }
 
 impl Watchdog {
-  fn lock(&self) -> MutexGuard<'_, Vec<Weak<dyn Watched>>> {
+  fn lock(&self) -> MutexGuard<'_, Vec<Weak<dyn HasDeadlines>>> {
     self.watched.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
@@ -71,8 +72,8 @@ impl Watchdog {
     let nanoseconds = deadline.saturating_duration_since(self.epoch).as_nanos();
     let at = u64::try_from(nanoseconds).unwrap_or(NEVER);
     if at < self.next.fetch_min(at, Ordering::SeqCst) {
-      // Taken, so that the notice cannot fall between the watchdog's last look at `next` and its
-      // sleep.
+      // The lock keeps the notification from falling between the watchdog's last read of `next` and
+      // its sleep.
       let _list = self.lock();
       self.earlier.notify_one();
     }
@@ -81,7 +82,7 @@ impl Watchdog {
   fn run(&self) {
     loop {
       self.wait();
-      // From here on who has a deadline tells of it again, and what is found below does.
+      // From here on, new deadlines schedule themselves; those that exist are polled below.
       self.next.store(NEVER, Ordering::SeqCst);
       let watched: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
       let now = sync::now();
@@ -95,7 +96,7 @@ impl Watchdog {
     }
   }
 
-  /// Sleeps until `next` has come.
+  /// Sleeps until `next`.
   fn wait(&self) {
     let mut list = self.lock();
     loop {

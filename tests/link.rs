@@ -6,12 +6,12 @@ use extism_host::abi::{FunctionType, ValueType};
 use extism_host::host::{Answer, HostFunction, UntypedFunction};
 use extism_host::plugin::LoadedModule;
 use extism_host::plugin::link::{
-  ExportDescription, ImportDescription, Kind, LinkError, LinkLimits, Linked, Options, limits, link,
-  names,
+  ExportDescription, ImportDescription, Kind, LinkError, LinkLimits, LinkOptions, Linked, limits,
+  link, names,
 };
 use wasmtime::{Caller, Config, Engine, Extern, Instance, Linker, Module, Store, Val};
 
-/// A stand-in for the kernel: enough of the ABI to see that calls arrive.
+/// A stand-in for the kernel: enough of the ABI to show that calls arrive.
 const KERNEL: &str = r#"(module
   (memory (export "blocks") 1)
   (memory (export "table") 1)
@@ -51,16 +51,16 @@ fn functions() -> Vec<HostFunction> {
   ]
 }
 
-/// How a test links: everything but the modules.
+/// How a test links: everything except the modules.
 #[derive(Clone, Copy)]
-struct Settings<'a> {
+struct InstanceSettings<'a> {
   wasi: bool,
   checks: bool,
   limits: LinkLimits,
   untyped: &'a [UntypedFunction],
 }
 
-impl Default for Settings<'_> {
+impl Default for InstanceSettings<'_> {
   fn default() -> Self {
     Self {
       wasi: true,
@@ -71,8 +71,8 @@ impl Default for Settings<'_> {
   }
 }
 
-impl Settings<'_> {
-  /// A module without a name is the main module.
+impl InstanceSettings<'_> {
+  /// Adds a module. One without a name is the main module.
   fn link(&self, modules: &[(Option<&str>, &[u8])]) -> Result<Linked, LinkError> {
     let modules = modules
       .iter()
@@ -87,7 +87,7 @@ impl Settings<'_> {
   fn link_loaded(&self, modules: &[LoadedModule]) -> Result<Linked, LinkError> {
     link(
       modules,
-      &Options {
+      &LinkOptions {
         wasi: self.wasi,
         checks: self.checks,
         kernel: KERNEL,
@@ -101,13 +101,13 @@ impl Settings<'_> {
 }
 
 fn linked(modules: &[(Option<&str>, &[u8])]) -> Linked {
-  Settings::default()
+  InstanceSettings::default()
     .link(modules)
     .unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn refused(modules: &[(Option<&str>, &[u8])]) -> LinkError {
-  Settings::default().link(modules).unwrap_err()
+  InstanceSettings::default().link(modules).unwrap_err()
 }
 
 fn engine() -> &'static Engine {
@@ -126,7 +126,7 @@ fn engine() -> &'static Engine {
   })
 }
 
-/// What the host functions of [`Running`] were called with.
+/// The arguments with which the host functions of [`Running`] were called.
 #[derive(Default)]
 struct Seen {
   calls: Arc<Mutex<Vec<String>>>,
@@ -154,7 +154,7 @@ impl Running {
           ty,
           move |mut caller: Caller<'_, Seen>, params, results| {
             caller.data().calls.lock().unwrap().push(called.clone());
-            // WASI finds the memory so; it writes where the first argument says.
+            // WASI finds the memory like this, and writes to the address in the first argument.
             if called.contains("fd_close")
               && let Some(Extern::Memory(memory)) = caller.get_export("memory")
             {
@@ -222,7 +222,7 @@ fn run(modules: &[(Option<&str>, &[u8])]) -> Running {
   Running::new(linked(modules))
 }
 
-/// What a module imports and exports.
+/// The imports and exports of a module.
 fn border(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
   let module = Module::new(engine(), bytes).unwrap();
   (
@@ -237,7 +237,7 @@ fn border(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
   )
 }
 
-/// How many interrupt checks each function has, with its name.
+/// The number of interrupt checks in each function, by its name.
 fn checks(linked: &Linked) -> Vec<(String, usize)> {
   use wasmparser::{KnownCustom, Name, Operator, Parser, Payload};
 
@@ -277,7 +277,7 @@ fn checks(linked: &Linked) -> Vec<(String, usize)> {
 }
 
 #[test]
-fn only_modules_are_taken() {
+fn only_core_modules_are_accepted() {
   let module = wat("(module (func))");
   let with_another_version = {
     let mut bytes = module.clone();
@@ -308,7 +308,7 @@ fn only_modules_are_taken() {
 }
 
 #[test]
-fn errors_do_not_quote_what_is_not_a_module() {
+fn errors_do_not_quote_bytes_that_are_not_a_module() {
   let error = refused(&[(None, b"password=secret")]).to_string();
   assert!(!error.contains("secret"), "{error}");
 }
@@ -320,13 +320,13 @@ fn invalid_modules_are_refused() {
     ("start", &[8, 1, 7][..]),
     // An export of a function that does not exist.
     ("export", &[7, 5, 1, 1, b'f', 0, 9]),
-    // A shared memory: no limit would reach it.
+    // A shared memory, to which no limit applies.
     ("memory", &[5, 4, 1, 3, 1, 2]),
     // Two sections in the wrong order.
     ("order", &[3, 1, 0, 1, 1, 0]),
     // A function without a body.
     ("function", &[1, 4, 1, 0x60, 0, 0, 3, 2, 1, 0]),
-    // `try` and `catch_all`: the first form of exceptions, which Wasmtime does not run.
+    // `try` and `catch_all`: the old form of exceptions, which Wasmtime does not support.
     (
       "try",
       &[
@@ -342,9 +342,9 @@ fn invalid_modules_are_refused() {
   }
 }
 
-/// Everything here names something that exists in the linked module, and not in the guest.
+/// Every index here exists in the linked module, but not in the guest.
 #[test]
-fn bodies_cannot_reach_beyond_their_module() {
+fn bodies_cannot_refer_to_other_modules() {
   for body in [
     "i32.const 0 i32.load8_u 0 drop",
     "call 1",
@@ -422,7 +422,7 @@ fn missing_imports_are_named() {
 }
 
 #[test]
-fn near_misses_are_hinted_at() {
+fn similar_names_are_suggested() {
   for (module, name, hint) in [
     (
       "extism:host/usr",
@@ -449,7 +449,7 @@ fn near_misses_are_hinted_at() {
 }
 
 #[test]
-fn the_way_to_each_missing_import_is_named() {
+fn errors_name_the_path_to_each_missing_import() {
   let importing = |imports: &[(&str, &str)]| {
     let imports = imports
       .iter()
@@ -481,9 +481,9 @@ fn the_way_to_each_missing_import_is_named() {
     message(&[(Some("b"), &empty), (Some("a"), &a), (None, &main)]),
     [lost("main\"/\"a", "y"), lost("main", "z")].join("\n")
   );
-  // A module that the main module does not lead to.
+  // A module that the main module does not reach.
   assert_eq!(message(&[(Some("b"), &b), (None, &empty)]), lost("b", "x"));
-  // Modules in a circle are walked through once.
+  // Modules that import from each other are visited once.
   let circle = importing(&[("c", "run"), ("x", "run")]);
   assert_eq!(
     message(&[(Some("c"), &circle), (None, &importing(&[("c", "run")]))]),
@@ -493,9 +493,9 @@ fn the_way_to_each_missing_import_is_named() {
 
 #[test]
 fn without_wasi_its_functions_are_missing() {
-  let settings = Settings {
+  let settings = InstanceSettings {
     wasi: false,
-    ..Settings::default()
+    ..InstanceSettings::default()
   };
   let module = wat(
     r#"(module (import "wasi_snapshot_preview1" "fd_write"
@@ -553,7 +553,7 @@ fn types_of_imports_are_compared() {
       ),
       "{import}"
     );
-    // What fits is taken.
+    // Compatible types are accepted.
     let module = wat(
       r#"(module
            (import "a" "memory" (memory 1)) (import "a" "bounded" (memory 0 6))
@@ -591,7 +591,7 @@ fn types_that_imports_name_are_compared_by_what_they_are() {
 
 #[test]
 fn a_type_that_no_host_function_has_is_refused() {
-  // Equal in shape, but open to subtypes, so another type.
+  // The same shape, but open to subtypes, so it is another type.
   let module = wat(
     r#"(module (type $open (sub (func (param i64) (result i64))))
          (import "extism:host/user" "hostMemoryGet" (func (type $open))))"#,
@@ -623,7 +623,7 @@ fn circular_reexports_are_named() {
     ]),
     "b c b"
   );
-  // Through a definition there is no circle.
+  // No cycle: it ends at a definition.
   let own = wat(r#"(module (import "main" "run" (func)) (func (export "run")))"#);
   run(&[(None, &own)]).call("run").unwrap();
 }
@@ -692,7 +692,7 @@ fn modules_may_import_from_one_another() {
     let mut running = run(&modules);
     assert_eq!(running.number("run"), 1);
     assert_eq!(running.number("counted"), 6);
-    // The main module's data comes last.
+    // The main module's data is written last.
     assert_eq!(running.number("bytes"), 0x0201);
     assert_eq!(running.number("indirect"), 1);
     assert!(running.call("mismatch").is_err());
@@ -737,7 +737,7 @@ fn imported_globals_initialize() {
 }
 
 #[test]
-fn a_table_may_not_start_with_what_is_not_a_constant() {
+fn the_initial_value_of_a_table_must_be_a_constant() {
   let a = wat(
     r#"(module (type $s (struct))
          (global (export "object") (ref struct) (struct.new $s)))"#,
@@ -764,7 +764,7 @@ fn reexports_lead_to_the_definition() {
          (import "extism:host/user" "hostMemoryGet" (func $get (param i64) (result i64)))
          (export "g" (func $f)) (export "n" (memory $m)) (export "get" (func $get)))"#,
   );
-  // The limits are those of the memory itself, not those with which it was imported.
+  // The limits are those of the memory itself, not those of the import.
   let main = wat(
     r#"(module (import "b" "g" (func $g (result i32))) (import "b" "n" (memory 2 10))
          (import "b" "get" (func $get (param i64) (result i64)))
@@ -802,14 +802,14 @@ fn long_chains_link() {
       r#"(module (import "m0" "run" (func $run (result i32))) (export "run" (func $run)))"#,
     ),
   });
-  let linked = Settings::default().link_loaded(&modules).unwrap();
+  let linked = InstanceSettings::default().link_loaded(&modules).unwrap();
   assert_eq!(Running::new(linked).number("run"), 5);
 }
 
 #[test]
 fn many_imports_link() {
   let imports = r#"(import "extism:host/user" "hostMemoryGet" (func (param i64) (result i64)))"#
-    .repeat(limits::IMPORTS.most as usize);
+    .repeat(limits::IMPORTS.max as usize);
   let linked = linked(&[(None, &wat(&format!("(module {imports})")))]);
   assert_eq!(border(&linked.bytes).0, ["extism-host:function 0"]);
 }
@@ -905,7 +905,7 @@ fn only_some_exports_can_be_called() {
       kind: Kind::Function
     }]
   );
-  // `memory` is for WASI, which nothing imports here.
+  // `memory` is for WASI, which no module imports here.
   let (imports, exports) = border(&linked.bytes);
   assert!(imports.is_empty());
   assert_eq!(
@@ -933,7 +933,7 @@ fn only_some_exports_can_be_called() {
 }
 
 #[test]
-fn nothing_runs_before_the_host_says_so() {
+fn no_guest_code_runs_before_the_host_calls_it() {
   let module = wat(
     r#"(module (import "extism:host/user" "count" (func $count (param i32)))
          (func $begin (call $count (i32.const 1))) (start $begin)
@@ -1031,7 +1031,7 @@ fn a_wrong_kernel_is_an_internal_error() {
       name: "main".to_owned(),
       bytes: wat("(module)"),
     };
-    let options = Options {
+    let options = LinkOptions {
       wasi: true,
       checks: true,
       kernel: text,
@@ -1062,9 +1062,9 @@ fn untyped_functions_have_the_type_of_their_import() {
       )
     }),
   };
-  let settings = Settings {
+  let settings = InstanceSettings {
     untyped: &[untyped],
-    ..Settings::default()
+    ..InstanceSettings::default()
   };
   let module = wat(
     r#"(module
@@ -1086,7 +1086,7 @@ fn untyped_functions_have_the_type_of_their_import() {
       "extism-host:function 2"
     ]
   );
-  // A host function has one result at most.
+  // A host function has at most one result.
   let module = wat(r#"(module (import "env" "any" (func (result i32 i32))))"#);
   assert!(settings.link(&[(None, &module)]).is_err());
 }
@@ -1138,12 +1138,12 @@ fn each_memory_has_its_wasi() {
 
 #[test]
 fn initial_sizes_are_limited() {
-  let settings = Settings {
+  let settings = InstanceSettings {
     limits: LinkLimits {
       memory_pages: 83,
       table_elements: 1000,
     },
-    ..Settings::default()
+    ..InstanceSettings::default()
   };
   let memory = |pages: u64| wat(&format!("(module (memory {pages}))"));
   let pages = |linked: Result<Linked, LinkError>| linked.map(|linked| linked.initial_pages);
@@ -1178,7 +1178,7 @@ fn initial_sizes_are_limited() {
 }
 
 #[test]
-fn what_cannot_be_compiled_in_time_is_refused() {
+fn modules_that_take_too_long_to_compile_are_refused() {
   let too_large = |text: &str| match refused(&[(None, &wat(text))]) {
     LinkError::TooLarge {
       what, found, limit, ..
@@ -1189,7 +1189,7 @@ fn what_cannot_be_compiled_in_time_is_refused() {
     other => panic!("{other}"),
   };
   let repeat = |text: &str, count: usize| text.repeat(count);
-  let count = |limit: limits::Limit| limit.most as usize + 1;
+  let count = |limit: limits::Limit| limit.max as usize + 1;
   for (limit, body) in [
     (
       limits::MEMORIES,
@@ -1243,7 +1243,7 @@ fn what_cannot_be_compiled_in_time_is_refused() {
         repeat("(loop)", 540)
       ),
     ),
-    // Values on the stack cost as locals do.
+    // Values on the stack count like locals.
     (
       limits::FUNCTION_COMPLEXITY,
       format!(
@@ -1258,7 +1258,7 @@ fn what_cannot_be_compiled_in_time_is_refused() {
   ] {
     assert_eq!(too_large(&format!("(module {body})")), limit.what);
   }
-  // Together, not each: two modules.
+  // Two modules that exceed the limit only together.
   let half = wat(&format!("(module {})", repeat("(memory 0)", 9)));
   assert!(matches!(
     refused(&[(Some("a"), &half), (None, &half)]),
@@ -1280,7 +1280,7 @@ fn the_attack_with_locals_and_loops_is_refused() {
   );
 }
 
-/// As in `printf` that was compiled without optimizations.
+/// As in a `printf` that was compiled without optimizations.
 #[test]
 fn a_function_with_many_locals_and_some_loops_links() {
   let module = wat(&format!(
@@ -1340,7 +1340,7 @@ fn large_guests_link() {
 }
 
 #[test]
-fn types_of_two_modules_are_the_same_types() {
+fn identical_types_of_two_modules_are_shared() {
   let list = "(rec
     (type $list (sub (struct (field i32) (field (ref null $list)) (field (ref null $visit)))))
     (type $visit (func (param (ref null $list)) (result i32))))";
@@ -1367,7 +1367,8 @@ fn types_of_two_modules_are_the_same_types() {
   let mut running = run(&[(Some("a"), &a), (None, &main)]);
   assert_eq!(running.number("run"), 12);
   assert_eq!(running.number("cast"), 1);
-  // A function whose result is a subtype does not have the type, but one declared as a subtype does.
+  // A function whose result is a subtype does not match the type, but one declared as a subtype
+  // does.
   let types = "(type $f (sub (func (result (ref null any)))))
     (type $g (sub $f (func (result (ref null struct)))))";
   let a = wat(&format!(
@@ -1433,7 +1434,8 @@ fn names_survive_in_backtraces() {
     frames(&mut running, "load"),
     ["extism-host:kernel/unnamed_load", "reads"]
   );
-  // Nothing but the kernel has such a name. What has no name has its index in its own module.
+  // Only the kernel's functions have such names. A function without a name gets its index in its own
+  // module.
   assert_eq!(
     frames(&mut running, "pretend"),
     ["a!wasm-function[1]", "wasm-function[8]"]
@@ -1476,7 +1478,7 @@ fn every_loop_and_every_caller_checks_for_interrupts() {
     ("typed", 1),
     ("unreachable", 1),
     ("both", 2),
-    // The kernel is ours: it has a loop, and no checks.
+    // The kernel is ours: it has a loop, but no checks.
     ("extism-host:kernel/unnamed_load", 0),
     ("extism-host:kernel/store_u8", 0),
     ("extism-host:kernel/load_u64", 0),
@@ -1487,9 +1489,9 @@ fn every_loop_and_every_caller_checks_for_interrupts() {
   assert_eq!(checks(&with), expected);
   Running::new(with);
 
-  let without = Settings {
+  let without = InstanceSettings {
     checks: false,
-    ..Settings::default()
+    ..InstanceSettings::default()
   };
   let without = without.link(&[(None, &module)]).unwrap();
   assert!(checks(&without).iter().all(|(_, count)| *count == 0));
@@ -1501,8 +1503,8 @@ fn every_loop_and_every_caller_checks_for_interrupts() {
 }
 
 #[test]
-fn an_interrupt_page_that_is_not_there_ends_every_shape() {
-  // A check of the memory without a page traps at once: so each shape must reach one.
+fn every_kind_of_loop_and_call_reaches_an_interrupt_check() {
+  // Without a page, a check traps at once. So each guest here must reach a check.
   for body in [
     "(loop $l (br $l))",
     "(loop $a (loop $b (br $b)) (br $a))",
@@ -1540,7 +1542,7 @@ fn malformed_names_are_dropped() {
   running.call("run").unwrap();
 }
 
-/// Bytes that were a module once: an error, or a module that is valid.
+/// Corrupted modules: linking fails, or the result is valid.
 #[test]
 fn damaged_modules_do_no_harm() {
   let whole = [
@@ -1581,7 +1583,7 @@ fn damaged_modules_do_no_harm() {
       }
     }
     let other = (Some("other"), whole[1].as_slice());
-    match Settings::default().link(&[other, (None, &bytes)]) {
+    match InstanceSettings::default().link(&[other, (None, &bytes)]) {
       Ok(linked) => {
         good += 1;
         validator.reset();
@@ -1596,7 +1598,7 @@ fn damaged_modules_do_no_harm() {
   assert!(good > 100, "{good}");
 }
 
-/// A plugin as a compiler writes it, if the tests run where it is.
+/// A plugin as a compiler writes it, if it exists on the machine that runs the tests.
 #[test]
 fn a_real_plugin_links() {
   let path = concat!(

@@ -1,12 +1,13 @@
-//! An instance that is put back after a call is as it was before its first one, whatever the call has changed.
+//! An instance that is restored after a call has the same state as before its first call, whatever the call
+//! has changed.
 
 mod common;
 
 use common::{KERNEL, Loaded, World, wat};
 use extism_host::plugin::instance::{Ending, Instance, Outcome, Run};
 
-/// `look` returns a digest of all memory and globals, then writes to every third page, and to all globals. The
-/// digest includes where a new block is, and what it has.
+/// `look` returns a digest of all memory and globals, then writes to every third page and to all globals. The
+/// digest includes the offset and the contents of a new block.
 const GUEST: &str = r#"
   (memory 64)
   (memory $other 2)
@@ -85,13 +86,13 @@ fn swap_out() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn nothing_that_a_call_has_written_is_left() {
+fn restoring_removes_everything_that_a_call_has_written() {
   let plugin = load(GUEST);
   let mut instance = start(&plugin);
   let fresh = call(&plugin, &mut instance, "look");
   let is_restored = instance.restore();
   if !is_restored {
-    // Before Linux 6.7 instances are replaced instead.
+    // Before Linux 6.7, instances are replaced instead.
     return;
   }
   for round in 0..20 {
@@ -101,14 +102,14 @@ fn nothing_that_a_call_has_written_is_left() {
     }
     assert!(instance.restore());
   }
-  // The digest notices what is left.
+  // The digest detects leftovers.
   call(&plugin, &mut instance, "look");
   instance.reset();
   assert_ne!(call(&plugin, &mut instance, "look"), fresh);
 }
 
 #[test]
-fn an_instance_that_has_grown_is_not_put_back() {
+fn an_instance_that_has_grown_is_not_restored() {
   let plugin = load(GUEST);
   let mut instance = start(&plugin);
   call(&plugin, &mut instance, "grow");
@@ -116,7 +117,7 @@ fn an_instance_that_has_grown_is_not_put_back() {
 }
 
 #[test]
-fn an_instance_with_a_large_memory_is_not_put_back() {
+fn an_instance_with_a_large_memory_is_not_restored() {
   let plugin = load(r#"(memory 2000) (func (export "run"))"#);
   let mut instance = start(&plugin);
   call(&plugin, &mut instance, "run");
@@ -124,7 +125,7 @@ fn an_instance_with_a_large_memory_is_not_put_back() {
 }
 
 #[test]
-fn an_instance_that_can_change_more_than_memories_and_globals_is_not_put_back() {
+fn an_instance_that_can_change_more_than_memories_and_globals_is_not_restored() {
   for body in [
     r#"(table $table 1 funcref)
        (func (export "run") (table.set $table (i32.const 0) (ref.null func)))"#,
@@ -142,8 +143,8 @@ fn an_instance_that_can_change_more_than_memories_and_globals_is_not_put_back() 
   }
 }
 
-/// Its initialization grows both memories and writes to what is new; `look` returns a digest of both memories'
-/// sizes and contents, of what growing them by too much returns, and of what the initialization did.
+/// The initialization grows both memories and writes to the new pages. `look` returns a digest of both
+/// memories' sizes and contents, of the results of growing them too far, and of what the initialization did.
 const GROWING: &str = r#"
   (memory $first 1 20)
   (memory $second 0)
@@ -178,7 +179,7 @@ const GROWING: &str = r#"
   (func (export "beyond") (drop (i64.load $first (i32.const 196608))))
   (func (export "grow") (drop (memory.grow $first (i32.const 1))))"#;
 
-/// Whether this system can put instances back.
+/// Whether this system can restore instances.
 fn can_restore() -> bool {
   let plugin = load(GUEST);
   let mut instance = start(&plugin);
@@ -187,11 +188,11 @@ fn can_restore() -> bool {
 }
 
 #[test]
-fn an_instance_is_put_back_and_initialized_again() {
+fn an_instance_is_restored_and_initialized_again() {
   let plugin = load(GROWING);
   let mut instance = start(&plugin);
   let fresh = call(&plugin, &mut instance, "look");
-  // 1 initialization, and what growing returned: 1 page, and none.
+  // 1 initialization, and the results of growing: 1 page, and failure.
   assert_eq!(fresh.get(8..), Some(11_u64.to_le_bytes().as_slice()));
   if !can_restore() {
     return;
@@ -199,7 +200,7 @@ fn an_instance_is_put_back_and_initialized_again() {
   for round in 0..20 {
     assert!(instance.restore(), "round {round}");
     assert_eq!(instance.initialize(), Ok(()));
-    assert!(instance.is_like_new());
+    assert!(instance.matches_new_instance());
     assert_eq!(call(&plugin, &mut instance, "look"), fresh, "round {round}");
   }
   assert!(instance.restore());
@@ -212,7 +213,7 @@ fn an_instance_is_put_back_and_initialized_again() {
 }
 
 #[test]
-fn an_instance_that_a_call_has_grown_is_not_put_back_though_its_initialization_may_run_again() {
+fn an_instance_that_a_call_has_grown_is_not_restored_even_if_its_initialization_can_run_again() {
   let plugin = load(GROWING);
   let mut instance = start(&plugin);
   call(&plugin, &mut instance, "grow");
@@ -220,7 +221,7 @@ fn an_instance_that_a_call_has_grown_is_not_put_back_though_its_initialization_m
 }
 
 #[test]
-fn an_instance_whose_initialization_grows_less_when_it_runs_again_can_be_told_from_a_new_one() {
+fn an_instance_whose_second_initialization_grows_less_differs_from_a_new_one() {
   let plugin = load(
     r#"(memory 1)
        (func (export "_initialize") (local $key i64)
@@ -232,12 +233,12 @@ fn an_instance_whose_initialization_grows_less_when_it_runs_again_can_be_told_fr
        (func (export "run"))"#,
   );
   let mut instance = start(&plugin);
-  assert!(instance.is_like_new());
+  assert!(instance.matches_new_instance());
   call(&plugin, &mut instance, "run");
   if !can_restore() {
     return;
   }
   assert!(instance.restore());
   assert_eq!(instance.initialize(), Ok(()));
-  assert!(!instance.is_like_new());
+  assert!(!instance.matches_new_instance());
 }

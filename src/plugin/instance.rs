@@ -1,7 +1,8 @@
 //! A compiled plugin, and one instance of it: initialization and calls.
 //!
-//! An instance stays on one thread. What ends a run by anything but a return leaves the guest's state
-//! unknown, so the instance is dropped and another is made from the same [`Template`], in microseconds.
+//! An instance stays on one thread. If a run ends in any way other than returning, the guest's state is
+//! unknown, so the instance is dropped and another is created from the same [`Template`], in
+//! microseconds.
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
@@ -13,11 +14,11 @@ use wasmtime::{
 };
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder};
 
-use super::engine::{self, Kind};
+use super::engine::{self, EngineKind};
 use super::interrupt::Interrupt;
 use super::link::{self, Callable, Initializer, Linked, StateExports};
 use super::manifest::AllowedPath;
-use super::pristine::{Pristine, State};
+use super::pristine::{GuestState, Pristine};
 use super::reference::Reference;
 use super::wasi;
 use crate::abi::{self, FunctionType, ValueType};
@@ -27,73 +28,74 @@ use crate::host::{Guest, HostFunction, HostFunctionError, Interruption, Stop};
 use crate::kernel::{AllocError, HasKernel, Kernel};
 use crate::{Code, Error, Result, signals};
 
-/// How many bytes of a guest's error message are kept: 64 KiB. A message is for people.
+/// The maximum length of a guest's error message: 64 KiB. Longer ones are cut, because messages are for
+/// people.
 pub(super) const MAX_MESSAGE: usize = 64 << 10;
 
-/// How many functions a backtrace names.
+/// The maximum number of functions in a backtrace.
 const MAX_FRAMES: usize = 32;
 
-/// How long the name of a function may be there.
+/// The maximum length of a function name in a backtrace.
 const MAX_FRAME_NAME: usize = 256;
 
-/// What the kernel's memory for blocks has at first.
+/// The initial size of the kernel's memory for blocks.
 const FIRST_KERNEL_BYTES: u64 = 64 << 10;
 
-/// How large the memory of an input may be to be used again for the output.
+/// The maximum capacity of an input buffer that is reused for the output.
 const MAX_SPARE: usize = 4096;
 
-/// What instances of a plugin may use, and what they have of WASI.
+/// The limits of a plugin's instances, and their WASI environment.
 #[derive(Clone)]
-pub struct Settings {
-  /// The engine's kind.
-  pub kind: Kind,
-  /// Units of fuel that the initialization and each call have, if they are counted.
+pub struct InstanceSettings {
+  /// The kind of the engine.
+  pub kind: EngineKind,
+  /// Units of fuel for the initialization and for each call; not counted if `None`.
   pub fuel: Option<u64>,
-  /// Pages by which memories may grow together.
+  /// The number of pages by which all memories together may grow.
   pub growth_pages: u64,
-  /// Bytes that live blocks may have together.
+  /// The maximum size of all live blocks together, in bytes.
   pub live_bytes: u64,
-  /// Elements by which tables may grow together.
+  /// The number of elements by which all tables together may grow.
   pub table_elements: u64,
-  /// Bytes that an output may have.
+  /// The maximum size of an output, in bytes.
   pub max_output: u64,
-  /// Where standard output and error go.
+  /// The destination of standard output and error.
   pub output: Output,
-  /// What WASI guests see as their arguments.
+  /// The arguments that WASI guests see.
   pub arguments: Vec<String>,
-  /// Their environment.
+  /// Their environment variables.
   pub environment: Vec<(String, String)>,
-  /// Their directories.
+  /// The directories that they may access.
   pub allowed_paths: Vec<AllowedPath>,
 }
 
-/// A compiled plugin, from which instances are made. Any number of threads may use it.
+/// A compiled plugin, from which instances are created. Any number of threads may use it.
 pub struct Template {
-  settings: Settings,
+  settings: InstanceSettings,
   imports: Imports,
   callables: Vec<Callable>,
-  /// What calls can change of an instance, if it can be put back.
+  /// The exports of the state that calls can change, if an instance can be restored.
   state: Option<StateExports>,
-  /// Its values before the initialization, which are the same for all instances.
+  /// The values of that state before the initialization, which are the same for all instances.
   pristine: OnceLock<Pristine>,
-  /// The number of `_start`, after which an instance has run.
+  /// The number of `_start`. An instance cannot be used again after it has run.
   start: Option<u32>,
   initializers: Vec<Initializer>,
   prepared: Arc<Prepared>,
-  /// The same on the engine without a pool, made when the pool is full for the first time.
+  /// The same for the engine without a pool, created when the pool is full for the first time.
   on_demand: OnceLock<Arc<Prepared>>,
 }
 
-/// What a linked module imports from the host besides the kernel's functions.
+/// A linked module's imports from the host besides the kernel's functions.
 struct Imports {
   functions: BTreeMap<usize, HostFunction>,
   uses_wasi: bool,
   wasi_memories: usize,
-  /// Whether what reaches out of the instance fails: all host functions, and WASI's file system.
+  /// Whether functions that reach outside the instance fail: all host functions, and WASI's file system.
   is_isolated: bool,
 }
 
-/// A module that is connected with its imports, on one engine.
+/// A module with its imports resolved, on one engine.
 struct Prepared {
   pre: InstancePre<Guest>,
   callables: Vec<ModuleExport>,
@@ -102,17 +104,22 @@ struct Prepared {
 
 impl Template {
   /// Connects a compiled module with the host functions that it imports.
-  pub fn new(module: &Module, linked: &Linked, settings: Settings) -> Result<Self> {
+  pub fn new(module: &Module, linked: &Linked, settings: InstanceSettings) -> Result<Self> {
     Self::with(module, linked, settings, false)
   }
 
-  /// The same for instances that cannot reach anything outside: host functions and WASI's file system end
-  /// the run.
-  pub fn isolated(module: &Module, linked: &Linked, settings: Settings) -> Result<Self> {
+  /// Like [`new`](Self::new), but the instances cannot reach anything outside: calling a host function or
+  /// WASI's file system ends the run.
+  pub fn isolated(module: &Module, linked: &Linked, settings: InstanceSettings) -> Result<Self> {
     Self::with(module, linked, settings, true)
   }
 
-  fn with(module: &Module, linked: &Linked, settings: Settings, is_isolated: bool) -> Result<Self> {
+  fn with(
+    module: &Module,
+    linked: &Linked,
+    settings: InstanceSettings,
+    is_isolated: bool,
+  ) -> Result<Self> {
     let imports = Imports {
       functions: linked.functions.clone(),
       uses_wasi: linked.uses_wasi,
@@ -137,7 +144,7 @@ impl Template {
     })
   }
 
-  /// For an instance that the pool has no place for.
+  /// For an instance that does not fit into the pool.
   fn on_demand(&self) -> Result<&Arc<Prepared>> {
     if let Some(prepared) = self.on_demand.get() {
       return Ok(prepared);
@@ -145,7 +152,7 @@ impl Template {
     let load = || {
       let code = self.prepared.pre.module().serialize()?;
       let engine = engine::on_demand(self.settings.kind)?;
-      // SAFETY: the bytes must be what Wasmtime's compiler has made. They are those of a module.
+      // SAFETY: the bytes must be output of Wasmtime's compiler. They are the serialization of a module.
       unsafe { Module::deserialize(&engine, code) }
     };
     let module = load().map_err(|error: wasmtime::Error| {
@@ -242,7 +249,7 @@ fn refuse(
   what: &str,
   ty: &FunctionType,
 ) -> wasmtime::Result<()> {
-  let error = HostFunctionError::new(format!("{what} cannot be called now"));
+  let error = HostFunctionError::new(format!("{what} cannot be called while a snapshot is taken"));
   let ty = function_type(linker.engine(), ty);
   linker.func_new(namespace, name, ty, move |_, _, _| {
     Err(wasmtime::Error::new(Stop::HostFunction(error.clone())))
@@ -262,14 +269,15 @@ fn define_host_function(
 ) -> wasmtime::Result<()> {
   let FunctionType { params, results } = &function.function;
   if let ([ValueType::I64], [ValueType::I64]) = (params.as_slice(), results.as_slice()) {
-    // Most functions take an offset and return one. Wasmtime calls a typed function in half the time.
+    // Most functions take an offset and return one. Calling a typed function takes Wasmtime half the
+    // time.
     let typed = move |caller: wasmtime::Caller<'_, Guest>, argument: i64| {
       let mut result = [Val::I64(0)];
       let called = function.call(caller, &[Val::I64(argument)], &mut result);
       called.map_err(wasmtime::Error::new)?;
       match result {
         [Val::I64(result)] => Ok(result),
-        // The call has checked it.
+        // Unreachable: `call` has checked the type.
         _ => Err(wasmtime::Error::msg("the result has another type")),
       }
     };
@@ -289,7 +297,7 @@ fn define_host_function(
   Ok(())
 }
 
-/// The functions of the kernel that the host has.
+/// The kernel functions that the host implements.
 fn define_kernel(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
   linker.func_wrap(
     link::names::KERNEL,
@@ -311,67 +319,68 @@ fn define_kernel(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
   Ok(())
 }
 
-/// Why a call that the guest has ended has no output.
+/// Why a call that ended normally has no output.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-  /// The guest set an error message, or returned a code other than 0, or both.
+  /// The guest set an error message, returned a code other than 0, or both.
   #[error("{}", message.clone().unwrap_or_else(|| format!("the plugin returned the code {code}")))]
   Failed {
-    /// What the export returned; 0 for one that returns no i32.
+    /// The return value of the export; 0 if it does not return an i32.
     code: i32,
-    /// The error that the guest set; one of more than 64 KiB is cut, and says so at its end.
+    /// The error message that the guest set. If longer than 64 KiB, it is cut and ends with a note about
+    /// that.
     message: Option<String>,
   },
-  /// The output is longer than allowed. It was not copied.
-  #[error("the output has {length} bytes; {limit} are allowed")]
+  /// The output exceeds the limit. It was not copied.
+  #[error("the output has {length} bytes; the limit is {limit}")]
   OutputTooLarge {
-    /// Its bytes.
+    /// Its size in bytes.
     length: u64,
-    /// How many there may be.
+    /// The limit in bytes.
     limit: u64,
   },
 }
 
-/// What a guest has left as its output.
+/// The output of a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CallOutput {
-  /// The output. None if it is not set; then this may still have the memory of the input.
+  /// The output. Empty if it is not set; the vector may then still hold the buffer of the input.
   pub bytes: Vec<u8>,
-  /// Whether the guest has set one, if only an empty one.
+  /// Whether the guest has set an output, even an empty one.
   pub is_set: bool,
 }
 
 /// How a call ended.
 #[derive(Debug)]
 pub enum Outcome {
-  /// The guest returned. The instance serves on.
+  /// The guest returned. The instance can serve further calls.
   Returned(Result<CallOutput, CallError>),
-  /// The guest returned, or exited, and the instance cannot serve another call.
+  /// The guest returned or exited, and the instance cannot serve another call.
   Exited(Result<CallOutput, CallError>),
-  /// Something ended the run.
+  /// The run was ended early.
   Ended(Ending),
 }
 
-/// What ended a run. It is known from types and from our own record; nothing that a guest says
-/// decides it.
+/// Why a run was ended. Determined from error types and our own records, never from anything that a guest
+/// says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
   /// The guest called `proc_exit` with this code during its initialization.
   Exited(i32),
-  /// The guest did what WebAssembly, WASI or the kernel does not allow.
+  /// The guest violated a rule of WebAssembly, WASI or the kernel.
   Trapped {
-    /// What it did.
+    /// The rule that was violated.
     message: String,
-    /// The functions that were running, the innermost first.
+    /// The functions that were running, innermost first.
     backtrace: Vec<String>,
-    /// Whether it has written to standard error before, and nobody sees it.
+    /// Whether the guest had written to standard error and that output was discarded.
     has_hidden_errors: bool,
   },
-  /// The guest wanted more memory than its limit.
+  /// The guest exceeded its memory limit.
   OutOfMemory,
   /// The guest used up its fuel.
   OutOfFuel,
-  /// It was interrupted.
+  /// The instance was interrupted.
   Interrupted,
   /// A host function failed.
   HostFunction(HostFunctionError),
@@ -390,66 +399,69 @@ impl From<Stop> for Ending {
   }
 }
 
-/// What instances of a plugin are made from.
+/// The source of a plugin's instances.
 #[derive(Clone)]
-pub enum Runtime {
+pub enum PluginRuntime {
   /// This crate's own core.
   Wasmtime(Arc<Template>),
-  /// The reference.
+  /// The reference runtime.
   Extism(Arc<Reference>),
 }
 
-/// What a worker does with an instance.
+/// An instance, as a worker uses it.
 pub trait Run {
-  /// What interrupts it.
+  /// The handle that interrupts the instance.
   fn interrupt(&self) -> &Interrupt;
 
-  /// What its host functions watch.
+  /// The cancellation that its host functions watch.
   fn interruption(&self) -> Arc<Interruption>;
 
-  /// Runs what initializes the guest. Once, before the first call.
+  /// Runs the guest's initialization. Called once before the first call, and again after
+  /// [`restore`](Self::restore).
   fn initialize(&mut self) -> Result<(), Ending>;
 
-  /// Calls the export of that number.
+  /// Calls the export with the number `export`.
   fn call(&mut self, number: u64, export: u32, input: Vec<u8>) -> Outcome;
 
-  /// Forgets everything of the last call but the guest's own state.
+  /// Clears everything that the last call has left, except the guest's own state.
   fn reset(&mut self);
 
-  /// Before the initialization, if [`restore`](Self::restore) will be called: keeps what that needs.
+  /// Saves what [`restore`](Self::restore) needs. Called before the initialization.
   fn prepare_restore(&mut self);
 
-  /// Undoes everything since then. `false` if that fails; then the instance must be replaced.
+  /// Restores the state at [`prepare_restore`](Self::prepare_restore). If this returns `false`, the
+  /// instance must be replaced.
   fn restore(&mut self) -> bool;
 
   /// Whether the plugin has an initialization.
   fn has_initialization(&self) -> bool;
 
-  /// Whether further instances would be made from the same.
-  fn is_of(&self, runtime: &Runtime) -> bool;
+  /// Whether `runtime` would create instances from the same template.
+  fn is_instance_of(&self, runtime: &PluginRuntime) -> bool;
 
-  /// After the initialization: whether the instance cannot be told from a new one.
-  fn is_like_new(&self) -> bool;
+  /// Whether a restored instance is indistinguishable from a new one, after its initialization.
+  fn matches_new_instance(&self) -> bool;
 
-  /// The bytes of the memory that blocks lie in, which never shrinks.
+  /// The size of the memory that contains the blocks, in bytes. It never shrinks.
   fn kernel_bytes(&self) -> u64;
 
-  /// Whether the guest keeps more files open than it may between calls.
-  fn keeps_files(&self) -> bool;
+  /// Whether the guest has more files open than it may keep between calls.
+  fn has_too_many_files(&self) -> bool;
 
-  /// Takes the memory that the guest has now for what it needs.
-  fn accept_memory(&mut self);
+  /// Makes the current memory size the baseline for [`is_nearly_full`](Self::is_nearly_full).
+  fn set_memory_baseline(&mut self);
 
-  /// Whether the guest's memories have grown so much since then that they may soon reach their limit.
+  /// Whether the guest's memories have grown so much beyond the baseline that they may soon reach their
+  /// limit.
   fn is_nearly_full(&self) -> bool;
 }
 
-/// A function that can be called.
+/// A callable function of an instance.
 #[derive(Clone)]
-enum Entry {
+enum EntryPoint {
   Plain(TypedFunc<(), ()>),
   Coded(TypedFunc<(), i32>),
-  /// One with another result, which is dropped.
+  /// A function with another result type. The result is dropped.
   Other(Func, ValueType),
 }
 
@@ -458,13 +470,13 @@ pub struct Instance {
   template: Arc<Template>,
   prepared: Arc<Prepared>,
   interrupt: Interrupt,
-  /// By number; looked up when they are first called.
-  entries: Vec<Option<Entry>>,
+  /// By number; looked up on their first call.
+  entries: Vec<Option<EntryPoint>>,
   instance: wasmtime::Instance,
   spare: Vec<u8>,
-  /// Memories and globals, if it can be put back.
-  state: Option<State>,
-  is_like_new: bool,
+  /// The memories and globals, if the instance can be restored.
+  state: Option<GuestState>,
+  matches_new_instance: bool,
   store: Store<Guest>,
 }
 
@@ -476,7 +488,7 @@ impl Drop for Instance {
 }
 
 impl Instance {
-  /// Makes an instance. No code of the guest runs.
+  /// Creates an instance. Runs no guest code.
   pub fn new(template: &Arc<Template>) -> Result<Self> {
     match Self::on_engine(template, &template.prepared) {
       Err(error) if error.is::<PoolConcurrencyLimitError>() => {
@@ -506,7 +518,7 @@ impl Instance {
     let mut store = Store::new(prepared.pre.module().engine(), guest);
     store.limiter(|guest| &mut guest.limiter);
     if template.settings.fuel.is_some() {
-      // What instantiation runs is not the guest's.
+      // Instantiation must not consume the guest's fuel.
       store.set_fuel(u64::MAX)?;
     }
     let interrupt = Interrupt::new(&mut store, settings.kind.interruptions);
@@ -537,7 +549,7 @@ impl Instance {
       instance,
       spare: Vec::new(),
       state: None,
-      is_like_new: true,
+      matches_new_instance: true,
       store,
     })
   }
@@ -558,19 +570,19 @@ impl Instance {
     Some(())
   }
 
-  /// The instance itself, and its store.
+  /// The Wasmtime instance and its store.
   pub(super) fn parts(&mut self) -> (wasmtime::Instance, &mut Store<Guest>) {
     (self.instance, &mut self.store)
   }
 
   fn fill_fuel(&mut self) {
     if let Some(fuel) = self.template.settings.fuel {
-      // Fails only for an engine that does not count.
+      // Fails only for an engine that does not count fuel.
       let _ = self.store.set_fuel(fuel);
     }
   }
 
-  fn entry(&mut self, export: u32) -> Option<Entry> {
+  fn entry(&mut self, export: u32) -> Option<EntryPoint> {
     let index = export as usize;
     if let Some(entry) = self.entries.get(index)? {
       return Some(entry.clone());
@@ -582,15 +594,15 @@ impl Instance {
       .get_module_export(&mut self.store, export)?
       .into_func()?;
     let entry = match result {
-      None => Entry::Plain(function.typed(&self.store).ok()?),
-      Some(ValueType::I32) => Entry::Coded(function.typed(&self.store).ok()?),
-      Some(result) => Entry::Other(function, result),
+      None => EntryPoint::Plain(function.typed(&self.store).ok()?),
+      Some(ValueType::I32) => EntryPoint::Coded(function.typed(&self.store).ok()?),
+      Some(result) => EntryPoint::Other(function, result),
     };
     *self.entries.get_mut(index)? = Some(entry.clone());
     Some(entry)
   }
 
-  /// What the guest has left as the result of a call that returned this code.
+  /// The result of a call that returned `code`.
   fn result(&mut self, code: i32) -> Result<CallOutput, CallError> {
     let store = &self.store;
     if let Some(error) = Kernel::error(store) {
@@ -666,7 +678,7 @@ impl Run for Instance {
         continue;
       };
       let ty = function.ty(&self.store);
-      // Arguments are zeros and results are dropped: Haskell's `hs_init(0, 0)`.
+      // Arguments are zeros and results are dropped, as in Haskell's `hs_init(0, 0)`.
       let zeros = |types: Vec<wasmtime::ValType>| {
         let zero = |ty| wasmtime::Val::default_for_ty(&ty).unwrap_or(wasmtime::Val::I32(0));
         types.into_iter().map(zero).collect::<Vec<_>>()
@@ -679,10 +691,10 @@ impl Run for Instance {
       self.store.data().streams.end();
       ran.map_err(|error| self.ending_of(&error))?;
     }
-    // The guest may have called the host, and the host may have handed out blocks.
+    // The initialization may have called host functions, which may have allocated blocks.
     self.reset();
-    self.is_like_new = match &mut self.state {
-      Some(state) => state.begin_calls(&mut self.store),
+    self.matches_new_instance = match &mut self.state {
+      Some(state) => state.record_sizes(&mut self.store),
       None => true,
     };
     Ok(())
@@ -702,15 +714,15 @@ impl Run for Instance {
       return Outcome::Ended(Ending::OutOfMemory);
     }
     if input.capacity() <= MAX_SPARE {
-      // So a short call allocates and frees memory on the thread of its caller only.
+      // So a short call allocates and frees memory only on its caller's thread.
       self.spare = input;
     }
     self.fill_fuel();
     let in_guest = signals::enter_guest();
     let ran = match &entry {
-      Entry::Plain(function) => function.call(&mut self.store, ()).map(|()| 0),
-      Entry::Coded(function) => function.call(&mut self.store, ()),
-      Entry::Other(function, ty) => function
+      EntryPoint::Plain(function) => function.call(&mut self.store, ()).map(|()| 0),
+      EntryPoint::Coded(function) => function.call(&mut self.store, ()),
+      EntryPoint::Other(function, ty) => function
         .call(&mut self.store, &[], &mut [ty.zero()])
         .map(|()| 0),
     };
@@ -742,7 +754,7 @@ impl Run for Instance {
     let Some(exports) = &self.template.state else {
       return;
     };
-    self.state = State::new(exports, &self.instance, &mut self.store);
+    self.state = GuestState::new(exports, &self.instance, &mut self.store);
     if let Some(state) = &self.state {
       let pristine = &self.template.pristine;
       pristine.get_or_init(|| Pristine::new(state, &mut self.store));
@@ -757,23 +769,23 @@ impl Run for Instance {
     !self.prepared.initializers.is_empty()
   }
 
-  fn is_of(&self, runtime: &Runtime) -> bool {
-    matches!(runtime, Runtime::Wasmtime(template) if Arc::ptr_eq(template, &self.template))
+  fn is_instance_of(&self, runtime: &PluginRuntime) -> bool {
+    matches!(runtime, PluginRuntime::Wasmtime(template) if Arc::ptr_eq(template, &self.template))
   }
 
-  fn is_like_new(&self) -> bool {
-    self.is_like_new
+  fn matches_new_instance(&self) -> bool {
+    self.matches_new_instance
   }
 
   fn kernel_bytes(&self) -> u64 {
     Kernel::bytes(&self.store)
   }
 
-  fn keeps_files(&self) -> bool {
+  fn has_too_many_files(&self) -> bool {
     self.store.data().open_descriptors > wasi::MAX_KEPT_OPEN
   }
 
-  fn accept_memory(&mut self) {
+  fn set_memory_baseline(&mut self) {
     self.store.data_mut().limiter.accept();
   }
 
@@ -782,7 +794,7 @@ impl Run for Instance {
   }
 }
 
-/// The functions that were running, the innermost first.
+/// The functions that were running, innermost first.
 pub(super) fn backtrace(backtrace: Option<&WasmBacktrace>) -> Vec<String> {
   let frames = backtrace.map(WasmBacktrace::frames).unwrap_or_default();
   let name = |frame: &wasmtime::FrameInfo| match frame.func_name() {
@@ -803,8 +815,8 @@ pub(super) fn trapped(message: String) -> Ending {
   }
 }
 
-/// What an instance has of WASI.
-fn wasi_context(settings: &Settings) -> wasmtime::Result<wasmtime_wasi::p1::WasiP1Ctx> {
+/// The WASI context of a new instance.
+fn wasi_context(settings: &InstanceSettings) -> wasmtime::Result<wasmtime_wasi::p1::WasiP1Ctx> {
   let mut builder = WasiCtxBuilder::new();
   builder
     .allow_blocking_current_thread(true)
@@ -821,15 +833,15 @@ fn wasi_context(settings: &Settings) -> wasmtime::Result<wasmtime_wasi::p1::Wasi
   Ok(builder.build_p1())
 }
 
-/// The text of an error message that has `length` bytes, of which these are the first.
+/// The text of an error message of `length` bytes, of which `bytes` are the first.
 pub(super) fn message(bytes: &[u8], length: usize) -> String {
   let mut text = String::from_utf8_lossy(bytes).into_owned();
-  // What is not UTF-8 is replaced by something longer.
+  // Replacing invalid UTF-8 can make the text longer.
   if length <= MAX_MESSAGE && text.len() <= MAX_MESSAGE {
     return text;
   }
   text.truncate(text.floor_char_boundary(MAX_MESSAGE));
-  // A character of which only the beginning was read.
+  // The last character was cut.
   if text.ends_with(char::REPLACEMENT_CHARACTER) {
     text.pop();
   }

@@ -1,4 +1,5 @@
-//! From a manifest to a compiled module: read, link, take a snapshot, compile; or take all that from the cache.
+//! From a manifest to a compiled module: read, link, take a snapshot and compile, or load the result from the
+//! cache.
 
 use std::io;
 use std::sync::Arc;
@@ -8,10 +9,10 @@ use wasmtime::{Engine, Module};
 
 use super::compilation;
 use super::compile_cache::{Artefact, ArtefactDirectory, Key};
-use super::engine::{self, Kind};
-use super::instance::{Settings, Template};
+use super::engine::{self, EngineKind};
+use super::instance::{InstanceSettings, Template};
 use super::interrupt::Interruptions;
-use super::link::{self, LinkError, Linked, Snapshot};
+use super::link::{self, LinkError, LinkOptions, Linked, LinkedSnapshot};
 use super::manifest::{
   DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, ModuleDigest, OutputTo,
 };
@@ -20,19 +21,19 @@ use crate::host::output::Output;
 use crate::host::{self, Environment, HostFunction, Vars, log};
 use crate::{Code, Error, Result, kernel};
 
-/// How long an initialization may run if calls have no limit.
+/// The maximum duration of an initialization if calls have no timeout.
 pub const INITIALIZATION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Part of the cache's key. Raise it when the linker writes something else for the same input.
+/// Part of the cache key. Raise it when the linker's output changes for the same input.
 const LINKER_VERSION: [u8; 1] = [4];
 
-/// What a plugin is loaded from.
+/// Everything that is needed to load a plugin.
 #[derive(Clone, Copy)]
 pub struct Loader<'a> {
   pub manifest: &'a Manifest,
   pub environment: &'a Environment,
   pub vars: &'a Arc<Vars>,
-  /// `None` if compiled modules are not kept.
+  /// `None` if compiled modules are not cached.
   pub cache: Option<&'a ArtefactDirectory>,
 }
 
@@ -40,14 +41,14 @@ pub struct Loader<'a> {
 pub struct Loaded {
   pub linked: Linked,
   pub module: Module,
-  /// What it was made from.
+  /// The modules that it was made from.
   pub digests: Vec<ModuleDigest>,
-  /// Whether the cache has it now.
+  /// Whether it is in the cache now.
   pub stored: io::Result<()>,
 }
 
 impl Loader<'_> {
-  /// Loads the plugin. Its instances start from a snapshot only if the cache has one.
+  /// Loads the plugin. Its instances start from a snapshot only if one is in the cache.
   pub fn load(&self) -> Result<Loaded> {
     if let Some(digests) = self.cache.and_then(|_| self.manifest.digests()) {
       let with_snapshot = self.manifest.snapshot.then(|| self.cached(&digests, true));
@@ -58,20 +59,21 @@ impl Loader<'_> {
         return Ok(loaded);
       }
     }
-    self.load_anew(false)
+    self.load_uncached(false)
   }
 
-  /// Loads the plugin with a snapshot, if it allows that. This compiles it twice unless the cache has it.
+  /// Loads the plugin with a snapshot, if it supports that. This compiles it twice, unless it is in the
+  /// cache.
   pub fn load_with_snapshot(&self) -> Result<Loaded> {
     if let Some(digests) = self.cache.and_then(|_| self.manifest.digests())
       && let Some(loaded) = self.cached(&digests, true).transpose()?
     {
       return Ok(loaded);
     }
-    self.load_anew(true)
+    self.load_uncached(true)
   }
 
-  /// What instances are made from.
+  /// The template that creates instances.
   pub fn template(&self, loaded: &Loaded) -> Result<Template> {
     Template::new(
       &loaded.module,
@@ -80,7 +82,7 @@ impl Loader<'_> {
     )
   }
 
-  /// The host functions that come with the plugin.
+  /// The host functions that this crate provides.
   pub fn functions(&self) -> Result<Vec<HostFunction>> {
     let settings = host::Settings {
       config: &self.manifest.config,
@@ -90,10 +92,10 @@ impl Loader<'_> {
     host::functions(settings, self.environment, self.vars)
   }
 
-  /// How the modules are linked.
-  pub fn link_options<'a>(&'a self, functions: &'a [HostFunction]) -> link::Options<'a> {
+  /// The linker's options.
+  pub fn link_options<'a>(&'a self, functions: &'a [HostFunction]) -> LinkOptions<'a> {
     let max_pages = self.manifest.max_pages.unwrap_or(0);
-    link::Options {
+    LinkOptions {
       wasi: self.manifest.use_wasi,
       checks: self.kind().interruptions == Interruptions::Page,
       kernel: kernel::TEXT,
@@ -128,8 +130,8 @@ impl Loader<'_> {
     cached().transpose()
   }
 
-  /// Reads and checks the modules, makes one of them, and compiles that.
-  fn load_anew(&self, has_snapshot: bool) -> Result<Loaded> {
+  /// Reads, checks, links and compiles the modules.
+  fn load_uncached(&self, has_snapshot: bool) -> Result<Loaded> {
     let modules = self.manifest.load()?;
     let functions = self.functions()?;
     let options = self.link_options(&functions);
@@ -142,13 +144,13 @@ impl Loader<'_> {
       Error::exhausted(&message, error.chain())
         .unwrap_or_else(|| Error::new(Code::InvalidWasm, message))
     };
-    let turn = compilation::wait_for_turn();
+    let permit = compilation::wait_for_permit();
     let (module, stored) = match self.cache {
       Some(cache) if is_final => {
         let key = self.cache_key(&digests, has_snapshot, &options, &engine);
         let compile = || Artefact::compile(&engine, &linked.bytes, linked.describe());
-        let artefact = compilation::on_own_threads(compile)?.map_err(failed)?;
-        drop(turn);
+        let artefact = compilation::on_own_pool(compile)?.map_err(failed)?;
+        drop(permit);
         let stored = cache.store(&key, &artefact);
         let module = match cache.load(&key, &engine) {
           Some(cached) => cached.module,
@@ -158,9 +160,9 @@ impl Loader<'_> {
       }
       _ => {
         let compile = || Module::new(&engine, &linked.bytes);
-        let module = compilation::on_own_threads(compile)?.map_err(failed)?;
+        let module = compilation::on_own_pool(compile)?.map_err(failed)?;
         let message =
-          "the initialization took too long for a snapshot, which may be different next time";
+          "the initialization took too long for a snapshot; the next attempt may succeed";
         (module, Err(io::Error::other(message)))
       }
     };
@@ -172,48 +174,48 @@ impl Loader<'_> {
     })
   }
 
-  /// Whether the next attempt would have the same result.
+  /// Takes a snapshot. Returns whether another attempt would have the same result.
   fn take_snapshot(
     &self,
     linked: &mut Linked,
     modules: &[LoadedModule],
-    options: &link::Options<'_>,
+    options: &LinkOptions<'_>,
   ) -> Result<bool> {
-    let unchecked = link::Options {
+    let unchecked = LinkOptions {
       checks: false,
       ..*options
     };
     let unchecked = link::link(modules, &unchecked).map_err(link_error)?;
     let timeout = self.manifest.timeout.unwrap_or(INITIALIZATION_TIMEOUT);
     let settings = self.settings(linked);
-    let turn = compilation::wait_for_turn();
-    let applied = snapshot::apply(linked, &unchecked, settings, timeout);
-    drop(turn);
-    if !applied.frozen.is_empty() {
-      let frozen = applied.frozen.join(" and ");
+    let permit = compilation::wait_for_permit();
+    let attempt = snapshot::apply(linked, &unchecked, settings, timeout);
+    drop(permit);
+    if !attempt.frozen.is_empty() {
+      let frozen = attempt.frozen.join(" and ");
       self.warn(&format!(
-        "the plugin's initialization read {frozen}: all its instances start with what it read then (snapshot)"
+        "the plugin's initialization read {frozen} before the snapshot was taken: all instances start with the same values"
       ));
     }
-    Ok(applied.is_final)
+    Ok(attempt.is_final)
   }
 
-  /// Tells the plugin's logger why there is no snapshot, though one was asked for.
-  pub fn warn_of_no_snapshot(&self, reason: &str) {
+  /// Warns that a requested snapshot could not be taken.
+  pub fn warn_no_snapshot(&self, reason: &str) {
     self.warn(&format!(
-      "there is no snapshot, the plugin starts normally: {reason}"
+      "no snapshot could be taken, so the plugin starts normally: {reason}"
     ));
   }
 
-  /// Tells the plugin's logger.
+  /// Logs a warning to the plugin's logger.
   fn warn(&self, message: &str) {
     log::warn(&*self.environment.logger, message);
   }
 
-  /// The engine's kind.
-  fn kind(&self) -> Kind {
-    Kind {
-      // A page cannot be closed elsewhere.
+  /// The configuration of the engine.
+  fn kind(&self) -> EngineKind {
+    EngineKind {
+      // Other systems cannot close a page.
       interruptions: self
         .manifest
         .interruptions
@@ -228,11 +230,11 @@ impl Loader<'_> {
     &self,
     modules: &[ModuleDigest],
     has_snapshot: bool,
-    options: &link::Options<'_>,
+    options: &LinkOptions<'_>,
     engine: &Engine,
   ) -> Key {
     let manifest = self.manifest;
-    // What an initialization may have seen.
+    // Everything that an initialization may have observed.
     let snapshot = has_snapshot.then_some((
       &manifest.arguments,
       &manifest.environment,
@@ -265,9 +267,9 @@ impl Loader<'_> {
     Key::new(&parts)
   }
 
-  fn settings(&self, linked: &Linked) -> Settings {
+  fn settings(&self, linked: &Linked) -> InstanceSettings {
     let manifest = self.manifest;
-    Settings {
+    InstanceSettings {
       kind: self.kind(),
       fuel: manifest.fuel,
       growth_pages: growth_pages(manifest, linked),
@@ -288,22 +290,22 @@ impl Loader<'_> {
   }
 }
 
-/// Pages by which the memories of an instance may grow together.
+/// The number of pages by which all memories of an instance together may grow.
 pub fn growth_pages(manifest: &Manifest, linked: &Linked) -> u64 {
   let grown_pages = match &linked.snapshot {
-    Snapshot::Taken { grown_pages } => *grown_pages,
+    LinkedSnapshot::Taken { grown_pages } => *grown_pages,
     _ => 0,
   };
   let pages = match manifest.max_pages {
-    // The user's limit is for what a plugin adds to the memories that its modules begin with: these a
-    // compiler has chosen, and many begin with a megabyte.
+    // The user's limit applies to what a plugin adds to the initial memories of its modules: their size was
+    // chosen by a compiler, and is often a megabyte.
     Some(pages) => u64::from(pages),
     None => u64::from(DEFAULT_MAX_PAGES).saturating_sub(linked.initial_pages),
   };
   pages.saturating_sub(grown_pages)
 }
 
-/// What tells artefacts of this engine from those of another configuration or version of Wasmtime.
+/// Distinguishes the artefacts of this engine from those of another configuration or version of Wasmtime.
 fn compatibility(engine: &Engine) -> [u8; 8] {
   use std::hash::{DefaultHasher, Hash, Hasher};
 

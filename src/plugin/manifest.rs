@@ -1,4 +1,4 @@
-//! What to load: the modules of a plugin, where their bytes come from, and what the plugin may do.
+//! A plugin's manifest: its modules, where their bytes come from, and what the plugin may do.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,13 +15,13 @@ use crate::abi::MAIN;
 use crate::host::http;
 use crate::{Code, Error, Result};
 
-/// Memory that one instance may use unless the manifest says otherwise: 256 MiB.
+/// The default memory limit of one instance: 256 MiB.
 pub const DEFAULT_MAX_PAGES: u32 = 4096;
 
-/// Bytes that an output may have unless the manifest says otherwise: 128 MiB.
+/// The default maximum size of an output: 128 MiB.
 pub const DEFAULT_MAX_OUTPUT: u64 = 128 << 20;
 
-/// How much of a file is hashed at once: small enough for the processor's cache.
+/// How much of a file is hashed at a time: small enough for the processor's cache.
 const HASHED_BYTES: usize = 128 << 10;
 
 /// A plugin as its user describes it.
@@ -29,122 +29,122 @@ const HASHED_BYTES: usize = 128 << 10;
 pub struct Manifest {
   /// The modules, linked by name. One of them is the main module, see [`load`](Self::load).
   pub wasm: Vec<Wasm>,
-  /// What the guest reads with `config_get`.
+  /// The values that the guest reads with `config_get`.
   pub config: BTreeMap<String, String>,
-  /// How long a call, or the initialization of an instance, may run. Without it there is no limit
-  /// for calls.
+  /// The maximum duration of a call, and of the initialization of an instance. If `None`, calls have no
+  /// limit.
   pub timeout: Option<Duration>,
-  /// By how many 64 KiB pages all memories of one instance may grow together, those of its modules and
-  /// the kernel's; and how many the blocks in the kernel's may have together. Initial sizes may then be
-  /// as many pages, or [`DEFAULT_MAX_PAGES`] where that is more. Without it, memories may have
-  /// [`DEFAULT_MAX_PAGES`] together, initial sizes included.
+  /// The number of 64 KiB pages by which all memories of one instance together may grow, the kernel's
+  /// included; also the limit of all blocks in the kernel's memory together. The initial sizes may add up
+  /// to the same number, or to [`DEFAULT_MAX_PAGES`] if that is more. If `None`, all memories together may
+  /// have [`DEFAULT_MAX_PAGES`], initial sizes included.
   pub max_pages: Option<u32>,
-  /// How many bytes an output may have; [`DEFAULT_MAX_OUTPUT`] without it.
+  /// The maximum size of an output, in bytes; [`DEFAULT_MAX_OUTPUT`] if `None`.
   pub max_output: Option<u64>,
-  /// How much fuel a call has, and the initialization of an instance: about one unit for each
-  /// instruction. Unlimited without it. It slows guests down.
+  /// The fuel for each call, and for the initialization of an instance: about one unit per instruction.
+  /// Unlimited if `None`. Counting fuel slows guests down.
   pub fuel: Option<u64>,
-  /// How many bytes the values of the plugin's variables may have; 1 MiB without it.
+  /// The maximum size of the values of the plugin's variables together, in bytes; 1 MiB if `None`.
   pub max_vars: Option<usize>,
-  /// Which HTTP requests guests may make; none unless it says otherwise.
+  /// Which HTTP requests guests may make. Default: none.
   pub http: http::Options,
-  /// Whether guests may import WASI (preview 1). What they get of it is below.
+  /// Whether guests may import WASI (preview 1). The fields below configure it.
   pub use_wasi: bool,
-  /// Directories of this machine that guests may use.
+  /// The directories of this machine that guests may access.
   pub allowed_paths: Vec<AllowedPath>,
-  /// Their arguments.
+  /// The guests' arguments.
   pub arguments: Vec<String>,
-  /// Their environment.
+  /// The guests' environment variables.
   pub environment: BTreeMap<String, String>,
-  /// Where their standard output and error go.
+  /// The destination of the guests' standard output and error.
   pub output: OutputTo,
-  /// How a call that runs for too long is interrupted; the best way of the system without it.
+  /// How a call that runs for too long is interrupted; the best method of the system if `None`.
   pub interruptions: Option<Interruptions>,
-  /// Whether instances start from the state after the initialization, if the plugin allows that.
+  /// Whether instances start from the state after the initialization, if the plugin supports that.
   pub snapshot: bool,
-  /// What runs it.
+  /// The runtime that runs the plugin.
   pub runtime: RuntimeKind,
-  /// Where compiled modules are kept; in the user's cache directory unless it says otherwise.
+  /// Where compiled modules are cached. Default: the user's cache directory.
   pub compile_cache: CompileCache,
 }
 
-/// What runs a plugin.
+/// The runtime that runs a plugin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RuntimeKind {
   /// This crate's own core on Wasmtime.
   #[default]
   Wasmtime,
-  /// The reference: the `extism` crate. For plugins that are trusted; it supports fewer options.
+  /// The reference: the `extism` crate. For trusted plugins only; it supports fewer options.
   Extism,
 }
 
-/// A directory that guests may use.
+/// A directory that guests may access.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedPath {
-  /// Where it is.
+  /// Its path on this machine.
   pub host: PathBuf,
-  /// What guests call it.
+  /// Its path in the guest.
   pub guest: PathBuf,
-  /// Whether they may only read there.
+  /// Whether guests may only read.
   pub is_read_only: bool,
 }
 
-/// Where the standard output and error of guests go.
+/// The destination of the guests' standard output and error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OutputTo {
-  /// Nowhere.
+  /// Discarded.
   #[default]
   Nowhere,
-  /// To those of this process.
+  /// The same streams of this process.
   Process,
-  /// To the plugin's logger.
+  /// The plugin's logger.
   Logger,
 }
 
 /// One module of a [`Manifest`].
 #[derive(Clone, Debug)]
 pub struct Wasm {
-  /// Where the bytes are.
+  /// The source of the bytes.
   pub source: Source,
   /// The name under which other modules import it.
   pub name: Option<String>,
-  /// The SHA-256 that the bytes must have, in hexadecimal.
+  /// The expected SHA-256 of the bytes, in hexadecimal.
   pub hash: Option<String>,
 }
 
-/// Where the bytes of a module are.
+/// The source of a module's bytes.
 #[derive(Clone, Debug)]
 pub enum Source {
-  /// A file, read when the plugin is made.
+  /// A file, read when the plugin is loaded.
   Path(PathBuf),
   /// The bytes themselves.
   Bytes(Vec<u8>),
 }
 
-/// A module whose bytes are there.
+/// A module whose bytes have been read.
 #[derive(Clone, Debug)]
 pub struct LoadedModule {
-  /// By what the others import it; [`MAIN`] for the main module.
+  /// The name under which other modules import it; [`MAIN`] for the main module.
   pub name: String,
-  /// WebAssembly, or at least something that begins like it.
+  /// The bytes. They start with WebAssembly's magic number; nothing else has been checked.
   pub bytes: Vec<u8>,
 }
 
-/// What identifies a module: its name for linking, and the BLAKE3 digest of its bytes.
+/// Identifies a module: its name for linking, and the BLAKE3 digest of its bytes.
 pub type ModuleDigest = (String, blake3::Hash);
 
 impl LoadedModule {
-  /// Its digest.
+  /// The digest of this module.
   pub fn digest(&self) -> ModuleDigest {
     (self.name.clone(), blake3::hash(&self.bytes))
   }
 }
 
 impl Manifest {
-  /// Reads the modules, checks their hashes and gives each its name. Two may get the same here.
+  /// Reads the modules, checks their hashes and names each of them. Two may get the same name.
   ///
-  /// The main module is the one named `main`, else the last one without a name, else the last one.
-  /// Other modules without a name are named after their index.
+  /// The main module is the one named `main`, else the last one without a name, else the last one. Other
+  /// modules without a name are named after their index.
   pub fn load(&self) -> Result<Vec<LoadedModule>> {
     let load = |(name, wasm): (String, &Wasm)| {
       let bytes = wasm.load()?;
@@ -158,8 +158,9 @@ impl Manifest {
       .collect()
   }
 
-  /// The digests of the modules, without keeping their bytes: nothing else is needed of a plugin that is in
-  /// the cache. `None` if a module cannot be read or has another hash; [`load`](Self::load) then says why.
+  /// The digests of the modules, without keeping their bytes in memory: a plugin that is in the cache needs
+  /// nothing else. `None` if a module cannot be read or has the wrong hash; [`load`](Self::load) then
+  /// returns the reason.
   pub fn digests(&self) -> Option<Vec<ModuleDigest>> {
     let digest = |(name, wasm): (String, &Wasm)| Some((name, wasm.digest()?));
     let names = self.names().ok()?;
@@ -266,7 +267,7 @@ fn unreadable(path: &Path, reason: &str) -> Error {
 }
 
 fn open_file(path: &Path) -> Result<File> {
-  // Looked at before it is opened: a pipe or a device would keep the reader for ever.
+  // Check before opening: reading a pipe or a device could block for ever.
   let metadata = std::fs::metadata(path).map_err(|error| cannot_read(path, &error))?;
   if metadata.is_dir() {
     return Err(unreadable(path, "it is a directory, not a file"));
@@ -305,8 +306,7 @@ mod tests {
   }
 
   #[test]
-  fn the_main_module_is_the_one_so_named_else_the_last_without_a_name_else_the_last() -> Result<()>
-  {
+  fn the_main_module_is_the_one_named_main_else_the_last_unnamed_else_the_last() -> Result<()> {
     assert_eq!(names(&[Some("main"), None])?, ["main", "1"]);
     assert_eq!(names(&[None, None, Some("a")])?, ["0", "main", "a"]);
     assert_eq!(names(&[Some("a"), Some("b")])?, ["a", "main"]);
@@ -314,13 +314,13 @@ mod tests {
   }
 
   #[test]
-  fn no_module_is_refused() {
+  fn a_manifest_without_modules_is_refused() {
     let refused = names(&[]).map_err(|error| error.code);
     assert_eq!(refused, Err(Code::InvalidArgument));
   }
 
   #[test]
-  fn a_hash_is_compared_in_either_case() {
+  fn hashes_are_compared_case_insensitively() {
     let hash = hexadecimal(&Sha256::digest(EMPTY_MODULE));
     let with_hash = |hash: &str| {
       let mut wasm = wasm(None);

@@ -38,43 +38,43 @@ use crate::host::store::{StoreCounters, StoreStats};
 use crate::host::{Environment, Vars, log, vars};
 use crate::{Code, Error, Result};
 use compile_cache::ArtefactDirectory;
-use instance::Runtime;
-use link::{ExportDescription, ImportDescription, Linked, Snapshot};
+use instance::PluginRuntime;
+use link::{ExportDescription, ImportDescription, Linked, LinkedSnapshot};
 use load::{INITIALIZATION_TIMEOUT, Loader, link_error};
 use reference::Reference;
 use workers::Workers;
 
-/// How large an instance's kernel memory may be between two calls: 64 MiB.
+/// The kernel memory that an instance may keep between calls: 64 MiB.
 const MAX_IDLE_MEMORY: u64 = 64 << 20;
 
-/// How a plugin is run.
+/// Limits for the instances and the call queue of a plugin.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-  /// How many instances, and so threads, there are at most.
+  /// The maximum number of instances. Each has its own thread.
   pub instances: NonZeroUsize,
-  /// Whether all of them are started when the plugin is opened. Else the first is, and the others when
-  /// there are more calls than instances to run them.
+  /// Whether all instances start when the plugin is opened. Otherwise only the first does, and the others
+  /// start when there are more calls than instances to run them.
   pub is_eager: bool,
-  /// How many calls may be unfinished at once, running ones included.
+  /// The maximum number of unfinished calls, running ones included.
   pub max_queue: NonZeroUsize,
-  /// How many bytes the inputs of waiting calls may have together. One call may wait whatever it has.
+  /// The maximum size of the inputs of all queued calls together, in bytes. A single call may always wait.
   pub max_queue_bytes: usize,
-  /// Whether each call has an instance of its own, and leaves nothing to the next.
+  /// Whether each call gets a fresh instance, so that no state passes from one call to the next.
   pub is_isolated: bool,
-  /// How many calls an instance serves before it is replaced. No limit without it.
+  /// How many calls an instance serves before it is replaced; unlimited if `None`.
   pub max_calls: Option<NonZeroU64>,
-  /// How old an instance may be after a call and not be replaced. No limit without it.
+  /// The age at which an instance is replaced, after a call; unlimited if `None`.
   pub max_age: Option<Duration>,
 }
 
-/// A loaded plugin: a number of instances, each on a thread of its own, behind one queue.
+/// A loaded plugin: several instances, each on its own thread, behind one queue.
 ///
-/// May be used from any thread. Dropping it forgets the calls that wait, and interrupts those that
-/// run.
+/// May be used from any thread. Dropping it discards the queued calls and interrupts the running ones.
 pub struct Plugin {
   interface: Interface,
   vars: Arc<Vars>,
-  /// Not the store itself: who has closed a plugin may keep it for as long as he likes.
+  /// The counters and not the store itself: JavaScript may keep a closed plugin alive, which must not keep
+  /// the store open.
   store_counters: Arc<StoreCounters>,
   workers: Workers,
   snapshot: Arc<Mutex<SnapshotStatus>>,
@@ -82,27 +82,27 @@ pub struct Plugin {
 
 /// What the main module exports and imports.
 struct Interface {
-  /// The functions that can be called, by name, with their numbers.
+  /// The callable functions by name, with their numbers.
   functions: BTreeMap<String, u32>,
   exports: Vec<ExportDescription>,
   imports: Vec<ImportDescription>,
 }
 
-/// What new instances of a plugin start from.
+/// The state that new instances of a plugin start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotStatus {
-  /// The state that the modules describe. No snapshot is wanted.
+  /// The state that the modules describe: no snapshot was requested.
   None,
-  /// The same until the snapshot has been taken.
+  /// The state that the modules describe, until the snapshot has been taken.
   Pending,
   /// The state after the initialization.
   Taken,
-  /// The state that the modules describe: the plugin does not allow a snapshot.
+  /// The state that the modules describe: the plugin does not support a snapshot.
   Unsupported,
 }
 
 impl SnapshotStatus {
-  /// Its name in JavaScript.
+  /// The name in JavaScript.
   pub fn as_str(self) -> &'static str {
     match self {
       Self::None => "none",
@@ -114,10 +114,10 @@ impl SnapshotStatus {
 }
 
 impl Plugin {
-  /// Reads, checks, links and compiles the modules, and starts the first instance, or all. Blocks
-  /// for as long as that takes: milliseconds with a warm compile cache, seconds without one.
+  /// Reads, checks, links and compiles the modules, and starts the first instance, or all of them. Blocks
+  /// until that is done: milliseconds with a warm compile cache, seconds without one.
   ///
-  /// `results` gets what comes of each call.
+  /// `results` receives the result of each call.
   pub fn open(
     manifest: &Manifest,
     limits: Limits,
@@ -139,16 +139,16 @@ impl Plugin {
     let mut digests = Vec::new();
     let (runtime, linked, initialization_timeout) = match manifest.runtime {
       RuntimeKind::Wasmtime => {
-        // A cache that cannot be written to is not used.
+        // If the cache cannot be written to, the plugin still loads.
         let loaded = loader.load()?;
         if manifest.snapshot {
           snapshot = match loaded.linked.snapshot {
-            Snapshot::None if loaded.linked.initializers.is_empty() => SnapshotStatus::Taken,
-            Snapshot::None => SnapshotStatus::Pending,
+            LinkedSnapshot::None if loaded.linked.initializers.is_empty() => SnapshotStatus::Taken,
+            LinkedSnapshot::None => SnapshotStatus::Pending,
             _ => snapshot_status(&loader, &loaded.linked),
           };
         }
-        let runtime = Runtime::Wasmtime(Arc::new(loader.template(&loaded)?));
+        let runtime = PluginRuntime::Wasmtime(Arc::new(loader.template(&loaded)?));
         digests = loaded.digests;
         (runtime, loaded.linked, manifest.timeout)
       }
@@ -156,8 +156,8 @@ impl Plugin {
         let (modules, functions) = (manifest.load()?, loader.functions()?);
         let linked = link::link(&modules, &loader.link_options(&functions)).map_err(link_error)?;
         let reference = Reference::new(manifest, modules, functions, &linked)?;
-        // Each instance compiles the plugin, which is not to count as the plugin's time.
-        (Runtime::Extism(Arc::new(reference)), linked, None)
+        // Each instance compiles the plugin, which must not count towards the plugin's timeout.
+        (PluginRuntime::Extism(Arc::new(reference)), linked, None)
       }
     };
     let limits = workers::WorkerLimits {
@@ -195,8 +195,8 @@ impl Plugin {
     Ok(plugin)
   }
 
-  /// Takes the snapshot on a thread of its own, while instances without it serve calls. Those that are made
-  /// afterwards start from it.
+  /// Takes the snapshot on a separate thread, while instances without it serve calls. Instances that are
+  /// created afterwards start from it.
   fn take_snapshot(
     &self,
     manifest: Manifest,
@@ -223,37 +223,41 @@ impl Plugin {
         }
         Ok((loader.template(&loaded)?, loaded.linked))
       };
-      // A defect in the linker or in wasmtime-wizer ends this thread only.
-      let taken = catch_unwind(AssertUnwindSafe(taken))
-        .unwrap_or_else(|_| Err(Error::new(Code::Internal, "taking it failed")));
-      let reached = match taken {
+      // A defect in the linker or in wasmtime-wizer must end only this thread.
+      let taken = catch_unwind(AssertUnwindSafe(taken)).unwrap_or_else(|_| {
+        Err(Error::new(
+          Code::Internal,
+          "the linker or wasmtime-wizer panicked",
+        ))
+      });
+      let new_status = match taken {
         Ok((template, linked)) => {
-          let reached = snapshot_status(&loader, &linked);
-          if reached == SnapshotStatus::Taken {
-            workers.set_runtime(Runtime::Wasmtime(Arc::new(template)));
+          let new_status = snapshot_status(&loader, &linked);
+          if new_status == SnapshotStatus::Taken {
+            workers.set_runtime(PluginRuntime::Wasmtime(Arc::new(template)));
           }
-          reached
+          new_status
         }
         Err(error) => {
-          loader.warn_of_no_snapshot(&error.message);
+          loader.warn_no_snapshot(&error.message);
           SnapshotStatus::Unsupported
         }
       };
-      *status.lock().unwrap_or_else(PoisonError::into_inner) = reached;
+      *status.lock().unwrap_or_else(PoisonError::into_inner) = new_status;
     };
     let started = thread::Builder::new()
       .name("extism-snapshot".to_owned())
       .spawn(job);
     if let Err(error) = started {
-      let message =
-        "there is no snapshot, the plugin starts normally: its thread cannot be started";
+      let message = "no snapshot could be taken, so the plugin starts normally: the snapshot thread cannot be started";
       log::warn(&*logger, &format!("{message}: {error}"));
       *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = SnapshotStatus::Unsupported;
     }
   }
 
-  /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. With a snapshot
-  /// this runs the plugin's initialization. [`Code::CacheUnavailable`] if there is no cache, or if it cannot keep that.
+  /// Fills the compile cache with what [`open`](Self::open) would compile for this manifest. With a snapshot,
+  /// this runs the plugin's initialization. Fails with [`Code::CacheUnavailable`] if there is no cache, or if
+  /// it cannot store the result.
   pub fn precompile(manifest: &Manifest, environment: &Environment) -> Result<()> {
     if manifest.runtime == RuntimeKind::Extism {
       return Err(reference::unsupported("precompile"));
@@ -262,7 +266,7 @@ impl Plugin {
     let loader = Loader {
       manifest,
       environment,
-      // The values of variables make no difference to what is compiled.
+      // The values of variables do not affect what is compiled.
       vars: &Arc::default(),
       cache: Some(&cache),
     };
@@ -272,105 +276,103 @@ impl Plugin {
     };
     snapshot_status(&loader, &loaded.linked);
     loaded.stored.map_err(|error| {
-      let message = format!("the compiled plugin cannot be kept: {error}");
+      let message = format!("the compiled plugin cannot be cached: {error}");
       Error::new(Code::CacheUnavailable, message)
     })
   }
 
-  /// The functions of the main module that can be called, with the numbers of their exports.
+  /// The callable functions of the main module, with the numbers of their exports.
   pub fn functions(&self) -> impl Iterator<Item = (&str, u32)> {
     let functions = self.interface.functions.iter();
     functions.map(|(name, export)| (name.as_str(), *export))
   }
 
-  /// The number of the export of that name, where it is a function that can be called.
+  /// The number of the export `name`, if it is a callable function.
   pub fn function(&self, name: &str) -> Option<u32> {
     self.interface.functions.get(name).copied()
   }
 
-  /// What the main module exports, as its author wrote it.
+  /// The exports of the main module, as its author wrote them.
   pub fn exports(&self) -> &[ExportDescription] {
     &self.interface.exports
   }
 
-  /// What the main module imports, as its author wrote it.
+  /// The imports of the main module, as its author wrote them.
   pub fn imports(&self) -> &[ImportDescription] {
     &self.interface.imports
   }
 
-  /// What its instances start from.
+  /// The state that new instances start from.
   pub fn snapshot(&self) -> SnapshotStatus {
     *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// Forgets all variables. A call that runs meanwhile may set some again.
+  /// Deletes all variables. A call that runs meanwhile may set some again.
   pub fn clear_vars(&self) {
     self.vars.clear();
   }
 
-  /// Queues a call. Its result is given to [`Results::done`] once, on whatever thread ends the call.
-  /// That is this one where it is refused, with [`Code::QueueFull`], [`Code::Closed`] or
-  /// [`Code::Unavailable`].
+  /// Queues a call. Its result is passed to [`Results::done`] once, on whichever thread ends the call: on
+  /// this one if the call is refused, with [`Code::QueueFull`], [`Code::Closed`] or [`Code::Unavailable`].
   ///
-  /// Where the answer is [`Queued::Asleep`], [`wake`](Self::wake) must be called, or the call may wait
-  /// for another to end. Who queues many calls can do so once, after the last.
+  /// If this returns [`Queued::Asleep`], call [`wake`](Self::wake); otherwise the call may wait until another
+  /// one ends. After queuing several calls, waking once is enough.
   #[must_use = "whether to wake a thread"]
   pub fn queue(&self, call: Call) -> Queued {
     self.workers.push(call)
   }
 
-  /// Wakes a thread for the calls that were queued, if one sleeps.
+  /// Wakes a sleeping thread, if there is one, for the queued calls.
   pub fn wake(&self) {
     self.workers.wake();
   }
 
-  /// Ends the call of this number with [`Code::Canceled`]: one that waits never starts, and one
-  /// that runs is interrupted. A call that has ended is left alone.
+  /// Ends the call with this number with [`Code::Canceled`]: a queued call never starts, and a running one is
+  /// interrupted. Does nothing if the call has already ended.
   pub fn cancel(&self, number: u64) {
     self.workers.cancel(number);
   }
 
-  /// Refuses calls from now on, lets those that were accepted end, then frees the instances and
-  /// runs `closed`, on another thread or, where all that is done already, on this one.
+  /// Refuses new calls, finishes the accepted ones, then frees the instances and runs `closed`: on another
+  /// thread, or on this one if everything has ended already.
   pub fn close(&self, closed: impl FnOnce() + Send + 'static) {
     self.workers.close(Box::new(closed));
   }
 
-  /// Ends all calls of a plugin that is being closed with [`Code::Closed`], those that run too.
+  /// Ends all calls of a plugin that is being closed with [`Code::Closed`], running ones included.
   pub fn end_calls(&self) {
     self.workers.end_calls();
   }
 
-  /// What the plugin has done, and does at this moment. It costs a few locks.
+  /// The plugin's counters and current state. Costs a few locks.
   pub fn stats(&self) -> Stats {
     self.workers.stats()
   }
 
-  /// What its guests have asked of its store.
+  /// How often its guests have used its store.
   pub fn store_stats(&self) -> StoreStats {
     self.store_counters.stats()
   }
 
-  /// How many threads hang in calls of the host that no interruption reaches, and have been
-  /// replaced.
+  /// How many threads have been replaced because they are stuck in host calls that no interruption reaches.
   pub fn abandoned_threads(&self) -> usize {
     self.workers.abandoned()
   }
 }
 
-/// Puts the handlers back that make errors of guests' traps, if somebody has displaced them. JavaScript
-/// has listeners for these signals.
+/// Reinstalls the signal handlers that turn guests' traps into errors, if something has displaced them.
+/// JavaScript has listeners for the `listened` signals.
 pub fn put_back_signal_handlers(listened: &[String]) {
   crate::signals::listeners_changed(listened);
 }
 
-/// What a plugin that asked for a snapshot was loaded with. Warns if it has none.
+/// Whether a plugin that requested a snapshot was loaded with one. Logs a warning if it does not support one.
 fn snapshot_status(loader: &Loader<'_>, linked: &Linked) -> SnapshotStatus {
   match &linked.snapshot {
-    Snapshot::None => SnapshotStatus::None,
-    Snapshot::Taken { .. } => SnapshotStatus::Taken,
-    Snapshot::Unsupported(reason) => {
-      loader.warn_of_no_snapshot(reason);
+    LinkedSnapshot::None => SnapshotStatus::None,
+    LinkedSnapshot::Taken { .. } => SnapshotStatus::Taken,
+    LinkedSnapshot::Unsupported(reason) => {
+      loader.warn_no_snapshot(reason);
       SnapshotStatus::Unsupported
     }
   }

@@ -1,42 +1,44 @@
-//! The priority of threads whose calls compute until they are interrupted.
+//! Lowers the priority of threads whose calls compute until they are interrupted.
 //!
-//! The operating system lets a thread that computes finish its time slice, of some milliseconds, before it runs
-//! one that has just been woken. So a plugin whose calls all run to their deadlines would make the calls of all
-//! others wait, and the event loop. A lower priority changes that, and costs nobody anything while a core is free.
+//! The operating system lets a busy thread finish its time slice of a few milliseconds before it runs a
+//! thread that has just been woken. So a plugin whose calls all run into their deadlines would delay the
+//! calls of all others, and the event loop. A lower priority avoids that, and costs nothing while a core is
+//! free.
 
 use std::panic::resume_unwind;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-/// What is added to the nice value: such a thread has a tenth of what others have of a core that all want. Not
-/// less: it may hold a lock that another thread waits for.
+/// Added to the nice value. Such a thread gets a tenth of the CPU share of a normal one if they compete for a
+/// core. Not less: it may hold a lock that another thread waits for.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
-/// How long a call must have computed. What is canceled sooner bothers nobody.
+/// The minimum CPU time of a call to count as busy. A call that is canceled sooner disturbs nobody.
 const MIN_CPU: Duration = Duration::from_millis(1);
 
-/// Which part of the time it must have computed. Threads that share the cores each have a part only; one with a
-/// low priority beside a busy one with a usual priority has less than this, and gets its priority back.
+/// The minimum share of the elapsed time that it must have computed (1/8). Threads that compete for cores
+/// each get only a part. A low-priority thread beside a busy normal one gets less than this, and so regains
+/// its priority.
 const MIN_SHARE: u32 = 8;
 
-/// What this thread does from some moment on.
-pub struct Effort {
+/// Measures the CPU time of this thread from some moment on.
+pub struct CpuMeter {
   since: Instant,
   cpu: Duration,
 }
 
-impl Effort {
-  /// From now on.
-  pub fn begin() -> Self {
+impl CpuMeter {
+  /// Starts measuring now.
+  pub fn start() -> Self {
     Self {
       since: Instant::now(),
       cpu: cpu_time(),
     }
   }
 
-  /// Whether it has computed for much of the time. A thread that waited for a host function has not.
-  pub fn is_high(&self) -> bool {
+  /// Whether the thread has computed for much of the time, and not waited for a host function.
+  pub fn is_busy(&self) -> bool {
     let cpu = cpu_time().saturating_sub(self.cpu);
     cpu >= MIN_CPU && cpu >= self.since.elapsed() / MIN_SHARE
   }
@@ -53,11 +55,11 @@ fn cpu_time() -> Duration {
   Duration::ZERO
 }
 
-/// Runs this on a thread of low priority, and waits for it. On another thread, because one without privileges
-/// cannot get its priority back.
+/// Runs `run` on a new thread of low priority, and waits for it. It needs a new thread because a thread
+/// without privileges cannot raise its priority again.
 pub fn run_low<T: Send>(run: impl Fn() -> T + Sync) -> T {
   let low = || {
-    // Not refused: the value rises. It is that of this thread.
+    // Raising the nice value is always allowed. It affects only this thread.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::nice(NICE);
     run()
@@ -67,7 +69,7 @@ pub fn run_low<T: Send>(run: impl Fn() -> T + Sync) -> T {
     match builder.spawn_scoped(scope, low).map(ScopedJoinHandle::join) {
       Ok(Ok(result)) => result,
       Ok(Err(panic)) => resume_unwind(panic),
-      // There is no thread for it.
+      // The thread could not be started.
       Err(_) => run(),
     }
   })

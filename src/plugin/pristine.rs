@@ -1,11 +1,11 @@
-//! Makes an instance as it was before its initialization, in place: much quicker than another one, since the
-//! pages that a guest writes stay mapped.
+//! Restores an instance to its state before the initialization, in place. That is much faster than creating
+//! another one, because the pages that a guest writes stay mapped.
 //!
-//! This is possible if memories and numeric globals are all that calls can change, which the linker finds
-//! out, and if no call has grown a memory. Which pages were written the kernel knows: `PAGEMAP_SCAN` (Linux 6.7).
-//! A page that was written is anonymous, wherever it is at the moment: in memory, swapped out, or being
-//! moved. All others are those of the image, or have never been touched. So we ask for all that are
-//! neither of a file nor the zero page, present or not.
+//! This is possible if calls can only change memories and numeric globals, which the linker determines, and
+//! if no call has grown a memory. The kernel knows which pages were written: `PAGEMAP_SCAN` (Linux 6.7). A
+//! written page is anonymous, whether it is in memory, swapped out or being moved. All other pages belong to
+//! the image, or have never been touched. So we scan for all pages, present or not, that belong neither to a
+//! file nor to the zero page.
 
 use wasmtime::{Global, Instance, Memory, Store, Val};
 
@@ -13,22 +13,22 @@ use super::link::{StateExports, names};
 use crate::host::Guest;
 use crate::host::guest::PAGE;
 
-/// Bytes that the memories of an instance may begin with to be put back: 64 MiB. Looking for written pages in
-/// larger ones would take longer than another instance.
+/// The maximum initial size of an instance's memories for a restore: 64 MiB. In larger memories, finding the
+/// written pages takes longer than creating another instance.
 const MAX_BYTES: usize = 64 << 20;
 
 /// The memories and mutable globals of one instance.
-pub struct State {
+pub struct GuestState {
   memories: Vec<Memory>,
-  /// How long the memories were when calls began.
+  /// The sizes of the memories when calls began.
   lengths: Vec<usize>,
   globals: Vec<Global>,
-  /// For each memory the global that has its size, if sizes are tracked.
+  /// For each memory the global that contains its size, if sizes are tracked.
   sizes: Vec<Global>,
 }
 
-impl State {
-  /// Finds them. `None` if one is missing, or if the memories are too large to be put back.
+impl GuestState {
+  /// `None` if an export is missing, or if the memories are too large to be restored.
   pub fn new(
     exports: &StateExports,
     instance: &Instance,
@@ -54,13 +54,13 @@ impl State {
       globals,
       sizes,
     };
-    state.begin_calls(store);
+    state.record_sizes(store);
     Some(state)
   }
 
-  /// Calls begin. Whether each memory is as long as its size says: an initialization that runs again may grow it
-  /// by less than before.
-  pub fn begin_calls(&mut self, store: &mut Store<Guest>) -> bool {
+  /// Records the sizes of the memories before the first call. Returns whether each has the size that its
+  /// global says: an initialization that runs again may grow a memory by less than before.
+  pub fn record_sizes(&mut self, store: &mut Store<Guest>) -> bool {
     self.lengths.clear();
     let lengths = self.memories.iter().map(|memory| memory.data_size(&*store));
     self.lengths.extend(lengths);
@@ -71,16 +71,16 @@ impl State {
   }
 }
 
-/// What memories and globals were before the initialization.
+/// The contents of memories and globals before the initialization.
 pub struct Pristine {
-  /// Each without the zeros at its end, and how long it is with them.
+  /// The contents of each memory without trailing zeros, and its size.
   memories: Vec<(Vec<u8>, usize)>,
   globals: Vec<Val>,
 }
 
 impl Pristine {
-  /// A copy of the state.
-  pub fn new(state: &State, store: &mut Store<Guest>) -> Self {
+  /// Copies the state.
+  pub fn new(state: &GuestState, store: &mut Store<Guest>) -> Self {
     Self {
       memories: state
         .memories
@@ -102,14 +102,14 @@ impl Pristine {
     }
   }
 
-  /// Puts it back into an instance of the same plugin. `None` if that cannot be done; then parts of it may be.
-  pub fn restore(&self, state: &State, store: &mut Store<Guest>) -> Option<()> {
+  /// Restores an instance of the same plugin. `None` if that fails; then the instance may be partly restored.
+  pub fn restore(&self, state: &GuestState, store: &mut Store<Guest>) -> Option<()> {
     let is_tracked = !state.sizes.is_empty();
     let memories = state.memories.iter().zip(&state.lengths);
-    for ((memory, begun_with), (pristine, length)) in memories.zip(&self.memories) {
+    for ((memory, start_length), (pristine, length)) in memories.zip(&self.memories) {
       let data = memory.data_mut(&mut *store);
-      // What calls have grown would tell the next one of them.
-      if data.len() != *begun_with || (!is_tracked && data.len() != *length) {
+      // If calls have grown it, the next call could observe that.
+      if data.len() != *start_length || (!is_tracked && data.len() != *length) {
         return None;
       }
       written::pages(data, |range, data| {
@@ -138,7 +138,7 @@ mod written {
   /// `struct pm_scan_arg` of `linux/fs.h`.
   #[repr(C)]
   #[derive(Default)]
-  struct Scan {
+  struct PagemapScan {
     size: u64,
     flags: u64,
     start: u64,
@@ -168,7 +168,7 @@ mod written {
   const IS_SWAPPED: u64 = 1 << 4;
   const IS_ZERO: u64 = 1 << 5;
 
-  /// Regions that one call returns.
+  /// The maximum number of regions that one `ioctl` returns.
   const REGIONS: usize = 256;
 
   /// Calls `each` with the ranges of `data` that were written since it was mapped. `None` if the system
@@ -182,8 +182,8 @@ mod written {
     let mut start = base;
     let mut regions = [Region::default(); REGIONS];
     while start < end {
-      let mut scan = Scan {
-        size: size_of::<Scan>() as u64,
+      let mut scan = PagemapScan {
+        size: size_of::<PagemapScan>() as u64,
         start,
         end,
         regions: regions.as_mut_ptr() as u64,
@@ -191,11 +191,11 @@ mod written {
         category_inverted: IS_FILE | IS_ZERO,
         category_mask: IS_FILE | IS_ZERO,
         category_anyof_mask: IS_PRESENT | IS_SWAPPED,
-        ..Scan::default()
+        ..PagemapScan::default()
       };
-      // SAFETY: the kernel reads `scan`, which is laid out as it expects and says its size, and writes to it
-      // and to at most `region_count` of `regions`. Both live until it returns. It changes no page: no
-      // flag asks for that.
+      // SAFETY: the kernel reads `scan`, whose layout and size match what it expects, and writes to it and to
+      // at most `region_count` elements of `regions`. Both live until it returns. It changes no page, because
+      // no flag asks for that.
       let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
       let found = usize::try_from(found).ok()?;
       for region in regions.get(..found)? {

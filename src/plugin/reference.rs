@@ -1,12 +1,12 @@
-//! The reference runtime: a plugin run by the `extism` crate, for whoever suspects that this crate's own
-//! core makes a difference, and for tests that compare both.
+//! The reference runtime: runs a plugin with the `extism` crate. For users who suspect that this crate's
+//! own core makes a difference, and for tests that compare both.
 //!
 //! The linker checks the modules and lists their exports as usual, but the `extism` crate links, compiles
-//! and runs them. Host functions are ours: they run on both runtimes. They take the place of those of the
-//! same name that `extism` has.
+//! and runs them. Host functions are ours, so they run on both runtimes. They replace `extism`'s functions
+//! of the same name.
 //!
-//! `extism` trusts its guests: one that forges the header of a block can crash the process. So this is for
-//! trusted plugins. What it does not support is refused by [`check`].
+//! `extism` trusts its guests: one that forges a block header can crash the process. So use this only for
+//! trusted plugins. [`check`] refuses options that it does not support.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use extism::{CompiledPlugin, CurrentPlugin, Function, PluginBuilder, UserData, V
 use wasmtime::{Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
-use super::instance::{self, CallError, CallOutput, Ending, Outcome, Run, Runtime, trapped};
+use super::instance::{self, CallError, CallOutput, Ending, Outcome, PluginRuntime, Run, trapped};
 use super::interrupt::Interrupt;
 use super::link::Linked;
 use super::manifest::{
@@ -30,13 +30,13 @@ use crate::host::{Environment, HostFunction, Interruption, ReferenceCaller, Stop
 use crate::kernel::AllocError;
 use crate::{Code, Error, Result, signals};
 
-/// No module exports such a name: the linker refuses it. Calling it does nothing but the initialization.
+/// No module exports this name, because the linker refuses it. Calling it only runs the initialization.
 const INITIALIZE: &str = "extism-host:initialize";
 
-/// How `extism` begins the error of a call whose function returned a code other than 0.
+/// The prefix of `extism`'s error for a function that returned a code other than 0.
 const EXIT_CODE: &str = "Returned non-zero exit code: ";
 
-/// The error for something that this runtime does not support.
+/// The error for an option that this runtime does not support.
 pub fn unsupported(option: &str) -> Error {
   Error::new(
     Code::Unsupported,
@@ -44,7 +44,7 @@ pub fn unsupported(option: &str) -> Error {
   )
 }
 
-/// Refuses what this runtime does not support.
+/// Refuses options that this runtime does not support.
 pub fn check(manifest: &Manifest, limits: Limits, environment: &Environment) -> Result<()> {
   // The crate has no other switch for the output of guests.
   let is_silent = std::env::var_os("EXTISM_ENABLE_WASI_OUTPUT").is_none();
@@ -76,7 +76,7 @@ pub fn check(manifest: &Manifest, limits: Limits, environment: &Environment) -> 
   }
 }
 
-/// The directories as `extism` takes them: by their path on this machine.
+/// The directories in the format of `extism`: by their path on this machine.
 fn allowed_paths(paths: &[AllowedPath]) -> Result<BTreeMap<String, std::path::PathBuf>> {
   let mut allowed = BTreeMap::new();
   for path in paths {
@@ -93,39 +93,40 @@ fn allowed_paths(paths: &[AllowedPath]) -> Result<BTreeMap<String, std::path::Pa
   Ok(allowed)
 }
 
-/// A plugin, from which instances are made. Any number of threads may use it.
+/// A plugin, from which instances are created. Any number of threads may use it.
 pub struct Reference {
   manifest: extism::Manifest,
   functions: Vec<HostFunction>,
   use_wasi: bool,
   callables: Vec<(String, Option<ValueType>)>,
   max_output: u64,
-  /// How many bytes of a block are read at most.
+  /// The maximum size of a block that host functions can read, in bytes.
   max_block: u64,
-  /// Compiled plugins whose instances are gone.
+  /// Compiled plugins whose instances have been dropped.
   spare: Mutex<Vec<Compiled>>,
 }
 
-/// A compiled plugin for one instance at a time: `extism` interrupts all instances of an engine at once.
+/// A plugin compiled for one instance at a time, because `extism` interrupts all instances of an engine at
+/// once.
 struct Compiled {
   plugin: CompiledPlugin,
   state: Arc<Mutex<ReferenceState>>,
 }
 
-/// What host functions know of the instance that calls them.
+/// What host functions need to know about the instance that calls them.
 #[derive(Default)]
 struct ReferenceState {
-  /// Until then `extism` cannot read the guest's memory: to try would crash the process.
+  /// Before that, `extism` cannot read the guest's memory: trying would crash the process.
   is_initialized: bool,
   call: Option<u64>,
   interruption: Arc<Interruption>,
   last_response: LastResponse,
-  /// What ended the run, if a host function did.
+  /// Why the run ended, if a host function ended it.
   ending: Option<Ending>,
 }
 
 impl Reference {
-  /// Compiles the modules, which have been linked by us as a check.
+  /// Compiles the modules. They have already been linked by our own linker, as a check.
   pub fn new(
     manifest: &Manifest,
     modules: Vec<LoadedModule>,
@@ -166,7 +167,7 @@ impl Reference {
       .with_wasi(self.use_wasi)
       .with_cache_disabled()
       .with_functions(self.functions.iter().flat_map(|function| {
-        // As everywhere, a function of the one namespace is found in the other too.
+        // As everywhere, functions of the namespace `USER` are also found in `ENV`.
         let is_user = function.namespace == USER;
         [Some(function.namespace.as_str()), is_user.then_some(ENV)]
           .into_iter()
@@ -199,7 +200,7 @@ impl Reference {
         let called = call_host(&function, plugin, &mut state, max_block, params, results);
         called.map_err(|stop| {
           state.ending = Some(stop.into());
-          // Nobody reads this: the ending is recorded.
+          // Never read, because the ending has been recorded.
           extism::Error::msg("ended by the host")
         })
       },
@@ -217,7 +218,7 @@ fn value_type(value: ValueType) -> ValType {
   }
 }
 
-/// No step between two consistent states can panic, so what a poisoned lock holds is good.
+/// No operation under these locks can panic halfway, so the data behind a poisoned lock is consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
   mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -256,7 +257,7 @@ fn call_host(
   function.call_from(&mut caller, params, results)
 }
 
-/// A copy of the block that starts at the offset.
+/// A copy of the block that starts at `offset`.
 fn block(plugin: &mut CurrentPlugin, offset: u64, max: u64) -> Option<Vec<u8>> {
   let handle = plugin.memory_handle(offset)?;
   if handle.len() as u64 > max {
@@ -319,16 +320,16 @@ pub struct ReferenceInstance {
   reference: Arc<Reference>,
   interrupt: Interrupt,
   interruption: Arc<Interruption>,
-  /// There once it has been initialized. Before `compiled`, since it is dropped first.
+  /// Set after the initialization. Declared before `compiled`, because it must be dropped first.
   plugin: Option<extism::Plugin>,
-  /// There until it is dropped.
+  /// Set until the instance is dropped.
   compiled: Option<Compiled>,
-  /// The most bytes that a call had as its input and output.
+  /// The largest input and output of a call together, in bytes.
   largest: u64,
 }
 
 impl ReferenceInstance {
-  /// Makes an instance. No code of the guest runs.
+  /// Creates an instance. Runs no guest code.
   pub fn new(reference: &Arc<Reference>) -> Result<Self> {
     signals::ensure_installed();
     let spare = lock(&reference.spare).pop();
@@ -355,8 +356,8 @@ impl ReferenceInstance {
     self.compiled.as_ref().map(|compiled| lock(&compiled.state))
   }
 
-  /// What ended the run by our own record.
-  fn recorded(&self) -> Option<Ending> {
+  /// Why the run ended, according to our own records.
+  fn recorded_ending(&self) -> Option<Ending> {
     let ending = self.state().and_then(|mut state| state.ending.take());
     ending.or_else(|| {
       self
@@ -367,7 +368,7 @@ impl ReferenceInstance {
   }
 
   fn failed_initialization(&self, error: &extism::Error) -> Ending {
-    if let Some(ending) = self.recorded() {
+    if let Some(ending) = self.recorded_ending() {
       return ending;
     }
     match outcome_of(error) {
@@ -382,7 +383,7 @@ impl ReferenceInstance {
 impl Drop for ReferenceInstance {
   fn drop(&mut self) {
     self.plugin = None;
-    // An interruption that is still on its way would meet the next instance of the engine.
+    // A late interruption would hit the next instance of the engine, so an interrupted one is not reused.
     let compiled = self.compiled.take();
     if let Some(compiled) = compiled.filter(|_| !self.interrupt.is_interrupted()) {
       lock(&self.reference.spare).push(compiled);
@@ -402,7 +403,7 @@ impl Run for ReferenceInstance {
   fn initialize(&mut self) -> Result<(), Ending> {
     let _in_guest = signals::enter_guest();
     let Some(compiled) = &self.compiled else {
-      return Err(gone());
+      return Err(not_initialized());
     };
     let mut plugin = extism::Plugin::new_from_compiled(&compiled.plugin)
       .map_err(|error| self.failed_initialization(&error))?;
@@ -431,12 +432,12 @@ impl Run for ReferenceInstance {
       return Outcome::Ended(trapped("there is no such function".to_owned()));
     };
     let Some(plugin) = &mut self.plugin else {
-      return Outcome::Ended(gone());
+      return Outcome::Ended(not_initialized());
     };
     let input = input.as_slice();
     let called = match result {
       None | Some(ValueType::I32) => plugin.call::<_, &[u8]>(name, input),
-      // What such a function returns is not a code: it is dropped.
+      // The result of such a function is not a return code, and is dropped.
       Some(_) => plugin
         .call_get_error_code::<_, &[u8]>(name, input)
         .map_err(|(error, _)| error),
@@ -453,7 +454,7 @@ impl Run for ReferenceInstance {
       Ok(output) => {
         let output = CallOutput {
           bytes: output.to_vec(),
-          // `extism` does not tell an empty output from none.
+          // `extism` does not distinguish an empty output from none.
           is_set: length > 0,
         };
         match name == "_start" {
@@ -461,7 +462,7 @@ impl Run for ReferenceInstance {
           false => Outcome::Returned(Ok(output)),
         }
       }
-      Err(error) => match self.recorded() {
+      Err(error) => match self.recorded_ending() {
         Some(ending) => Outcome::Ended(ending),
         None => outcome_of(&error),
       },
@@ -476,11 +477,11 @@ impl Run for ReferenceInstance {
   }
 
   fn kernel_bytes(&self) -> u64 {
-    // `extism` does not tell: what passed through is in there at least.
+    // `extism` does not report the size. It is at least what has passed through the memory.
     self.largest
   }
 
-  fn keeps_files(&self) -> bool {
+  fn has_too_many_files(&self) -> bool {
     false
   }
 
@@ -495,31 +496,33 @@ impl Run for ReferenceInstance {
     true
   }
 
-  fn is_of(&self, _: &Runtime) -> bool {
+  fn is_instance_of(&self, _: &PluginRuntime) -> bool {
     true
   }
 
-  fn is_like_new(&self) -> bool {
+  fn matches_new_instance(&self) -> bool {
     true
   }
 
-  fn accept_memory(&mut self) {}
+  fn set_memory_baseline(&mut self) {}
 
   fn is_nearly_full(&self) -> bool {
-    // `extism` does not tell that either.
+    // `extism` does not report that.
     false
   }
 }
 
-fn gone() -> Ending {
+fn not_initialized() -> Ending {
   trapped("the instance has not been initialized".to_owned())
 }
 
-/// What `extism`'s error says about a call that none of our functions ended.
+/// Classifies an error of `extism` for a call that none of our functions ended.
 ///
-/// Its types tell traps and exits. The rest it has only texts for, which a guest can write as well.
+/// Traps and exits are recognized by type. For the rest `extism` has only texts, which a guest can produce
+/// as well.
 fn outcome_of(error: &extism::Error) -> Outcome {
-  // If the guest has set an error message too, that is the root cause, and what ended the call its context.
+  // If the guest has also set an error message, that is the root cause, and the reason why the call ended
+  // is its context.
   let context = error.downcast_ref::<wasmtime::Error>();
   let root_cause = error.root_cause().to_string();
   let cause = match context {
@@ -543,7 +546,7 @@ fn outcome_of(error: &extism::Error) -> Outcome {
     return Outcome::Ended(Ending::Trapped {
       message: cause.into_owned(),
       backtrace: instance::backtrace(backtrace),
-      // The crate does not say what the guest has written.
+      // The crate does not report what the guest has written.
       has_hidden_errors: false,
     });
   }

@@ -1,14 +1,14 @@
-//! Starts instances from the state that their initialization leaves.
+//! Starts instances from the state after their initialization.
 //!
-//! The plugin is linked once more without interrupt checks, instantiated and initialized here; then
-//! memories and globals of that instance are written into the linked module (`wasmtime-wizer`), whose
-//! initializers are done with. Without the checks, because the interrupt memory must begin with 0 pages:
-//! else the compiler knows that the load in a check cannot fault, and removes it.
+//! The plugin is linked a second time without interrupt checks, and that version is instantiated and
+//! initialized here. Then its memories and globals are written into the linked module (`wasmtime-wizer`),
+//! and the initializers are removed. The checks must go because the interrupt memory has to start with 0
+//! pages: otherwise the compiler knows that the load in a check cannot fault, and removes it.
 //!
-//! All instances begin with the same state, so the initialization may depend on nothing that differs among
-//! them or changes: a host function or a file that it uses makes the snapshot fail, and the plugin starts
-//! as without one. Random bytes and the clock are allowed, as nearly every runtime asks for them; what was
-//! read is the same in all instances.
+//! All instances start with the same state, so the initialization must not depend on anything that differs
+//! among them or changes over time. If it uses a host function or a file, the snapshot fails, and the
+//! plugin starts normally. Random bytes and the clock are allowed, because nearly every language runtime
+//! reads them; all instances then start with the same values.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -23,48 +23,48 @@ use wasmtime::{Module, Store, Val};
 use wasmtime_wizer::{InstanceState, SnapshotVal, Wizer};
 
 use super::compilation;
-use super::engine::{self, Kind};
-use super::instance::{Ending, Instance, Run, Settings, Template};
+use super::engine::{self, EngineKind};
+use super::instance::{Ending, Instance, InstanceSettings, Run, Template};
 use super::interrupt::Interruptions;
-use super::link::{Linked, Snapshot};
+use super::link::{Linked, LinkedSnapshot};
 use crate::host::Guest;
 use crate::host::guest::PAGE;
 use crate::host::output::Output;
 
-/// How often a guest is interrupted again whose time is over: by epochs, one may be missed.
+/// How often a timed-out guest is interrupted again: with epochs, an interruption may be missed.
 const REPEAT: Duration = Duration::from_millis(1);
 
-/// Bytes of zeros between two segments that become one.
+/// Segments with at most this many bytes between them are merged, with zeros in the gap.
 const MAX_GAP: u64 = 64 << 10;
 
-/// What came of an attempt to take a snapshot.
+/// The result of an attempt to take a snapshot.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-  /// Whether another attempt would come to the same.
+pub struct SnapshotAttempt {
+  /// Whether another attempt would have the same result.
   pub is_final: bool,
-  /// What the initialization has read that differs from one instance to the next.
+  /// What the initialization has read that would differ between instances.
   pub frozen: Vec<&'static str>,
 }
 
-/// Writes the state after the initialization into the linked module. If that cannot be done, `linked` stays
-/// unchanged but for the reason.
+/// Writes the state after the initialization into the linked module. If that fails, only the `snapshot`
+/// field of `linked` changes, to the reason.
 ///
-/// `unchecked` is the same without interrupt checks.
+/// `unchecked` is the same module without interrupt checks.
 pub fn apply(
   linked: &mut Linked,
   unchecked: &Linked,
-  settings: Settings,
+  settings: InstanceSettings,
   timeout: Duration,
-) -> Applied {
-  let mut applied = Applied {
+) -> SnapshotAttempt {
+  let mut attempt = SnapshotAttempt {
     is_final: true,
     frozen: Vec::new(),
   };
   if linked.initializers.is_empty() {
-    linked.snapshot = Snapshot::Taken { grown_pages: 0 };
-    return applied;
+    linked.snapshot = LinkedSnapshot::Taken { grown_pages: 0 };
+    return attempt;
   }
-  // wasmtime-wizer asserts what it expects of a module.
+  // wasmtime-wizer panics if a module does not meet its assumptions.
   let taken = catch_unwind(AssertUnwindSafe(|| {
     take(linked, unchecked, settings, timeout)
   }));
@@ -72,38 +72,38 @@ pub fn apply(
     Ok(Ok(taken)) => {
       linked.bytes = taken.bytes;
       linked.initializers.clear();
-      applied.frozen = taken.frozen;
-      Snapshot::Taken {
+      attempt.frozen = taken.frozen;
+      LinkedSnapshot::Taken {
         grown_pages: taken.grown_pages,
       }
     }
     Ok(Err(failure)) => {
-      applied.is_final = failure.is_final;
-      Snapshot::Unsupported(failure.reason)
+      attempt.is_final = failure.is_final;
+      LinkedSnapshot::Unsupported(failure.reason)
     }
-    Err(_) => Snapshot::Unsupported("the module cannot be rewritten".to_owned()),
+    Err(_) => LinkedSnapshot::Unsupported("the module cannot be rewritten".to_owned()),
   };
-  applied
+  attempt
 }
 
-struct Taken {
+struct TakenSnapshot {
   bytes: Vec<u8>,
   grown_pages: u64,
   frozen: Vec<&'static str>,
 }
 
-struct Failure {
+struct SnapshotFailure {
   reason: String,
   is_final: bool,
 }
 
-impl From<wasmtime::Error> for Failure {
+impl From<wasmtime::Error> for SnapshotFailure {
   fn from(error: wasmtime::Error) -> Self {
     format!("{error:#}").into()
   }
 }
 
-impl From<String> for Failure {
+impl From<String> for SnapshotFailure {
   fn from(reason: String) -> Self {
     Self {
       reason,
@@ -115,14 +115,14 @@ impl From<String> for Failure {
 fn take(
   linked: &Linked,
   unchecked: &Linked,
-  settings: Settings,
+  settings: InstanceSettings,
   timeout: Duration,
-) -> Result<Taken, Failure> {
+) -> Result<TakenSnapshot, SnapshotFailure> {
   let wizer = Wizer::new();
   let (module, _) = wizer.instrument(&linked.bytes)?;
   let (_, instrumented) = wizer.instrument(&unchecked.bytes)?;
-  let settings = Settings {
-    kind: Kind {
+  let settings = InstanceSettings {
+    kind: EngineKind {
       interruptions: Interruptions::Epoch,
       has_fuel: false,
     },
@@ -133,7 +133,7 @@ fn take(
   let growth_pages = settings.growth_pages;
   let engine = engine::on_demand(settings.kind)?;
   let compile = || Module::new(&engine, instrumented);
-  let instrumented = compilation::on_own_threads(compile).map_err(|error| error.message)??;
+  let instrumented = compilation::on_own_pool(compile).map_err(|error| error.message)??;
   let template = Template::isolated(&instrumented, unchecked, settings)
     .and_then(|template| Instance::new(&Arc::new(template)));
   let mut instance = template.map_err(|error| error.message)?;
@@ -141,14 +141,14 @@ fn take(
   let (instance, store) = instance.parts();
   let guest = store.data();
   let (left, has_read) = (guest.limiter.growth_left(), guest.has_read);
-  let mut state = State { instance, store };
+  let mut state = WizerState { instance, store };
   let bytes = wizer.snapshot(&module, &mut state).now_or_never();
-  let bytes = bytes.ok_or_else(|| "the snapshot waits".to_owned())??;
+  let bytes = bytes.ok_or_else(|| "writing the snapshot did not complete".to_owned())??;
   let read = [
     (has_read.random, "random numbers"),
     (has_read.clock, "the time"),
   ];
-  Ok(Taken {
+  Ok(TakenSnapshot {
     bytes: coalesce(&bytes).map_err(|error| error.to_string())?,
     grown_pages: growth_pages.saturating_sub(left / PAGE),
     frozen: read
@@ -158,8 +158,8 @@ fn take(
   })
 }
 
-/// Initializes an instance, unless that takes too long.
-fn initialize(instance: &mut Instance, timeout: Duration) -> Result<(), Failure> {
+/// Initializes an instance within `timeout`.
+fn initialize(instance: &mut Instance, timeout: Duration) -> Result<(), SnapshotFailure> {
   let interrupt = instance.interrupt().clone();
   let (ended, has_ended) = channel::<()>();
   thread::scope(|scope| {
@@ -176,18 +176,18 @@ fn initialize(instance: &mut Instance, timeout: Duration) -> Result<(), Failure>
       let is_final = ending != Ending::Interrupted;
       let reason = match ending {
         Ending::HostFunction(error) => {
-          format!("the initialization needs more than itself: {error}")
+          format!("the initialization reaches outside the instance: {error}")
         }
         Ending::Interrupted => format!("the initialization takes longer than {timeout:?}"),
         ending => format!("the initialization fails: {ending:?}"),
       };
-      Failure { reason, is_final }
+      SnapshotFailure { reason, is_final }
     })
   })
 }
 
-/// Joins data segments that are near one another, and drops those that nothing uses: Wasmtime looks at each
-/// whenever it makes an instance, and a snapshot has thousands.
+/// Merges neighbouring data segments, and drops those that nothing uses. Wasmtime visits every segment when
+/// it creates an instance, and a snapshot has thousands.
 fn coalesce(wasm: &[u8]) -> wasmparser::Result<Vec<u8>> {
   let mut module = wasm_encoder::Module::new();
   let mut keeps_passive = false;
@@ -235,8 +235,8 @@ fn names_segments(body: &FunctionBody<'_>) -> wasmparser::Result<bool> {
   Ok(false)
 }
 
-/// The segments of a snapshot: first passive ones, by the numbers that code may name, then the active ones,
-/// sorted, which it cannot name.
+/// The data segments of a snapshot: first the passive ones, which code refers to by number, then the active
+/// ones, sorted, which code does not refer to.
 fn joined(segments: DataSectionReader<'_>, keeps_passive: bool) -> wasmparser::Result<DataSection> {
   let mut section = DataSection::new();
   let mut joined: Vec<ActiveSegment> = Vec::new();
@@ -290,13 +290,13 @@ struct ActiveSegment {
   bytes: Vec<u8>,
 }
 
-/// The state of an instance, by the names that wasmtime-wizer gives its memories and globals.
-struct State<'a> {
+/// The state of an instance, under the names that wasmtime-wizer gives its memories and globals.
+struct WizerState<'a> {
   instance: wasmtime::Instance,
   store: &'a mut Store<Guest>,
 }
 
-impl InstanceState for State<'_> {
+impl InstanceState for WizerState<'_> {
   async fn global_get(&mut self, name: &str, _: ValType) -> SnapshotVal {
     let global = self.instance.get_global(&mut *self.store, name);
     match global.map(|global| global.get(&mut *self.store)) {
@@ -305,7 +305,7 @@ impl InstanceState for State<'_> {
       Some(Val::F32(bits)) => SnapshotVal::F32(bits),
       Some(Val::F64(bits)) => SnapshotVal::F64(bits),
       Some(Val::V128(value)) => SnapshotVal::V128(value.as_u128()),
-      // wasmtime-wizer refuses mutable globals of other types, and both modules have the same globals.
+      // wasmtime-wizer rejects mutable globals of other types, and both modules have the same globals.
       _ => unreachable!("a global that is not in the module"),
     }
   }

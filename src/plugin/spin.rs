@@ -1,8 +1,8 @@
-//! Brief spinning in place of sleep, where it costs nobody anything.
+//! Short spin-waits instead of sleeping, if no other thread needs the core.
 //!
-//! To put a thread to sleep and wake it again costs tens of microseconds: many times what a short
-//! call takes. So where calls are made one after the other, each as soon as the one before has
-//! ended, the thread that serves them stays awake for a moment and looks for the next.
+//! Putting a thread to sleep and waking it costs tens of microseconds: many times the duration of a short
+//! call. So if calls come one after the other, each as soon as the previous one has ended, the thread that
+//! serves them spins for a moment and waits for the next.
 
 use std::num::NonZeroUsize;
 use std::sync::OnceLock;
@@ -11,38 +11,38 @@ use std::time::Duration;
 
 use crate::sync::{self, AtomicBool, AtomicUsize, process_static, thread};
 
-/// How long a thread looks for the next call before it sleeps. It has to be longer than a caller that
-/// sleeps takes to wake up and call again: only then does either begin to stay awake.
+/// How long a thread spins for the next call before it sleeps. Must be longer than a sleeping caller takes
+/// to wake up and call again: otherwise neither side ever starts to stay awake.
 const LIMIT: Duration = Duration::from_micros(200);
 
-/// What a thread that spins looks at: that something may have happened.
+/// Tells a spinning thread that something may have changed.
 ///
-/// On cache lines of its own (processors fetch them in pairs): who spins would otherwise take from the
-/// other thread, again and again, what that needs to come to the point.
+/// It has cache lines of its own (processors fetch them in pairs). Otherwise a spinning thread would keep
+/// taking away the cache line that the other thread needs to make progress.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Flag(AtomicBool);
 
 impl Flag {
-  /// Before it is looked at.
+  /// Clears the flag before spinning.
   pub fn clear(&self) {
     self.0.store(false, Ordering::Relaxed);
   }
 
-  /// Something has happened, and whoever sees this can see it: after the lock under which it happened
-  /// is free, which is what they need next.
+  /// Tells spinning threads that something has changed. They see the change once they take the lock under
+  /// which it was made.
   pub fn set(&self) {
     self.0.store(true, Ordering::Relaxed);
   }
 
-  /// Whether something has happened. What, is to be seen under its lock.
+  /// Whether something has changed. What has changed must be read under its lock.
   pub fn is_set(&self) -> bool {
     self.0.load(Ordering::Relaxed)
   }
 }
 
-/// Spins until `is_due` or the time is over; whether it was due. On one core it does not wait: it would keep
-/// the other thread from what it waits for.
+/// Spins until `is_due` or until `limit` has passed. Returns whether it was due. With one core it does not
+/// spin, because it would keep the other thread from making progress.
 pub fn until(limit: Duration, is_due: impl Fn() -> bool) -> bool {
   if cores() == 1 {
     return is_due();
@@ -55,7 +55,7 @@ pub fn until(limit: Duration, is_due: impl Fn() -> bool) -> bool {
       }
       sync::spin_loop();
     }
-    // The clock costs as much as several looks, and more often than not it is not needed.
+    // Reading the clock costs as much as several checks, and usually it is not needed.
     let now = sync::now();
     if now - *start.get_or_insert(now) > limit {
       return is_due();
@@ -63,8 +63,8 @@ pub fn until(limit: Duration, is_due: impl Fn() -> bool) -> bool {
   }
 }
 
-/// What tells whether spinning has paid lately: each time that it has not, it is left out for twice
-/// as many times as before.
+/// Decides whether to spin, based on recent success: after each failure in a row it skips twice as many
+/// times as before.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SpinBackoff {
   failures: u32,
@@ -78,8 +78,8 @@ impl SpinBackoff {
     skips_left: 0,
   };
 
-  /// At most 63 times in a row it is left out: where it never pays, that costs next to nothing, and where
-  /// it pays again, that is noticed soon.
+  /// Limits the skips to 63 in a row. Then spinning costs almost nothing if it never pays, and is resumed
+  /// soon if it pays again.
   const MAX_FAILURES: u32 = 6;
 
   /// Whether to spin this time.
@@ -93,7 +93,7 @@ impl SpinBackoff {
     }
   }
 
-  /// Learns whether it has paid.
+  /// Records whether spinning has paid.
   pub fn learn(&mut self, has_paid: bool) {
     self.failures = match has_paid {
       true => 0,
@@ -103,7 +103,7 @@ impl SpinBackoff {
   }
 }
 
-/// A thread's place among those of the process that spin; there are fewer than there are cores.
+/// A permit to spin. A process has fewer permits than cores.
 pub struct Spinner(());
 
 fn cores() -> usize {
@@ -114,17 +114,17 @@ fn cores() -> usize {
 process_static! { static SPINNERS: AtomicUsize = AtomicUsize::new(0); }
 
 impl Spinner {
-  /// `None` where all places are taken; always so on one core.
+  /// `None` if all permits are taken; always on one core.
   pub fn new() -> Option<Self> {
     let is_free = |spinners| (spinners + 1 < cores()).then_some(spinners + 1);
     SPINNERS
       .fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_free)
       .is_ok()
-      // Made only then: one that is dropped gives its place back.
+      // Lazily, because dropping a `Spinner` returns a permit.
       .then(|| Self(()))
   }
 
-  /// Looks for the next call; whether there is one.
+  /// Spins for the next call. Returns whether there is one.
   pub fn spin_wait(&self, is_due: impl Fn() -> bool) -> bool {
     until(LIMIT, is_due)
   }

@@ -1,5 +1,5 @@
-//! Counters of a plugin, cheap enough to be always on: one addition for each call, of numbers that
-//! nobody waits for.
+//! A plugin's counters. They are cheap enough to be always on: each call costs one relaxed atomic
+//! addition.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,7 +7,7 @@ use crate::{Code, Error};
 
 /// Why an instance was replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replaced {
+pub enum ReplaceReason {
   /// The guest did what WebAssembly or the kernel does not allow.
   Trap,
   /// It wanted more memory than its limit.
@@ -20,22 +20,22 @@ pub enum Replaced {
   HostFunctionError,
   /// It had exited, or `_start` had run.
   Exited,
-  /// Its kernel memory had grown too large, or all its memories near their limit.
+  /// Its kernel memory had grown too large, or its memories were close to their limit together.
   Memory,
   /// It kept too many files open after a call.
   Descriptors,
-  /// Each call has an instance of its own.
+  /// Each call gets a fresh instance.
   Isolation,
-  /// It had served as many calls as it may.
+  /// It had reached its maximum number of calls.
   Calls,
-  /// It was too old.
+  /// It had reached its maximum age.
   Age,
   /// A defect in this library.
   Internal,
 }
 
-impl Replaced {
-  /// All reasons, each at the place of its number.
+impl ReplaceReason {
+  /// All reasons, in the order of their discriminants.
   pub const ALL: [Self; 12] = [
     Self::Trap,
     Self::OutOfMemory,
@@ -51,7 +51,7 @@ impl Replaced {
     Self::Internal,
   ];
 
-  /// Its name in JavaScript.
+  /// The name in JavaScript.
   pub const fn as_str(self) -> &'static str {
     match self {
       Self::Trap => "trap",
@@ -70,17 +70,17 @@ impl Replaced {
   }
 }
 
-/// What is counted while a plugin runs.
+/// Counters that change while a plugin runs.
 #[derive(Debug, Default)]
 pub struct Counters {
-  /// Calls with an output, then those that failed, at the numbers of their codes.
+  /// The number of successful calls, followed by the failed ones at the index of their code.
   outcomes: [AtomicU64; Code::ALL.len() + 1],
   made: AtomicU64,
-  replaced: [AtomicU64; Replaced::ALL.len()],
+  replaced: [AtomicU64; ReplaceReason::ALL.len()],
 }
 
 impl Counters {
-  /// A call has ended.
+  /// Counts a completed call.
   pub fn ended<T>(&self, result: &Result<T, Error>) {
     let index = match result {
       Ok(_) => 0,
@@ -89,27 +89,27 @@ impl Counters {
     self.outcomes[index].fetch_add(1, Ordering::Relaxed);
   }
 
-  /// An instance has been made and initialized.
+  /// Counts an instance that has been created and initialized.
   pub fn made(&self) {
     self.made.fetch_add(1, Ordering::Relaxed);
   }
 
-  /// How many have.
+  /// How many instances have been created.
   pub fn instances_made(&self) -> u64 {
     self.made.load(Ordering::Relaxed)
   }
 
-  /// An instance has been replaced.
-  pub fn replaced(&self, reason: Replaced) {
+  /// Counts a replaced instance.
+  pub fn replaced(&self, reason: ReplaceReason) {
     self.replaced[reason as usize].fetch_add(1, Ordering::Relaxed);
   }
 
-  /// How many calls had an output.
+  /// How many calls succeeded.
   pub fn succeeded(&self) -> u64 {
     self.outcomes[0].load(Ordering::Relaxed)
   }
 
-  /// How many calls failed, by their codes, without those codes that none had.
+  /// How many calls failed, by code, without the codes that have not occurred.
   pub fn failed(&self) -> Vec<(Code, u64)> {
     let counts = self.outcomes[1..]
       .iter()
@@ -119,36 +119,36 @@ impl Counters {
   }
 
   /// How many instances were replaced, by reason.
-  pub fn replacements(&self) -> Vec<(Replaced, u64)> {
+  pub fn replacements(&self) -> Vec<(ReplaceReason, u64)> {
     let counts = self
       .replaced
       .iter()
       .map(|count| count.load(Ordering::Relaxed));
-    Replaced::ALL.into_iter().zip(counts).collect()
+    ReplaceReason::ALL.into_iter().zip(counts).collect()
   }
 }
 
-/// What a plugin has done and does at this moment.
+/// The counters of a plugin and its current state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stats {
-  /// Calls that had an output, an empty one included.
+  /// Calls that succeeded, with or without an output.
   pub succeeded: u64,
-  /// Calls that failed, by code; those that were refused too.
+  /// Calls that failed, by code, refused calls included.
   pub failed: Vec<(Code, u64)>,
-  /// Calls that wait for an instance.
+  /// Calls that wait for an instance now.
   pub queued: usize,
-  /// Instances that run a call.
+  /// Instances that run a call now.
   pub busy: usize,
-  /// Instances that there are, busy or not.
+  /// All instances, busy or not.
   pub instances: usize,
-  /// Those of them that wait for a call.
+  /// Instances that wait for a call.
   pub ready: usize,
-  /// Instances that have been made and initialized.
+  /// Instances that have been created and initialized so far.
   pub made: u64,
-  /// Calls that found no instance ready for them.
+  /// Calls that found no instance ready.
   pub waited: u64,
   /// Instances that were replaced, by reason.
-  pub replaced: Vec<(Replaced, u64)>,
-  /// Threads that hang in calls of the host and have been replaced.
+  pub replaced: Vec<(ReplaceReason, u64)>,
+  /// Threads that have been replaced because they are stuck in host calls.
   pub abandoned_threads: usize,
 }

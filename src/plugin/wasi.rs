@@ -1,8 +1,8 @@
-//! WASI preview 1: Wasmtime's, with what Extism's guests need on top.
+//! WASI preview 1: Wasmtime's implementation, with what Extism's guests need on top.
 //!
-//! Wasmtime's own `add_to_linker` takes the memory that is exported as `memory`, lets nothing interrupt
-//! a sleep, writes one buffer of several, and counts no descriptors. So each function is defined here,
-//! and passes its arguments on.
+//! Wasmtime's own `add_to_linker` uses the memory that is exported as `memory`, cannot interrupt a sleep,
+//! writes only the first of several buffers, and does not limit open descriptors. So each function is
+//! defined here and forwards its arguments.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,26 +22,27 @@ const FAULT: i32 = 21;
 const INVALID: i32 = 28;
 const TOO_MANY_FILES: i32 = 33;
 
-/// The bytes of a subscription and of an event of `poll_oneoff`, the tag of those of a clock, and the flag
-/// for a time of day.
+/// Sizes of a subscription and an event of `poll_oneoff`, the tag of clock subscriptions and events, and
+/// the flag for an absolute time.
 const SUBSCRIPTION: usize = 48;
 const EVENT: usize = 32;
 const CLOCK: u8 = 0;
 const ABSOLUTE: u8 = 1;
 
-/// The last of the standard streams.
+/// The highest descriptor of the standard streams.
 const LAST_STREAM: u32 = 2;
 
-/// How many buffers a guest may write at once.
+/// The maximum number of buffers in one write.
 const MAX_BUFFERS: u32 = 1024;
 
-/// How many files and directories a guest may have open at once, beside those that it is given.
+/// The maximum number of files and directories that a guest may have open at once, besides its preopened
+/// ones.
 const MAX_OPEN: u32 = 128;
 
-/// How many it may keep between calls.
+/// The maximum number that it may keep open between calls.
 pub const MAX_KEPT_OPEN: u32 = 8;
 
-/// Defines the functions in that namespace, for the memory that is exported under that name.
+/// Defines WASI's functions in `namespace`, for the memory that is exported as `memory`.
 pub fn add_to_linker(
   linker: &mut Linker<Guest>,
   namespace: &str,
@@ -49,7 +50,7 @@ pub fn add_to_linker(
 ) -> wasmtime::Result<()> {
   let memory: Arc<str> = Arc::from(memory);
 
-  // These never wait.
+  // These functions never block.
   macro_rules! pass_on {
     ($($name:ident($($arg:ident: $ty:ty),*) $(reads $what:ident)?,)*) => {$({
       let memory = Arc::clone(&memory);
@@ -64,7 +65,7 @@ pub fn add_to_linker(
       )?;
     })*};
   }
-  // These wait for the file system.
+  // These functions may block on the file system.
   macro_rules! pass_on_and_wait {
     ($($name:ident($($arg:ident: $ty:ty),*),)*) => {$({
       let memory = Arc::clone(&memory);
@@ -146,7 +147,7 @@ pub fn add_to_linker(
     namespace,
     "fd_close",
     move |mut caller: Caller<'_, Guest>, descriptor: i32| -> wasmtime::Result<i32> {
-      // A stream that could be closed could be mistaken for a file that is opened later.
+      // If a guest could close a stream, a file that is opened later could be mistaken for that stream.
       if descriptor as u32 <= LAST_STREAM {
         return Ok(BAD_DESCRIPTOR);
       }
@@ -165,7 +166,7 @@ pub fn add_to_linker(
       }
       let (mut bytes, context) = split(&mut caller, &name)?;
       let moved = in_tokio(preview1::fd_renumber(context, &mut bytes, from, to))?;
-      // What was at `to` has been closed.
+      // The file at `to` has been closed.
       Ok(if from == to {
         moved
       } else {
@@ -209,12 +210,12 @@ pub fn add_to_linker(
     move |mut caller: Caller<'_, Guest>, a: i32, b: i32, c: i32, d: i32| -> wasmtime::Result<i32> {
       let interruption = Arc::clone(&caller.data().interruption);
       if c == 1
-        && let Some((time, event)) = sleep(&mut caller, &name, a)?
+        && let Some((time, event)) = requested_sleep(&mut caller, &name, a)?
       {
         if !interruption.sleep(time) {
           return Err(wasmtime::Error::new(Stop::Interrupted));
         }
-        return slept(&mut caller, &name, event, [b, d]);
+        return write_sleep_event(&mut caller, &name, event, [b, d]);
       }
       let (mut bytes, context) = split(&mut caller, &name)?;
       let poll = preview1::poll_oneoff(context, &mut bytes, a, b, c, d);
@@ -233,7 +234,7 @@ pub fn add_to_linker(
   Ok(())
 }
 
-/// The guest's memory and its WASI.
+/// The guest's memory and its WASI context.
 fn split<'a>(
   caller: &'a mut Caller<'_, Guest>,
   memory: &str,
@@ -249,12 +250,13 @@ fn split<'a>(
   Ok((GuestMemory::Unshared(bytes), context))
 }
 
-/// How many bytes one call of WASI may copy out of the guest: Wasmtime's default.
+/// How many bytes one WASI call may copy out of the guest: Wasmtime's default.
 const HOSTCALL_FUEL: usize = 128 << 20;
 
-/// How long a guest wants to sleep, and the event for then; `None` if the subscription is for something
-/// else. Wasmtime's `poll_oneoff` blocks the thread for a sleep, where no interruption reaches it.
-fn sleep(
+/// The duration of a requested sleep and the event that ends it; `None` if the subscription is for
+/// something else. Wasmtime's `poll_oneoff` would block the thread during a sleep, and no interruption
+/// could wake it.
+fn requested_sleep(
   caller: &mut Caller<'_, Guest>,
   memory: &str,
   subscription: i32,
@@ -281,8 +283,8 @@ fn sleep(
   )))
 }
 
-/// Tells a guest that it has slept.
-fn slept(
+/// Writes the event that ends a sleep to the guest's memory.
+fn write_sleep_event(
   caller: &mut Caller<'_, Guest>,
   memory: &str,
   event: [u8; EVENT],
@@ -292,8 +294,8 @@ fn slept(
     return Ok(INVALID);
   };
   let mut write = |at: i32, what: &[u8]| {
-    let place = bytes.get_mut(at as u32 as usize..)?;
-    place.get_mut(..what.len())?.copy_from_slice(what);
+    let target = bytes.get_mut(at as u32 as usize..)?;
+    target.get_mut(..what.len())?.copy_from_slice(what);
     Some(())
   };
   let written = write(events, &event).and_then(|()| write(count, &1_u32.to_le_bytes()));
@@ -308,8 +310,8 @@ fn count_closed(caller: &mut Caller<'_, Guest>, errno: i32) -> i32 {
   errno
 }
 
-/// Writes all buffers to standard output or error. (Wasmtime writes the first and says so, which many
-/// guests take for the whole.)
+/// Writes all buffers to standard output or error. (Wasmtime writes only the first and reports its length,
+/// which many guests treat as a complete write.)
 fn write_stream(
   caller: &mut Caller<'_, Guest>,
   memory: &str,
@@ -342,10 +344,10 @@ fn write_stream(
     let buffer = bytes.get(start..start + length).ok_or_else(out_of_bounds)?;
     guest.streams.write(descriptor, buffer);
   }
-  let place = bytes
+  let target = bytes
     .get_mut(written as u32 as usize..)
     .and_then(<[u8]>::first_chunk_mut)
     .ok_or_else(out_of_bounds)?;
-  *place = (total as u32).to_le_bytes();
+  *target = (total as u32).to_le_bytes();
   Ok(SUCCESS)
 }

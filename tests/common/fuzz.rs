@@ -1,4 +1,4 @@
-//! What the fuzzers share: they try seed after seed, each in a child process that may die of one.
+//! Shared by the fuzzers: they try seed after seed, each in a child process that a seed may crash.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How many seeds are tried even if the time is up, so that a busy machine tries some too.
+/// How many seeds are tried even after the time is up, so that a busy machine tries some too.
 const LEAST: u64 = 50;
 
-/// Longer than any seed takes, by far, on a busy machine too.
+/// Much longer than any seed takes, even on a busy machine.
 const HANG: Duration = Duration::from_secs(100);
 
 /// SplitMix64: small, and good enough for choosing.
@@ -40,21 +40,22 @@ impl Random {
 
 /// A fuzzer: a test that tries seeds.
 ///
-/// Three environment variables steer it. If their prefix is `FUZZ`, `FUZZ_SECONDS` is how long it runs, and
-/// `FUZZ_SEED` the first seed; without it, the time chooses, except in the default run. `FUZZ_CHILD` marks the
-/// child process.
+/// Three environment variables control it. If their prefix is `FUZZ`, `FUZZ_SECONDS` is its duration, and
+/// `FUZZ_SEED` the first seed; without it, the time determines it, except in the default run. `FUZZ_CHILD`
+/// marks the child process.
 pub struct Fuzzer {
   /// The name of the test.
   pub test: &'static str,
-  /// What the names of its variables begin with.
+  /// The prefix of its environment variables.
   pub prefix: &'static str,
-  /// Seeds that come first, one a line.
+  /// Seeds that are tried first, one per line.
   pub corpus: &'static str,
 }
 
 impl Fuzzer {
-  /// In the test's process, starts a child and checks that it ends well. In the child, calls `prepare`, then
-  /// what that returns with each seed, and `finish` with how often each ending occurred.
+  /// In the test's process, starts a child and checks that it succeeds. In the child, calls `prepare`, then
+  /// the function that this returns with each seed, and `finish` with the number of occurrences of each
+  /// ending.
   pub fn run<F: FnMut(u64) -> &'static str>(
     &self,
     prepare: impl FnOnce() -> F,
@@ -74,7 +75,7 @@ impl Fuzzer {
     std::env::var(self.variable(name)).ok()?.parse().ok()
   }
 
-  /// How long to run.
+  /// The duration of the run.
   pub fn time(&self) -> Duration {
     Duration::from_secs(self.number("SECONDS").unwrap_or(5))
   }
@@ -84,7 +85,7 @@ impl Fuzzer {
   }
 
   fn try_seeds(&self, mut run: impl FnMut(u64) -> &'static str) -> BTreeMap<&'static str, u64> {
-    // Nothing else ends an endless seed.
+    // Nothing else stops an endless seed.
     let current = Arc::new(AtomicU64::new(0));
     let watched = Arc::clone(&current);
     std::thread::spawn(move || {
@@ -116,7 +117,7 @@ impl Fuzzer {
         break;
       }
       current.store(seed, Ordering::Relaxed);
-      // The process may die in the next line, and then this is all that is known.
+      // The process may crash in the next line, and then this is the only information.
       let trace = self.trace_file(std::process::id());
       std::fs::write(trace, seed.to_string()).expect("a file can be written");
       *endings.entry(run(seed)).or_default() += 1;

@@ -1,4 +1,4 @@
-//! What the tests share: a plugin made of guests in WAT, run with a list of calls.
+//! Shared by the tests: a plugin made of guests in WAT, run with a list of calls.
 
 #![allow(dead_code)] // Each test crate uses its own part.
 
@@ -21,10 +21,12 @@ use extism_host::host::{
 };
 use extism_host::kernel;
 use extism_host::plugin::LoadedModule;
-use extism_host::plugin::engine::{Kind, engine};
-use extism_host::plugin::instance::{self, CallError, Instance, Outcome, Run, Settings, Template};
+use extism_host::plugin::engine::{EngineKind, engine};
+use extism_host::plugin::instance::{
+  self, CallError, Instance, InstanceSettings, Outcome, Run, Template,
+};
 use extism_host::plugin::interrupt::Interruptions;
-use extism_host::plugin::link::{self, LinkError, Linked, Options, link};
+use extism_host::plugin::link::{self, LinkError, LinkOptions, Linked, link};
 use extism_host::store::{MemoryStore, Store};
 use wasmtime::Module;
 
@@ -102,7 +104,7 @@ pub fn wat(text: &str) -> Vec<u8> {
   wat::parse_str(text).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What never ends by itself: definitions, and what runs them.
+/// Guests that never end by themselves: their definitions, and the code that runs them.
 pub const ENDLESS: [(&str, &str); 10] = [
   (
     "an empty loop",
@@ -194,7 +196,7 @@ impl Logger for Lines {
   }
 }
 
-/// What host functions of the tests leave behind.
+/// The host functions of the tests, and what they record.
 #[derive(Clone)]
 pub struct World {
   pub counts: Arc<Mutex<Vec<i32>>>,
@@ -208,7 +210,7 @@ impl World {
     Self::with_vars(4096)
   }
 
-  /// With another limit for variables.
+  /// Like [`new`](Self::new), with another limit for variables.
   pub fn with_vars(limit: usize) -> Self {
     let counts = Arc::new(Mutex::new(Vec::new()));
     let lines = Arc::new(Lines::default());
@@ -279,7 +281,7 @@ impl World {
       .collect::<Vec<_>>();
     link(
       &modules,
-      &Options {
+      &LinkOptions {
         wasi: true,
         checks: allowed.interruptions == Interruptions::Page,
         kernel: kernel::TEXT,
@@ -313,7 +315,7 @@ impl World {
     let linked = self
       .link_with(modules, allowed)
       .unwrap_or_else(|error| panic!("{error}"));
-    let kind = Kind {
+    let kind = EngineKind {
       interruptions: allowed.interruptions,
       has_fuel: allowed.fuel.is_some(),
     };
@@ -323,7 +325,7 @@ impl World {
       Some(pages) => pages,
       None => link::LinkLimits::default().memory_pages - linked.initial_pages,
     };
-    let settings = Settings {
+    let settings = InstanceSettings {
       kind,
       fuel: allowed.fuel,
       growth_pages,
@@ -351,12 +353,12 @@ impl World {
 pub struct Use {
   pub interruptions: Interruptions,
   pub fuel: Option<u64>,
-  /// Pages by which memories may grow, and that live blocks may have. `None`: what a plugin without a
-  /// limit of its own has.
+  /// The pages by which memories may grow, and that live blocks may have. `None`: the default of a plugin
+  /// without a limit of its own.
   pub growth_pages: Option<u64>,
-  /// Bytes that live blocks may have, if not what `growth_pages` says.
+  /// The bytes that live blocks may have, if different from `growth_pages`.
   pub live_bytes: Option<u64>,
-  /// Elements by which tables may grow.
+  /// The elements by which tables may grow.
   pub table_elements: u64,
 }
 
@@ -388,7 +390,7 @@ impl Use {
   }
 }
 
-/// A plugin of which instances can be run.
+/// A plugin that can be instantiated.
 pub struct Loaded {
   pub linked: Linked,
   pub template: Arc<Template>,
@@ -402,7 +404,7 @@ impl Loaded {
     number.unwrap_or_else(|| panic!("{name} cannot be called")) as u32
   }
 
-  /// A new instance. Nothing of the guest has run.
+  /// Creates an instance. No guest code has run in it.
   pub fn instance(&self) -> Instance {
     Instance::new(&self.template).expect("the plugin is instantiated")
   }
@@ -412,7 +414,7 @@ impl Loaded {
     self.run_instance(&mut self.instance(), calls)
   }
 
-  /// The same with an instance that has not run.
+  /// The same, with an existing instance that has not run.
   pub fn run_instance(&self, instance: &mut Instance, calls: &[(&str, &[u8])]) -> Report {
     let mut report = Report {
       is_initialized: false,
@@ -447,13 +449,13 @@ impl Loaded {
   }
 }
 
-/// How a run went.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Report {
   pub is_initialized: bool,
-  /// How many calls were begun.
+  /// How many calls were started.
   pub taken: usize,
-  /// Of the calls that the guest has ended.
+  /// The results of the calls that returned.
   pub results: Vec<Result<Vec<u8>, CallError>>,
   pub ending: Ending,
 }
@@ -482,11 +484,11 @@ impl Report {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-  /// All calls were made; the instance could serve another.
+  /// All calls were made; the instance could serve another one.
   Stopped,
   /// The guest exited, or its `_start` has run.
   Exited,
-  /// With this code, during the initialization.
+  /// The guest exited with this code during the initialization.
   ExitedEarly(i32),
   Trapped(String),
   OutOfMemory,
@@ -510,8 +512,8 @@ impl From<instance::Ending> for Ending {
   }
 }
 
-/// Counts: the instance that nobody interrupts. Each call adds to what the calls before have left, so
-/// whatever is lost shows.
+/// Counts in an instance that nobody interrupts. Each call adds to what the previous calls have left, so
+/// anything lost shows.
 pub const INNOCENT: &str = r#"
   (global $sum (mut i64) (i64.const 0))
   (func (export "add") (local $left i32)
@@ -523,8 +525,7 @@ pub const INNOCENT: &str = r#"
     (call $store_u64 (call $input_offset) (global.get $sum))
     (call $output_set (call $input_offset) (i64.const 8)))"#;
 
-/// Runs `body` beside an instance that counts, on the same engine, and checks that nothing of the count is
-/// lost.
+/// Runs `body` beside an instance that counts, on the same engine, and checks that no count is lost.
 pub fn beside_an_innocent(interruptions: Interruptions, body: impl FnOnce()) {
   let plugin = World::new().load_with(
     &[(None, &guest(INNOCENT))],
@@ -555,8 +556,8 @@ pub fn beside_an_innocent(interruptions: Interruptions, body: impl FnOnce()) {
     .expect("the innocent instance loses nothing");
 }
 
-/// Runs the body in a child process, because what is tested would take the process with it. The
-/// child is this test binary, asked for this one test.
+/// Runs the body in a child process, because the tested code would end the process. The child is this test
+/// binary, started for this one test.
 pub fn in_child(test: &str, body: impl FnOnce()) {
   const MARK: &str = "EXTISM_HOST_TEST_CHILD";
   if std::env::var(MARK).as_deref() == Ok(test) {

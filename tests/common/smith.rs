@@ -1,4 +1,4 @@
-//! Random modules by wasm-smith, and the driver: a main module that uses all that they export.
+//! Random modules by wasm-smith, and the driver: a main module that uses everything that they export.
 
 use arbitrary::Unstructured;
 use wasm_encoder::reencode::{Error, Reencode};
@@ -12,22 +12,22 @@ use wasmparser::{ExternalKind, Parser, Payload, SubType, TypeRef};
 
 use super::fuzz::Random;
 
-/// A function of this name, without parameters and results, comes first in all that the driver does.
+/// The driver calls a function of this name, without parameters and results, before anything else.
 const BEGIN: &str = "begin";
 
-/// A function of this name is exported again by the driver, which does not call it.
-const TOLD: &str = "told";
+/// The driver exports a function of this name again, and does not call it.
+const REPORT: &str = "report";
 
-/// How many functions the driver has.
+/// The number of the driver's functions.
 const FUNCTIONS: u64 = 20;
 
-/// A module whose functions all end: each module may make so many rounds of loops and calls.
+/// A module whose functions all end: the number of loop iterations and calls in a module is limited.
 pub fn generate(random: &mut Random, config: &Config) -> Vec<u8> {
   let fuel = *random.choose(&[500, 5000, 100_000]);
   loop {
     let length = 200 + random.below(4000);
     let bytes = random.bytes(length);
-    // Some bytes lead to nothing that is within the limits.
+    // Some bytes do not produce a module within the limits.
     let Ok(mut module) = wasm_smith::Module::new(config.clone(), &mut Unstructured::new(&bytes))
     else {
       continue;
@@ -37,7 +37,7 @@ pub fn generate(random: &mut Random, config: &Config) -> Vec<u8> {
   }
 }
 
-/// What a module has, of what others import.
+/// The definitions of a module that others can import.
 #[derive(Default)]
 struct Shape {
   /// The types of functions, by index.
@@ -47,16 +47,17 @@ struct Shape {
   globals: Vec<GlobalType>,
 }
 
-/// What some modules export, as imports.
+/// The exports of some modules, as imports.
 #[derive(Default)]
 pub struct Interface {
   types: TypeSection,
-  /// The types again, with indices of the module that they come from: what to add to these, and the type.
+  /// The types again, with indices of the module that they come from: the offset of these indices, and the
+  /// type.
   subtypes: Vec<(u32, SubType)>,
   imports: Vec<(String, String, EntityType)>,
 }
 
-/// Moves the types of a module behind those of others.
+/// Shifts the type indices of a module behind those of others.
 struct Shift(u32);
 
 impl Reencode for Shift {
@@ -68,7 +69,7 @@ impl Reencode for Shift {
 }
 
 impl Interface {
-  /// Adds what a module exports.
+  /// Adds the exports of a module.
   pub fn add(&mut self, name: &str, wasm: &[u8]) {
     self
       .try_add(name, wasm)
@@ -139,7 +140,7 @@ impl Interface {
     Ok(())
   }
 
-  /// A module that imports it all, and is nothing else.
+  /// A module that only imports all of it.
   pub fn module(&self) -> Vec<u8> {
     let mut imports = ImportSection::new();
     for (module, name, ty) in &self.imports {
@@ -183,8 +184,8 @@ pub struct Driver {
 }
 
 impl Driver {
-  /// A driver that calls functions with random arguments, up to `most` in each of its own; and then tells the
-  /// state. What it tells are the arguments of `probe`, a function that takes an i64.
+  /// A driver that calls functions with random arguments, up to `most` in each of its own, and then reports
+  /// the state. It reports by calling `probe`, a function that takes an i64.
   pub fn new(interface: &Interface, probe: (&str, &str), most: u64, random: &mut Random) -> Self {
     let mut types = interface.types.clone();
     let plain = interface.subtypes.len() as u32;
@@ -203,8 +204,8 @@ impl Driver {
         let (params, results) = interface.function(*ty);
         if name == BEGIN && params.is_empty() && results.is_empty() {
           begin = Some(functions_before);
-        } else if name == TOLD {
-          exports.export(TOLD, ExportKind::Func, functions_before);
+        } else if name == REPORT {
+          exports.export(REPORT, ExportKind::Func, functions_before);
         } else if params.iter().all(|ty| can_make(*ty)) {
           callees.push((functions_before, params, results));
         }
@@ -245,7 +246,7 @@ impl Driver {
   }
 }
 
-/// Whether the driver can make a value of this type.
+/// Whether the driver can create a value of this type.
 fn can_make(ty: ValType) -> bool {
   match ty {
     ValType::Ref(ty) => ty.nullable || ty == I31,
@@ -261,10 +262,10 @@ const I31: RefType = RefType {
   },
 };
 
-/// A function of the driver's: its index, parameters and results.
+/// A function of the driver: its index, parameters and results.
 type Callee = (u32, Vec<ValType>, Vec<ValType>);
 
-/// Calls functions with random arguments and tells their results.
+/// Calls functions with random arguments and reports their results.
 fn calls(begin: Option<u32>, callees: &[Callee], random: &mut Random) -> Function {
   let results = callees.iter().flat_map(|(_, _, results)| results);
   let mut body = Function::new_with_locals_types(results.copied());
@@ -314,7 +315,7 @@ fn argument(code: &mut InstructionSink<'_>, ty: ValType, random: &mut Random) {
   };
 }
 
-/// Tells a value, of a reference whether it is null.
+/// Reports a value; for a reference, whether it is null.
 fn tell(code: &mut InstructionSink<'_>, ty: ValType, get: impl Fn(&mut InstructionSink<'_>)) {
   get(code);
   match ty {
@@ -332,7 +333,7 @@ fn tell(code: &mut InstructionSink<'_>, ty: ValType, get: impl Fn(&mut Instructi
   code.call(0);
 }
 
-/// Tells all globals, which elements of tables are null, and digests of the memories.
+/// Reports all globals, which elements of tables are null, and digests of the memories.
 fn state(begin: Option<u32>, imports: &[(String, String, EntityType)]) -> Function {
   const ADDRESS: u32 = 0;
   const DIGEST: u32 = 1;
@@ -379,7 +380,8 @@ fn state(begin: Option<u32>, imports: &[(String, String, EntityType)]) -> Functi
   code.i32_const(0).end();
   return body;
 
-  /// Tells the number on the stack, and a digest of what `load` gives for each multiple of `step` below it.
+  /// Reports the number on the stack, and a digest of what `load` returns for each multiple of `step` below
+  /// it.
   fn digest(
     code: &mut InstructionSink<'_>,
     is_64: bool,

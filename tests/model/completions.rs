@@ -7,7 +7,7 @@ use crate::event_queue::EventQueue;
 use crate::scenario::{any, check, pause};
 use crate::sync::{Condvar, Mutex, thread};
 
-/// An event loop: what wakes it is remembered until it has looked.
+/// An event loop: remembers wake-ups until they are processed.
 #[derive(Default)]
 struct EventLoop {
   wake_ups: Mutex<usize>,
@@ -56,7 +56,7 @@ fn no_event_is_lost_on_its_way_to_the_javascript_thread() {
           queue.stay_attentive();
           pause();
         }
-        // It would wait forever for an event that it had taken, and so does JavaScript.
+        // JavaScript, too, must not wait here for an event that it has already taken.
         _ => queue.wait(),
       }
       queue.take_all(&mut events);

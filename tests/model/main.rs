@@ -1,13 +1,13 @@
-//! Checks how calls are handed over between the queue, workers, the watchdog and JavaScript's thread, with a
-//! model checker: [shuttle](https://github.com/awslabs/shuttle).
+//! Checks how calls are passed between the queue, workers, the watchdog and JavaScript's thread, with a model
+//! checker: [shuttle](https://github.com/awslabs/shuttle).
 //!
-//! The modules that are checked are compiled here a second time, against `sync.rs`: every lock, wait and atomic
-//! access is a point where shuttle chooses the thread that goes on. Instances and time are played
-//! (`plugin/instance.rs`, `sync.rs`). Shuttle takes all atomics for sequentially consistent. That hides nothing here:
-//! weaker ones change under a lock, or only tell a thread to look under one.
+//! The modules under test are compiled here a second time, against `sync.rs`: at every lock, wait and atomic
+//! access, shuttle chooses the thread that runs next. Instances and time are simulated (`plugin/instance.rs`,
+//! `sync.rs`). Shuttle treats all atomics as sequentially consistent. That hides no bugs here: weaker atomics
+//! change under a lock, or only tell a thread to check something under a lock.
 //!
-//! Each scenario runs in `MODEL_INTERLEAVINGS` random interleavings and as many with few preemptions. Both come
-//! from `MODEL_SEED`. A failure prints its schedule; `MODEL_SCHEDULE` replays it.
+//! Each scenario runs in `MODEL_INTERLEAVINGS` random interleavings and in as many with few preemptions. Both
+//! are derived from `MODEL_SEED`. A failure prints its schedule; `MODEL_SCHEDULE` replays it.
 
 #![allow(dead_code, missing_docs)]
 
@@ -22,7 +22,7 @@ mod scenario;
 mod spinning;
 mod sync;
 mod trim {
-  pub fn soon() {}
+  pub fn schedule() {}
 }
 #[path = "../../src/watchdog.rs"]
 mod watchdog;

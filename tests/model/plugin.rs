@@ -1,4 +1,4 @@
-//! `src/plugin`, with instances and pages that the model plays.
+//! `src/plugin`, with simulated instances and pages.
 
 #[path = "../../src/plugin/compilation.rs"]
 pub mod compilation;

@@ -1,4 +1,4 @@
-//! What scenarios are made of.
+//! Building blocks of the scenarios.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -9,23 +9,23 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, MaxSteps, Runner};
 
-use crate::plugin::instance::{Beginning, CallOutput, Runtime, Template};
+use crate::plugin::instance::{CallOutput, PluginRuntime, Startup, Template};
 use crate::plugin::workers::{Call, Queued, Results, WorkerLimits, Workers};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, process_static, thread};
 use crate::{Code, Result};
 
 process_static! { static VIOLATIONS: Mutex<Vec<String>> = Mutex::default(); }
 
-/// Notes that something happened which must not. A panic would be caught by a worker.
+/// Records something that must not happen. A panic would be caught by a worker.
 pub fn violation(message: impl Into<String>) {
   let mut violations = VIOLATIONS.lock().unwrap_or_else(PoisonError::into_inner);
   violations.push(message.into());
 }
 
-/// How many preemptions the scheduler of few makes.
+/// The number of preemptions in schedules with few of them.
 const PREEMPTIONS: usize = 3;
 
-/// More than any interleaving needs; who spins forever is stopped.
+/// More than any interleaving needs; stops endless spinning.
 const MAX_STEPS: usize = 50_000;
 
 /// Runs a scenario in many interleavings.
@@ -59,19 +59,19 @@ fn with(scheduler: impl Scheduler + 'static, run: impl Fn() + Send + Sync + 'sta
   Runner::new(scheduler, config).run(run);
 }
 
-/// One of the options.
+/// A random one of the options.
 pub fn any<T: Copy>(options: &[T]) -> T {
   options[thread_rng().gen_range(0..options.len())]
 }
 
-/// Up to longer than a thread spins.
+/// Yields for a random time, up to longer than a thread spins.
 pub fn pause() {
   for _ in 0..thread_rng().gen_range(0..150) {
     thread::yield_now();
   }
 }
 
-/// Lets time pass, step by step, until it is dropped.
+/// Advances the clock step by step until it is dropped.
 pub struct Time(Arc<Mutex<bool>>);
 
 impl Time {
@@ -97,11 +97,11 @@ impl Drop for Time {
 #[derive(Default)]
 struct Record {
   results: HashMap<u64, Result<Vec<u8>>>,
-  /// How often each callback of a close has run.
+  /// How often each callback of `close` has run.
   closed: Vec<usize>,
 }
 
-/// What a plugin has told.
+/// Records the results and callbacks of a plugin.
 #[derive(Default)]
 pub struct Recorder {
   record: Mutex<Record>,
@@ -144,7 +144,7 @@ impl Results for Recorder {
   }
 }
 
-/// A plugin, and what it has told.
+/// A plugin and its recorder.
 #[derive(Clone)]
 pub struct Plugin {
   pub workers: Arc<Workers>,
@@ -177,28 +177,28 @@ pub fn call(number: u64, export: u32) -> Call {
 }
 
 impl Plugin {
-  pub fn start(limits: WorkerLimits, beginnings: &[Beginning]) -> Result<Self> {
+  pub fn start(limits: WorkerLimits, startups: &[Startup]) -> Result<Self> {
     let recorder = Arc::<Recorder>::default();
-    let template = Arc::new(Template::new(beginnings));
+    let template = Arc::new(Template::new(startups));
     let results = Arc::clone(&recorder) as Arc<dyn Results>;
     let workers = Workers::start(
       limits,
       results,
-      Runtime::Wasmtime(template),
+      PluginRuntime::Wasmtime(template),
       Box::new(|_| {}),
     )?;
     let workers = Arc::new(workers);
     Ok(Self { workers, recorder })
   }
 
-  /// Queues a call and wakes a thread where one is to be woken, as `calls.js` does.
+  /// Queues a call and wakes a thread if necessary, as `calls.js` does.
   pub fn push(&self, call: Call) {
     if self.workers.push(call) == Queued::Asleep {
       self.workers.wake();
     }
   }
 
-  /// Waits for the end of a call: its code, if it has failed.
+  /// Waits for the end of a call. Returns its code if it has failed.
   pub fn wait(&self, number: u64) -> Result<(), Code> {
     let record = self
       .recorder
@@ -209,7 +209,6 @@ impl Plugin {
     }
   }
 
-  /// Closes the plugin.
   pub fn close(&self) {
     let recorder = Arc::clone(&self.recorder);
     let mut record = self.recorder.lock();
@@ -222,12 +221,12 @@ impl Plugin {
     }));
   }
 
-  /// Waits until each close has been told that the plugin is closed.
+  /// Waits until the callback of each `close` has run.
   pub fn wait_until_closed(&self) {
     let open = |record: &Record| record.closed.contains(&0);
     let record = self.recorder.wait_while(open);
     if record.closed.iter().any(|runs| *runs > 1) {
-      violation("a close was told twice");
+      violation("a close callback ran twice");
     }
   }
 

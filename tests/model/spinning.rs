@@ -1,4 +1,4 @@
-//! Threads that spin lose no call, and give their places back.
+//! Threads that spin lose no call, and return their permits.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use crate::scenario::{Plugin, any, call, check, limits, pause};
 use crate::sync::{AtomicUsize, thread};
 use crate::violation;
 
-/// Enough calls one after the other for the thread to spin for the next.
+/// Makes enough calls one after the other that the thread spins for the next one.
 fn calls_alone(plugin: &Plugin, first: u64) -> u64 {
   let next = first + 10;
   for number in first..next {
@@ -63,8 +63,8 @@ fn a_close_ends_a_thread_that_spins() {
   });
 }
 
-/// Threads that each acquire something: of those that get it no more than `most` have it at once.
-fn no_more_at_once<T>(
+/// Threads that each try to acquire something: at most `most` of them have it at the same time.
+fn at_most_at_once<T>(
   most: usize,
   threads: usize,
   acquire: fn() -> Option<T>,
@@ -95,17 +95,17 @@ fn no_more_at_once<T>(
 #[test]
 fn fewer_threads_spin_than_there_are_cores() {
   check(|| {
-    no_more_at_once(2, 4, Spinner::new, "more threads spin than may");
-    // Who found no place has taken none away.
+    at_most_at_once(2, 4, Spinner::new, "more threads spin than may");
+    // A failed attempt has not taken a permit.
     let places: Vec<_> = std::iter::from_fn(Spinner::new).collect();
     assert_eq!(places.len(), 2);
   });
 }
 
 #[test]
-fn each_compilation_gets_its_turn() {
+fn each_compilation_gets_a_permit() {
   check(|| {
-    let turn = || Some(compilation::wait_for_turn());
-    no_more_at_once(3, 5, turn, "more compilations run than there are cores");
+    let permit = || Some(compilation::wait_for_permit());
+    at_most_at_once(3, 5, permit, "more compilations run than there are cores");
   });
 }

@@ -1,4 +1,4 @@
-//! What `src/sync.rs` has, of the model checker, with a clock that only the model moves.
+//! The model checker's version of `src/sync.rs`, with a clock that only the model advances.
 
 use std::cell::RefCell;
 use std::sync::{Arc, LazyLock, LockResult, PoisonError};
@@ -33,7 +33,7 @@ pub mod thread {
       Self { name }
     }
 
-    /// All threads have to end, but for the watchdog.
+    /// All threads must end, except the watchdog.
     pub fn spawn(self, run: impl FnOnce() + Send + 'static) -> Result<()> {
       match self.name.as_str() {
         "extism-watchdog" => drop(shuttle::future::spawn(async { run() })),
@@ -52,7 +52,7 @@ macro_rules! process_static {
 
 pub(crate) use process_static;
 
-/// How long one look of a thread that spins takes.
+/// The duration of one iteration of a spin-wait.
 const LOOK: Duration = Duration::from_micros(5);
 
 #[derive(Default)]
@@ -69,7 +69,7 @@ struct Timer {
 }
 
 thread_local! {
-  // All threads of one interleaving share a thread of the system.
+  // All threads of one interleaving share one thread of the system.
   static CLOCK: RefCell<Clock> = RefCell::default();
 }
 
@@ -79,12 +79,12 @@ pub fn now() -> Instant {
   *START + CLOCK.with_borrow(|clock| clock.elapsed)
 }
 
-/// Before each interleaving.
+/// Called before each interleaving.
 pub fn reset_clock() {
   CLOCK.with_borrow_mut(|clock| *clock = Clock::default());
 }
 
-/// Lets time pass.
+/// Advances the clock.
 pub fn advance(by: Duration) {
   let due: Vec<_> = CLOCK.with_borrow_mut(|clock| {
     clock.elapsed += by;
@@ -100,7 +100,7 @@ pub fn spin_loop() {
   shuttle::hint::spin_loop();
 }
 
-/// The checker's own never times out.
+/// The checker's own condition variable never times out.
 pub struct Condvar(LazyLock<Arc<shuttle::sync::Condvar>>);
 
 impl Default for Condvar {
@@ -134,7 +134,7 @@ impl Condvar {
     self.0.wait_while(guard, condition)
   }
 
-  /// Whoever moves the clock wakes the thread, again and again until it is awake.
+  /// Advancing the clock wakes the thread, repeatedly until it is awake.
   pub fn wait_timeout<'a, T>(
     &self,
     guard: MutexGuard<'a, T>,

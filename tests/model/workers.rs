@@ -1,12 +1,12 @@
-//! Each call ends once, whatever else happens.
+//! Each call ends exactly once, whatever else happens.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::Code;
-use crate::plugin::instance::{Beginning, export, open_gate};
+use crate::plugin::instance::{Startup, export, open_gate};
 use crate::plugin::page;
-use crate::plugin::stats::Replaced;
+use crate::plugin::stats::ReplaceReason;
 use crate::plugin::workers::{Queued, WorkerLimits};
 use crate::scenario::{Plugin, Time, any, call, check, limits};
 use crate::sync::{self, thread};
@@ -14,7 +14,7 @@ use crate::violation;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The ways in which a guest ends by itself.
+/// The ways in which a guest ends without interruption.
 const BY_ITSELF: [u32; 3] = [export::RETURN, export::TRAP, export::EXIT];
 
 fn expected(export: u32) -> Result<(), Code> {
@@ -24,13 +24,13 @@ fn expected(export: u32) -> Result<(), Code> {
   }
 }
 
-/// What an instance that begins so ends with. It may also be too late.
-fn failure(beginning: Beginning) -> Result<(), Code> {
-  match beginning {
-    Beginning::Succeeds => Ok(()),
-    Beginning::Fails => Err(Code::InvalidWasm),
-    Beginning::Traps => Err(Code::Trap),
-    Beginning::Loops | Beginning::Hangs => Err(Code::Timeout),
+/// The result of an instance that starts like this, unless a timeout comes first.
+fn failure(startup: Startup) -> Result<(), Code> {
+  match startup {
+    Startup::Succeeds => Ok(()),
+    Startup::Fails => Err(Code::InvalidWasm),
+    Startup::Traps => Err(Code::Trap),
+    Startup::Loops | Startup::Hangs => Err(Code::Timeout),
   }
 }
 
@@ -104,7 +104,7 @@ fn one_wake_up_is_enough_for_several_calls() {
 }
 
 #[test]
-fn a_cancel_ends_one_call_and_reaches_no_other() {
+fn a_cancel_ends_one_call_and_affects_no_other() {
   check(|| {
     let instances = any(&[1, 2]);
     let plugin = Plugin::start(limits(instances), &[]).unwrap();
@@ -125,7 +125,7 @@ fn a_cancel_ends_one_call_and_reaches_no_other() {
 }
 
 #[test]
-fn a_deadline_ends_one_call_and_reaches_no_other() {
+fn a_deadline_ends_one_call_and_affects_no_other() {
   check(|| {
     let instances = any(&[1, 2]);
     let plugin = Plugin::start(limits(instances), &[]).unwrap();
@@ -166,7 +166,7 @@ fn a_deadline_and_a_cancel_end_a_call_once() {
 }
 
 #[test]
-fn an_earlier_deadline_than_the_one_awaited_is_kept() {
+fn a_deadline_before_the_next_scheduled_one_is_met() {
   check(|| {
     let plugin = Plugin::start(
       WorkerLimits {
@@ -191,7 +191,7 @@ fn an_earlier_deadline_than_the_one_awaited_is_kept() {
 }
 
 #[test]
-fn a_close_is_told_once_after_the_last_call() {
+fn the_close_callback_runs_once_after_the_last_call() {
   check(|| {
     let plugin = Plugin::start(limits(2), &[]).unwrap();
     let export = any(&BY_ITSELF);
@@ -214,7 +214,7 @@ fn a_close_is_told_once_after_the_last_call() {
 }
 
 #[test]
-fn a_close_is_told_after_a_call_that_its_deadline_ended() {
+fn the_close_callback_runs_after_a_call_that_timed_out() {
   check(|| {
     let plugin = Plugin::start(limits(1), &[]).unwrap();
     let time = Time::passes(SECOND / 10);
@@ -295,11 +295,11 @@ fn a_host_call_that_returns_while_it_is_abandoned_costs_no_call() {
 }
 
 #[test]
-fn calls_end_where_all_threads_are_stuck() {
+fn calls_fail_if_all_threads_are_stuck() {
   check(|| {
     let plugin = Plugin::start(limits(1), &[]).unwrap();
     let time = Time::passes(SECOND / 10);
-    // One more than may be abandoned.
+    // One more than the maximum number of abandoned threads.
     let last = 16;
     for number in 0..=last {
       let mut late = call(number, export::HANG);
@@ -307,7 +307,7 @@ fn calls_end_where_all_threads_are_stuck() {
       plugin.push(late);
       assert_eq!(plugin.wait(number), Err(Code::Timeout));
     }
-    // It may come before its thread is known to be stuck.
+    // It may be queued before its thread is known to be stuck.
     plugin.push(call(last + 1, export::RETURN));
     let is_closed_first = any(&[false, true]);
     if is_closed_first {
@@ -322,15 +322,15 @@ fn calls_end_where_all_threads_are_stuck() {
 
 #[test]
 fn a_further_instance_that_does_not_start_costs_no_call() {
-  use Beginning::{Fails, Hangs, Loops, Succeeds, Traps};
+  use Startup::{Fails, Hangs, Loops, Succeeds, Traps};
 
   check(|| {
-    let beginning = any(&[Fails, Traps, Loops, Hangs]);
+    let startup = any(&[Fails, Traps, Loops, Hangs]);
     let limits = WorkerLimits {
       initialization_timeout: SECOND,
       ..limits(2)
     };
-    let plugin = Plugin::start(limits, &[Succeeds, beginning, Succeeds]).unwrap();
+    let plugin = Plugin::start(limits, &[Succeeds, startup, Succeeds]).unwrap();
     let time = Time::passes(SECOND / 10);
     plugin.push(call(0, export::RETURN));
     plugin.push(call(1, export::RETURN));
@@ -347,22 +347,22 @@ fn a_further_instance_that_does_not_start_costs_no_call() {
 
 #[test]
 fn a_replacement_that_does_not_start_costs_one_call() {
-  use Beginning::{Fails, Hangs, Loops, Succeeds, Traps};
+  use Startup::{Fails, Hangs, Loops, Succeeds, Traps};
 
   check(|| {
-    let beginning = any(&[Fails, Traps, Loops, Hangs]);
+    let startup = any(&[Fails, Traps, Loops, Hangs]);
     let limits = WorkerLimits {
       initialization_timeout: SECOND,
       ..limits(1)
     };
-    let plugin = Plugin::start(limits, &[Succeeds, beginning, Succeeds]).unwrap();
+    let plugin = Plugin::start(limits, &[Succeeds, startup, Succeeds]).unwrap();
     let time = Time::passes(SECOND / 10);
     plugin.push(call(0, export::TRAP));
     assert_eq!(plugin.wait(0), Err(Code::Trap));
     plugin.push(call(1, export::RETURN));
     plugin.push(call(2, export::RETURN));
-    assert!([failure(beginning), Err(Code::Timeout)].contains(&plugin.wait(1)));
-    // Time may have passed too fast for the instances after that one, too.
+    assert!([failure(startup), Err(Code::Timeout)].contains(&plugin.wait(1)));
+    // The clock may have advanced too fast for later instances, too.
     assert!([Ok(()), Err(Code::Timeout)].contains(&plugin.wait(2)));
     drop(time);
     plugin.push(call(3, export::RETURN));
@@ -375,14 +375,14 @@ fn a_replacement_that_does_not_start_costs_one_call() {
   });
 }
 
-/// How many instances were replaced for that reason.
-fn number_of(plugin: &Plugin, reason: Replaced) -> u64 {
+/// How many instances were replaced for this reason.
+fn number_of(plugin: &Plugin, reason: ReplaceReason) -> u64 {
   let replaced = plugin.workers.stats().replaced;
   let counts = replaced.into_iter().filter(|(other, _)| *other == reason);
   counts.map(|(_, count)| count).sum()
 }
 
-/// Each instance is to be replaced after a call.
+/// Each instance is replaced after one call.
 fn limits_of_one_call(instances: usize) -> WorkerLimits {
   WorkerLimits {
     max_calls: NonZeroU64::new(1),
@@ -414,12 +414,12 @@ fn an_instance_that_is_recycled_costs_no_call() {
 }
 
 #[test]
-fn a_leak_and_an_age_are_noticed_after_a_call() {
+fn leaks_and_age_are_detected_after_a_call() {
   check(|| {
     let max_age = any(&[None, Some(SECOND)]);
     let (export, reason) = match max_age {
-      None => (export::LEAK, Replaced::Memory),
-      Some(_) => (export::RETURN, Replaced::Age),
+      None => (export::LEAK, ReplaceReason::Memory),
+      Some(_) => (export::RETURN, ReplaceReason::Age),
     };
     let limits = WorkerLimits {
       max_age,
@@ -441,15 +441,15 @@ fn a_leak_and_an_age_are_noticed_after_a_call() {
 
 #[test]
 fn a_successor_that_does_not_start_costs_no_call() {
-  use Beginning::{Fails, Hangs, Loops, Succeeds, Traps};
+  use Startup::{Fails, Hangs, Loops, Succeeds, Traps};
 
   check(|| {
-    let beginning = any(&[Fails, Traps, Loops, Hangs]);
+    let startup = any(&[Fails, Traps, Loops, Hangs]);
     let limits = WorkerLimits {
       initialization_timeout: SECOND,
       ..limits_of_one_call(1)
     };
-    let plugin = Plugin::start(limits, &[Succeeds, beginning, Succeeds]).unwrap();
+    let plugin = Plugin::start(limits, &[Succeeds, startup, Succeeds]).unwrap();
     let time = Time::passes(SECOND / 10);
     for number in 0..3 {
       plugin.push(call(number, any(&[export::RETURN, export::LEAK])));
@@ -461,8 +461,9 @@ fn a_successor_that_does_not_start_costs_no_call() {
     while plugin.workers.abandoned() > 0 {
       thread::yield_now();
     }
-    // An abandoned thread takes the old instance with it, and the next one may have too little time here.
-    let is_right = |result: &Result<(), Code>| match number_of(&plugin, Replaced::Interrupted) {
+    // An abandoned thread takes the old instance with it, and the clock may be too fast for the next one.
+    let is_right = |result: &Result<(), Code>| match number_of(&plugin, ReplaceReason::Interrupted)
+    {
       0 => *result == Ok(()),
       _ => [Ok(()), Err(Code::Timeout)].contains(result),
     };
@@ -472,12 +473,12 @@ fn a_successor_that_does_not_start_costs_no_call() {
 }
 
 #[test]
-fn a_call_can_be_canceled_where_the_successor_did_not_start() {
-  use Beginning::{Fails, Succeeds, Traps};
+fn a_call_can_be_canceled_after_the_successor_failed_to_start() {
+  use Startup::{Fails, Succeeds, Traps};
 
   check(|| {
-    let beginnings = [Succeeds, any(&[Fails, Traps]), Succeeds];
-    let plugin = Plugin::start(limits_of_one_call(1), &beginnings).unwrap();
+    let startups = [Succeeds, any(&[Fails, Traps]), Succeeds];
+    let plugin = Plugin::start(limits_of_one_call(1), &startups).unwrap();
     plugin.push(call(0, export::RETURN));
     plugin.push(call(1, export::LOOP));
     assert_eq!(plugin.wait(0), Ok(()));
@@ -491,8 +492,8 @@ fn a_call_can_be_canceled_where_the_successor_did_not_start() {
 }
 
 #[test]
-fn what_ends_a_call_does_not_reach_the_successor_of_its_instance() {
-  use Beginning::{Fails, Succeeds};
+fn a_cancel_does_not_reach_the_successor_of_its_instance() {
+  use Startup::{Fails, Succeeds};
 
   check(|| {
     let limits = limits_of_one_call(any(&[1, 2]));
@@ -505,7 +506,7 @@ fn what_ends_a_call_does_not_reach_the_successor_of_its_instance() {
     plugin.push(call(2, export::RETURN));
     let result = plugin.wait(0);
     assert!(result == Err(Code::Canceled) || (result == Ok(()) && export == export::RETURN));
-    // Where the cancel came first, the instance is gone and the next one may fail.
+    // If the cancel came first, the instance is gone and the next one may fail.
     let second = plugin.wait(1);
     let third = plugin.wait(2);
     if result == Ok(()) {
@@ -519,7 +520,7 @@ fn what_ends_a_call_does_not_reach_the_successor_of_its_instance() {
 
 #[test]
 fn a_plugin_that_is_dropped_or_closed_while_an_instance_is_recycled_leaves_nothing() {
-  use Beginning::{Fails, Loops, Succeeds};
+  use Startup::{Fails, Loops, Succeeds};
 
   check(|| {
     let second = any(&[Succeeds, Fails, Loops]);
@@ -535,7 +536,7 @@ fn a_plugin_that_is_dropped_or_closed_while_an_instance_is_recycled_leaves_nothi
     let is_closed_first = any(&[false, true]);
     if is_closed_first {
       plugin.close_and_wait();
-      // Time may have passed too fast for the instances after the second.
+      // The clock may have advanced too fast for later instances.
       assert!([Ok(()), Err(Code::Timeout)].contains(&plugin.wait(1)));
     }
     drop(plugin);
@@ -547,8 +548,8 @@ fn a_plugin_that_is_dropped_or_closed_while_an_instance_is_recycled_leaves_nothi
 }
 
 #[test]
-fn a_plugin_starts_with_all_instances_or_not() {
-  use Beginning::{Fails, Hangs, Loops, Succeeds, Traps};
+fn a_plugin_starts_with_all_instances_or_fails() {
+  use Startup::{Fails, Hangs, Loops, Succeeds, Traps};
 
   check(|| {
     let limits = WorkerLimits {

@@ -28,7 +28,7 @@ fn make_private_directory(path: &Path) -> Result<(), String> {
   // Do not follow links: one could lead into somebody else's directory.
   let metadata = match (fs::symlink_metadata(path), made) {
     (Ok(metadata), _) => metadata,
-    (Err(_), Err(error)) => return Err(format!("it cannot be made ({error})")),
+    (Err(_), Err(error)) => return Err(format!("it cannot be created ({error})")),
     (Err(error), Ok(())) => return Err(error.to_string()),
   };
   let reason = if metadata.is_symlink() {
@@ -37,12 +37,12 @@ fn make_private_directory(path: &Path) -> Result<(), String> {
     "it is not a directory".to_owned()
   } else if metadata.uid() != rustix::process::geteuid().as_raw() {
     format!(
-      "it belongs to another user ({}), whose code would be run",
+      "it belongs to another user ({}), whose files would be executed",
       metadata.uid()
     )
   } else if metadata.mode() & 0o077 != 0 {
     format!(
-      "it is not private: others have rights to it (its mode is {:03o} and must be 700)",
+      "it is not private: other users can access it (its mode is {:03o} and must be 700)",
       metadata.mode() & 0o777
     )
   } else {
@@ -54,7 +54,7 @@ fn make_private_directory(path: &Path) -> Result<(), String> {
 #[cfg(not(unix))]
 fn make_private_directory(path: &Path) -> Result<(), String> {
   // The user's cache directory inherits private rights. Any other directory is the user's choice.
-  fs::create_dir_all(path).map_err(|error| format!("it cannot be made ({error})"))
+  fs::create_dir_all(path).map_err(|error| format!("it cannot be created ({error})"))
 }
 
 /// Whether this is a regular file that belongs to this user and that nobody else can write.
@@ -185,7 +185,7 @@ mod tests {
   fn a_new_directory_is_private_and_shared_directories_links_and_files_are_refused() {
     let base = Temporary::new();
     let private = base.0.join("not/there/yet");
-    let modules = make_modules_directory(&private).expect("it can be made");
+    let modules = make_modules_directory(&private).expect("it can be created");
     for directory in [&private, &modules] {
       let metadata = fs::metadata(directory).expect("it exists");
       assert_eq!(metadata.permissions().mode() & 0o777, 0o700);
@@ -198,13 +198,13 @@ mod tests {
     let file = base.0.join("file");
     fs::write(&file, "").expect("files can be made");
     assert!(reason(&file).contains("is not a directory"));
-    assert!(reason(&file.join("below")).contains("cannot be made"));
+    assert!(reason(&file.join("below")).contains("cannot be created"));
   }
 
   #[test]
   fn the_modules_directory_obeys_the_same_rules() {
     let base = Temporary::new();
-    let modules = make_modules_directory(&base.0.join("cache")).expect("it can be made");
+    let modules = make_modules_directory(&base.0.join("cache")).expect("it can be created");
     fs::set_permissions(&modules, fs::Permissions::from_mode(0o701)).expect("it is ours");
     assert!(reason(&base.0.join("cache")).contains("its mode is 701"));
     fs::rename(&modules, base.0.join("elsewhere")).expect("it is ours");

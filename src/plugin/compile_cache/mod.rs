@@ -1,14 +1,14 @@
-//! Keeps compiled modules between starts.
+//! Caches compiled modules on disk.
 //!
-//! Each artefact is one file, `modules/<key>.cwasm`: what Wasmtime compiled, what the linker told about
-//! it, then a trailer with a magic number and a digest. Wasmtime maps such a file from its first byte
-//! and ignores what follows the code.
+//! Each artefact is one file, `modules/<key>.cwasm`: the output of Wasmtime's compiler, the linker's
+//! description, then a trailer with a magic number and a digest. Wasmtime maps such a file from its first
+//! byte and ignores what follows the code.
 //!
-//! The digest protects against damage: Wasmtime executes an artefact without checking it, so one
-//! flipped bit can crash the process. It does not protect against tampering, which is why the
-//! directory must be private (see [`directory`]).
+//! The digest protects against damage: Wasmtime executes an artefact without checking it, so one flipped
+//! bit can crash the process. It does not protect against tampering, which is why the directory must be
+//! private (see [`directory`]).
 //!
-//! Files are never changed once they have their name, only replaced or removed as a whole. So any
+//! A file is never changed after it has got its final name, only replaced or removed as a whole. So any
 //! number of processes can share a cache without locks.
 
 mod directory;
@@ -28,13 +28,13 @@ use directory::TemporaryFile;
 /// The size limit if the user sets none: 512 MiB.
 const DEFAULT_MAX_BYTES: u64 = 512 << 20;
 
-/// A cache hit marks the file as used, at most once in this time.
+/// A cache hit updates the file's modification time, at most once per interval.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A temporary file of this age was left by a process that died.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
 
-/// Marks the format of the file. Change it together with the format.
+/// Identifies the file format. Change it together with the format.
 const MAGIC: [u8; 8] = *b"EXTHOST2";
 
 const TRAILER_LENGTH: usize = MAGIC.len() + size_of::<u128>();
@@ -42,18 +42,18 @@ const TRAILER_LENGTH: usize = MAGIC.len() + size_of::<u128>();
 /// Small enough for the processor's cache, large enough that system calls do not matter.
 const READ_BYTES: usize = 128 << 10;
 
-/// Whether compiled modules are kept, and where.
+/// Whether and where compiled modules are cached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CompileCache {
-  /// Nowhere: plugins are compiled at each start.
+  /// No cache: plugins are compiled at each start.
   Off,
-  /// In a directory.
+  /// A cache in a directory.
   On {
     /// The directory, created if it does not exist. Default: `extism-host` in the user's cache
     /// directory; if that cannot be used, plugins are compiled at each start.
     directory: Option<PathBuf>,
-    /// How many bytes the artefacts may have together. Default: 512 MiB. When a new one is stored, the
-    /// least recently used ones are evicted.
+    /// The maximum size of all artefacts together, in bytes. Default: 512 MiB. When a new one is stored,
+    /// the least recently used ones are evicted.
     max_bytes: Option<u64>,
   },
 }
@@ -68,37 +68,39 @@ impl Default for CompileCache {
 }
 
 impl CompileCache {
-  /// The directory with the artefacts, created if it does not exist. `None` if the cache is off, or if
-  /// the default directory cannot be used.
+  /// Opens the directory, and creates it if it does not exist. `None` if the cache is off, or if the
+  /// default directory cannot be used.
   ///
-  /// Fails if the user named a directory that cannot be used. A read-only one can: it is only read.
+  /// Fails if the user named a directory that cannot be used. A read-only directory can be used, for
+  /// reading.
   pub fn open(&self) -> Result<Option<ArtefactDirectory>> {
-    match self.open_directory(Access::Read) {
+    match self.open_directory(RequiredAccess::Read) {
       Ok(directory) => Ok(Some(directory)),
       Err(error) if error.code == Code::CacheUnavailable => Ok(None),
       Err(error) => Err(error),
     }
   }
 
-  /// Like [`open`](Self::open), but for filling the cache: also fails, with
-  /// [`Code::CacheUnavailable`], if that returns `None`, and if the directory is read-only.
+  /// Opens the cache in order to fill it. Unlike [`open`](Self::open), this fails if the cache is off, if
+  /// the default directory cannot be used (both with [`Code::CacheUnavailable`]), or if the directory is
+  /// read-only.
   pub fn open_to_fill(&self) -> Result<ArtefactDirectory> {
-    self.open_directory(Access::Write)
+    self.open_directory(RequiredAccess::Write)
   }
 
-  fn open_directory(&self, access: Access) -> Result<ArtefactDirectory> {
+  fn open_directory(&self, access: RequiredAccess) -> Result<ArtefactDirectory> {
     let unavailable = |message: &str| Error::new(Code::CacheUnavailable, message);
     let Self::On {
       directory,
       max_bytes,
     } = self
     else {
-      return Err(unavailable("compiled modules are not to be kept"));
+      return Err(unavailable("the compile cache is turned off"));
     };
     let (directory, code) = match directory {
       Some(directory) => (directory.clone(), Code::InvalidArgument),
       None => {
-        let message = "this user has no cache directory; name one with compileCache.directory";
+        let message = "this user has no cache directory; set compileCache.directory";
         let caches = dirs::cache_dir().ok_or_else(|| unavailable(message))?;
         (caches.join("extism-host"), Code::CacheUnavailable)
       }
@@ -108,18 +110,18 @@ impl CompileCache {
       let directory = directory.display();
       Error::new(
         code,
-        format!("compiled modules cannot be kept in \"{directory}\": {reason}"),
+        format!("the compile cache cannot use the directory \"{directory}\": {reason}"),
       )
     })
   }
 }
 
-/// What a directory must allow.
+/// The required access to a directory.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
-  /// Reading. Writing is tried, and may fail.
+enum RequiredAccess {
+  /// Reading. Writing is attempted, and may fail.
   Read,
-  /// Writing, too.
+  /// Reading and writing.
   Write,
 }
 
@@ -128,7 +130,7 @@ enum Access {
 pub struct Key([u8; 32]);
 
 impl Key {
-  /// Hashes the parts so that their borders matter: `["ab", "c"]` and `["a", "bc"]` differ.
+  /// Hashes the parts together with their lengths: `["ab", "c"]` and `["a", "bc"]` differ.
   pub fn new(parts: &[&[u8]]) -> Self {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"extism-host artefact\0");
@@ -142,22 +144,22 @@ impl Key {
 
 /// The output of Wasmtime's compiler, and a description of it.
 ///
-/// To load foreign bytes as an artefact is to execute them, so there are only constructors that compile
-/// them here.
+/// Loading foreign bytes as an artefact means executing them. So the only constructor is one that
+/// compiles.
 pub struct Artefact {
   code: Vec<u8>,
   description: Vec<u8>,
 }
 
 impl Artefact {
-  /// Compiles a module. What `description` says of it comes back with it.
+  /// Compiles a module. `description` is stored with it.
   pub fn compile(engine: &Engine, wasm: &[u8], description: Vec<u8>) -> wasmtime::Result<Self> {
     let code = engine.precompile_module(wasm)?;
     Ok(Self { code, description })
   }
 
-  /// Makes a module of a copy of the artefact. Fails if the engine has other settings than the one that
-  /// compiled it.
+  /// Creates a module from a copy of the artefact. Fails if the engine has other settings than the one
+  /// that compiled it.
   pub fn to_module(&self, engine: &Engine) -> wasmtime::Result<Module> {
     // SAFETY: the bytes must come from Wasmtime's compiler. They do: only `compile` makes an
     // `Artefact`, and nothing changes it. Wasmtime checks the settings of the engine itself.
@@ -165,11 +167,11 @@ impl Artefact {
   }
 }
 
-/// An artefact that was found.
+/// A cache hit.
 pub struct Cached {
   /// The module.
   pub module: Module,
-  /// What was stored with it.
+  /// The description that was stored with the module.
   pub description: Vec<u8>,
 }
 
@@ -182,17 +184,17 @@ pub struct ArtefactDirectory {
 
 impl ArtefactDirectory {
   /// The error is phrased to follow a colon.
-  fn open(directory: &Path, max_bytes: u64, access: Access) -> Result<Self, String> {
+  fn open(directory: &Path, max_bytes: u64, access: RequiredAccess) -> Result<Self, String> {
     let path = directory::make_modules_directory(directory)?;
-    if access == Access::Write {
+    if access == RequiredAccess::Write {
       let name = path.join(file_name(&Key::new(&[b"is it writable?"])));
       TemporaryFile::beside(&name).map_err(|error| format!("it cannot be written to ({error})"))?;
     }
     Ok(Self { path, max_bytes })
   }
 
-  /// Loads the artefact with this key. `None` on a cache miss: if there is none, if it is damaged (then
-  /// the file is removed), or if the engine cannot use it.
+  /// Loads the artefact with this key. `None` on a cache miss: it does not exist, it is damaged (then the
+  /// file is removed), or the engine cannot use it.
   ///
   /// The file is opened once. Its digest is checked and its content mapped through that one descriptor,
   /// so it does not matter what happens to the name meanwhile.
@@ -221,8 +223,8 @@ impl ArtefactDirectory {
 
   /// Stores an artefact, then evicts the least recently used ones until all fit into the limit.
   ///
-  /// Fails if the directory cannot be written to, or if the artefact alone exceeds the limit. Unless the
-  /// cache is to be filled, ignore that: [`load`](Self::load) keeps working.
+  /// Fails if the directory cannot be written to, or if the artefact alone exceeds the limit. Callers
+  /// that do not need to fill the cache can ignore that: [`load`](Self::load) keeps working.
   pub fn store(&self, key: &Key, artefact: &Artefact) -> io::Result<()> {
     let Artefact { code, description } = artefact;
     let description_length = (description.len() as u64).to_le_bytes();
@@ -246,7 +248,7 @@ impl ArtefactDirectory {
     }
     file.write_all(&trailer(digest, key))?;
     if let Err(error) = file.rename(&path) {
-      // Windows does not replace a file that somebody has mapped. If it is intact, all is well.
+      // Windows cannot replace a file that is mapped. If that file is intact, this is not an error.
       if !self.has_intact(key) {
         return Err(error);
       }
@@ -262,10 +264,10 @@ impl ArtefactDirectory {
       .unwrap_or(false)
   }
 
-  /// Removes the least recently used artefacts until the rest fits into the limit, but never the one with
-  /// the name `newest`. Removes abandoned temporary files, too.
+  /// Removes the least recently used artefacts until the rest fits into the limit, but never the one
+  /// named `newest`. Also removes abandoned temporary files.
   ///
-  /// Other processes may do the same now. So a file that is gone is not an error.
+  /// Other processes may do the same now, so a missing file is not an error.
   fn evict(&self, newest: &str) {
     let Ok(entries) = fs::read_dir(&self.path) else {
       return;
@@ -311,7 +313,7 @@ fn file_name(key: &Key) -> String {
   format!("{}.cwasm", hexadecimal(&key.0))
 }
 
-/// What a file in the directory is, by its name. All others are left alone.
+/// The kind of a file in the directory, by its name. Other files are left alone.
 #[derive(Debug, PartialEq, Eq)]
 enum FileKind {
   Artefact,
@@ -332,8 +334,8 @@ impl FileKind {
   }
 }
 
-/// The end of a file, given the digest of what precedes it. The key is part of the digest: a file under
-/// another file's name counts as damaged.
+/// The trailer of a file, given the digest of everything before it. The key is part of the digest, so a
+/// file under another file's name counts as damaged.
 fn trailer(mut digest: XxHash3_128, key: &Key) -> [u8; TRAILER_LENGTH] {
   digest.write(&MAGIC);
   digest.write(&key.0);
@@ -344,8 +346,8 @@ fn trailer(mut digest: XxHash3_128, key: &Key) -> [u8; TRAILER_LENGTH] {
   trailer
 }
 
-/// Whether the next `length` bytes are a file that was stored under this key. Fails if they cannot be
-/// read, which does not mean that they are damaged.
+/// Whether the next `length` bytes are a file that was stored under this key. An error means that they
+/// could not be read, not that they are damaged.
 fn is_intact(mut file: impl Read, length: u64, key: &Key) -> io::Result<bool> {
   let Some(artefact_length) = length.checked_sub(TRAILER_LENGTH as u64) else {
     return Ok(false);
@@ -369,7 +371,7 @@ fn is_intact(mut file: impl Read, length: u64, key: &Key) -> io::Result<bool> {
   }
 }
 
-/// The description in a file that was found intact.
+/// The description in a file that is intact.
 fn read_description(mut file: &File, length: u64) -> Option<Vec<u8>> {
   let end = length.checked_sub((TRAILER_LENGTH + size_of::<u64>()) as u64)?;
   file.seek(SeekFrom::Start(end)).ok()?;
@@ -387,9 +389,9 @@ fn read_description(mut file: &File, length: u64) -> Option<Vec<u8>> {
   Some(description)
 }
 
-/// Makes a module of the mapped file, if the system allows that and the engine can use it.
+/// Creates a module from the mapped file, if the system allows that and the engine can use it.
 ///
-/// The file must have been found intact through this descriptor, and `keeps_open_files` must hold.
+/// The file must have been found intact through this descriptor, and `keeps_open_files` must be true.
 fn map_intact(file: &File, engine: &Engine) -> Option<Module> {
   let file = file.try_clone().ok()?;
   // SAFETY: two things are required.
@@ -407,12 +409,12 @@ fn map_intact(file: &File, engine: &Engine) -> Option<Module> {
   unsafe { Module::deserialize_open_file(engine, file) }.ok()
 }
 
-/// Makes a module of a copy of the file, if that is intact and the engine can use it.
+/// Creates a module from a copy of the file, if it is intact and the engine can use it.
 fn read(mut file: &File, key: &Key, engine: &Engine) -> Option<Module> {
   file.rewind().ok()?;
   let mut bytes = Vec::new();
   file.read_to_end(&mut bytes).ok()?;
-  // The copy, too, must be what was stored: a network file system may return something else this time.
+  // Check the copy as well: a network file system may return something else this time.
   if !is_intact(bytes.as_slice(), bytes.len() as u64, key).ok()? {
     return None;
   }
@@ -421,7 +423,7 @@ fn read(mut file: &File, key: &Key, engine: &Engine) -> Option<Module> {
   unsafe { Module::deserialize(engine, &bytes) }.ok()
 }
 
-/// Marks the file as used now. Fails silently: the mark only decides what is evicted first.
+/// Marks the file as used now. Errors are ignored, because the mark only affects the order of eviction.
 fn touch(file: &File, path: &Path, metadata: &fs::Metadata) {
   // A time in the future is corrected, too.
   let is_recent = |modified: SystemTime| modified.elapsed().is_ok_and(|age| age < TOUCH_INTERVAL);
@@ -430,7 +432,7 @@ fn touch(file: &File, path: &Path, metadata: &fs::Metadata) {
   }
   let now = SystemTime::now();
   if cfg!(windows) {
-    // There, it takes a file that is open for writing.
+    // Windows can only do this with a file that is open for writing.
     let _ = File::options()
       .write(true)
       .open(path)
@@ -459,7 +461,8 @@ mod tests {
 
     fn cache(&self, max_bytes: u64) -> ArtefactDirectory {
       let directory = self.0.join("cache");
-      ArtefactDirectory::open(&directory, max_bytes, Access::Write).expect("it can be made")
+      ArtefactDirectory::open(&directory, max_bytes, RequiredAccess::Write)
+        .expect("it can be created")
     }
   }
 
@@ -530,7 +533,7 @@ mod tests {
   const HOUR: Duration = Duration::from_secs(60 * 60);
 
   #[test]
-  fn only_a_directory_that_was_named_is_missed_when_it_cannot_be_used() {
+  fn an_unusable_directory_is_an_error_only_if_the_user_named_it() {
     let refused = CompileCache::On {
       directory: Some(PathBuf::from("/dev/null/cache")),
       max_bytes: None,
@@ -550,7 +553,7 @@ mod tests {
   }
 
   #[test]
-  fn keys_differ_if_the_borders_of_their_parts_do() {
+  fn keys_depend_on_the_boundaries_of_their_parts() {
     let keys = [
       Key::new(&[b"ab", b"c"]),
       Key::new(&[b"a", b"bc"]),
@@ -565,7 +568,7 @@ mod tests {
   }
 
   #[test]
-  fn what_was_stored_is_loaded_and_runs() {
+  fn a_stored_artefact_is_loaded_and_runs() {
     let (base, engine) = (Temporary::new(), Engine::default());
     let cache = base.cache(DEFAULT_MAX_BYTES);
     assert!(cache.load(&key(1), &engine).is_none());
@@ -619,11 +622,11 @@ mod tests {
       // Half of them in the trailer and shortly before.
       let from = if round % 2 == 0 { 0 } else { intact.len() - 64 };
       let random = random.hash_one(round) as usize;
-      let place = from + (random >> 3) % (intact.len() - from);
+      let index = from + (random >> 3) % (intact.len() - from);
       let mut flipped = intact.clone();
-      flipped[place] ^= 1 << (random & 7);
+      flipped[index] ^= 1 << (random & 7);
       damaged.push(flipped);
-      damaged.push(intact[..place].to_vec());
+      damaged.push(intact[..index].to_vec());
     }
     damaged.push([&intact[..], b"\0"].concat());
     damaged.push([b"\0", &intact[..]].concat());
@@ -639,7 +642,7 @@ mod tests {
   }
 
   #[test]
-  fn a_file_under_the_name_of_another_is_damaged() {
+  fn a_file_under_another_files_name_counts_as_damaged() {
     let (base, engine) = (Temporary::new(), Engine::default());
     let cache = base.cache(DEFAULT_MAX_BYTES);
     let stored = cache.store(&key(1), &artefact(&engine, 1));
@@ -816,7 +819,7 @@ mod tests {
     let (base, engine) = (Temporary::new(), Engine::default());
     let artefacts: Vec<_> = (0..4).map(|number| artefact(&engine, number)).collect();
     let length = length(&artefacts[0]);
-    // Small enough for evictions: 4 artefacts have to share the place of 3.
+    // Small enough for evictions: 4 artefacts have to share the index of 3.
     let cache = base.cache(3 * length + length / 2);
     let hits = std::sync::atomic::AtomicU32::new(0);
     std::thread::scope(|scope| {
@@ -824,14 +827,14 @@ mod tests {
         let (cache, engine, artefacts, hits) = (&cache, &engine, &artefacts, &hits);
         scope.spawn(move || {
           for round in 0..100 {
-            let place = (thread + round) % 4;
-            let key = key(place as u8);
+            let index = (thread + round) % 4;
+            let key = key(index as u8);
             if let Some(Cached { module, .. }) = cache.load(&key, engine) {
-              assert_eq!(number(&module), place as i32);
+              assert_eq!(number(&module), index as i32);
               hits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             }
             cache
-              .store(&key, &artefacts[place])
+              .store(&key, &artefacts[index])
               .expect("it can be stored");
           }
         });

@@ -1,15 +1,15 @@
-//! What the cache keeps of a linked module beside its code, so that a cache hit links nothing.
+//! What the cache stores about a linked module besides its code, so that a cache hit needs no linking.
 
 use serde_json::{Value, json};
 
 use super::{
-  Callable, ExportDescription, ImportDescription, Initializer, Kind, Linked, Options, Snapshot,
-  StateExports,
+  Callable, ExportDescription, ImportDescription, Initializer, Kind, LinkOptions, Linked,
+  LinkedSnapshot, StateExports,
 };
 use crate::abi::{FunctionType, ValueType};
 
 impl Linked {
-  /// Everything but the bytes.
+  /// Serializes everything except the bytes.
   pub fn describe(&self) -> Vec<u8> {
     let exports = self.exports.iter();
     let imports = self.imports.iter();
@@ -38,18 +38,19 @@ impl Linked {
       "initialPages": self.initial_pages,
       "state": self.state.as_ref().map(|state| json!([state.memories, state.globals, state.sizes])),
       "snapshot": match &self.snapshot {
-        Snapshot::None => json!({}),
-        Snapshot::Taken { grown_pages } => json!({ "grownPages": grown_pages }),
-        Snapshot::Unsupported(reason) => json!({ "unsupported": reason }),
+        LinkedSnapshot::None => json!({}),
+        LinkedSnapshot::Taken { grown_pages } => json!({ "grownPages": grown_pages }),
+        LinkedSnapshot::Unsupported(reason) => json!({ "unsupported": reason }),
       },
     })
     .to_string()
     .into_bytes()
   }
 
-  /// What was described, without the bytes. The options must be those that it was linked with, but for
-  /// what their functions do. `None` if it is not a description.
-  pub fn from_description(description: &[u8], options: &Options<'_>) -> Option<Self> {
+  /// Restores what [`describe`](Self::describe) returned, without the bytes. The options must be those
+  /// that the modules were linked with, except for the behaviour of their functions. `None` if
+  /// `description` is malformed.
+  pub fn from_description(description: &[u8], options: &LinkOptions<'_>) -> Option<Self> {
     let description: Value = serde_json::from_slice(description).ok()?;
     let list = |name: &str| description.get(name)?.as_array();
     Some(Self {
@@ -129,16 +130,16 @@ impl Linked {
         let grown_pages = snapshot.get("grownPages").and_then(Value::as_u64);
         let reason = snapshot.get("unsupported").and_then(Value::as_str);
         match (grown_pages, reason) {
-          (Some(grown_pages), _) => Snapshot::Taken { grown_pages },
-          (None, Some(reason)) => Snapshot::Unsupported(reason.to_owned()),
-          (None, None) => Snapshot::None,
+          (Some(grown_pages), _) => LinkedSnapshot::Taken { grown_pages },
+          (None, Some(reason)) => LinkedSnapshot::Unsupported(reason.to_owned()),
+          (None, None) => LinkedSnapshot::None,
         }
       },
     })
   }
 }
 
-/// The numbers at a position of a list.
+/// The list of numbers at a position of a list.
 fn numbers(list: &Value, position: usize) -> Option<Vec<u32>> {
   let numbers = list.get(position)?.as_array()?.iter();
   numbers
@@ -146,13 +147,13 @@ fn numbers(list: &Value, position: usize) -> Option<Vec<u32>> {
     .collect()
 }
 
-/// The text at a position of a list.
+/// The string at a position of a list.
 fn text(list: &Value, position: usize) -> Option<String> {
   Some(list.get(position)?.as_str()?.to_owned())
 }
 
 impl Kind {
-  /// The kind with that name in JavaScript.
+  /// The kind with this name in JavaScript.
   fn from_name(name: &str) -> Option<Self> {
     let kinds = [
       Self::Function,
@@ -166,7 +167,7 @@ impl Kind {
 }
 
 impl FunctionType {
-  /// One letter for each parameter, a colon, and one for each result.
+  /// The inverse of [`from_letters`](Self::from_letters).
   fn to_letters(&self) -> String {
     let letters = |types: &[ValueType]| -> String {
       let letter = |ty: &ValueType| match ty {

@@ -1,7 +1,7 @@
 //! Writes the linked module.
 //!
-//! Each index in a user module is mapped by the tables of that module ([`Maps`]). An index that is not in
-//! them is an error: it can never name something of another module.
+//! Each index in a user module is translated through that module's tables ([`Maps`]). An index outside
+//! them is an error, so it can never refer to something of another module.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,7 @@ pub(super) const KERNEL_TABLE: &str = "table";
 /// The linked module.
 pub(super) struct Merged {
   pub bytes: Vec<u8>,
-  /// What it exports of its state, if that is all that calls can change.
+  /// The exports of its state, if memories and globals are all that calls can change.
   pub state: Option<StateExports>,
 }
 
@@ -58,7 +58,7 @@ pub(super) fn merge(
   }
   let mut merger = Merger::new(modules, &layout, checks.then_some(layout.memories), sizes);
 
-  // In the order in which the parts depend on one another; the sections follow in the order of the
+  // Process the parts in the order of their dependencies; the sections follow in the order of the binary
   // format.
   let mut globals = merger.globals()?;
   for number in &order {
@@ -108,8 +108,8 @@ pub(super) fn merge(
   let state = export_state(modules, &layout, sizes, &mut exports)?;
   module.section(&exports);
   if !merger.referenced.is_empty() {
-    // A body may only refer to functions that occur outside of bodies, and the exports that some relied
-    // on are gone.
+    // A body may only refer to functions that also occur outside bodies, and the user modules' exports,
+    // which some bodies relied on, are gone.
     let referenced = merger.referenced.iter().copied().collect::<Vec<_>>();
     merger
       .elements
@@ -130,7 +130,7 @@ pub(super) fn merge(
   })
 }
 
-/// What each index of a module is in the linked module.
+/// The index in the linked module for each index of a user module.
 #[derive(Default)]
 struct Maps {
   functions: Vec<u32>,
@@ -138,9 +138,9 @@ struct Maps {
   memories: Vec<u32>,
   globals: Vec<u32>,
   tags: Vec<u32>,
-  /// The first data segment, and how many there are.
+  /// The first data segment, and the number of data segments.
   data: (u32, u32),
-  /// The first element segment, and how many there are.
+  /// The first element segment, and the number of element segments.
   elements: (u32, u32),
 }
 
@@ -156,16 +156,16 @@ impl Maps {
   }
 }
 
-/// Where everything is in the linked module.
+/// The index of everything in the linked module.
 struct Layout {
   maps: Vec<Maps>,
-  /// All globals, in an order in which each comes after those that its initializer reads.
+  /// All globals, ordered so that each comes after the ones that its initializer reads.
   globals: Vec<Definition>,
-  /// How many functions there are, with those that are imported.
+  /// The number of functions, imports included.
   functions: u32,
-  /// How many memories modules define. The interrupt memory comes next.
+  /// The number of memories that modules define. The interrupt memory comes next.
   memories: u32,
-  /// How many data segments there are.
+  /// The number of data segments.
   data: u32,
 }
 
@@ -245,7 +245,7 @@ impl Layout {
     })
   }
 
-  /// The number of what a module's index names.
+  /// The index in the linked module for a module's index.
   fn index(&self, module: usize, kind: Kind, index: u32) -> Result<u32, LinkError> {
     let index = usize::try_from(index).ok();
     let maps = self.maps.get(module);
@@ -257,7 +257,7 @@ impl Layout {
   }
 }
 
-/// Numbers what modules define of a kind, from `next`. Also returns the number after the last.
+/// Numbers all definitions of a kind, starting with `next`. Also returns the next free number.
 fn number(
   modules: &Modules<'_, '_>,
   order: &[usize],
@@ -275,7 +275,7 @@ fn number(
   Ok((numbers, next))
 }
 
-/// All globals, each after those that its initializer reads.
+/// All globals, ordered so that each comes after the ones that its initializer reads.
 fn order_globals(
   modules: &Modules<'_, '_>,
   resolution: &Resolution,
@@ -313,14 +313,14 @@ fn order_globals(
       };
       match set(root, Visit::Open)? {
         Visit::New => {}
-        // Nothing is open between two roots.
+        // No visit is open between two roots.
         state => {
           set(root, state)?;
           continue;
         }
       }
-      // Each entry is a global and what its initializer reads that has not been visited.
-      let mut path = vec![(root, reads(modules, resolution, root)?)];
+      // Each entry is a global and the unvisited globals that its initializer reads.
+      let mut path = vec![(root, globals_read_by(modules, resolution, root)?)];
       while let Some((definition, unvisited)) = path.last_mut() {
         let Some(next) = unvisited.pop() else {
           set(*definition, Visit::Done)?;
@@ -329,7 +329,7 @@ fn order_globals(
           continue;
         };
         match set(next, Visit::Open)? {
-          Visit::New => path.push((next, reads(modules, resolution, next)?)),
+          Visit::New => path.push((next, globals_read_by(modules, resolution, next)?)),
           Visit::Done => {
             set(next, Visit::Done)?;
           }
@@ -338,9 +338,9 @@ fn order_globals(
               .iter()
               .position(|(definition, _)| *definition == next)
               .unwrap_or(0);
-            let circle = path.iter().skip(start).map(|(definition, _)| *definition);
+            let cycle = path.iter().skip(start).map(|(definition, _)| *definition);
             return Err(LinkError::CircularLinking {
-              path: circle
+              path: cycle
                 .chain([next])
                 .filter_map(|definition| modules.modules.get(definition.module))
                 .map(|module| module.name.clone())
@@ -365,7 +365,7 @@ fn global<'m, 'a>(
 }
 
 /// The globals that the initializer of a global reads.
-fn reads(
+fn globals_read_by(
   modules: &Modules<'_, '_>,
   resolution: &Resolution,
   definition: Definition,
@@ -378,7 +378,7 @@ fn reads(
     let Operator::GlobalGet { global_index } = operator.map_err(|_| inconsistent())? else {
       continue;
     };
-    let read = match module.space(Kind::Global).slot(global_index) {
+    let read = match module.space(Kind::Global).target(global_index) {
       Some(IndexTarget::Defined(number)) => Some(Definition {
         module: definition.module,
         number,
@@ -397,7 +397,7 @@ fn reads(
   Ok(found)
 }
 
-/// An index that a module may not use, or an expression that cannot be linked.
+/// An index that a module must not use, or an expression that cannot be linked.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 enum Fault {
   #[error("{0} index is out of range")]
@@ -406,12 +406,12 @@ enum Fault {
   TableInitializer,
 }
 
-/// Maps the indices of one module.
-struct Mapper<'m> {
+/// Translates the indices of one module.
+struct IndexMapper<'m> {
   types: &'m [u32],
   maps: &'m Maps,
-  /// The values of those globals whose initializer is one constant, encoded, by number. Others, and
-  /// those that have not been written, are empty.
+  /// The encoded values of the globals whose initializer is a single constant, by number. Empty for other
+  /// globals, and for those that have not been written yet.
   constants: &'m [Vec<u8>],
   /// Whether a constant expression may read globals.
   may_read_globals: bool,
@@ -436,7 +436,7 @@ fn map_range(
     .ok_or(Error::UserError(Fault::OutOfRange(what)))
 }
 
-impl Reencode for Mapper<'_> {
+impl Reencode for IndexMapper<'_> {
   type Error = Fault;
 
   fn type_index(&mut self, index: u32) -> Result<u32, Error<Fault>> {
@@ -471,9 +471,9 @@ impl Reencode for Mapper<'_> {
     map_range(self.maps.elements, index, "an element segment")
   }
 
-  /// Replaces the globals that an expression reads by their values where these are constants: what was
-  /// an imported global is now a defined one, which tables may not read, and which keeps Wasmtime from
-  /// preparing memories in advance.
+  /// Replaces globals in a constant expression by their values if these are constants. A global that was
+  /// imported is now defined in the same module, and tables must not read such globals. Also, reading one
+  /// would keep Wasmtime from initializing memories in advance.
   fn const_expr(
     &mut self,
     expression: wasmparser::ConstExpr<'_>,
@@ -503,7 +503,7 @@ impl Reencode for Mapper<'_> {
 struct Merger<'m, 'a> {
   modules: &'m Modules<'m, 'a>,
   layout: &'m Layout,
-  /// The memory that interrupt checks read, if there are any.
+  /// The memory that interrupt checks load from, if checks are inserted.
   interrupt: Option<u32>,
   sizes: Option<Sizes>,
   constants: Vec<Vec<u8>>,
@@ -514,7 +514,7 @@ struct Merger<'m, 'a> {
   elements: ElementSection,
   code: CodeSection,
   data: DataSection,
-  /// The functions that bodies refer to.
+  /// The functions that bodies refer to by `ref.func`.
   referenced: BTreeSet<u32>,
 }
 
@@ -552,13 +552,13 @@ impl<'m, 'a> Merger<'m, 'a> {
     }
   }
 
-  /// The globals of all modules.
+  /// Writes the globals of all modules.
   fn globals(&mut self) -> Result<GlobalSection, LinkError> {
     let mut section = GlobalSection::new();
     for Definition { module, number } in &self.layout.globals {
       let (module, types, maps) = self.module(*module)?;
       let global = module.globals.get(*number).ok_or_else(inconsistent)?;
-      let mut mapper = Mapper {
+      let mut mapper = IndexMapper {
         types,
         maps,
         constants: &self.constants,
@@ -575,11 +575,11 @@ impl<'m, 'a> Merger<'m, 'a> {
     Ok(section)
   }
 
-  /// Everything else of a module.
+  /// Adds everything else of a module.
   fn add(&mut self, number: usize) -> Result<(), LinkError> {
     let (module, types, maps) = self.module(number)?;
     let constants = std::mem::take(&mut self.constants);
-    let mut mapper = Mapper {
+    let mut mapper = IndexMapper {
       types,
       maps,
       constants: &constants,
@@ -600,7 +600,7 @@ impl<'m, 'a> Merger<'m, 'a> {
   fn add_with(
     &mut self,
     module: &Module<'a>,
-    mapper: &mut Mapper<'_>,
+    mapper: &mut IndexMapper<'_>,
     inserted: Inserted,
   ) -> Result<(), Error<Fault>> {
     for ty in &module.functions {
@@ -639,7 +639,7 @@ impl<'m, 'a> Merger<'m, 'a> {
   fn add_body(
     &mut self,
     body: &Body<'a>,
-    mapper: &mut Mapper<'_>,
+    mapper: &mut IndexMapper<'_>,
     inserted: Inserted,
   ) -> Result<(), Error<Fault>> {
     let mut function = mapper.new_function_with_parsed_locals(&body.body)?;
@@ -674,16 +674,16 @@ impl<'m, 'a> Merger<'m, 'a> {
   }
 }
 
-/// What is added to the bodies of a module.
+/// What is inserted into the bodies of a module.
 #[derive(Clone, Copy)]
 struct Inserted {
-  /// The memory that interrupt checks read.
+  /// The memory that interrupt checks load from.
   interrupt: Option<u32>,
   sizes: Option<Sizes>,
 }
 
-/// Inserts an interrupt check. The load is atomic because the compiler removes a plain one if an earlier
-/// load from the same address is certain to have happened.
+/// Inserts an interrupt check. The load is atomic because the compiler would remove a plain load if an
+/// earlier one from the same address is certain to have happened.
 fn check(function: &mut Function, memory: u32) {
   function.instruction(&Instruction::I32Const(0));
   function.instruction(&Instruction::I32AtomicLoad8U(MemArg {
@@ -694,9 +694,9 @@ fn check(function: &mut Function, memory: u32) {
   function.instruction(&Instruction::Drop);
 }
 
-/// The encoding of an initializer that is one constant; empty for others.
+/// The encoding of an initializer that is a single constant; empty for others.
 fn constant(
-  mapper: &mut Mapper<'_>,
+  mapper: &mut IndexMapper<'_>,
   expression: &wasmparser::ConstExpr<'_>,
 ) -> Result<Vec<u8>, Error<Fault>> {
   let mut operators = expression.get_operators_reader();
@@ -722,7 +722,7 @@ fn constant(
   Ok(bytes)
 }
 
-/// Says which module could not be written, and why.
+/// Adds the module's name to an error.
 fn failed(module: &Module<'_>) -> impl Fn(Error<Fault>) -> LinkError {
   move |error| LinkError::InvalidWasm {
     module: module.name.clone(),
@@ -741,12 +741,12 @@ fn exports(
   checks: bool,
 ) -> Result<ExportSection, LinkError> {
   let mut exports = ExportSection::new();
-  let function = |place: FunctionIndex| layout.index(place.module, Kind::Function, place.index);
-  for (place, initializer) in &entries.initializers {
-    exports.export(&initializer.export, ExportKind::Func, function(*place)?);
+  let function = |index: FunctionIndex| layout.index(index.module, Kind::Function, index.index);
+  for (index, initializer) in &entries.initializers {
+    exports.export(&initializer.export, ExportKind::Func, function(*index)?);
   }
-  for (place, callable) in &entries.callables {
-    exports.export(&callable.export, ExportKind::Func, function(*place)?);
+  for (index, callable) in &entries.callables {
+    exports.export(&callable.export, ExportKind::Func, function(*index)?);
   }
   if resolution.uses_wasi {
     for (number, memory) in resolution.wasi_memories.iter().enumerate() {
@@ -787,7 +787,7 @@ fn exports(
   Ok(exports)
 }
 
-/// Exports the memories and mutable globals of user modules, if calls can change nothing else.
+/// Exports the memories and mutable globals of user modules, if these are all that calls can change.
 fn export_state(
   modules: &Modules<'_, '_>,
   layout: &Layout,
@@ -856,7 +856,7 @@ fn function_names(
   for (number, module) in modules.modules.iter().enumerate() {
     let imported = module.space(Kind::Function).imports.len();
     let mut set = |index: u32, label: String| {
-      // Names for imports are the importer's, not the function's.
+      // A module's name for an import is not the function's own name.
       let is_defined = usize::try_from(index).is_ok_and(|index| index >= imported);
       let index = layout.index(number, Kind::Function, index).ok();
       let index = index.and_then(|index| usize::try_from(index).ok());
@@ -876,7 +876,7 @@ fn function_names(
         }
       }
     } else {
-      // Without a name, backtraces would have the index in the linked module.
+      // Without a name, a backtrace would show the index in the linked module.
       let prefix = match number == modules.main {
         true => String::new(),
         false => format!("{}!", module.name),

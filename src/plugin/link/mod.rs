@@ -1,18 +1,18 @@
 //! Links the modules of a plugin, the kernel and the interrupt checks into one module.
 //!
-//! The parts, in the order of their work:
+//! The parts, in the order in which they run:
 //!
-//! * [`limits`]: what a plugin may hold at most.
+//! * [`limits`]: limits on a plugin's modules.
 //! * `module`: reads and validates each module on its own, bodies included. So nothing in a user module can
-//!   name what other modules define or what the linker adds.
+//!   refer to what other modules define or what the linker adds.
 //! * `type_table`: numbers the types of all modules.
-//! * `resolve`: what each import stands for.
-//! * `merge`: writes the one module.
-//! * `sizes`: the sizes of memories, where an initialization may run again.
-//! * `description`: what the cache keeps of the result beside its code.
+//! * `resolve`: resolves imports.
+//! * `merge`: writes the linked module.
+//! * `sizes`: tracks the sizes of memories, so that an initialization can run again.
+//! * `description`: what the cache stores about the result besides its code.
 //!
-//! The result has no start section: nothing of a guest runs until the host calls it. It imports only
-//! functions, and exports only what [`Linked`] lists and [`names`] describes.
+//! The result has no start section: no guest code runs until the host calls it. It imports only functions,
+//! and exports only what [`Linked`] lists and [`names`] describes.
 
 mod description;
 pub mod limits;
@@ -30,17 +30,17 @@ use crate::abi::{FunctionType, ValueType};
 use crate::abi::{KERNEL, MAIN, RESERVED};
 use crate::host::{HostFunction, UntypedFunction, Vars};
 use crate::plugin::LoadedModule;
-use limits::Usage;
+use limits::LimitUsage;
 use module::Module;
 use resolve::{Modules, inconsistent, internal};
 use type_table::TypeTable;
 
-/// What the memories and tables of the user modules may have together when they are instantiated.
+/// The total initial size of all memories and tables of the user modules.
 #[derive(Clone, Copy, Debug)]
 pub struct LinkLimits {
-  /// Pages (64 KiB) of memory.
+  /// Memory pages (64 KiB).
   pub memory_pages: u64,
-  /// Elements of tables.
+  /// Table elements.
   pub table_elements: u64,
 }
 
@@ -55,28 +55,28 @@ impl Default for LinkLimits {
   }
 }
 
-/// How modules are linked.
+/// LinkOptions of the linker.
 #[derive(Clone, Copy)]
-pub struct Options<'a> {
+pub struct LinkOptions<'a> {
   /// Whether guests may import WASI.
   pub wasi: bool,
   /// Whether to insert interrupt checks.
   pub checks: bool,
-  /// The kernel's module, as WebAssembly text. It imports nothing, exports two memories named `blocks` and
-  /// `table`, and functions that are named as in Extism's ABI.
+  /// The kernel's module, as WebAssembly text. It imports nothing, and exports two memories named `blocks`
+  /// and `table`, and functions with the names of Extism's ABI.
   pub kernel: &'a str,
-  /// How large memories and tables may be at first.
+  /// Limits on the initial sizes of memories and tables.
   pub limits: LinkLimits,
-  /// The host functions that exist. If two have the same namespace and name, the last one counts.
-  /// The numbers of [`Linked::functions`] are positions in this list.
+  /// The available host functions. If two have the same namespace and name, the last one wins. The numbers of
+  /// [`Linked::functions`] are positions in this list.
   pub functions: &'a [HostFunction],
-  /// Host functions that have the type with which they are imported. They come before the others.
+  /// Host functions that take on the type with which they are imported. They take precedence.
   pub untyped: &'a [UntypedFunction],
   /// The variables of the plugin.
   pub vars: &'a Arc<Vars>,
 }
 
-/// What a module exports or imports, in the words of `WebAssembly.Module.exports()`.
+/// The kind of an export or import, as in `WebAssembly.Module.exports()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "their names are WebAssembly's")]
 pub enum Kind {
@@ -88,7 +88,7 @@ pub enum Kind {
 }
 
 impl Kind {
-  /// Its name in JavaScript.
+  /// The name in JavaScript.
   pub const fn as_str(self) -> &'static str {
     match self {
       Self::Function => "function",
@@ -100,41 +100,41 @@ impl Kind {
   }
 }
 
-/// An export of the main module as its author wrote it.
+/// An export of the main module, as its author wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportDescription {
-  /// Its name.
+  /// The name under which it is exported.
   pub name: String,
-  /// What it is.
+  /// The kind of the exported item.
   pub kind: Kind,
 }
 
-/// An import of the main module as its author wrote it.
+/// An import of the main module, as its author wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportDescription {
   /// The module that it is imported from.
   pub module: String,
-  /// Its name there.
+  /// Its name in that module.
   pub name: String,
-  /// What it is.
+  /// The kind of the imported item.
   pub kind: Kind,
 }
 
 /// A function that must run once before an instance is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Initializer {
-  /// Its name among the exports of the linked module.
+  /// Its export name in the linked module.
   pub export: String,
-  /// Its type: `hs_init` takes two numbers, the others nothing.
+  /// Its type: `hs_init` takes two numbers, the others take none.
   pub function: FunctionType,
 }
 
-/// An export of the main module that can be called.
+/// A callable export of the main module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Callable {
-  /// The name that its author gave it.
+  /// Its original name.
   pub name: String,
-  /// Its name among the exports of the linked module.
+  /// Its export name in the linked module.
   pub export: String,
   /// The type of its result, if it has one.
   pub result: Option<ValueType>,
@@ -143,11 +143,11 @@ pub struct Callable {
 /// A plugin as one module, ready to be compiled.
 #[derive(Clone, Debug)]
 pub struct Linked {
-  /// The module.
+  /// The module, as WebAssembly.
   pub bytes: Vec<u8>,
-  /// What must run first, in this order.
+  /// The initializers, in the order in which they must run.
   pub initializers: Vec<Initializer>,
-  /// What can be called.
+  /// The callable functions.
   pub callables: Vec<Callable>,
   /// All exports of the main module.
   pub exports: Vec<ExportDescription>,
@@ -155,42 +155,42 @@ pub struct Linked {
   pub imports: Vec<ImportDescription>,
   /// The host functions that the module imports, by number.
   pub functions: BTreeMap<usize, HostFunction>,
-  /// How many memories WASI works on beside the first.
+  /// The number of memories that WASI works on, besides the first.
   pub wasi_memories: usize,
   /// Whether any module imports WASI.
   pub uses_wasi: bool,
-  /// Pages of all memories of user modules when they are instantiated.
+  /// The total initial size of all memories of user modules, in pages.
   pub initial_pages: u64,
-  /// What the module starts from.
-  pub snapshot: Snapshot,
-  /// How many memories user modules define, and which globals are mutable, if these are all that calls can
-  /// change of an instance.
+  /// Whether the module starts from a snapshot.
+  pub snapshot: LinkedSnapshot,
+  /// The exports of the state that calls can change, if memories and globals are all that they can change.
   pub state: Option<StateExports>,
 }
 
-/// What an instance exports of its state, by number: see [`names::state_memory`] and [`names::state_global`].
+/// The exports of an instance's state, by number: see [`names::state_memory`] and [`names::state_global`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateExports {
-  /// How many memories, from 0.
+  /// The number of memories, counted from 0.
   pub memories: u32,
   /// The mutable globals.
   pub globals: Vec<u32>,
-  /// For each memory the one of these globals that has its size in pages; empty if sizes are not tracked.
+  /// For each memory the one of these globals that contains its size in pages; empty if sizes are not
+  /// tracked.
   pub sizes: Vec<u32>,
 }
 
-/// What instances start from.
+/// The state that instances start from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Snapshot {
+pub enum LinkedSnapshot {
   /// The state that the modules describe.
   #[default]
   None,
-  /// The state after the initialization, which has grown memories by so many pages.
+  /// The state after the initialization, which has grown memories by this many pages.
   Taken {
     /// Pages of 64 KiB.
     grown_pages: u64,
   },
-  /// The state that the modules describe, since there can be no snapshot, for this reason.
+  /// The state that the modules describe, because a snapshot is not possible, for this reason.
   Unsupported(String),
 }
 
@@ -208,7 +208,9 @@ pub enum LinkError {
   InvalidWasm { module: String, message: String },
   #[error("two modules of the manifest are named \"{module}\"; give each its own name")]
   DuplicateModule { module: String },
-  #[error("\"{name}\" is reserved: no module may be named so, import from it or export it")]
+  #[error(
+    "\"{name}\" is a reserved name: a module must not have it as its name, import from it or export it"
+  )]
   ReservedName { name: String },
   #[error(
     "from module \"{}\": cannot resolve import \"{module}\" \"{name}\": not provided by host \
@@ -216,16 +218,16 @@ pub enum LinkError {
     path.join("\"/\"")
   )]
   MissingImport {
-    /// The importer at the end, and before it the modules that lead there from the main module.
+    /// The path of modules from the main module to the importer.
     path: Vec<String>,
     module: String,
     name: String,
-    /// What it would have to be, and what to do about it.
+    /// The import's type, and a hint how to fix it.
     is: String,
   },
   #[error("{}", list(imports))]
   MissingImports {
-    /// Each a `MissingImport`, at least two.
+    /// At least two `MissingImport`s.
     imports: Vec<LinkError>,
   },
   #[error("module \"{importer}\" imports `{module}.{name}` as {expected}; it is {found}")]
@@ -236,10 +238,10 @@ pub enum LinkError {
     expected: String,
     found: String,
   },
-  #[error("modules import from one another in a circle: {}", path.join(" -> "))]
+  #[error("circular import between modules: {}", path.join(" -> "))]
   CircularLinking { path: Vec<String> },
   #[error(
-    "module \"{module}\" needs {needed} pages of memory at the start; {allowed} are left of the limit"
+    "module \"{module}\" starts with {needed} pages of memory, but only {allowed} are left of the limit"
   )]
   TooMuchMemory {
     module: String,
@@ -247,7 +249,7 @@ pub enum LinkError {
     allowed: u64,
   },
   #[error(
-    "module \"{module}\" needs {needed} table elements at the start; {allowed} are left of the limit"
+    "module \"{module}\" starts with {needed} table elements, but only {allowed} are left of the limit"
   )]
   TooManyTableElements {
     module: String,
@@ -265,7 +267,7 @@ pub enum LinkError {
   Internal(String),
 }
 
-/// One message for each of the errors; how many are left out, if there are many.
+/// The messages of the errors, one per line. After the first 20, only the number of the remaining ones.
 fn list(errors: &[LinkError]) -> String {
   const SHOWN: usize = 20;
   let mut lines: Vec<_> = errors
@@ -279,11 +281,12 @@ fn list(errors: &[LinkError]) -> String {
   lines.join("\n")
 }
 
-/// Links the modules of a plugin. The main module is the one that is named so; text is refused.
-pub fn link(modules: &[LoadedModule], options: &Options<'_>) -> Result<Linked, LinkError> {
+/// Links the modules of a plugin. The main module is the one named [`MAIN`]. Modules in text format are
+/// refused.
+pub fn link(modules: &[LoadedModule], options: &LinkOptions<'_>) -> Result<Linked, LinkError> {
   check_names(modules)?;
   let kernel_bytes = assemble(options.kernel)?;
-  let mut usage = Usage::default();
+  let mut usage = LimitUsage::default();
   let mut parsed = modules
     .iter()
     .map(|module| Module::parse(module.name.clone(), &module.bytes, &mut usage))
@@ -349,7 +352,7 @@ pub fn link(modules: &[LoadedModule], options: &Options<'_>) -> Result<Linked, L
     wasi_memories: resolution.wasi_memories.len().saturating_sub(1),
     uses_wasi: resolution.uses_wasi,
     initial_pages,
-    snapshot: Snapshot::None,
+    snapshot: LinkedSnapshot::None,
     state,
   })
 }
@@ -369,7 +372,7 @@ fn check_names(modules: &[LoadedModule]) -> Result<(), LinkError> {
   Ok(())
 }
 
-/// The pages of all memories at first. Refuses modules that need more than the limits.
+/// The total initial size of all memories, in pages. Fails if memories or tables exceed the limits.
 fn check_sizes(modules: &[Module<'_>], limits: LinkLimits) -> Result<u64, LinkError> {
   let mut pages = limits.memory_pages;
   let mut elements = limits.table_elements;
@@ -401,10 +404,10 @@ fn assemble(text: &str) -> Result<Vec<u8>, LinkError> {
 }
 
 fn parse_kernel(bytes: &[u8]) -> Result<Module<'_>, LinkError> {
-  Module::parse("kernel".to_owned(), bytes, &mut Usage::default()).map_err(internal)
+  Module::parse("kernel".to_owned(), bytes, &mut LimitUsage::default()).map_err(internal)
 }
 
-/// Refuses a kernel that does not keep its side of the interface.
+/// Fails if the kernel does not implement its interface.
 fn check_kernel(modules: &Modules<'_, '_>, types: &mut TypeTable) -> Result<(), LinkError> {
   let wrong = |message: String| Err(LinkError::Internal(format!("kernel: {message}")));
   let kernel = modules
@@ -433,7 +436,7 @@ fn check_kernel(modules: &Modules<'_, '_>, types: &mut TypeTable) -> Result<(), 
   Ok(())
 }
 
-/// A function by its module and its index there.
+/// A function by its module and its index in that module.
 #[derive(Clone, Copy)]
 struct FunctionIndex {
   module: usize,
@@ -459,7 +462,7 @@ impl Entries {
     entries
   }
 
-  /// What initializes a module, in the order that WASI and Extism imply.
+  /// Adds the initializers of a module, in the order that WASI and Extism imply.
   fn add_initializers(&mut self, modules: &Modules<'_, '_>, types: &TypeTable, number: usize) {
     use ValueType::I32;
 
@@ -486,13 +489,13 @@ impl Entries {
     }
     for (index, function) in found {
       let export = names::init(self.initializers.len());
-      let place = FunctionIndex {
+      let index = FunctionIndex {
         module: number,
         index,
       };
       self
         .initializers
-        .push((place, Initializer { export, function }));
+        .push((index, Initializer { export, function }));
     }
   }
 
@@ -501,7 +504,7 @@ impl Entries {
       return;
     };
     for export in &module.exports {
-      // The host calls these before anything else.
+      // These are initializers, which the host calls before anything else.
       if matches!(export.name, "_initialize" | "__wasm_call_ctors" | "hs_init")
         || Kind::of_export(export.kind) != Kind::Function
       {
@@ -523,11 +526,11 @@ impl Entries {
         export: names::call(self.callables.len()),
         result,
       };
-      let place = FunctionIndex {
+      let index = FunctionIndex {
         module: modules.main,
         index: export.index,
       };
-      self.callables.push((place, callable));
+      self.callables.push((index, callable));
     }
   }
 }

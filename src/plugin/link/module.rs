@@ -1,8 +1,8 @@
 //! Reads and validates one module on its own.
 //!
-//! Function bodies are validated too, with the proposals that guests may use and nothing else. So a
-//! body can only name what its own module declares, and cannot use atomic instructions, although the
-//! engine has them enabled for the interrupt checks.
+//! Function bodies are validated too, with only the proposals that guests may use. So a body can only
+//! refer to what its own module declares, and cannot use atomic instructions, although the engine
+//! enables them for the interrupt checks.
 
 use std::collections::HashMap;
 
@@ -13,11 +13,12 @@ use wasmparser::{
   TypeRef, TypeSectionReader, ValidPayload, Validator, ValidatorResources, WasmFeatures,
 };
 
-use super::limits::{self, Usage};
+use super::limits::{self, LimitUsage};
 use super::{Kind, LinkError};
 use crate::abi::RESERVED;
 
-/// The proposals that guests may use. Threads are not among them: no limit reaches a shared memory.
+/// The proposals that guests may use. Threads are excluded, because no limit applies to a shared
+/// memory.
 pub(super) fn features() -> WasmFeatures {
   WasmFeatures::WASM2
     | WasmFeatures::RELAXED_SIMD
@@ -35,23 +36,23 @@ pub(super) struct Body<'a> {
   pub body: FunctionBody<'a>,
   /// Whether it contains a call of any kind.
   pub calls: bool,
-  /// Whether it changes more of an instance than memories and globals: tables, segments, or the heap of
-  /// garbage-collected objects.
+  /// Whether it changes more of an instance than memories and globals: tables, segments, or the
+  /// garbage-collected heap.
   pub changes_references: bool,
   /// Whether it contains `memory.grow`.
   pub grows_memory: bool,
 }
 
-/// An index space: first what is imported, then what is defined.
+/// An index space: the imports, followed by the definitions.
 #[derive(Default)]
 pub(super) struct Space {
   /// The positions of the imports in [`Module::imports`].
   pub imports: Vec<usize>,
-  /// How many are defined.
+  /// The number of definitions.
   pub defined: usize,
 }
 
-/// What an index stands for.
+/// What an index refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IndexTarget {
   /// The import at this position of [`Module::imports`].
@@ -61,8 +62,8 @@ pub(super) enum IndexTarget {
 }
 
 impl Space {
-  /// What the index stands for.
-  pub fn slot(&self, index: u32) -> Option<IndexTarget> {
+  /// What the index refers to.
+  pub fn target(&self, index: u32) -> Option<IndexTarget> {
     let index = usize::try_from(index).ok()?;
     match self.imports.get(index) {
       Some(position) => Some(IndexTarget::Import(*position)),
@@ -74,15 +75,15 @@ impl Space {
   }
 }
 
-/// The names that a module has for itself and its functions.
+/// The names of a module and its functions.
 #[derive(Default)]
 pub(super) struct Names<'a> {
   pub module: Option<&'a str>,
-  /// By index. Sorted by nothing.
+  /// By index, unsorted.
   pub functions: Vec<(u32, &'a str)>,
 }
 
-/// A module, read and validated.
+/// A parsed and validated module.
 pub(super) struct Module<'a> {
   pub name: String,
   pub types: Option<TypeSectionReader<'a>>,
@@ -108,13 +109,13 @@ pub(super) struct Module<'a> {
 }
 
 impl<'a> Module<'a> {
-  /// Reads and validates a module, and counts what it uses.
-  pub fn parse(name: String, bytes: &'a [u8], usage: &mut Usage) -> Result<Self, LinkError> {
-    // The parser would say so too, but it quotes what it found.
+  /// Reads and validates a module, and adds its contents to `usage`.
+  pub fn parse(name: String, bytes: &'a [u8], usage: &mut LimitUsage) -> Result<Self, LinkError> {
+    // The parser rejects these too, but its message quotes the bytes.
     if !bytes.starts_with(b"\0asm") {
       return Err(LinkError::InvalidWasm {
         module: name,
-        message: "it does not begin with the bytes of a module".to_owned(),
+        message: "it does not start with the bytes \\0asm".to_owned(),
       });
     }
     usage.bytes.add(&name, size(bytes.len()))?;
@@ -152,13 +153,13 @@ impl<'a> Module<'a> {
     Ok(module)
   }
 
-  fn read(&mut self, bytes: &'a [u8], usage: &mut Usage) -> Result<(), ReadError> {
+  fn read(&mut self, bytes: &'a [u8], usage: &mut LimitUsage) -> Result<(), ReadError> {
     let mut validator = Validator::new_with_features(features());
     let mut allocations = FuncValidatorAllocations::default();
     let mut is_complete = false;
     for payload in Parser::new(0).parse_all(bytes) {
       let payload = payload?;
-      // Before the validator, so that nothing large is built for a module that is refused.
+      // Before the validator, so that a rejected module never causes large allocations.
       self.count(&payload, usage)?;
       match validator.payload(&payload)? {
         ValidPayload::End(_) => is_complete = true,
@@ -174,12 +175,12 @@ impl<'a> Module<'a> {
     if is_complete {
       Ok(())
     } else {
-      Err(ReadError::Malformed("it has no end".to_owned()))
+      Err(ReadError::Malformed("it is truncated".to_owned()))
     }
   }
 
-  /// Counts what a section declares.
-  fn count(&self, payload: &Payload<'a>, usage: &mut Usage) -> Result<(), ReadError> {
+  /// Counts the contents of a section.
+  fn count(&self, payload: &Payload<'a>, usage: &mut LimitUsage) -> Result<(), ReadError> {
     let name = &self.name;
     match payload {
       Payload::Version { encoding, .. } if *encoding != Encoding::Module => {
@@ -221,7 +222,7 @@ impl<'a> Module<'a> {
     Ok(())
   }
 
-  /// Keeps what a valid section declares.
+  /// Stores the contents of a valid section.
   fn keep(&mut self, payload: Payload<'a>) -> Result<(), ReadError> {
     match payload {
       Payload::TypeSection(reader) => self.types = Some(reader),
@@ -281,13 +282,13 @@ impl<'a> Module<'a> {
     Ok(())
   }
 
-  /// Validates a body and measures what it costs to compile.
+  /// Validates a body and estimates its compilation cost.
   fn body(
     &self,
     function: FuncToValidate<ValidatorResources>,
     body: FunctionBody<'a>,
     allocations: FuncValidatorAllocations,
-    usage: &mut Usage,
+    usage: &mut LimitUsage,
   ) -> Result<(Body<'a>, FuncValidatorAllocations), ReadError> {
     let name = &self.name;
     let mut validator = function.into_validator(allocations);
@@ -309,7 +310,7 @@ impl<'a> Module<'a> {
       loops.add(name, &operator, locals + stack)?;
       changes_references |= does_change_references(&operator);
       grows_memory |= matches!(operator, Operator::MemoryGrow { .. });
-      // How many blocks or targets it is, and how many values each handles.
+      // The number of blocks or branch targets, and whether the operator's values count.
       let (targets, values) = match &operator {
         Operator::Block { .. }
         | Operator::Loop { .. }
@@ -350,7 +351,7 @@ impl<'a> Module<'a> {
       };
       if values {
         let arity = operator.operator_arity(&validator.visitor(offset));
-        // An operator without an arity is invalid, and the validator says why.
+        // An operator without an arity is invalid, and the validator reports it.
         let values = arity.map_or(0, |(takes, gives)| u64::from(takes) + u64::from(gives));
         controls += targets;
         let cost = match targets {
@@ -390,7 +391,7 @@ impl<'a> Module<'a> {
     }
   }
 
-  /// The index space of a kind.
+  /// The index space of `kind`.
   pub fn space(&self, kind: Kind) -> &Space {
     match kind {
       Kind::Function => &self.function_space,
@@ -411,20 +412,20 @@ impl<'a> Module<'a> {
     }
   }
 
-  /// The export of that name.
+  /// The export named `name`.
   pub fn export(&self, name: &str) -> Option<&Export<'a>> {
     self.exports.get(*self.exports_by_name.get(name)?)
   }
 
-  /// The index of the export of that name, if it is of that kind.
+  /// The index of the export named `name`, if it is of this kind.
   pub fn exported(&self, name: &str, kind: Kind) -> Option<u32> {
     let export = self.export(name)?;
     (Kind::of_export(export.kind) == kind).then_some(export.index)
   }
 
-  /// The type of the function with this index, in the numbers of this module.
+  /// The type index of the function with this index, within this module.
   pub fn function_type(&self, index: u32) -> Option<u32> {
-    match self.function_space.slot(index)? {
+    match self.function_space.target(index)? {
       IndexTarget::Import(position) => match self.imports.get(position)?.ty {
         TypeRef::Func(ty) | TypeRef::FuncExact(ty) => Some(ty),
         _ => None,
@@ -455,7 +456,7 @@ impl<'a> Names<'a> {
 }
 
 impl Kind {
-  /// What an import is.
+  /// The kind of an import.
   pub(super) fn of_import(ty: TypeRef) -> Self {
     match ty {
       TypeRef::Func(_) | TypeRef::FuncExact(_) => Self::Function,
@@ -466,7 +467,7 @@ impl Kind {
     }
   }
 
-  /// What an export is.
+  /// The kind of an export.
   pub(super) fn of_export(kind: ExternalKind) -> Self {
     match kind {
       ExternalKind::Func | ExternalKind::FuncExact => Self::Function,
@@ -478,12 +479,12 @@ impl Kind {
   }
 }
 
-/// What the loops of a function cost.
+/// The compilation cost of a function's loops.
 #[derive(Default)]
 struct LoopCost {
   /// Whether each open block is a loop.
   blocks: Vec<bool>,
-  /// How many are.
+  /// The number of open loops.
   depth: u64,
   complexity: u64,
 }
@@ -512,7 +513,7 @@ impl LoopCost {
   }
 }
 
-/// Why a module was not read.
+/// Why a module could not be read.
 enum ReadError {
   Malformed(String),
   Refused(LinkError),

@@ -1,13 +1,13 @@
-//! The names that the linked module uses at its border.
+//! The names of the linked module's imports and exports.
 //!
-//! No name that a user chose is an import or export of the linked module. The host knows these names,
-//! and [`Linked`](super::Linked) lists those that are numbered.
+//! None of them was chosen by a user. The host knows these names, and [`Linked`](super::Linked) lists
+//! the numbered ones.
 
-/// Where the linked module imports host functions from. Each is named after its number.
+/// The namespace of host functions. Each is named after its number.
 pub const FUNCTION: &str = "extism-host:function";
 
-/// Where the linked module imports those functions of the kernel from that the kernel's module does not
-/// export.
+/// The namespace of the kernel functions that the host implements, because the kernel's module does not
+/// export them.
 pub const KERNEL: &str = "extism-host:kernel";
 
 /// The export of the kernel's memory with the blocks.
@@ -22,7 +22,7 @@ pub const INTERRUPT: &str = "extism-host:interrupt";
 /// The export of the memory that WASI uses. The name is WASI's.
 pub const MEMORY: &str = "memory";
 
-/// The export of the memory with this number among all that modules define.
+/// The export of the user-module memory with this number.
 pub fn state_memory(number: u32) -> String {
   format!("extism-host:state/memory/{number}")
 }
@@ -32,7 +32,7 @@ pub fn state_global(number: u32) -> String {
   format!("extism-host:state/global/{number}")
 }
 
-/// What the names of the kernel's functions begin with in backtraces.
+/// Prefix of the kernel's functions in backtraces.
 pub const KERNEL_FUNCTION: &str = "extism-host:kernel/";
 
 /// The export of the initializer with this number.
@@ -45,12 +45,13 @@ pub fn call(number: usize) -> String {
   format!("extism-host:call/{number}")
 }
 
-/// Where modules import WASI from that have the further WASI memory with this number, from 1.
+/// The namespace of WASI for the modules that use the additional WASI memory with this number, counted
+/// from 1.
 pub fn wasi(number: usize) -> String {
   format!("extism-host:wasi/{number}")
 }
 
-/// The export of the further WASI memory with this number, from 1.
+/// The export of the additional WASI memory with this number, counted from 1.
 pub fn wasi_memory(number: usize) -> String {
   format!("extism-host:memory/{number}")
 }

@@ -1,9 +1,9 @@
-//! Finds what each import stands for.
+//! Resolves imports.
 //!
 //! 1. Each import gets a target: an export of another user module, a function of the kernel, a host
 //!    function, or WASI. User modules come first, as in Extism.
-//! 2. Targets that are imports themselves (re-exports) are followed to where they end.
-//! 3. The types of what was found are compared with those that were asked for.
+//! 2. Targets that are imports themselves (re-exports) are followed to their end.
+//! 3. The types of the ends are compared with the types of the imports.
 //! 4. Each module that imports WASI is assigned the WASI functions that work on its memory.
 //!
 //! Nothing here recurses, and everything takes time proportional to the number of imports.
@@ -16,18 +16,18 @@ use wasmparser::{Import, MemoryType, TableType, TypeRef};
 
 use super::module::{IndexTarget, Module};
 use super::type_table::{TypeTable, UnknownType};
-use super::{Kind, LinkError, Options, names};
-use crate::abi::{self, FunctionType, ValueType};
+use super::{Kind, LinkError, LinkOptions, names};
+use crate::abi::{self, FunctionType};
 use crate::abi::{ENV, KERNEL, USER, WASI};
 use crate::host::{HostFunction, UntypedFunction, Vars};
 
-/// The user modules, then the kernel's. `types` has the numbers of each module's types.
+/// The user modules, followed by the kernel's. `types` contains the numbers of each module's types.
 pub(super) struct Modules<'m, 'a> {
   pub modules: &'m [Module<'a>],
   pub types: &'m [Vec<u32>],
-  /// The main module's position.
+  /// The position of the main module.
   pub main: usize,
-  /// The kernel's position, which is the last.
+  /// The position of the kernel's module, which is the last.
   pub kernel: usize,
 }
 
@@ -42,28 +42,28 @@ impl<'m, 'a> Modules<'m, 'a> {
     module.map_or_else(String::new, |module| module.name.clone())
   }
 
-  /// The number of a module's type in the table.
+  /// The number in the type table of a module's type.
   pub fn type_number(&self, module: usize, index: u32) -> Option<u32> {
     let types = self.types.get(module)?;
     types.get(usize::try_from(index).ok()?).copied()
   }
 
-  /// The number of the type of a module's function.
+  /// The number in the type table of a module's function type.
   pub fn function_type(&self, module: usize, function: u32) -> Option<u32> {
     let index = self.modules.get(module)?.function_type(function)?;
     self.type_number(module, index)
   }
 }
 
-/// Something that a module defines: a function, table, memory, global or tag.
+/// A definition in a module: a function, table, memory, global or tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Definition {
   pub module: usize,
-  /// Its number among those of its kind that the module defines.
+  /// Its number among the module's definitions of the same kind.
   pub number: usize,
 }
 
-/// What an import stands for.
+/// What an import resolves to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resolved {
   Defined(Definition),
@@ -82,23 +82,23 @@ pub(super) struct HostImport {
   pub label: String,
 }
 
-/// What the imports of all modules stand for.
+/// What the imports of all modules resolve to.
 pub(super) struct Resolution {
-  /// For each module, for each of its imports.
+  /// By module, then by import.
   pub imports: Vec<Vec<Resolved>>,
-  /// The user modules, each after those that it imports from as far as possible; the main module last.
+  /// The user modules, each after the ones that it imports from if possible; the main module last.
   pub order: Vec<usize>,
-  /// What the linked module imports.
+  /// The imports of the linked module.
   pub host_imports: Vec<HostImport>,
-  /// The host functions among them.
+  /// The host functions among these, by number.
   pub functions: BTreeMap<usize, HostFunction>,
-  /// Whether anything is imported from WASI.
+  /// Whether any module imports from WASI.
   pub uses_wasi: bool,
   /// The memories that WASI works on. Only the first may be missing.
   pub wasi_memories: Vec<Option<Definition>>,
 }
 
-/// Where an import leads.
+/// What an import refers to directly.
 #[derive(Clone, Debug)]
 enum Target {
   /// An index of another user module.
@@ -108,17 +108,17 @@ enum Target {
   },
   /// A function that the kernel's module defines.
   Kernel(usize),
-  /// A function of the kernel that the host defines.
+  /// A kernel function that the host defines.
   HostKernel,
   HostFunction(usize),
   Wasi,
 }
 
-/// Where a chain of re-exports ends.
+/// The end of a chain of re-exports.
 #[derive(Clone, Copy, Debug)]
 enum End {
   Defined(Definition),
-  /// The import that the host resolves: its module and position.
+  /// An import that the host resolves: its module and position.
   Host(usize, usize),
 }
 
@@ -126,7 +126,7 @@ enum End {
 pub(super) fn resolve(
   modules: &Modules<'_, '_>,
   types: &mut TypeTable,
-  options: &Options<'_>,
+  options: &LinkOptions<'_>,
 ) -> Result<Resolution, LinkError> {
   let mut resolver = Resolver::new(modules, types, options);
   let targets = resolver.targets()?;
@@ -156,19 +156,23 @@ struct Resolver<'m, 'a> {
   by_name: HashMap<&'m str, usize>,
   wasi: bool,
   host: &'m [HostFunction],
-  /// Positions in `host`, by namespace and name. The last one counts.
+  /// Positions in `host` by namespace and name. The last entry wins.
   host_positions: HashMap<(&'m str, &'m str), usize>,
-  /// By namespace and name. The first one counts.
+  /// By namespace and name. The first entry wins.
   untyped: HashMap<(&'m str, &'m str), &'m UntypedFunction>,
-  /// The numbers of untyped functions that were given a type.
+  /// The numbers of untyped functions that have been given a type.
   typed: HashMap<(&'m str, &'m str, FunctionType), usize>,
   vars: &'m Arc<Vars>,
-  /// The host functions that are imported, by number.
+  /// The imported host functions, by number.
   functions: BTreeMap<usize, HostFunction>,
 }
 
 impl<'m, 'a> Resolver<'m, 'a> {
-  fn new(modules: &'m Modules<'m, 'a>, types: &'m mut TypeTable, options: &Options<'m>) -> Self {
+  fn new(
+    modules: &'m Modules<'m, 'a>,
+    types: &'m mut TypeTable,
+    options: &LinkOptions<'m>,
+  ) -> Self {
     let mut untyped = HashMap::new();
     for function in options.untyped {
       untyped
@@ -202,8 +206,8 @@ impl<'m, 'a> Resolver<'m, 'a> {
     }
   }
 
-  /// The targets of all imports, module by module. Errors are found depth first from the main module,
-  /// in the order of the imports; then in the modules that it does not lead to.
+  /// The targets of all imports, by module. Errors are found depth first from the main module, in the order
+  /// of the imports; then in the modules that it does not reach.
   fn targets(&mut self) -> Result<Vec<Vec<Target>>, LinkError> {
     let modules = self.modules;
     let mut targets = vec![Vec::new(); modules.modules.len()];
@@ -226,7 +230,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
         };
         let Some(target) = self.target(number, importer, import)? else {
           missing.push(self.missing(&path, number, import));
-          // Anything: there will be an error.
+          // Any target will do: linking fails anyway.
           found.push(Target::Wasi);
           continue;
         };
@@ -248,7 +252,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
     }
   }
 
-  /// `None` if nothing provides it.
+  /// The target of an import; `None` if nothing provides it.
   fn target(
     &mut self,
     number: usize,
@@ -268,7 +272,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
     let found = match import.module {
       KERNEL => self.of_kernel(import.name),
       ENV => self.of_env(import.name),
-      WASI if self.wasi => of_wasi(import.name).map(|function| (Target::Wasi, function)),
+      WASI if self.wasi => abi::wasi(import.name).map(|function| (Target::Wasi, function)),
       module => self.host_function(module, import.name),
     };
     let Some((target, found)) = found else {
@@ -295,7 +299,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
     Ok(Some(target))
   }
 
-  /// What another user module exports under this name.
+  /// The export of another user module that the import refers to.
   fn exported(
     &self,
     importer: &Module<'_>,
@@ -323,9 +327,10 @@ impl<'m, 'a> Resolver<'m, 'a> {
     }))
   }
 
-  /// A function that has whatever type it is imported with, if host functions can have that type.
+  /// An untyped host function for this import. It gets the import's type, if host functions can have that
+  /// type.
   ///
-  /// Of its namespace, or of the other of the two that have stood for host functions.
+  /// Found under the import's namespace, or under the other of the two namespaces of host functions.
   fn untyped(
     &mut self,
     import: &Import<'_>,
@@ -341,7 +346,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
     let Some(function) = function.filter(|function| function.results.len() <= 1) else {
       return Ok(None);
     };
-    // Only a plain function type is one that the host can define.
+    // The host can only define functions of plain types.
     if self.types.add_function(&function).map_err(internal)? != number {
       return Ok(None);
     }
@@ -362,7 +367,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
       found.name.as_str(),
       function.clone(),
     );
-    // After those that have numbers of their own.
+    // Numbered after the functions in `host`.
     let next = self.host.len() + self.typed.len();
     let number = *self.typed.entry(key).or_insert(next);
     if number == next {
@@ -380,7 +385,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
     let target = kernel
       .and_then(|kernel| {
         let index = kernel.exported(name, Kind::Function)?;
-        match kernel.space(Kind::Function).slot(index)? {
+        match kernel.space(Kind::Function).target(index)? {
           IndexTarget::Defined(number) => Some(Target::Kernel(number)),
           IndexTarget::Import(_) => None,
         }
@@ -389,8 +394,8 @@ impl<'m, 'a> Resolver<'m, 'a> {
     Some((target, function))
   }
 
-  /// Plugins built in 2023 import from `env` what is in `extism:host/env` today, under a longer
-  /// name, and host functions under their own.
+  /// Plugins built in 2023 import from `env`: kernel functions with the prefix `extism_`, and host functions
+  /// under their own names.
   fn of_env(&mut self, name: &str) -> Option<(Target, FunctionType)> {
     if let Some(found) = self.host_function(ENV, name) {
       return Some(found);
@@ -433,7 +438,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
     if import.module == WASI && !self.wasi {
       return ": pass `useWasi: true` to give the plugin WASI".to_owned();
     }
-    // The same name elsewhere: a misspelled or outdated namespace.
+    // The same name in another namespace: the import's namespace is misspelled or outdated.
     let host = self
       .host
       .iter()
@@ -448,14 +453,14 @@ impl<'m, 'a> Resolver<'m, 'a> {
     if abi::kernel(import.name).is_some() {
       namespaces.insert(KERNEL);
     }
-    if self.wasi && of_wasi(import.name).is_some() {
+    if self.wasi && abi::wasi(import.name).is_some() {
       namespaces.insert(WASI);
     }
     namespaces.remove(import.module);
     if let Some(namespace) = namespaces.first() {
       return format!("; did you mean \"{namespace}\" \"{}\"?", import.name);
     }
-    // The same function under a similar name.
+    // A similar name: the import is misspelled.
     let host = self.host.iter().map(|function| &function.name);
     let untyped = self.untyped.values().map(|function| &function.name);
     let similar = host
@@ -470,8 +475,7 @@ impl<'m, 'a> Resolver<'m, 'a> {
   }
 }
 
-/// How many characters of one name are to be added, removed or replaced to make the other; of long ones, a number that
-/// is too large.
+/// The edit distance between two names. Very large for long names, which are not compared.
 fn distance(one: &str, other: &str) -> usize {
   const LONGEST: usize = 128;
   let other: Vec<_> = other.chars().collect();
@@ -495,14 +499,7 @@ fn distance(one: &str, other: &str) -> usize {
   row.last().copied().unwrap_or_default()
 }
 
-fn of_wasi(name: &str) -> Option<FunctionType> {
-  match name {
-    "proc_exit" => Some(FunctionType::new([ValueType::I32], [])),
-    _ => abi::wasi(name),
-  }
-}
-
-/// Sets the flag. `false` if it was set.
+/// Sets the flag. Returns `false` if it was already set.
 fn mark(flags: &mut [bool], number: usize) -> bool {
   match flags.get_mut(number) {
     Some(flag) => !std::mem::replace(flag, true),
@@ -510,7 +507,7 @@ fn mark(flags: &mut [bool], number: usize) -> bool {
   }
 }
 
-/// Follows each target to where it ends.
+/// Follows each target to the end of its chain.
 fn follow(modules: &Modules<'_, '_>, targets: &[Vec<Target>]) -> Result<Vec<Vec<End>>, LinkError> {
   let mut ends = targets
     .iter()
@@ -535,9 +532,9 @@ fn follow(modules: &Modules<'_, '_>, targets: &[Vec<Target>]) -> Result<Vec<Vec<
           .is_some_and(|visited| mark(visited, position))
         {
           let start = path.iter().position(|step| *step == next).unwrap_or(0);
-          let circle = path.iter().skip(start).chain([&next]);
+          let cycle = path.iter().skip(start).chain([&next]);
           return Err(LinkError::CircularLinking {
-            path: circle.map(|(module, _)| modules.name(*module)).collect(),
+            path: cycle.map(|(module, _)| modules.name(*module)).collect(),
           });
         }
         path.push(next);
@@ -554,12 +551,12 @@ fn follow(modules: &Modules<'_, '_>, targets: &[Vec<Target>]) -> Result<Vec<Vec<
               .get(module)
               .and_then(|module| module.imports.get(position))
               .map(|import| Kind::of_import(import.ty));
-            let slot = modules
+            let target = modules
               .modules
               .get(*exporter)
               .zip(kind)
-              .and_then(|(exporter, kind)| exporter.space(kind).slot(*index));
-            match slot {
+              .and_then(|(exporter, kind)| exporter.space(kind).target(*index));
+            match target {
               Some(IndexTarget::Import(position)) => next = (*exporter, position),
               Some(IndexTarget::Defined(number)) => {
                 break End::Defined(Definition {
@@ -596,7 +593,7 @@ fn follow(modules: &Modules<'_, '_>, targets: &[Vec<Target>]) -> Result<Vec<Vec<
     .ok_or_else(inconsistent)
 }
 
-/// Compares the types of imports with what other user modules export.
+/// Compares the types of imports with the exports of other user modules.
 fn check_types(
   modules: &Modules<'_, '_>,
   types: &TypeTable,
@@ -613,7 +610,7 @@ fn check_types(
       return Err(inconsistent());
     };
     for ((import, target), end) in importer.imports.iter().zip(targets).zip(ends) {
-      // Everything else was compared when it was found.
+      // Other targets were compared when they were found.
       if matches!(target, Target::Export { .. }) {
         check_type(modules, types, number, importer, import, *end)?;
       }
@@ -638,11 +635,11 @@ fn check_type(
   let Some(exporting) = modules.modules.get(exporter) else {
     return Err(inconsistent());
   };
-  let expected_mapper = &mut Mapper {
+  let expected_mapper = &mut TypeMapper {
     modules,
     module: number,
   };
-  let found_mapper = &mut Mapper {
+  let found_mapper = &mut TypeMapper {
     modules,
     module: exporter,
   };
@@ -763,13 +760,13 @@ fn fits(expected: (u64, Option<u64>), found: (u64, Option<u64>)) -> bool {
     }
 }
 
-/// Numbers the types of a module.
-struct Mapper<'m, 'a> {
+/// Translates the type indices of a module.
+struct TypeMapper<'m, 'a> {
   modules: &'m Modules<'m, 'a>,
   module: usize,
 }
 
-impl Reencode for Mapper<'_, '_> {
+impl Reencode for TypeMapper<'_, '_> {
   type Error = UnknownType;
 
   fn type_index(&mut self, index: u32) -> Result<u32, Error<UnknownType>> {
@@ -778,8 +775,8 @@ impl Reencode for Mapper<'_, '_> {
   }
 }
 
-/// The modules so that each comes after those that it imports from; the main module last. A circle is
-/// broken at the module of it that is met first.
+/// Orders the modules so that each comes after the ones that it imports from; the main module last. A cycle
+/// is broken at its first module that is visited.
 fn link_order(modules: &Modules<'_, '_>, targets: &[Vec<Target>]) -> Vec<usize> {
   let dependencies = targets
     .iter()
@@ -803,7 +800,7 @@ fn link_order(modules: &Modules<'_, '_>, targets: &[Vec<Target>]) -> Vec<usize> 
     if !mark(&mut seen, root) {
       continue;
     }
-    // Each entry is a module and how many of its dependencies have been visited.
+    // Each entry is a module and the number of its dependencies that have been visited.
     let mut path = vec![(root, 0)];
     while let Some((number, visited)) = path.last_mut() {
       let number = *number;
@@ -831,13 +828,13 @@ fn link_order(modules: &Modules<'_, '_>, targets: &[Vec<Target>]) -> Vec<usize> 
 
 /// Which WASI functions each module uses.
 struct WasiAssignment {
-  /// By module: the number of the WASI memory.
+  /// The number of the WASI memory, by module.
   numbers: HashMap<usize, usize>,
   memories: Vec<Option<Definition>>,
 }
 
-/// Modules that import WASI and work on the same memory share its functions. Modules without a memory
-/// use the first ones.
+/// Modules that import WASI and work on the same memory share its functions. Modules without a memory use the
+/// first WASI memory.
 fn assign_wasi(
   modules: &Modules<'_, '_>,
   targets: &[Vec<Target>],
@@ -877,14 +874,14 @@ fn assign_wasi(
   WasiAssignment { numbers, memories }
 }
 
-/// The memory that a module means when it calls WASI: the one that it exports as `memory`, else its
-/// first. WASI works on memories with 32-bit addresses only.
+/// The memory that a module's WASI calls refer to: the one exported as `memory`, else its first. WASI works
+/// only on memories with 32-bit addresses.
 fn wasi_memory(modules: &Modules<'_, '_>, ends: &[Vec<End>], number: usize) -> Option<Definition> {
   let module = modules.modules.get(number)?;
   let index = module
     .exported(names::MEMORY, Kind::Memory)
     .unwrap_or_default();
-  let definition = match module.space(Kind::Memory).slot(index)? {
+  let definition = match module.space(Kind::Memory).target(index)? {
     IndexTarget::Defined(defined) => Definition {
       module: number,
       number: defined,
@@ -899,7 +896,7 @@ fn wasi_memory(modules: &Modules<'_, '_>, ends: &[Vec<End>], number: usize) -> O
   (!memory.memory64 && !memory.shared).then_some(definition)
 }
 
-/// Numbers what the linked module imports, and says what each import of each module stands for.
+/// Numbers the imports of the linked module, and resolves each import of each module.
 fn number_imports(
   modules: &Modules<'_, '_>,
   targets: &[Vec<Target>],
@@ -971,12 +968,12 @@ fn number_imports(
   Ok((resolved, host_imports))
 }
 
-/// The error for a state that validation excludes.
+/// The error for a state that validation rules out.
 pub(super) fn inconsistent() -> LinkError {
   LinkError::Internal("the linker lost track of an index".to_owned())
 }
 
-/// The error for what cannot be encoded although it is valid.
+/// The error for something valid that cannot be encoded.
 pub(super) fn internal<E: std::fmt::Display>(error: E) -> LinkError {
   LinkError::Internal(error.to_string())
 }

@@ -1,10 +1,10 @@
-//! Lets an initialization run again in an instance whose memories it has grown.
+//! Lets an initialization run again in an instance whose memories it has already grown.
 //!
-//! WebAssembly cannot shrink a memory. So a module keeps the size of each memory in a global, which the host can
-//! set back: `memory.size` becomes a read of that global, and `memory.grow` a call of a function that grows the
-//! memory only if it does not have the pages yet. While an initialization runs again, a guest that reads
-//! beyond the size finds zeros instead of a trap; the host replaces an instance that has more pages than its size
-//! when the initialization has ended.
+//! WebAssembly cannot shrink a memory. So the linked module stores the size of each memory in a global, which
+//! the host can reset: `memory.size` becomes a read of that global, and `memory.grow` a call of a function
+//! that grows the memory only if it does not have the pages yet. While an initialization runs again, a guest
+//! that reads beyond the size finds zeros instead of a trap. If the memory still has more pages than its size
+//! after the initialization, the host replaces the instance.
 
 use wasm_encoder::{
   BlockType, CodeSection, ConstExpr, Function, FunctionSection, GlobalSection, GlobalType,
@@ -14,21 +14,21 @@ use wasm_encoder::{
 use super::resolve::inconsistent;
 use super::{LinkError, Modules};
 
-/// The most pages that a 32-bit memory can have.
+/// The maximum number of pages of a 32-bit memory.
 const MAX_PAGES: i64 = 1 << 16;
 
-/// The globals with the sizes of all memories of user modules, and the functions that grow them.
+/// The globals with the sizes of all user-module memories, and the functions that grow them.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
-  /// `(i32) -> i32`.
+  /// The type `(i32) -> i32`.
   pub ty: u32,
-  /// The function that grows memory 0; the others follow.
+  /// The function that grows memory 0; those of the other memories follow.
   pub first_function: u32,
-  /// The global of memory 0; the others follow.
+  /// The global of memory 0; those of the other memories follow.
   pub first_global: u32,
 }
 
-/// Whether user modules need tracked sizes, and can have them.
+/// Whether the sizes of user modules' memories need to be tracked and can be.
 pub(super) fn are_tracked(modules: &Modules<'_, '_>, has_initializers: bool) -> bool {
   let users = || {
     let numbered = modules.modules.iter().enumerate();
@@ -44,17 +44,17 @@ pub(super) fn are_tracked(modules: &Modules<'_, '_>, has_initializers: bool) -> 
 }
 
 impl Sizes {
-  /// What stands for `memory.size`.
+  /// The replacement for `memory.size`.
   pub fn size(&self, memory: u32) -> Instruction<'static> {
     Instruction::GlobalGet(self.first_global + memory)
   }
 
-  /// What stands for `memory.grow`.
+  /// The replacement for `memory.grow`.
   pub fn grow(&self, memory: u32) -> Instruction<'static> {
     Instruction::Call(self.first_function + memory)
   }
 
-  /// Adds the global and the function of the next memory, which begins with `initial` pages.
+  /// Adds the global and the function of the next memory, which has `initial` pages at first.
   pub fn add(
     &self,
     memory: u32,
@@ -76,13 +76,13 @@ impl Sizes {
   }
 }
 
-/// `memory.grow` by the size in a global.
+/// `memory.grow` relative to the size in a global.
 fn grow(memory: u32, size: u32) -> Function {
   const DELTA: u32 = 0;
   const MISSING: u32 = 1;
   let mut function = Function::new([(1, ValType::I64)]);
   let mut body = function.instructions();
-  // How many pages more than there are.
+  // The number of missing pages.
   body.global_get(size).i64_extend_i32_u();
   body.local_get(DELTA).i64_extend_i32_u().i64_add();
   body.memory_size(memory).i64_extend_i32_u().i64_sub();
@@ -96,7 +96,7 @@ fn grow(memory: u32, size: u32) -> Function {
     body.if_(BlockType::Empty).i32_const(-1).return_().end();
   }
   body.end();
-  // The result.
+  // Return the old size.
   body.global_get(size);
   body
     .global_get(size)

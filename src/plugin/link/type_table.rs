@@ -1,8 +1,7 @@
 //! The types of the linked module.
 //!
-//! Each group of types is written once, however many modules declare it. So two types are the same if
-//! they have the same number here, whichever modules they come from, and `call_indirect` works across
-//! modules.
+//! Each recursive group of types is written once, even if several modules declare it. So two types are
+//! the same if and only if they have the same number here, and `call_indirect` works across modules.
 
 use std::collections::HashMap;
 
@@ -12,18 +11,17 @@ use wasmparser::{CompositeInnerType, RecGroup, TypeSectionReader};
 
 use crate::abi::FunctionType;
 
-/// Marks a reference to a type of the same group in a [`TypeTable`] key. No type has such a number:
-/// there are far fewer types.
+/// Marks a reference within the same group in a [`TypeTable`] key. No type has such a high number.
 const WITHIN_GROUP: u32 = 1 << 31;
 
-/// What the linker must know of a type.
-struct Entry {
+/// What the linker needs to know about a type.
+struct TypeEntry {
   kind: Composite,
   supertype: Option<u32>,
 }
 
 enum Composite {
-  /// With its type, if it takes and gives numbers only.
+  /// With its type, if all its parameters and results are numbers.
   Function(Option<FunctionType>),
   Struct,
   Array,
@@ -33,18 +31,18 @@ enum Composite {
 #[derive(Default)]
 pub(super) struct TypeTable {
   section: TypeSection,
-  entries: Vec<Entry>,
+  entries: Vec<TypeEntry>,
   /// The first type of each group, by the group's encoding.
   groups: HashMap<Vec<u8>, u32>,
 }
 
-/// An index that names no type.
+/// A type index that is out of range.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("a type index is out of range")]
 pub(super) struct UnknownType;
 
 impl TypeTable {
-  /// Adds the types of a module. The result has the number of each here.
+  /// Adds the types of a module. Returns the number that each of them has here.
   pub fn add_module(
     &mut self,
     reader: Option<TypeSectionReader<'_>>,
@@ -56,7 +54,7 @@ impl TypeTable {
     Ok(numbers)
   }
 
-  /// The number of a plain function type: final, without supertype, in no group.
+  /// The number of a plain function type: final, without a supertype, and in no recursive group.
   pub fn add_function(&mut self, function: &FunctionType) -> Result<u32, Error<UnknownType>> {
     let values = |values: &[crate::abi::ValueType]| {
       values
@@ -73,7 +71,7 @@ impl TypeTable {
     }
     let number = self.next()?;
     self.section.ty().function(params, results);
-    self.entries.push(Entry {
+    self.entries.push(TypeEntry {
       kind: Composite::Function(Some(function.clone())),
       supertype: None,
     });
@@ -81,13 +79,13 @@ impl TypeTable {
     Ok(number)
   }
 
-  /// The section.
+  /// The type section.
   pub fn section(&self) -> &TypeSection {
     &self.section
   }
 
-  /// The function type with this number; `None` for others, and for functions that take or give vectors
-  /// or references.
+  /// The function type with this number; `None` for other types, and for functions with vectors or
+  /// references.
   pub fn function(&self, number: u32) -> Option<&FunctionType> {
     match &self.entry(number)?.kind {
       Composite::Function(function) => function.as_ref(),
@@ -95,7 +93,7 @@ impl TypeTable {
     }
   }
 
-  fn entry(&self, number: u32) -> Option<&Entry> {
+  fn entry(&self, number: u32) -> Option<&TypeEntry> {
     self.entries.get(usize::try_from(number).ok()?)
   }
 
@@ -125,7 +123,7 @@ impl TypeTable {
     };
     let write = |section: &mut TypeSection, types: Vec<wasm_encoder::SubType>| {
       match types.as_slice() {
-        // A group of one is the same as a type in no group.
+        // A group of one type is the same as a type outside a group.
         [ty] => section.ty().subtype(ty),
         _ => section.ty().rec(types),
       }
@@ -149,7 +147,7 @@ impl TypeTable {
             let supertype = ty
               .supertype_idx
               .map(|index| mapper.type_index_unpacked(index.unpack()));
-            Ok(Entry {
+            Ok(TypeEntry {
               kind: match &ty.composite_type.inner {
                 CompositeInnerType::Func(function) => {
                   Composite::Function(FunctionType::from_wasm(function))
@@ -172,10 +170,11 @@ impl TypeTable {
     Ok(())
   }
 
-  /// Whether the first type is the second, or declared to be a subtype of it.
+  /// Whether `ty` is `of`, or is declared to be a subtype of it.
   pub fn is_subtype(&self, ty: u32, of: u32) -> bool {
     let mut next = Some(ty);
-    // The validator bounds how deep types can be derived; a supertype is always declared earlier.
+    // Terminates: a supertype is always declared earlier, and the validator limits the depth of
+    // subtyping.
     while let Some(ty) = next {
       if ty == of {
         return true;
@@ -188,7 +187,7 @@ impl TypeTable {
     false
   }
 
-  /// Whether a value of the first type can be used as one of the second.
+  /// Whether a value of type `ty` can be used as a value of type `of`.
   pub fn is_value_subtype(&self, ty: ValType, of: ValType) -> bool {
     match (ty, of) {
       (ValType::Ref(ty), ValType::Ref(of)) => self.is_reference_subtype(ty, of),
@@ -250,9 +249,9 @@ impl TypeTable {
   }
 }
 
-/// Numbers the types that a group refers to.
+/// Translates the type indices within a group.
 struct GroupMapper<'a> {
-  /// Those of the groups before it.
+  /// The numbers of the types in earlier groups.
   numbers: &'a [u32],
   /// The number of the group's first type.
   first: u32,

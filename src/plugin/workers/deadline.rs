@@ -1,4 +1,4 @@
-//! Deadlines of calls, and threads that do not heed an interruption.
+//! Deadlines of calls, and threads that do not react to an interruption.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use super::slot::{Activity, InFlight, Slot};
 use super::{WorkerPool, timed_out, worker};
 use crate::sync;
-use crate::watchdog::Watched;
+use crate::watchdog::HasDeadlines;
 
-/// How long an interrupted instance may take to end before its thread is abandoned.
+/// How long an interrupted instance may take to stop before its thread is abandoned.
 pub const GRACE: Duration = Duration::from_millis(200);
 
-/// How soon an interruption that may have been missed is repeated.
+/// How often an interruption that may have been missed is repeated.
 const REPEAT: Duration = Duration::from_millis(10);
 
-/// How many threads of a plugin may be abandoned at once. A guest can make them: each holds an
+/// The maximum number of abandoned threads per plugin. A guest can cause them: each keeps an
 /// instance's memory until the host call that it is stuck in returns.
 const MAX_ABANDONED: usize = 16;
 
-impl Watched for WorkerPool {
+impl HasDeadlines for WorkerPool {
   fn poll_deadlines(&self, now: Instant) -> Option<Instant> {
     let slots = self.lock().slots.clone();
     let due = slots.iter().filter_map(|slot| self.poll_slot(slot, now));
@@ -28,7 +28,7 @@ impl Watched for WorkerPool {
 }
 
 impl WorkerPool {
-  /// Ends what has run for too long in one slot, and tells when to look again.
+  /// Ends whatever has exceeded its deadline in one slot, and returns when to poll again.
   fn poll_slot(&self, slot: &Arc<Slot>, now: Instant) -> Option<Instant> {
     let mut record = slot.lock();
     let in_flight = record.in_flight.as_mut()?;
@@ -41,9 +41,9 @@ impl WorkerPool {
     let mut ended = None;
     if is_late {
       let error = timed_out(in_flight);
-      if let Some(waiter) = record.take_to_fail(&error) {
+      if let Some(waiter) = record.claim_to_fail(&error) {
         ended = Some((waiter, error));
-        self.taken.fetch_add(1, Ordering::Relaxed);
+        self.claimed.fetch_add(1, Ordering::Relaxed);
         record.interrupt();
       }
     }
@@ -56,7 +56,7 @@ impl WorkerPool {
         now.checked_add(REPEAT)
       }
       (_, Some(in_flight)) => {
-        // The deadline of what has been ended has been kept.
+        // A call that has been ended still has its deadline, which no longer matters.
         let deadline = in_flight.deadline.filter(|_| in_flight.waiter.is_some());
         in_flight.abandon_at.or(deadline)
       }
@@ -64,12 +64,12 @@ impl WorkerPool {
     };
     drop(record);
     if let Some((waiter, error)) = ended {
-      self.end_taken(waiter, error);
+      self.complete_claimed(waiter, error);
     }
     due
   }
 
-  /// Gives up a thread that does not heed its interruption, and starts another in its place.
+  /// Abandons a thread that does not react to its interruption, and starts another one in its place.
   fn abandon(&self, slot: &Arc<Slot>) {
     let mut queue = self.lock();
     let mut record = slot.lock();
@@ -79,7 +79,8 @@ impl WorkerPool {
       return;
     };
     in_flight.abandon_at = None;
-    // The replacement would meet the same: the next call is told of an initialization that failed.
+    // The replacement would probably fail the same way, so it fails the next call with this error
+    // before it creates an instance.
     let failure = match in_flight.activity {
       Activity::Initialization => Some(timed_out(in_flight)),
       Activity::Call | Activity::Recycling => None,
@@ -89,15 +90,15 @@ impl WorkerPool {
       slot.is_stuck.store(true, Ordering::Relaxed);
       drop(record);
       drop(queue);
-      return self.end_what_nobody_can_serve();
+      return self.fail_unservable_calls();
     }
     record.is_abandoned = true;
     let is_proven = record.is_proven;
     drop(record);
     queue.abandoned += 1;
     queue.slots.retain(|other| !Arc::ptr_eq(other, slot));
-    // A closed plugin needs another thread only for calls that wait, and none beyond the limit. Where
-    // the slot has not served yet, others do.
+    // A closed plugin needs another thread only for queued calls, and none beyond the limit. If the
+    // slot has not served yet, others serve its calls.
     let is_needed = is_proven && (!queue.is_closed || !queue.waiting.is_empty());
     let mut not_started = None;
     if is_needed
@@ -106,11 +107,11 @@ impl WorkerPool {
     {
       let replacement = Arc::<Slot>::default();
       replacement.lock().is_proven = true;
-      // Without a thread there is no slot, which is handled below.
+      // If the thread cannot start, the slot is not added, which is handled below.
       not_started = worker::start(&shared, &mut queue, replacement, None, failure).err();
     }
     drop(queue);
-    self.warn_of(not_started);
-    self.end_what_nobody_can_serve();
+    self.warn_not_started(not_started);
+    self.fail_unservable_calls();
   }
 }

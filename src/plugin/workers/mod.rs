@@ -1,18 +1,16 @@
-//! The threads that run calls: a slot for each instance, one bounded queue for all of them.
+//! The threads that run calls: one slot per instance, and one bounded queue for all of them.
 //!
-//! `queue` has the calls that wait, `worker` is what a slot's thread does, `slot` records what runs
-//! there, `deadline` ends what runs for too long, `recycling` tells when an instance that works is replaced,
-//! and `scaling` starts further instances.
+//! `queue` holds the waiting calls, `worker` is the code of a slot's thread, `slot` records what runs there,
+//! `deadline` ends calls that run for too long, `recycling` decides when a working instance is replaced, and
+//! `scaling` starts further instances.
 //!
-//! What ended a call is known from the slot's record ([`slot::Record`]), which is changed under its lock
-//! only, and never from what a guest says. A call is ended once, by whoever takes its
-//! [`slot::Waiter`] out of the record: the thread that ran it, the watchdog, or whoever cancels it. The
-//! latter two also interrupt the instance, which takes no further call then, and is replaced. An
-//! instance that does not heed it is stuck in a host call that blocks: its thread is abandoned and
-//! counted, and the slot gets another.
+//! Each slot records why its call ended ([`slot::Record`]), under the record's lock; guest messages are never
+//! trusted for that. Exactly one party completes a call: the one that takes its [`slot::Waiter`] out of the
+//! record. That is the thread that ran it, the watchdog, or a cancellation. The latter two also interrupt the
+//! instance, which then takes no further call and is replaced. An instance that does not react is stuck in a
+//! blocking host call: its thread is abandoned and counted, and a new slot takes its place.
 //!
-//! Locks: a slot's record is locked while the queue is, never the other way round, and no result is
-//! run under a lock.
+//! Lock order: first the queue, then a slot's record. No result callback runs under a lock.
 
 mod deadline;
 mod queue;
@@ -28,121 +26,122 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use super::instance::{CallError, CallOutput, Ending, Runtime};
+use super::instance::{CallError, CallOutput, Ending, PluginRuntime};
 use super::spin::Flag;
 use super::stats::{Counters, Stats};
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Receiver, sync_channel};
 use crate::{Code, Error, Result, watchdog};
-use queue::Queue;
+use queue::CallQueue;
 use scaling::ScaleUp;
 use slot::{Activity, InFlight, Slot, Waiter};
 
-/// Where the results of a plugin's calls go.
+/// Receives the results of a plugin's calls.
 pub trait Results: Send + Sync {
-  /// The call of this number has ended. Called once for each call, on whatever thread ends it; what it
-  /// does should be quick.
+  /// Called once for each call when it has ended, on whichever thread ends it. Must be quick.
   fn done(&self, number: u64, result: Result<CallOutput>);
 
-  /// The plugin's first instance is about to be started. Whoever gets the results may go away before the
-  /// plugin is open, and then aborts it.
+  /// Called before the plugin's first instance starts. If the receiver goes away before the plugin has been
+  /// opened, it aborts the plugin through `_workers`.
   fn starting(&self, _workers: WeakWorkers) {}
 }
 
-/// Is told what an operator should know and no call is told of.
+/// Logs a warning for operators about something that no call reports.
 pub type Warn = Box<dyn Fn(&str) + Send + Sync>;
 
-/// How a plugin's calls are run.
+/// Limits for the instances and the call queue of a plugin.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerLimits {
-  /// How many instances, and so threads, there are at most.
+  /// The maximum number of instances. Each has its own thread.
   pub instances: NonZeroUsize,
-  /// Whether all of them are started at once, and not only when calls need them.
+  /// Whether all instances start at once. Otherwise only the first does, and the others start when calls need
+  /// them.
   pub is_eager: bool,
-  /// How many calls may be unfinished at once, running ones included.
+  /// The maximum number of unfinished calls, running ones included.
   pub max_queue: NonZeroUsize,
-  /// How many bytes the inputs of waiting calls may have together. One call may wait whatever it has.
+  /// The maximum size of the inputs of all queued calls together, in bytes. A single call may always wait.
   pub max_queue_bytes: usize,
-  /// How long a call may run that has no limit of its own. No limit without it.
+  /// The maximum duration of a call without a timeout of its own; unlimited if `None`.
   pub timeout: Option<Duration>,
-  /// How long an instance's initialization may run.
+  /// The maximum duration of an instance's initialization.
   pub initialization_timeout: Duration,
-  /// How large an instance's kernel memory may be after a call; a larger one is replaced, since it
-  /// never shrinks.
+  /// The kernel memory that an instance may keep after a call, in bytes. A larger one is replaced, because
+  /// its memory never shrinks.
   pub max_idle_memory: u64,
-  /// Whether each call has an instance of its own.
+  /// Whether each call gets a fresh instance.
   pub is_isolated: bool,
-  /// How many calls an instance serves before it is replaced. No limit without it.
+  /// How many calls an instance serves before it is replaced; unlimited if `None`.
   pub max_calls: Option<NonZeroU64>,
-  /// How old an instance may be after a call and not be replaced. No limit without it.
+  /// The age at which an instance is replaced, after a call; unlimited if `None`.
   pub max_age: Option<Duration>,
 }
 
 /// A call that waits for an instance.
 pub struct Call {
-  /// What [`Workers::cancel`] knows it by; unique among the unfinished calls of the plugin.
+  /// Identifies the call for [`Workers::cancel`]; unique among the plugin's unfinished calls.
   pub number: u64,
-  /// The function, by its number.
+  /// The number of the function to call.
   pub export: u32,
-  /// What the guest reads as its input. Its memory comes back with the output, where that fits.
+  /// The guest's input. Its buffer is returned with the output if that fits.
   pub input: Vec<u8>,
-  /// How long it may run, where that is not what [`WorkerLimits`] says.
+  /// The call's own timeout. If `None`, [`WorkerLimits::timeout`] applies.
   pub timeout: Option<Duration>,
-  /// Whether its caller has no other call, and does nothing but wait for this one. Where that is so for
-  /// several in a row, threads and caller stay awake for each other.
+  /// Whether its caller has no other call in flight, and only waits for this one. After several such calls in
+  /// a row, worker and caller spin for each other instead of sleeping.
   pub is_alone: bool,
 }
 
-/// Who will take a call that was queued.
+/// Which kind of thread will take a queued call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queued {
-  /// A thread that is awake. Also where the call was refused.
+  /// A thread that is awake. Also returned if the call was refused.
   Awake,
-  /// A thread that sleeps and is to be woken.
+  /// A sleeping thread, which must be woken.
   Asleep,
-  /// A thread that stayed awake for it, and the call is alone: it begins at once.
+  /// A thread that spins for it, and the call is alone: it starts at once.
   Awaited,
 }
 
-/// The worker threads of one plugin. They end when the last call has ended after
-/// [`close`](Self::close). On drop, what is queued is forgotten and what runs is interrupted.
+/// The worker threads of one plugin. They end when the last call has ended after [`close`](Self::close).
+/// Dropping this discards the queued calls and interrupts the running ones.
 pub struct Workers {
   shared: Arc<WorkerPool>,
 }
 
-/// What the threads share.
+/// The state that the threads share.
 struct WorkerPool {
-  queue: Mutex<Queue>,
+  queue: Mutex<CallQueue>,
   /// Signalled for each call, and for all threads when the queue is closed.
   changed: Condvar,
-  /// Calls that were accepted and have no result yet, the waiting ones included.
+  /// Accepted calls without a result yet, the queued ones included.
   unfinished: AtomicUsize,
-  /// Calls that the watchdog, or whoever cancels, has taken and not ended yet. Until then the plugin is not
-  /// closed. Raised under the lock of the queue or record that the call is taken from, so before its slot goes.
-  taken: AtomicUsize,
-  /// What threads that spin look at: there may be a call, or the queue has been closed.
-  has_news: Flag,
+  /// Calls whose result the watchdog or a cancellation has claimed and not delivered yet. The plugin is not
+  /// closed before they are. Incremented under the lock of the queue or record that the call is taken from,
+  /// and so before its slot is removed.
+  claimed: AtomicUsize,
+  /// Wakes spinning threads: there may be a call, or the queue has been closed.
+  has_changed: Flag,
   limits: WorkerLimits,
   counters: Counters,
   results: Arc<dyn Results>,
   warn: Warn,
-  /// For the threads that are started later.
+  /// For threads that are started later.
   this: Weak<WorkerPool>,
 }
 
 impl Workers {
-  /// Starts the first instance, or with [`WorkerLimits::is_eager`] all, each with a thread of its own.
+  /// Starts the first instance, or with [`WorkerLimits::is_eager`] all of them, each on its own thread.
   pub fn start(
     limits: WorkerLimits,
     results: Arc<dyn Results>,
-    runtime: Runtime,
+    runtime: PluginRuntime,
     warn: Warn,
   ) -> Result<Self> {
     let shared = Arc::new_cyclic(|this| WorkerPool {
-      queue: Mutex::new(Queue::new(runtime)),
+      queue: Mutex::new(CallQueue::new(runtime)),
       changed: Condvar::new(),
       unfinished: AtomicUsize::new(0),
-      taken: AtomicUsize::new(0),
-      has_news: Flag::default(),
+      claimed: AtomicUsize::new(0),
+      has_changed: Flag::default(),
       limits,
       counters: Counters::default(),
       results,
@@ -166,19 +165,19 @@ impl Workers {
       )?;
       Ok(is_ready)
     };
-    // If the plugin cannot be initialized, one is enough to know it.
-    received(&start()?)?;
+    // If the plugin cannot be initialized, the first instance shows it.
+    wait_until_ready(&start()?)?;
     let others = limits.instances.get() - 1;
     if limits.is_eager {
       let others = (0..others).map(|_| start()).collect::<Result<Vec<_>>>()?;
-      others.iter().try_for_each(received)?;
+      others.iter().try_for_each(wait_until_ready)?;
     } else {
       workers.shared.lock().scale_up = ScaleUp::new(others);
     }
     Ok(workers)
   }
 
-  /// Queues a call, or ends it at once with the reason why not.
+  /// Queues a call, or fails it at once if it is refused.
   pub fn push(&self, call: Call) -> Queued {
     let mut queue = self.shared.lock();
     let unfinished = self.shared.unfinished.load(Ordering::Relaxed);
@@ -197,7 +196,7 @@ impl Workers {
       Error::new(
         Code::QueueFull,
         format!(
-          "{bytes} bytes of input wait already; wait for a call, or raise maxQueueBytes or instances"
+          "the queue already holds {bytes} bytes of input; wait for a call, or raise maxQueueBytes or instances"
         ),
       )
     } else if queue.all_are_stuck() {
@@ -218,26 +217,26 @@ impl Workers {
         _ => Queued::Awake,
       };
       drop(queue);
-      self.shared.has_news.set();
-      self.shared.warn_of(not_started);
+      self.shared.has_changed.set();
+      self.shared.warn_not_started(not_started);
       return queued;
     };
     drop(queue);
-    self.shared.warn_of(not_started);
+    self.shared.warn_not_started(not_started);
     let refused = Err(refused);
     self.shared.counters.ended(&refused);
     self.shared.results.done(call.number, refused);
     Queued::Awake
   }
 
-  /// Wakes a thread, which wakes the next if it finds more calls than it takes. A wake-up is a system
-  /// call, and who queues calls has better things to do.
+  /// Wakes one thread, which wakes the next if it finds more calls than it takes. Separate from
+  /// [`push`](Self::push) because a wake-up is a system call, and one is enough for several calls.
   pub fn wake(&self) {
     self.shared.changed.notify_one();
   }
 
-  /// Ends the call of this number with [`Code::Canceled`]: at once, whether it waits or runs. A
-  /// call that has ended is left alone.
+  /// Ends the call with this number with [`Code::Canceled`] at once, whether it is queued or running. Does
+  /// nothing if the call has already ended.
   pub fn cancel(&self, number: u64) {
     let mut queue = self.shared.lock();
     let waiter = match queue.waiting.remove(number) {
@@ -245,30 +244,31 @@ impl Workers {
       None => queue.slots.iter().find_map(|slot| {
         let mut record = slot.lock();
         let in_flight = record.in_flight.as_mut()?;
-        let is_it = |waiter: &mut Waiter| matches!(waiter, Waiter::Call(other) if *other == number);
-        let waiter = in_flight.waiter.take_if(is_it)?;
+        let matches_call =
+          |waiter: &mut Waiter| matches!(waiter, Waiter::Call(other) if *other == number);
+        let waiter = in_flight.waiter.take_if(matches_call)?;
         record.interrupt();
         Some(waiter)
       }),
     };
     if waiter.is_some() {
-      self.shared.taken.fetch_add(1, Ordering::Relaxed);
+      self.shared.claimed.fetch_add(1, Ordering::Relaxed);
     }
     drop(queue);
     if let Some(waiter) = waiter {
       let error = Error::new(Code::Canceled, "the call was canceled");
-      self.shared.end_taken(waiter, error);
+      self.shared.complete_claimed(waiter, error);
     }
   }
 
-  /// Lets the slots go when nothing waits any more, then runs `closed`.
+  /// Closes the queue. When no call waits any more, the slots are removed, then `closed` runs.
   pub fn close(&self, closed: Box<dyn FnOnce() + Send>) {
     let mut queue = self.shared.lock();
     queue.is_closed = true;
     queue.scale_up = None;
     queue.on_closed.push(closed);
     if queue.waiting.is_empty() {
-      // Nobody needs what is still being started.
+      // Instances that are still starting are no longer needed.
       let records = queue.slots.iter().map(|slot| slot.lock());
       records
         .filter(|record| !record.is_proven)
@@ -277,7 +277,7 @@ impl Workers {
     queue.reconsider_stuck_slots();
     let run_now = self.shared.closed_callbacks(&mut queue);
     drop(queue);
-    self.shared.has_news.set();
+    self.shared.has_changed.set();
     self.shared.changed.notify_all();
     run_now.into_iter().for_each(|closed| closed());
   }
@@ -296,31 +296,31 @@ impl Workers {
       ended.extend(waiter.and_then(|in_flight| in_flight.waiter.take()));
       record.interrupt();
     }
-    self.shared.taken.fetch_add(ended.len(), Ordering::Relaxed);
+    self
+      .shared
+      .claimed
+      .fetch_add(ended.len(), Ordering::Relaxed);
     queue.reconsider_stuck_slots();
     drop(queue);
-    self.shared.has_news.set();
+    self.shared.has_changed.set();
     self.shared.changed.notify_all();
     for waiter in ended {
-      let error = Error::new(
-        Code::Closed,
-        "the plugin was closed before the call had ended",
-      );
-      self.shared.end_taken(waiter, error);
+      let error = Error::new(Code::Closed, "the plugin was closed before the call ended");
+      self.shared.complete_claimed(waiter, error);
     }
   }
 
-  /// A reference that does not keep the plugin.
+  /// A reference that does not keep the plugin alive.
   pub fn downgrade(&self) -> WeakWorkers {
     WeakWorkers(Arc::downgrade(&self.shared))
   }
 
-  /// How many threads are stuck in calls of the host and have been replaced.
+  /// How many threads have been replaced because they are stuck in host calls.
   pub fn abandoned(&self) -> usize {
     self.shared.lock().abandoned
   }
 
-  /// What has been done, and is done at this moment.
+  /// The counters and the current state.
   pub fn stats(&self) -> Stats {
     let queue = self.shared.lock();
     let is_busy = |slot: &&Arc<Slot>| {
@@ -344,12 +344,13 @@ impl Workers {
   }
 }
 
-/// A reference to [`Workers`] that may be gone.
+/// A weak reference to [`Workers`].
 pub struct WeakWorkers(Weak<WorkerPool>);
 
 impl WeakWorkers {
-  /// Has further instances made from that, unless the plugin is closed. Its exports must have the same numbers.
-  pub fn set_runtime(&self, runtime: Runtime) {
+  /// Sets the source of further instances, unless the plugin is closed. Its exports must have the same
+  /// numbers.
+  pub fn set_runtime(&self, runtime: PluginRuntime) {
     let Some(shared) = self.0.upgrade() else {
       return;
     };
@@ -367,7 +368,7 @@ impl WeakWorkers {
     }
   }
 
-  /// Whether there is anything left.
+  /// Whether the workers, or one of their threads, still exist.
   pub fn is_alive(&self) -> bool {
     self.0.strong_count() > 0
   }
@@ -380,7 +381,7 @@ impl Drop for Workers {
 }
 
 impl WorkerPool {
-  /// Closes the queue, forgets what waits, and interrupts what runs.
+  /// Closes the queue, discards the queued calls, and interrupts the running ones.
   fn abort(&self) {
     let mut queue = self.lock();
     queue.is_closed = true;
@@ -391,43 +392,43 @@ impl WorkerPool {
     }
     queue.reconsider_stuck_slots();
     drop(queue);
-    self.has_news.set();
+    self.has_changed.set();
     self.changed.notify_all();
     drop(forgotten);
   }
 
-  /// Nothing that could panic runs under the lock, so a poisoned one is still sound.
-  fn lock(&self) -> MutexGuard<'_, Queue> {
+  /// Nothing that could panic runs under the lock, so the data behind a poisoned lock is consistent.
+  fn lock(&self) -> MutexGuard<'_, CallQueue> {
     self.queue.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// Whether a call with so much input may wait.
-  fn has_room(&self, queue: &Queue, bytes: usize) -> bool {
+  /// Whether a call with an input of `bytes` may be queued.
+  fn has_room(&self, queue: &CallQueue, bytes: usize) -> bool {
     queue.waiting.is_empty()
       || bytes.saturating_add(queue.waiting.bytes()) <= self.limits.max_queue_bytes
   }
 
-  /// Tells the plugin's logger why an instance could not be started. Not under a lock.
-  fn warn_of(&self, not_started: Option<Error>) {
+  /// Warns that an instance could not be started. Not under a lock.
+  fn warn_not_started(&self, not_started: Option<Error>) {
     if let Some(error) = not_started {
       (self.warn)(&format!(
-        "an instance of the plugin could not be started, the others serve on: {error}"
+        "an instance of the plugin could not be started, the others continue to serve: {error}"
       ));
     }
   }
 
-  /// Tells the plugin's logger why an instance serves on though it was to be replaced. Not under a lock.
-  fn warn_of_old_instance(&self, error: &Error) {
+  /// Warns that an instance continues to serve because it could not be replaced. Not under a lock.
+  fn warn_not_replaced(&self, error: &Error) {
     (self.warn)(&format!(
-      "an instance of the plugin could not be replaced by a new one and serves on: {error}"
+      "an instance of the plugin could not be replaced by a new one and continues to serve: {error}"
     ));
   }
 
-  /// Ends what somebody has taken from the queue or from a record.
+  /// Completes a call or initialization that was taken from the queue or from a record.
   pub fn end(&self, waiter: Waiter, result: Result<CallOutput>) {
     match waiter {
       Waiter::Call(number) => {
-        // Counted out first: who has seen a result can count on a free place.
+        // Decrement first: a caller that has seen the result can rely on a free slot in the queue.
         self.unfinished.fetch_sub(1, Ordering::Relaxed);
         self.counters.ended(&result);
         self.results.done(number, result);
@@ -437,18 +438,18 @@ impl WorkerPool {
     }
   }
 
-  /// Ends a call that was counted in [`taken`](Self::taken), and tells that the plugin is closed if it waited
-  /// for that.
-  fn end_taken(&self, waiter: Waiter, error: Error) {
+  /// Completes a call that was counted in [`claimed`](Self::claimed). Runs the callbacks of a plugin whose
+  /// closing waited for that.
+  fn complete_claimed(&self, waiter: Waiter, error: Error) {
     self.end(waiter, Err(error));
-    self.taken.fetch_sub(1, Ordering::Relaxed);
+    self.claimed.fetch_sub(1, Ordering::Relaxed);
     let closed = self.closed_callbacks(&mut self.lock());
     closed.into_iter().for_each(|closed| closed());
   }
 
-  /// Where no slot is left that could take a call, nor can be started: ends those that wait. Where none
-  /// is left at all and the plugin is closed: says so.
-  pub fn end_what_nobody_can_serve(&self) {
+  /// If no slot can take a call and none can be started, fails the queued calls. If no slot is left and the
+  /// plugin is closed, runs the callbacks for that.
+  pub fn fail_unservable_calls(&self) {
     let mut queue = self.lock();
     let waiting = queue.waiting.len();
     let not_started = scaling::scale_up(self, &mut queue, waiting);
@@ -456,12 +457,12 @@ impl WorkerPool {
       true => queue.waiting.take(),
       false => VecDeque::new(),
     };
-    self.taken.fetch_add(unserved.len(), Ordering::Relaxed);
+    self.claimed.fetch_add(unserved.len(), Ordering::Relaxed);
     let closed = self.closed_callbacks(&mut queue);
     drop(queue);
-    self.warn_of(not_started);
+    self.warn_not_started(not_started);
     for call in unserved {
-      self.end_taken(Waiter::Call(call.number), all_are_stuck());
+      self.complete_claimed(Waiter::Call(call.number), all_are_stuck());
     }
     closed.into_iter().for_each(|closed| closed());
   }
@@ -471,19 +472,24 @@ fn cannot_start(error: &std::io::Error) -> Error {
   Error::no_thread("for the plugin", error)
 }
 
-fn received(is_ready: &Receiver<Result<()>>) -> Result<()> {
-  let gone = || Error::new(Code::Internal, "a thread of the plugin ended too early");
-  is_ready.recv().unwrap_or_else(|_| Err(gone()))
+fn wait_until_ready(is_ready: &Receiver<Result<()>>) -> Result<()> {
+  let ended_early = || {
+    Error::new(
+      Code::Internal,
+      "a thread of the plugin ended during its start",
+    )
+  };
+  is_ready.recv().unwrap_or_else(|_| Err(ended_early()))
 }
 
 fn all_are_stuck() -> Error {
   Error::new(
     Code::Unavailable,
-    "all threads of the plugin are stuck in calls of the host that do not return",
+    "all threads of the plugin are stuck in host calls that do not return",
   )
 }
 
-/// The messages begin as programs know them from Extism's JavaScript SDK.
+/// The messages start like those of Extism's JavaScript SDK, because programs check for them.
 fn timed_out(in_flight: &InFlight) -> Error {
   let message = match in_flight.activity {
     Activity::Call => "EXTISM: call canceled due to timeout",
@@ -514,7 +520,7 @@ fn error_of_call(error: CallError) -> Error {
   }
 }
 
-/// What a call, or an initialization, is told that was in flight when its instance ended.
+/// The error for a call or initialization whose run ended like this.
 fn error_of(ending: Ending) -> Error {
   match ending {
     Ending::Trapped {
@@ -541,7 +547,7 @@ fn error_of(ending: Ending) -> Error {
     ),
     Ending::OutOfFuel => Error::new(
       Code::FuelExhausted,
-      "the plugin has used up the fuel that a call may use",
+      "the plugin has used up its fuel for this call",
     ),
     Ending::HostFunction(error) => {
       Error::new(error.code.unwrap_or(Code::HostFunctionError), error.message)
@@ -553,16 +559,16 @@ fn error_of(ending: Ending) -> Error {
         format!("Plugin-originated error: the plugin exited with the code {code}"),
       )
     },
-    // Without a record of ours: the plugin is going away.
+    // An interruption that no timeout or cancellation has claimed: the plugin is shutting down.
     Ending::Interrupted => Error::new(Code::Closed, "the plugin is closed"),
     Ending::Panicked(_) => Error::new(
       Code::Internal,
-      format!("the plugin's instance ended without an answer ({ending:?})"),
+      format!("the plugin's instance ended without a result ({ending:?})"),
     ),
   }
 }
 
-/// The innermost functions of a backtrace, for a message.
+/// The innermost functions of a backtrace, for an error message.
 fn innermost(backtrace: &[String]) -> String {
   const SHOWN: usize = 3;
   const MAX_NAME: usize = 80;

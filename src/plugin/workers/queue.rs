@@ -1,58 +1,58 @@
-//! The queue of calls, and how threads wait for it.
+//! The queue of calls, and how threads wait for calls.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::super::instance::Runtime;
+use super::super::instance::PluginRuntime;
 use super::super::spin::{SpinBackoff, Spinner};
 use super::scaling::ScaleUp;
 use super::slot::Slot;
-use super::waiting::Waiting;
+use super::waiting::WaitingCalls;
 use super::{Call, WorkerPool};
 use crate::sync::{self, MutexGuard};
 use crate::{trim, watchdog};
 
-/// How soon a call must have come for a thread to spin for the next. Longer than it looks: it includes
-/// the time in which a thread that sleeps is woken.
-const FAST: Duration = Duration::from_micros(300);
+/// How soon the last call must have come for a thread to spin for the next one. Generous, because it
+/// includes the time to wake a sleeping thread.
+const FAST_WAIT: Duration = Duration::from_micros(300);
 
-/// How many calls must have come one after the other for that.
-const ALONE: u64 = 8;
+/// How many calls must have come one after the other.
+const MIN_ALONE_CALLS: u64 = 8;
 
-/// What the queue's lock guards.
+/// The state behind the queue's lock.
 #[derive(Default)]
-pub struct Queue {
-  pub waiting: Waiting,
-  /// How many threads sleep until there is a call. To wake one is a system call, which is not made for
-  /// nobody.
+pub struct CallQueue {
+  pub waiting: WaitingCalls,
+  /// The number of threads that sleep until there is a call. A wake-up is a system call, which is
+  /// skipped if this is 0.
   pub idle: usize,
-  /// How many threads spin for a call.
+  /// The number of threads that spin for a call.
   pub spinning: usize,
-  /// Whether that has paid.
+  /// Whether spinning has paid lately.
   spin_backoff: SpinBackoff,
-  /// How many calls came when no thread was there to take them at once.
+  /// How many calls found no thread ready.
   pub waited: u64,
   /// How many calls in a row were alone.
   pub alone: u64,
-  /// How long a thread waited for the last call that had to be waited for.
+  /// How long a thread waited for the last call that was not queued already.
   last_wait: Option<Duration>,
   pub slots: Vec<Arc<Slot>>,
-  /// Where instances come from; `None` once the plugin is closed and its last slot has gone. It holds
-  /// the host functions, and with them the plugin's store.
-  pub runtime: Option<Runtime>,
-  /// `None` when no further instance may be started.
+  /// The source of instances; `None` once the plugin is closed and its last slot is gone. It keeps the
+  /// host functions alive, and with them the plugin's store.
+  pub runtime: Option<PluginRuntime>,
+  /// `None` if no further instance may be started.
   pub scale_up: Option<ScaleUp>,
-  /// How many threads are stuck in host calls and have been replaced.
+  /// The number of threads that have been replaced because they are stuck in host calls.
   pub abandoned: usize,
   pub is_closed: bool,
-  /// Run when the last slot has gone and the last call has ended.
+  /// Run when the last slot is gone and the last call has ended.
   pub on_closed: Vec<Box<dyn FnOnce() + Send>>,
 }
 
-impl Queue {
-  /// An empty queue, for instances from there.
-  pub fn new(runtime: Runtime) -> Self {
+impl CallQueue {
+  /// An empty queue for instances of `runtime`.
+  pub fn new(runtime: PluginRuntime) -> Self {
     Self {
       runtime: Some(runtime),
       ..Self::default()
@@ -64,18 +64,19 @@ impl Queue {
     self.idle + self.spinning
   }
 
-  /// Whether no slot can take a call, nor will soon.
+  /// Whether no slot can take a call now or soon.
   pub fn all_are_stuck(&self) -> bool {
-    self.able() == 0
+    self.usable_slots() == 0
   }
 
-  /// How many slots can take calls, or will soon.
-  pub fn able(&self) -> usize {
-    let is_able = |slot: &&Arc<Slot>| !slot.is_stuck.load(Ordering::Relaxed);
-    self.slots.iter().filter(is_able).count()
+  /// How many slots can take calls now or soon.
+  pub fn usable_slots(&self) -> usize {
+    let is_usable = |slot: &&Arc<Slot>| !slot.is_stuck.load(Ordering::Relaxed);
+    self.slots.iter().filter(is_usable).count()
   }
 
-  /// Has the watchdog try again to abandon the threads of stuck slots, as something has changed.
+  /// Makes the watchdog try again to abandon the threads of stuck slots. Called when a thread may have
+  /// become free.
   pub fn reconsider_stuck_slots(&self) {
     let now = sync::now();
     for slot in &self.slots {
@@ -89,34 +90,36 @@ impl Queue {
     }
   }
 
-  /// Whether to spin for the next call: calls have come one after the other lately, and fast.
+  /// Whether to spin for the next call: the last calls came one after the other, and quickly.
   fn is_spinning_due(&mut self) -> bool {
-    let is_fast = |wait| wait < FAST;
-    self.alone >= ALONE && self.last_wait.is_some_and(is_fast) && self.spin_backoff.is_due()
+    let is_fast = |wait| wait < FAST_WAIT;
+    self.alone >= MIN_ALONE_CALLS
+      && self.last_wait.is_some_and(is_fast)
+      && self.spin_backoff.is_due()
   }
 }
 
 impl WorkerPool {
-  /// What is to be run now that the last slot has gone and the last call has ended, and frees what
-  /// instances are made from; nothing before that.
-  pub fn closed_callbacks(&self, queue: &mut Queue) -> Vec<Box<dyn FnOnce() + Send>> {
+  /// If the last slot is gone and the last call has ended, frees the source of instances and returns
+  /// the callbacks to run; otherwise returns none.
+  pub fn closed_callbacks(&self, queue: &mut CallQueue) -> Vec<Box<dyn FnOnce() + Send>> {
     let is_over = queue.is_closed && queue.slots.is_empty();
-    if !is_over || self.taken.load(Ordering::Relaxed) > 0 {
+    if !is_over || self.claimed.load(Ordering::Relaxed) > 0 {
       return Vec::new();
     }
     queue.runtime = None;
     std::mem::take(&mut queue.on_closed)
   }
 
-  /// Whether there is nothing to do any more.
-  pub fn is_over(&self) -> bool {
+  /// Whether the plugin is closed and no call is queued.
+  pub fn is_drained(&self) -> bool {
     let queue = self.lock();
     queue.is_closed && queue.waiting.is_empty()
   }
 
-  /// Waits for a call and hands it to `accept` under the queue's lock; what `accept` gives back is
-  /// taken. `None` when the queue is closed and empty.
-  pub fn take<T>(&self, accept: impl FnOnce(&mut Queue, Call) -> Option<T>) -> Option<T> {
+  /// Waits for a call and passes it to `accept` under the queue's lock. Returns what `accept` returns,
+  /// or `None` if the queue is closed and empty.
+  pub fn take<T>(&self, accept: impl FnOnce(&mut CallQueue, Call) -> Option<T>) -> Option<T> {
     let mut queue = self.lock();
     loop {
       if let Some(call) = queue.waiting.pop_front() {
@@ -125,7 +128,7 @@ impl WorkerPool {
         let accepted = accept(&mut queue, call);
         drop(queue);
         if ends_burst {
-          trim::soon();
+          trim::schedule();
         }
         if another_is_needed {
           self.changed.notify_one();
@@ -145,7 +148,7 @@ impl WorkerPool {
     }
   }
 
-  fn sleep<'a>(&self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+  fn sleep<'a>(&self, mut queue: MutexGuard<'a, CallQueue>) -> MutexGuard<'a, CallQueue> {
     queue.idle += 1;
     let wait = self.changed.wait(queue);
     queue = wait.unwrap_or_else(PoisonError::into_inner);
@@ -155,13 +158,13 @@ impl WorkerPool {
 
   fn spin<'a>(
     &'a self,
-    mut queue: MutexGuard<'a, Queue>,
+    mut queue: MutexGuard<'a, CallQueue>,
     spinner: Spinner,
-  ) -> MutexGuard<'a, Queue> {
+  ) -> MutexGuard<'a, CallQueue> {
     queue.spinning += 1;
-    self.has_news.clear();
+    self.has_changed.clear();
     drop(queue);
-    let has_paid = spinner.spin_wait(|| self.has_news.is_set());
+    let has_paid = spinner.spin_wait(|| self.has_changed.is_set());
     drop(spinner);
     let mut queue = self.lock();
     queue.spinning -= 1;

@@ -1,31 +1,30 @@
-//! Instances that are not started with the plugin but when calls need them.
+//! Starts further instances when calls need them.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::queue::Queue;
+use super::queue::CallQueue;
 use super::{WorkerPool, worker};
 use crate::{Error, Result, sync};
 
-/// How long no further instance is started after one that could not be. Each failure after that
-/// doubles it, up to [`MAX_PAUSE`].
+/// The pause after an instance could not be started. Each further failure doubles it, up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// The longest pause after an instance that could not be started.
+/// The longest pause after an instance could not be started.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// The instances that may still be started.
 pub struct ScaleUp {
-  /// How many have not been initialized yet.
+  /// How many instances have not been initialized yet.
   missing: usize,
-  /// How many could not be started since the last that could.
+  /// How many starts have failed since the last successful one.
   failures: u32,
-  /// Before this, no other is started.
+  /// No instance is started before this time.
   not_before: Option<Instant>,
 }
 
 impl ScaleUp {
-  /// `missing` instances may be started; `None` for none.
+  /// `None` if `missing` is 0.
   pub fn new(missing: usize) -> Option<Self> {
     (missing > 0).then_some(Self {
       missing,
@@ -41,16 +40,16 @@ impl ScaleUp {
   }
 }
 
-/// Starts a further instance where more calls are unfinished than there are slots for them. The calls
-/// do not wait for it: the others serve them meanwhile.
+/// Starts another instance if there are more unfinished calls than slots to run them. The calls do not wait
+/// for it: the others serve them meanwhile.
 ///
-/// One that cannot be started is nobody's error. The next is tried when calls need it after a pause,
-/// which grows with each failure, and then one at a time. Returns why its thread could not be started, if the
-/// logger is to be told.
+/// If it cannot be started, no call fails. When calls need one after a pause, the next start is attempted.
+/// The pause grows with each failure, and starts are then attempted one at a time. Returns an error if the
+/// thread could not be started and the logger should be notified.
 #[must_use]
-pub fn scale_up(shared: &WorkerPool, queue: &mut Queue, unfinished: usize) -> Option<Error> {
+pub fn scale_up(shared: &WorkerPool, queue: &mut CallQueue, unfinished: usize) -> Option<Error> {
   if queue.scale_up.is_none()
-    || unfinished <= queue.able()
+    || unfinished <= queue.usable_slots()
     || shared.limits.instances.get() <= queue.slots.len()
   {
     return None;
@@ -66,7 +65,7 @@ pub fn scale_up(shared: &WorkerPool, queue: &mut Queue, unfinished: usize) -> Op
   let ready = Box::new(move |result: Result<()>| {
     if let Some(shared) = weak.upgrade() {
       let not_started = record_start(&mut shared.lock(), result, failures);
-      shared.warn_of(not_started);
+      shared.warn_not_started(not_started);
     }
   });
   let started = worker::start(&this, queue, Arc::default(), Some(ready), None);
@@ -75,9 +74,9 @@ pub fn scale_up(shared: &WorkerPool, queue: &mut Queue, unfinished: usize) -> Op
     .and_then(|error| record_start(queue, Err(error), failures))
 }
 
-/// Notes whether an instance, begun when so many had failed, has been started. Returns why not, if the logger
-/// is to be told.
-fn record_start(queue: &mut Queue, started: Result<()>, failures: u32) -> Option<Error> {
+/// Records whether an instance could be started. `failures` is the number of failures when its start began.
+/// Returns the error if the logger should be notified.
+fn record_start(queue: &mut CallQueue, started: Result<()>, failures: u32) -> Option<Error> {
   let scale_up = queue.scale_up.as_mut()?;
   let Err(error) = started else {
     scale_up.missing -= 1;
@@ -88,7 +87,7 @@ fn record_start(queue: &mut Queue, started: Result<()>, failures: u32) -> Option
     }
     return None;
   };
-  // Of several that were begun together, only the first that fails counts.
+  // If several starts began together, only the first failure counts.
   if scale_up.failures != failures {
     return None;
   }

@@ -1,4 +1,4 @@
-//! The place of one instance, and the record of what it is doing.
+//! A slot: holds one instance, and records what that instance is doing.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,90 +10,91 @@ use crate::host::Interruption;
 use crate::sync::{self, AtomicBool, Mutex, MutexGuard};
 use crate::{Error, Result, watchdog};
 
-/// The place of one instance. An abandoned thread keeps its slot; its replacement gets a new one.
+/// Holds one instance. An abandoned thread keeps its slot; its replacement gets a new one.
 #[derive(Default)]
 pub struct Slot {
   record: Mutex<Record>,
-  /// Whether its instance is interrupted and does not end, and its thread cannot be abandoned as too
-  /// many are already. Beside the record, since every call reads it.
+  /// Whether its instance was interrupted and has not stopped, but its thread cannot be abandoned because
+  /// too many already are. Outside the record, because every call reads it.
   pub is_stuck: AtomicBool,
 }
 
-/// What the instance of a slot is doing.
+/// The state of a slot and of its instance.
 #[derive(Default)]
 pub struct Record {
   pub in_flight: Option<InFlight>,
-  /// Of the instance that runs; there from before anything of the guest has run.
+  /// Interrupts the running instance. Set before any guest code runs.
   pub interrupt: Option<Interrupt>,
-  /// Of the same instance: what its host functions watch.
+  /// The cancellation that the same instance's host functions watch.
   pub interruption: Option<Arc<Interruption>>,
-  /// Whether that instance has been interrupted: it takes no call any more. One that has not started
-  /// yet does not start.
+  /// Whether that instance has been interrupted. It takes no further call then; if it has not started yet,
+  /// it does not start.
   pub is_interrupted: bool,
   pub is_abandoned: bool,
-  /// What went wrong with the initialization of the instance. Noted when the waiter is taken: its thread
-  /// may go on before the waiter has been told.
+  /// Why the initialization of the instance failed. Set when the waiter is taken, because the slot's
+  /// thread may continue before the waiter has been notified.
   pub failure: Option<Error>,
-  /// Whether an instance of the slot, or of the one that it replaces, has been initialized. Until then
-  /// no call counts on it.
+  /// Whether an instance of this slot, or of the slot that it replaces, has been initialized. Until then
+  /// no call relies on it.
   pub is_proven: bool,
 }
 
-/// A call, or the initialization of an instance.
+/// A running call, or the initialization of an instance.
 pub struct InFlight {
-  /// `None` once somebody has ended it.
+  /// `None` once its result has been claimed.
   pub waiter: Option<Waiter>,
   pub activity: Activity,
   pub limit: Option<Duration>,
   pub deadline: Option<Instant>,
-  /// When its thread is to be abandoned; set when the instance is interrupted.
+  /// When its thread is abandoned; set when the instance is interrupted.
   pub abandon_at: Option<Instant>,
 }
 
-/// What an instance does.
+/// What an instance is doing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Activity {
   /// It runs a call.
   Call,
-  /// It begins. If it cannot, the next call is told why.
+  /// It initializes. If that fails, the next call fails with the error.
   Initialization,
-  /// It begins to take the place of one that works. If it cannot, that one serves on, and no call is told.
+  /// It initializes, to replace an instance that still works. If that fails, the old one continues to
+  /// serve, and no call fails.
   Recycling,
 }
 
-/// Who is to be told how something ends.
+/// Receives the result of a call or of an initialization.
 pub enum Waiter {
   /// The caller of the call with this number.
   Call(u64),
-  /// Whoever waits for the initialization of a slot's first instance; nobody does for later ones.
-  Initialization(Option<Ready>),
+  /// Waits for the initialization of a slot's first instance. `None` for later instances.
+  Initialization(Option<ReadyCallback>),
 }
 
-/// Told whether the first instance of a slot could be initialized.
-pub type Ready = Box<dyn FnOnce(Result<()>) + Send>;
+/// Called with the result of the initialization of a slot's first instance.
+pub type ReadyCallback = Box<dyn FnOnce(Result<()>) + Send>;
 
 impl Slot {
-  /// Nothing that could panic runs under the lock, so a poisoned one is still sound.
+  /// Nothing that could panic runs under the lock, so the data behind a poisoned lock is consistent.
   pub fn lock(&self) -> MutexGuard<'_, Record> {
     self.record.lock().unwrap_or_else(PoisonError::into_inner)
   }
 }
 
 impl Record {
-  /// From now on, this is the instance that an interruption reaches.
+  /// Makes `instance` the one that an interruption reaches.
   pub fn attach(&mut self, instance: &impl Run) {
     self.interrupt = Some(instance.interrupt().clone());
     self.interruption = Some(instance.interruption());
   }
 
-  /// From now on, an interruption reaches no instance, and only keeps the next one from starting.
+  /// From now on an interruption reaches no instance, and only keeps the next one from starting.
   pub fn detach(&mut self) {
     self.interrupt = None;
     self.interruption = None;
   }
 
-  /// Something runs from now on.
-  pub fn begin(&mut self, waiter: Waiter, activity: Activity, limit: Option<Duration>) {
+  /// Records the start of a call or initialization, and schedules its deadline.
+  pub fn start(&mut self, waiter: Waiter, activity: Activity, limit: Option<Duration>) {
     let deadline = limit.and_then(|limit| sync::now().checked_add(limit));
     self.in_flight = Some(InFlight {
       waiter: Some(waiter),
@@ -107,8 +108,9 @@ impl Record {
     }
   }
 
-  /// Takes who waits for what is in flight, to be told of this error, unless somebody has.
-  pub fn take_to_fail(&mut self, error: &Error) -> Option<Waiter> {
+  /// Claims the waiter of what is in flight, in order to fail it with `error`. `None` if it was claimed
+  /// before.
+  pub fn claim_to_fail(&mut self, error: &Error) -> Option<Waiter> {
     let in_flight = self.in_flight.as_mut()?;
     let waiter = in_flight.waiter.take()?;
     if in_flight.activity == Activity::Initialization {
@@ -117,7 +119,7 @@ impl Record {
     Some(waiter)
   }
 
-  /// Interrupts the instance that runs, or keeps the next one from starting.
+  /// Interrupts the running instance, or keeps the next one from starting.
   pub fn interrupt(&mut self) {
     if self.is_interrupted {
       return;

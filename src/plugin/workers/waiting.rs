@@ -1,38 +1,38 @@
-//! The calls that wait, in their order, and how much memory their inputs take.
+//! The queued calls in order, and the size of their inputs.
 
 use std::collections::VecDeque;
 
 use super::Call;
 
-/// From how many bytes on that wait together it pays to give memory back afterwards.
+/// How many bytes must have been queued together for memory to be returned afterwards.
 const BURST: usize = 8 << 20;
 
-/// Changed under the queue's lock, so that counting costs an addition.
+/// Changed under the queue's lock, so plain additions suffice for counting.
 #[derive(Default)]
-pub struct Waiting {
+pub struct WaitingCalls {
   calls: VecDeque<Call>,
   bytes: usize,
-  /// The most that they have been since the last burst.
+  /// The maximum of `bytes` since the last burst.
   peak: usize,
 }
 
-impl Waiting {
-  /// How many there are.
+impl WaitingCalls {
+  /// The number of queued calls.
   pub fn len(&self) -> usize {
     self.calls.len()
   }
 
-  /// Whether there are none.
+  /// Whether no call is queued.
   pub fn is_empty(&self) -> bool {
     self.calls.is_empty()
   }
 
-  /// The bytes of all inputs.
+  /// The size of all inputs together.
   pub fn bytes(&self) -> usize {
     self.bytes
   }
 
-  /// Adds a call that came.
+  /// Adds a new call.
   pub fn push_back(&mut self, call: Call) {
     self.bytes += call.input.len();
     self.peak = self.peak.max(self.bytes);
@@ -45,14 +45,14 @@ impl Waiting {
     self.calls.push_front(call);
   }
 
-  /// Takes the next.
+  /// Takes the next call.
   pub fn pop_front(&mut self) -> Option<Call> {
     let call = self.calls.pop_front()?;
     self.bytes -= call.input.len();
     Some(call)
   }
 
-  /// Whether the last call of a burst has been taken. Says so once.
+  /// Whether the last call of a burst has been taken. True once per burst.
   pub fn ends_burst(&mut self) -> bool {
     let ends = self.peak >= BURST && self.calls.is_empty();
     if ends {
@@ -61,7 +61,7 @@ impl Waiting {
     ends
   }
 
-  /// Takes the call of this number.
+  /// Takes the call with this number.
   pub fn remove(&mut self, number: u64) -> Option<Call> {
     let position = self.calls.iter().position(|call| call.number == number)?;
     let call = self.calls.remove(position)?;
@@ -69,7 +69,7 @@ impl Waiting {
     Some(call)
   }
 
-  /// Takes all.
+  /// Takes all calls.
   pub fn take(&mut self) -> VecDeque<Call> {
     self.bytes = 0;
     std::mem::take(&mut self.calls)

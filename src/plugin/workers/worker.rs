@@ -1,33 +1,33 @@
-//! What a slot's thread does: one instance after the other, each call by call.
+//! The thread of a slot: it runs one instance after the other, and one call after the other in each.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::instance::{CallOutput, Ending, Instance, Outcome, Run, Runtime};
-use super::super::priority::{self, Effort};
+use super::super::instance::{CallOutput, Ending, Instance, Outcome, PluginRuntime, Run};
+use super::super::priority::{self, CpuMeter};
 use super::super::reference::ReferenceInstance;
-use super::super::stats::Replaced;
-use super::queue::Queue;
-use super::recycling::Usage;
-use super::slot::{Activity, Ready, Slot, Waiter};
+use super::super::stats::ReplaceReason;
+use super::queue::CallQueue;
+use super::recycling::InstanceUsage;
+use super::slot::{Activity, ReadyCallback, Slot, Waiter};
 use super::{Call, WorkerPool, cannot_start, error_of, error_of_call};
 use crate::sync::{AtomicBool, thread};
 use crate::{Code, Error, Result};
 
-/// Puts a slot into the queue and starts its thread. `ready` is told whether its first instance could
-/// be initialized. With a `failure`, the first call is told of that before an instance is made.
+/// Adds a slot to the queue and starts its thread. `ready` receives the result of initializing its first
+/// instance. If there is a `failure`, the first call fails with it before an instance is created.
 pub fn start(
   shared: &Arc<WorkerPool>,
-  queue: &mut Queue,
+  queue: &mut CallQueue,
   slot: Arc<Slot>,
-  ready: Option<Ready>,
+  ready: Option<ReadyCallback>,
   failure: Option<Error>,
 ) -> Result<()> {
   let worker = Worker {
     shared: Arc::clone(shared),
     slot: Arc::clone(&slot),
-    is_greedy: AtomicBool::new(false),
+    is_cpu_bound: AtomicBool::new(false),
   };
   thread::Builder::new()
     .name("extism-instance".to_owned())
@@ -40,51 +40,51 @@ pub fn start(
 struct Worker {
   shared: Arc<WorkerPool>,
   slot: Arc<Slot>,
-  /// Whether the first call of the last instance computed until it was interrupted. Then the next instance has a
-  /// low priority until it has served a call.
-  is_greedy: AtomicBool,
+  /// Whether the first call of the last instance computed until it was interrupted. If so, the next instance
+  /// runs with a low priority until it has served a call.
+  is_cpu_bound: AtomicBool,
 }
 
 /// Why an instance has stopped serving.
 enum Stopped {
   /// There are no more calls for it.
   Done,
-  /// There is none.
-  NotMade(Error),
-  /// It is to be replaced.
-  Replace(Replaced),
-  /// It works, and is to be replaced by one that works too.
-  Recycle(Replaced),
-  /// Something ended what it did.
+  /// It could not be created.
+  NotCreated(Error),
+  /// It must be replaced.
+  Replace(ReplaceReason),
+  /// It works, and should be replaced by another working one.
+  Recycle(ReplaceReason),
+  /// Its run was ended early.
   Ended(Ending),
 }
 
 impl Worker {
-  fn serve(self, mut ready: Option<Ready>, mut failure: Option<Error>) {
+  fn serve(self, mut ready: Option<ReadyCallback>, mut failure: Option<Error>) {
     loop {
       if let Some(error) = failure.take() {
-        // The call that the instance was for is told why there is none.
+        // The call that needed the instance fails with the reason why there is none.
         let Some(call) = self.shared.take(|_, call| Some(call)) else {
           break;
         };
         self.shared.end(Waiter::Call(call.number), Err(error));
       }
-      if self.shared.is_over() {
+      if self.shared.is_drained() {
         break;
       }
       let is_first = ready.is_some();
       let limit = self.shared.limits.initialization_timeout;
       let waiter = Waiter::Initialization(ready.take());
-      // And nothing else: the plugin may have been dropped meanwhile, and `is_interrupted` says so.
+      // Leaves `is_interrupted` alone: the plugin may have been dropped meanwhile.
       self
         .slot
         .lock()
-        .begin(waiter, Activity::Initialization, Some(limit));
-      // A panic inside the runtime passes through here.
+        .start(waiter, Activity::Initialization, Some(limit));
+      // A panic inside the runtime is caught here.
       let run = AssertUnwindSafe(|| self.run_instance());
       let stopped =
         catch_unwind(run).unwrap_or_else(|_| Stopped::Ended(Ending::Panicked(String::new())));
-      if self.settle(stopped) {
+      if self.finish_instance(stopped) {
         return;
       }
       failure = self.slot.lock().failure.take();
@@ -92,34 +92,34 @@ impl Worker {
         break;
       }
     }
-    // Under the lock: whoever finds the list empty may count on it that all is freed.
+    // Under the lock, because when the list of slots is empty, all instances must have been freed.
     let mut queue = self.shared.lock();
     queue.slots.retain(|other| !Arc::ptr_eq(other, &self.slot));
     drop(queue);
-    self.shared.end_what_nobody_can_serve();
+    self.shared.fail_unservable_calls();
   }
 
-  /// Makes an instance, initializes it, and serves calls until something stops it.
+  /// Creates an instance, initializes it, and serves calls until it stops.
   fn run_instance(&self) -> Stopped {
     let runtime = self.shared.lock().runtime.clone();
     match &runtime {
-      Some(Runtime::Wasmtime(template)) => self.run(|| Instance::new(template)),
-      Some(Runtime::Extism(reference)) => self.run(|| ReferenceInstance::new(reference)),
-      // The plugin is closed, and needs this slot no more.
+      Some(PluginRuntime::Wasmtime(template)) => self.run(|| Instance::new(template)),
+      Some(PluginRuntime::Extism(reference)) => self.run(|| ReferenceInstance::new(reference)),
+      // The plugin is closed, and no longer needs this slot.
       None => Stopped::Done,
     }
   }
 
-  /// A copy for each runtime: calls do not ask which it is.
+  /// Generic, so that calls need not check which runtime it is.
   fn run<I: Run + Send>(&self, make: impl Fn() -> Result<I> + Sync) -> Stopped {
-    let begun = match self.is_greedy.swap(false, Ordering::Relaxed) {
-      true => priority::run_low(|| self.begin_and_serve_one(&make)),
+    let started = match self.is_cpu_bound.swap(false, Ordering::Relaxed) {
+      true => priority::run_low(|| self.start_and_serve_one(&make)),
       false => self
-        .begin_instance(&make)
+        .start_instance(&make)
         .map(|instance| (instance, self.new_usage())),
     };
-    let (mut instance, mut usage) = match begun {
-      Ok(begun) => begun,
+    let (mut instance, mut usage) = match started {
+      Ok(started) => started,
       Err(stopped) => return stopped,
     };
     loop {
@@ -128,7 +128,7 @@ impl Worker {
         stopped => return stopped,
       };
       usage = self.new_usage();
-      match self.begin_successor(&instance, &make) {
+      match self.start_successor(&instance, &make) {
         Ok(Some(successor)) => {
           instance = successor;
           self.shared.counters.replaced(reason);
@@ -139,16 +139,16 @@ impl Worker {
     }
   }
 
-  fn new_usage(&self) -> Usage {
-    Usage::new(&self.shared.limits)
+  fn new_usage(&self) -> InstanceUsage {
+    InstanceUsage::new(&self.shared.limits)
   }
 
-  /// Makes an instance, initializes it and serves one call, after which it is to go on.
-  fn begin_and_serve_one<I: Run>(
+  /// Creates an instance, initializes it and serves one call, after which the instance can continue.
+  fn start_and_serve_one<I: Run>(
     &self,
     make: impl Fn() -> Result<I>,
-  ) -> Result<(I, Usage), Stopped> {
-    let mut instance = self.begin_instance(make)?;
+  ) -> Result<(I, InstanceUsage), Stopped> {
+    let mut instance = self.start_instance(make)?;
     let mut usage = self.new_usage();
     let current = instance.interruption().enter();
     let stopped = self.serve_call(&mut instance, &mut usage);
@@ -156,10 +156,10 @@ impl Worker {
     stopped.map_or(Ok((instance, usage)), Err)
   }
 
-  /// Makes an instance and initializes it, which has been in flight since before.
-  fn begin_instance<I: Run>(&self, make: impl Fn() -> Result<I>) -> Result<I, Stopped> {
-    let mut instance = make().map_err(Stopped::NotMade)?;
-    // What the guest waits for on this thread ends with its initialization.
+  /// Creates an instance and initializes it. The initialization is in flight already.
+  fn start_instance<I: Run>(&self, make: impl Fn() -> Result<I>) -> Result<I, Stopped> {
+    let mut instance = make().map_err(Stopped::NotCreated)?;
+    // A host function that waits on this thread stops when the initialization is interrupted.
     let current = instance.interruption().enter();
     let mut record = self.slot.lock();
     if record.is_interrupted {
@@ -183,49 +183,49 @@ impl Worker {
     Ok(instance)
   }
 
-  /// Makes and initializes the instance that takes the place of `old`, which works. `None` if that fails, or
-  /// is not needed: then `old` serves on.
-  fn begin_successor<I: Run>(
+  /// Creates and initializes the successor of `old`, which still works. If that fails or is not needed,
+  /// returns `None`, and `old` continues to serve.
+  fn start_successor<I: Run>(
     &self,
     old: &I,
     make: impl Fn() -> Result<I>,
   ) -> Result<Option<I>, Stopped> {
-    if self.shared.is_over() {
+    if self.shared.is_drained() {
       return Ok(None);
     }
     let mut record = self.slot.lock();
     if record.is_interrupted {
       return Err(Stopped::Ended(Ending::Interrupted));
     }
-    // What ends the initialization must not reach the old instance.
+    // An interruption of the initialization must not reach the old instance.
     record.detach();
     let limit = self.shared.limits.initialization_timeout;
     let waiter = Waiter::Initialization(None);
-    record.begin(waiter, Activity::Recycling, Some(limit));
+    record.start(waiter, Activity::Recycling, Some(limit));
     drop(record);
-    let begun = self.begin_instance(make);
+    let started = self.start_instance(make);
     let mut record = self.slot.lock();
     if record.is_abandoned {
       return Err(Stopped::Ended(Ending::Interrupted));
     }
-    let error = match begun {
+    let error = match started {
       Ok(successor) if !record.is_interrupted => return Ok(Some(successor)),
-      Err(Stopped::NotMade(error)) => error,
-      Err(Stopped::Ended(ending)) => ended(ending).1,
-      _ => ended(Ending::Interrupted).1,
+      Err(Stopped::NotCreated(error)) => error,
+      Err(Stopped::Ended(ending)) => reason_and_error(ending).1,
+      _ => reason_and_error(Ending::Interrupted).1,
     };
     record.in_flight = None;
     record.is_interrupted = false;
     record.attach(old);
     self.slot.is_stuck.store(false, Ordering::Relaxed);
     drop(record);
-    self.shared.warn_of_old_instance(&error);
+    self.shared.warn_not_replaced(&error);
     Ok(None)
   }
 
-  /// Serves calls until something stops the instance.
-  fn serve_calls<I: Run>(&self, instance: &mut I, usage: &mut Usage) -> Stopped {
-    // What the guest waits for on this thread ends with its call.
+  /// Serves calls until the instance stops.
+  fn serve_calls<I: Run>(&self, instance: &mut I, usage: &mut InstanceUsage) -> Stopped {
+    // A host function that waits on this thread stops when the call is interrupted.
     let _current = instance.interruption().enter();
     loop {
       if let Some(stopped) = self.serve_call(instance, usage) {
@@ -234,8 +234,8 @@ impl Worker {
     }
   }
 
-  /// Serves one call; what stops the instance, if anything does.
-  fn serve_call<I: Run>(&self, instance: &mut I, usage: &mut Usage) -> Option<Stopped> {
+  /// Serves one call. Returns a reason if the instance stops.
+  fn serve_call<I: Run>(&self, instance: &mut I, usage: &mut InstanceUsage) -> Option<Stopped> {
     let limits = &self.shared.limits;
     if self.slot.lock().is_interrupted {
       return Some(Stopped::Ended(Ending::Interrupted));
@@ -243,7 +243,7 @@ impl Worker {
     let Some(call) = self.next() else {
       return Some(Stopped::Done);
     };
-    let effort = usage.begin_first_call().then(Effort::begin);
+    let meter = usage.starts_first_call().then(CpuMeter::start);
     match instance.call(call.number, call.export, call.input) {
       Outcome::Returned(result) => {
         self.end_in_flight(result.map_err(error_of_call));
@@ -254,42 +254,42 @@ impl Worker {
           };
           match is_restored {
             Ok(true) => {}
-            Ok(false) => return Some(Stopped::Replace(Replaced::Isolation)),
+            Ok(false) => return Some(Stopped::Replace(ReplaceReason::Isolation)),
             Err(stopped) => return Some(stopped),
           }
-          self.shared.counters.replaced(Replaced::Isolation);
+          self.shared.counters.replaced(ReplaceReason::Isolation);
           return None;
         }
         if instance.kernel_bytes() > limits.max_idle_memory {
-          return Some(Stopped::Replace(Replaced::Memory));
+          return Some(Stopped::Replace(ReplaceReason::Memory));
         }
         instance.reset();
-        if instance.keeps_files() {
-          return Some(Stopped::Replace(Replaced::Descriptors));
+        if instance.has_too_many_files() {
+          return Some(Stopped::Replace(ReplaceReason::Descriptors));
         }
         usage.after_call(instance, limits).map(Stopped::Recycle)
       }
       Outcome::Exited(result) => {
         self.end_in_flight(result.map_err(error_of_call));
-        Some(Stopped::Replace(Replaced::Exited))
+        Some(Stopped::Replace(ReplaceReason::Exited))
       }
       Outcome::Ended(ending) => {
-        let is_greedy =
-          ending == Ending::Interrupted && effort.is_some_and(|effort| effort.is_high());
-        self.is_greedy.store(is_greedy, Ordering::Relaxed);
+        let is_cpu_bound =
+          ending == Ending::Interrupted && meter.is_some_and(|meter| meter.is_busy());
+        self.is_cpu_bound.store(is_cpu_bound, Ordering::Relaxed);
         Some(Stopped::Ended(ending))
       }
     }
   }
 
-  /// Initializes an instance that has been put back. Whether it cannot be told from a new one.
+  /// Initializes a restored instance again. Returns whether it is indistinguishable from a new one.
   fn initialize_again<I: Run>(&self, instance: &mut I) -> Result<bool, Stopped> {
-    if !instance.has_initialization() || self.shared.is_over() {
+    if !instance.has_initialization() || self.shared.is_drained() {
       return Ok(true);
     }
     // A snapshot may have been taken meanwhile.
     let runtime = self.shared.lock().runtime.clone();
-    if runtime.is_some_and(|runtime| !instance.is_of(&runtime)) {
+    if runtime.is_some_and(|runtime| !instance.is_instance_of(&runtime)) {
       return Ok(false);
     }
     let mut record = self.slot.lock();
@@ -298,30 +298,30 @@ impl Worker {
     }
     let limit = self.shared.limits.initialization_timeout;
     let waiter = Waiter::Initialization(None);
-    record.begin(waiter, Activity::Initialization, Some(limit));
+    record.start(waiter, Activity::Initialization, Some(limit));
     drop(record);
     instance.initialize().map_err(Stopped::Ended)?;
     self.slot.lock().in_flight = None;
-    Ok(instance.is_like_new())
+    Ok(instance.matches_new_instance())
   }
 
-  /// The next call, which is in flight from now on; `None` when there is none for this instance.
+  /// Takes the next call and records it as in flight. `None` if there is no call for this instance.
   fn next(&self) -> Option<Call> {
     self.shared.take(|queue, call| {
       let mut record = self.slot.lock();
       if record.is_interrupted {
-        // While it waited: the plugin is going away.
+        // Interrupted while it waited: the plugin is shutting down.
         drop(record);
         queue.waiting.push_front(call);
         return None;
       }
       let timeout = call.timeout.or(self.shared.limits.timeout);
-      record.begin(Waiter::Call(call.number), Activity::Call, timeout);
+      record.start(Waiter::Call(call.number), Activity::Call, timeout);
       Some(call)
     })
   }
 
-  /// Ends what is in flight, unless somebody has.
+  /// Completes what is in flight, unless its result has been claimed already.
   fn end_in_flight(&self, result: Result<CallOutput>) {
     let in_flight = self.slot.lock().in_flight.take();
     if let Some(waiter) = in_flight.and_then(|in_flight| in_flight.waiter) {
@@ -329,20 +329,22 @@ impl Worker {
     }
   }
 
-  /// Tells whoever waits how the instance has ended, and clears the record for the next. Whether the
-  /// thread has been abandoned, and must end.
-  fn settle(&self, stopped: Stopped) -> bool {
+  /// Completes what is in flight after the instance has stopped, and clears the record for the next instance.
+  /// Returns whether the thread has been abandoned, and must end.
+  fn finish_instance(&self, stopped: Stopped) -> bool {
     let mut record = self.slot.lock();
     let was_interrupted = std::mem::take(&mut record.is_interrupted);
     let (reason, error) = match stopped {
-      Stopped::Done => (None, gone()),
-      Stopped::NotMade(error) => (None, error),
-      Stopped::Replace(reason) | Stopped::Recycle(reason) => (Some(reason), gone()),
-      // It waited, and stopped for that.
-      Stopped::Ended(Ending::HostFunction(_)) if was_interrupted => ended(Ending::Interrupted),
-      Stopped::Ended(ending) => ended(ending),
+      Stopped::Done => (None, no_result()),
+      Stopped::NotCreated(error) => (None, error),
+      Stopped::Replace(reason) | Stopped::Recycle(reason) => (Some(reason), no_result()),
+      // Its host function failed because of the interruption.
+      Stopped::Ended(Ending::HostFunction(_)) if was_interrupted => {
+        reason_and_error(Ending::Interrupted)
+      }
+      Stopped::Ended(ending) => reason_and_error(ending),
     };
-    let waiter = record.take_to_fail(&error);
+    let waiter = record.claim_to_fail(&error);
     record.in_flight = None;
     record.detach();
     self.slot.is_stuck.store(false, Ordering::Relaxed);
@@ -355,7 +357,7 @@ impl Worker {
       self.shared.end(waiter, Err(error));
     }
     if is_abandoned {
-      // The slot has been replaced; this thread was all that was left of it.
+      // The slot has been replaced already; only this thread was left.
       let mut queue = self.shared.lock();
       queue.abandoned -= 1;
       queue.reconsider_stuck_slots();
@@ -364,24 +366,25 @@ impl Worker {
   }
 }
 
-/// An instance that has stopped by itself leaves nothing in flight.
-fn gone() -> Error {
+/// The error for a call that is still in flight although its instance stopped by itself, which must not
+/// happen.
+fn no_result() -> Error {
   Error::new(
     Code::Internal,
-    "the plugin's instance ended without an answer",
+    "the plugin's instance ended without a result",
   )
 }
 
-/// Why an instance that ended so is replaced, and what is told whoever waits for it.
-fn ended(ending: Ending) -> (Option<Replaced>, Error) {
+/// The reason for replacing an instance whose run ended like this, and the error for its waiter.
+fn reason_and_error(ending: Ending) -> (Option<ReplaceReason>, Error) {
   let reason = match ending {
-    Ending::Exited(_) => Replaced::Exited,
-    Ending::Trapped { .. } => Replaced::Trap,
-    Ending::OutOfMemory => Replaced::OutOfMemory,
-    Ending::OutOfFuel => Replaced::FuelExhausted,
-    Ending::Interrupted => Replaced::Interrupted,
-    Ending::HostFunction(_) => Replaced::HostFunctionError,
-    Ending::Panicked(_) => Replaced::Internal,
+    Ending::Exited(_) => ReplaceReason::Exited,
+    Ending::Trapped { .. } => ReplaceReason::Trap,
+    Ending::OutOfMemory => ReplaceReason::OutOfMemory,
+    Ending::OutOfFuel => ReplaceReason::FuelExhausted,
+    Ending::Interrupted => ReplaceReason::Interrupted,
+    Ending::HostFunction(_) => ReplaceReason::HostFunctionError,
+    Ending::Panicked(_) => ReplaceReason::Internal,
   };
   (Some(reason), error_of(ending))
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Entry, MemoryState, NEVER, Value};
 use crate::store::{Change, Page};
-use crate::watchdog::{self, Watched};
+use crate::watchdog::{self, HasDeadlines};
 
 /// Keys whose time is over that the watchdog removes before others get their turn.
 const SWEEP: usize = 512;
@@ -272,7 +272,7 @@ impl<'a> MemoryWriter<'a> {
   fn expect_sweep(&mut self, deadline: u64) {
     if !self.ledger.is_watched {
       let shared = Weak::clone(&self.shared.this);
-      self.ledger.is_watched = watchdog::watch(shared as Weak<dyn Watched>).is_ok();
+      self.ledger.is_watched = watchdog::watch(shared as Weak<dyn HasDeadlines>).is_ok();
     }
     if self.ledger.sweep_at.is_none_or(|at| deadline < at) {
       self.ledger.sweep_at = Some(deadline);
@@ -304,7 +304,7 @@ impl MemoryState {
   }
 }
 
-impl Watched for MemoryState {
+impl HasDeadlines for MemoryState {
   fn poll_deadlines(&self, now: Instant) -> Option<Instant> {
     let mut writer = MemoryWriter::new(self);
     writer.sweep(SWEEP);

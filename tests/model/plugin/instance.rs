@@ -1,4 +1,4 @@
-//! Instances that run no WebAssembly, but end in every way that a guest can.
+//! Instances that run no WebAssembly, but end in every way in which a guest can.
 
 use std::sync::{Arc, PoisonError};
 
@@ -10,7 +10,7 @@ use crate::host::{HostFunctionError, Interruption};
 use crate::sync::{Condvar, Mutex, process_static};
 use crate::{Code, Error, Result, violation};
 
-/// What a guest does, by the number of its export.
+/// The behaviour of a guest, by the number of its export.
 pub mod export {
   /// Returns at once.
   pub const RETURN: u32 = 0;
@@ -20,18 +20,18 @@ pub mod export {
   pub const EXIT: u32 = 2;
   /// Runs until it is interrupted.
   pub const LOOP: u32 = 3;
-  /// Calls a host function that waits, and watches its interruption.
+  /// Calls a host function that waits and watches its interruption.
   pub const WAIT: u32 = 4;
-  /// Calls a host function, even if it has been interrupted, which returns when [`super::open_gate`] lets it.
+  /// Calls a host function that ignores interruptions and returns after [`super::open_gate`].
   pub const HANG: u32 = 5;
-  /// Returns, and keeps some memory.
+  /// Returns, and leaks memory.
   pub const LEAK: u32 = 6;
 }
 
 process_static! { static GATE: Mutex<bool> = Mutex::new(false); }
 process_static! { static OPENED: Condvar = Condvar::new(); }
 
-/// Lets all host functions return that hang, now and later.
+/// Lets all hanging host functions return, now and later.
 pub fn open_gate() {
   *GATE.lock().unwrap_or_else(PoisonError::into_inner) = true;
   OPENED.notify_all();
@@ -42,30 +42,30 @@ fn wait_for_gate() {
   drop(OPENED.wait_while(gate, |is_open| !*is_open));
 }
 
-/// How the instances of a plugin begin. Each takes the next, the last one again and again.
+/// How the instances of a plugin start. Each takes the next entry; the last one is used repeatedly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beginning {
+pub enum Startup {
   Succeeds,
-  /// There is no instance.
+  /// The instance cannot be created.
   Fails,
   Traps,
   Loops,
   Hangs,
 }
 
-pub struct Template(Mutex<Vec<Beginning>>);
+pub struct Template(Mutex<Vec<Startup>>);
 
 impl Template {
-  pub fn new(beginnings: &[Beginning]) -> Self {
-    let beginnings = beginnings.iter().rev().copied();
-    Self(Mutex::new(beginnings.collect()))
+  pub fn new(startups: &[Startup]) -> Self {
+    let startups = startups.iter().rev().copied();
+    Self(Mutex::new(startups.collect()))
   }
 
-  fn next(&self) -> Beginning {
+  fn next(&self) -> Startup {
     let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
     match left.as_slice() {
       [last] => *last,
-      _ => left.pop().unwrap_or(Beginning::Succeeds),
+      _ => left.pop().unwrap_or(Startup::Succeeds),
     }
   }
 }
@@ -74,7 +74,7 @@ pub type Reference = Template;
 
 /// As in `src/plugin/instance.rs`.
 #[derive(Clone)]
-pub enum Runtime {
+pub enum PluginRuntime {
   Wasmtime(Arc<Template>),
   Extism(Arc<Reference>),
 }
@@ -87,19 +87,19 @@ pub trait Run {
   fn call(&mut self, number: u64, export: u32, input: Vec<u8>) -> Outcome;
   fn reset(&mut self);
   fn kernel_bytes(&self) -> u64;
-  fn keeps_files(&self) -> bool;
+  fn has_too_many_files(&self) -> bool;
   fn prepare_restore(&mut self);
   fn restore(&mut self) -> bool;
   fn has_initialization(&self) -> bool;
-  fn is_of(&self, runtime: &Runtime) -> bool;
-  fn is_like_new(&self) -> bool;
-  fn accept_memory(&mut self);
+  fn is_instance_of(&self, runtime: &PluginRuntime) -> bool;
+  fn matches_new_instance(&self) -> bool;
+  fn set_memory_baseline(&mut self);
   fn is_nearly_full(&self) -> bool;
 }
 
 pub struct Instance {
-  beginning: Beginning,
-  /// Whether it has leaked since its memory was accepted.
+  startup: Startup,
+  /// Whether it has leaked since its memory baseline was set.
   has_leaked: bool,
   interrupt: Interrupt,
   interruption: Arc<Interruption>,
@@ -108,22 +108,25 @@ pub struct Instance {
 
 impl Drop for Instance {
   fn drop(&mut self) {
-    // Before the page is given back, as in `src/plugin/instance.rs`.
+    // Before the page is freed, as in `src/plugin/instance.rs`.
     self.interrupt.disarm();
   }
 }
 
 impl Instance {
   pub fn new(template: &Arc<Template>) -> Result<Self> {
-    let beginning = template.next();
-    if beginning == Beginning::Fails {
-      return Err(Error::new(Code::InvalidWasm, "there is no instance"));
+    let startup = template.next();
+    if startup == Startup::Fails {
+      return Err(Error::new(
+        Code::InvalidWasm,
+        "the instance cannot be created",
+      ));
     }
     let page = InstancePage::new();
     let interrupt = Interrupt::for_extism();
     interrupt.arm_page(page.address());
     Ok(Self {
-      beginning,
+      startup,
       has_leaked: false,
       interrupt,
       interruption: Arc::default(),
@@ -131,13 +134,13 @@ impl Instance {
     })
   }
 
-  /// What an interrupt check does.
+  /// Simulates an interrupt check.
   fn check(&self) -> Result<(), Ending> {
     if !self.page.is_closed() {
       return Ok(());
     }
     if !self.interrupt.is_interrupted() {
-      violation("an instance was interrupted in place of another");
+      violation("the wrong instance was interrupted");
     }
     Err(Ending::Interrupted)
   }
@@ -157,10 +160,10 @@ impl Instance {
       export::LOOP => self.page.wait_until_closed(),
       export::WAIT => {
         let canceled = Arc::new((Mutex::new(false), Condvar::new()));
-        let told = Arc::clone(&canceled);
+        let signal = Arc::clone(&canceled);
         let _watch = self.interruption.watch(move || {
-          *told.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-          told.1.notify_all();
+          *signal.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+          signal.1.notify_all();
         });
         let waiting = canceled.0.lock().unwrap_or_else(PoisonError::into_inner);
         drop(canceled.1.wait_while(waiting, |is_canceled| !*is_canceled));
@@ -183,10 +186,10 @@ impl Run for Instance {
   }
 
   fn initialize(&mut self) -> Result<(), Ending> {
-    self.run(match self.beginning {
-      Beginning::Traps => export::TRAP,
-      Beginning::Loops => export::LOOP,
-      Beginning::Hangs => export::HANG,
+    self.run(match self.startup {
+      Startup::Traps => export::TRAP,
+      Startup::Loops => export::LOOP,
+      Startup::Hangs => export::HANG,
       _ => export::RETURN,
     })
   }
@@ -210,7 +213,7 @@ impl Run for Instance {
     0
   }
 
-  fn keeps_files(&self) -> bool {
+  fn has_too_many_files(&self) -> bool {
     false
   }
 
@@ -224,15 +227,15 @@ impl Run for Instance {
     true
   }
 
-  fn is_of(&self, _: &Runtime) -> bool {
+  fn is_instance_of(&self, _: &PluginRuntime) -> bool {
     true
   }
 
-  fn is_like_new(&self) -> bool {
+  fn matches_new_instance(&self) -> bool {
     true
   }
 
-  fn accept_memory(&mut self) {
+  fn set_memory_baseline(&mut self) {
     self.has_leaked = false;
   }
 

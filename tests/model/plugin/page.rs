@@ -1,5 +1,4 @@
-//! The memory that instances get their interrupt pages from. A page that has been given back is handed out
-//! again at once.
+//! The memory for interrupt pages. A page that has been freed is reused at once.
 
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
@@ -22,23 +21,23 @@ fn pages() -> MutexGuard<'static, Vec<Page>> {
 }
 
 /// As in `src/plugin/page.rs`.
-pub struct Address(NonNull<u8>);
+pub struct PageAddress(NonNull<u8>);
 
-// SAFETY: nobody follows the address. It is the number of a page.
-unsafe impl Send for Address {}
+// SAFETY: the address is never dereferenced. It is the number of a page.
+unsafe impl Send for PageAddress {}
 
-impl Address {
+impl PageAddress {
   pub fn new(address: NonNull<u8>) -> Self {
     Self(address)
   }
 }
 
 /// As in `src/plugin/page.rs`.
-pub fn protect(address: &Address, is_open: bool) -> bool {
+pub fn protect(address: &PageAddress, is_open: bool) -> bool {
   let mut pages = pages();
   let page = &mut pages[address.0.addr().get() - 1];
   if !page.is_owned {
-    violation("a page was closed or opened that belongs to nobody");
+    violation("a free page was closed or opened");
   }
   page.is_closed = !is_open;
   drop(pages);
@@ -83,13 +82,13 @@ impl Drop for InstancePage {
   fn drop(&mut self) {
     let mut pages = pages();
     if pages[self.0].is_closed {
-      violation("a closed page was given back");
+      violation("a closed page was freed");
     }
     pages[self.0].is_owned = false;
   }
 }
 
-/// How many instances there are.
+/// How many instances exist.
 pub fn owned() -> usize {
   pages().iter().filter(|page| page.is_owned).count()
 }

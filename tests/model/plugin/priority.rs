@@ -1,20 +1,20 @@
-//! What `src/plugin/priority.rs` has, for calls that are always taken for computing ones.
+//! The model's version of `src/plugin/priority.rs`: every call counts as busy.
 
 use crate::sync::thread;
 
-pub struct Effort;
+pub struct CpuMeter;
 
-impl Effort {
-  pub fn begin() -> Self {
+impl CpuMeter {
+  pub fn start() -> Self {
     Self
   }
 
-  pub fn is_high(&self) -> bool {
+  pub fn is_busy(&self) -> bool {
     true
   }
 }
 
-/// On another thread, as there.
+/// On another thread, like the original.
 pub fn run_low<T: Send>(run: impl Fn() -> T + Sync) -> T {
   thread::scope(|scope| match scope.spawn(&run).join() {
     Ok(result) => result,
