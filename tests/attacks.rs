@@ -1,5 +1,5 @@
-//! Guests that attack the host. An attack that succeeds may end the process or hang it, so each runs in
-//! a child process. It must end with an error or an empty value, and the process must be sound
+//! Guests that attack the host. A successful attack may crash or hang the process, so each runs in a
+//! child process. It must end with an error or an empty value, and the process must be sound
 //! afterwards: an honest call follows each attack.
 
 mod common;
@@ -13,11 +13,11 @@ use extism_host::plugin::link::LinkError;
 enum Outcome {
   /// The kernel or WebAssembly stops it.
   Trap,
-  /// A host function finds that it was passed nothing, and says so.
+  /// A host function finds no block at the offset, and fails.
   Refused,
-  /// The call ends well, without an output.
+  /// The call succeeds without an output.
   Empty,
-  /// The call fails with the message "ok", which the attack set.
+  /// The call fails with the message "ok", which the attack has set.
   Message,
 }
 
@@ -75,7 +75,7 @@ fn check(cases: &[(&str, Outcome)]) {
   }
 }
 
-/// Every function that takes an offset, with `$p` in its place.
+/// Every function that takes an offset, with `$p` as the offset.
 const TAKES_OFFSET: [&str; 14] = [
   "(drop (call $length (local.get $p)))",
   "(drop (call $length_unsafe (local.get $p)))",
@@ -97,7 +97,7 @@ const TAKES_OFFSET: [&str; 14] = [
 fn forged_header() {
   in_child("forged_header", || {
     check(&[
-      // Where another allocator keeps its header.
+      // Where another allocator would keep its header.
       (
         "(drop (call $alloc (i64.const 1)))
                  (local.set $p (call $alloc (i64.const 8)))
@@ -112,7 +112,7 @@ fn forged_header() {
                  (call $log_error (local.get $p))",
         Outcome::Trap,
       ),
-      // A word that begins inside the block and ends behind it.
+      // A word that starts inside the block and ends after it.
       (
         "(local.set $p (call $alloc (i64.const 8)))
                  (drop (call $alloc (i64.const 8)))
@@ -124,13 +124,13 @@ fn forged_header() {
                  (call $store_u64 (local.get $p) (i64.const -1))",
         Outcome::Trap,
       ),
-      // The byte right behind it.
+      // The byte right after it.
       (
         "(local.set $p (call $alloc (i64.const 8)))
                  (call $store_u8 (i64.add (local.get $p) (i64.const 8)) (i32.const 1))",
         Outcome::Trap,
       ),
-      // The root of the kernel, the end of the world, and addresses that wrap.
+      // The start of the kernel's memory, the end of the address space, and addresses that wrap.
       (
         "(call $store_u8 (i64.const 0) (i32.const 1))",
         Outcome::Trap,
@@ -156,12 +156,12 @@ fn forged_header() {
         "(call $store_u8 (call $memory_bytes) (i32.const 1))",
         Outcome::Trap,
       ),
-      // The byte right behind the input, which fills its block.
+      // The byte right after the input, which fills its block.
       (
         "(drop (call $load_u8 (i64.add (call $input_offset) (i64.const 16))))",
         Outcome::Trap,
       ),
-      // Before, between and behind, after another block was used.
+      // Before, between and after blocks, when another block was used last.
       (
         "(local.set $p (call $alloc (i64.const 8)))
                  (local.set $q (call $alloc (i64.const 8)))
@@ -180,8 +180,8 @@ fn forged_header() {
 #[test]
 fn forged_chain() {
   in_child("forged_chain", || {
-    // A header forged inside a block of the guest's own: status active, sizes enormous or zero.
-    // What follows it is the start of no block.
+    // A header forged inside one of the guest's own blocks: status active, sizes huge or zero. No block
+    // starts after it.
     for header in [
       "(i64.const 0x7fffffff00000001)",
       "(i64.const 1)",
@@ -222,7 +222,7 @@ fn forged_after_error_set() {
                  (call $store_u8 (i64.sub (local.get $p) (i64.const 1)) (i32.const 0x7f))",
         Outcome::Trap,
       ),
-      // The host reads the error when the call has ended: freed and given away, or not?
+      // The host reads the error after the call: it must not have been freed and reused.
       (
         "(local.set $p (call $ok))
                  (call $error_set (local.get $p))
@@ -261,7 +261,7 @@ fn forged_after_error_set() {
 #[test]
 fn sizes_at_the_limits() {
   in_child("sizes_at_the_limits", || {
-    // No block: nothing may be read or written there, and the host finds nothing.
+    // Not a block: nothing may be read or written there, and the host finds no block.
     for size in [
       "0",
       "-1",
@@ -301,14 +301,14 @@ fn sizes_at_the_limits() {
         ),
       ]);
     }
-    // As large as can be asked for: more than the limit of the instance.
+    // As large as possible: more than the instance's limit.
     let report = attack("(drop (call $alloc (i64.const 0x7fffffff)))");
     assert_eq!(report.ending, Ending::OutOfMemory);
   });
 }
 
-/// The kernel computes what it has left by subtraction. Were it ever to wrap, the blocks after that
-/// would have no memory behind them.
+/// The kernel computes the remaining space by subtraction. If that ever wrapped, the blocks after that
+/// would have no memory.
 #[test]
 fn blocks_end_at_the_end_of_a_page() {
   in_child("blocks_end_at_the_end_of_a_page", || {
@@ -340,8 +340,8 @@ fn blocks_end_at_the_end_of_a_page() {
 #[test]
 fn frees_by_the_host() {
   in_child("frees_by_the_host", || {
-    // Extism's built-in functions free what they are passed. What is written into that range
-    // afterwards, when another block has been put there, was a header once.
+    // Extism's built-in functions free their arguments. The attack then writes into that range after
+    // another block has been put there: to a place that was once a header.
     let function = [
       "(drop (call $config_get (local.get $p)))",
       "(drop (call $var_get (local.get $p)))",
@@ -355,8 +355,7 @@ fn frees_by_the_host() {
       "(drop (call $host_memory_get (local.get $p)))",
     ];
     for function in function {
-      // Writes over the whole block are allowed: it is still the guest's, and no header is in
-      // it.
+      // Writes over the whole block are allowed: it still belongs to the guest, and contains no header.
       check(&[(
                 &format!(
                     "(local.set $p (call $alloc (i64.const 300)))
@@ -376,7 +375,7 @@ fn frees_by_the_host() {
                 ),
                 Outcome::Empty,
             )]);
-      // What the guest frees itself is gone.
+      // Blocks that the guest frees itself are gone.
       check(&[(
         &format!(
           "(local.set $p (call $alloc (i64.const 300)))
@@ -451,7 +450,8 @@ fn outputs_outside_blocks() {
         Outcome::Empty,
       ),
     ]);
-    // An output may begin inside a block. Freed, it is still there when the host reads it.
+    // An output may start inside a block. If that block is freed, it still exists when the host reads
+    // the output.
     let report = attack(
       "(local.set $p (call $color))
              (call $output_set (i64.add (local.get $p) (i64.const 2)) (i64.const 3))
@@ -464,15 +464,15 @@ fn outputs_outside_blocks() {
 }
 
 #[test]
-fn frees_of_the_wrong_things() {
-  in_child("frees_of_the_wrong_things", || {
+fn invalid_frees() {
+  in_child("invalid_frees", || {
     check(&[
-            // Twice: the second is ignored.
+            // Twice: the second call is ignored.
             (
                 "(local.set $p (call $color)) (call $free (local.get $p)) (call $free (local.get $p))",
                 Outcome::Empty,
             ),
-            // Twice, with another block there meanwhile: that is the block which is freed, once.
+            // Twice, with another block at the same offset in between: that block is freed, once.
             (
                 "(local.set $p (call $alloc (i64.const 64))) (call $free (local.get $p))
                  (local.set $q (call $alloc (i64.const 64)))
@@ -481,7 +481,7 @@ fn frees_of_the_wrong_things() {
                  (if (i64.ne (call $length (local.get $q)) (i64.const 0)) (then (unreachable)))",
                 Outcome::Empty,
             ),
-            // What is no block: ignored.
+            // Not a block: ignored.
             (
                 "(local.set $p (call $color))
                  (call $free (i64.add (local.get $p) (i64.const 1)))
@@ -502,7 +502,7 @@ fn frees_of_the_wrong_things() {
                  (if (i64.ne (call $length (call $input_offset)) (i64.const 16)) (then (unreachable)))",
                 Outcome::Empty,
             ),
-            // Reading and writing what is freed.
+            // Reading and writing freed blocks.
             (
                 "(local.set $p (call $color)) (call $free (local.get $p))
                  (drop (call $load_u8 (local.get $p)))",
@@ -523,10 +523,10 @@ fn frees_of_the_wrong_things() {
 }
 
 #[test]
-fn functions_of_the_host_side() {
-  in_child("functions_of_the_host_side", || {
+fn guests_calling_host_only_functions() {
+  in_child("guests_calling_host_only_functions", || {
     check(&[
-            // Nothing happens: blocks stay, the input stays.
+            // Nothing happens: the blocks and the input stay.
             (
                 "(local.set $p (call $color)) (call $reset)
                  (if (i64.ne (call $length (local.get $p)) (i64.const 5)) (then (unreachable)))
@@ -564,7 +564,7 @@ fn functions_of_the_host_side() {
 #[test]
 fn garbage_offsets() {
   in_child("garbage_offsets", || {
-    // The only blocks are the input, 16 bytes from 64, and those that the functions make.
+    // The only blocks are the input, 16 bytes from 64, and those that the functions create.
     let offsets = [
       1_i64,
       16,
@@ -659,7 +659,7 @@ fn inner_names() {
       }
     );
   }
-  // What the linker adds is not found under the kernel's name either.
+  // What the linker adds is not accessible under the kernel's name either.
   for name in [
     "blocks",
     "table",
@@ -743,10 +743,10 @@ fn blocks_of_another_call() {
   });
 }
 
-/// A block in the place of a freed one that was larger: what was behind its end is gone.
+/// A block in place of a larger freed one: the bytes after its end are inaccessible.
 #[test]
-fn blocks_in_the_place_of_others() {
-  in_child("blocks_in_the_place_of_others", || {
+fn blocks_that_reuse_freed_memory() {
+  in_child("blocks_that_reuse_freed_memory", || {
     let begin = "(drop (call $alloc (i64.const 1)))
              (local.set $p (call $alloc (i64.const 1000)))
              (local.set $q (call $alloc (i64.const 64)))
@@ -786,7 +786,7 @@ fn blocks_in_the_place_of_others() {
                  (call $log_error (local.get $q))",
         Outcome::Empty,
       ),
-      // Nothing of the block that was there before is left in it.
+      // Nothing of the previous block is left in it.
       (
         "(call $scribble (local.get $r)) (call $free (local.get $r))
                  (local.set $r (call $alloc (i64.const 1000)))
@@ -800,7 +800,7 @@ fn blocks_in_the_place_of_others() {
   });
 }
 
-/// Every function that takes a place in a block, with `$p` in its place. All trap outside of blocks.
+/// Every function that takes an address in a block, with `$p` as the address. All trap outside blocks.
 const TAKES_PLACE: [&str; 6] = [
   "(drop (call $load_u8 (local.get $p)))",
   "(drop (call $load_u64 (local.get $p)))",
@@ -810,7 +810,7 @@ const TAKES_PLACE: [&str; 6] = [
   "(call $error_set (local.get $p))",
 ];
 
-/// A live block whose offset is moved by this many bytes: where 32 bits wrap, and where 64 do.
+/// A live block whose offset is moved by this many bytes: where 32 bits wrap, and where 64 bits wrap.
 const MOVED: [&str; 12] = [
   "0x100000000",
   "0x200000000",
@@ -848,7 +848,7 @@ fn offsets_that_wrap() {
         ),
         Outcome::Empty,
       )]);
-      // A length that makes the end wrap back to the block.
+      // A length that makes the end wrap to inside the block.
       check(&[(
         &format!("{begin} (local.set $r (local.get $p)) {moved}
            (call $output_set (local.get $p) (i64.add (i64.sub (local.get $r) (local.get $p)) (i64.const 1)))"),
@@ -872,9 +872,9 @@ fn offsets_that_wrap() {
 }
 
 #[test]
-fn frees_of_what_the_call_still_needs() {
-  in_child("frees_of_what_the_call_still_needs", || {
-    // Each time the guest frees the block, takes memory again and writes there.
+fn frees_of_blocks_that_the_call_still_needs() {
+  in_child("frees_of_blocks_that_the_call_still_needs", || {
+    // Each time the guest frees the block, allocates again and writes there.
     let reuse = "(call $free (local.get $p)) (call $free (local.get $p))
                  (local.set $q (call $alloc (i64.const 5)))
                  (call $store_u8 (local.get $q) (i32.const 0x21))
@@ -898,7 +898,7 @@ fn frees_of_what_the_call_still_needs() {
       "(local.set $p (call $input_offset)) (call $output_set (local.get $p) (i64.const 7)) {reuse}"
     ));
     assert_eq!(report.outputs(), ["sixteen"]);
-    // What was an output or an error and is not any more can be freed.
+    // A former output or error can be freed.
     for replaced in [
       "(call $output (local.get $p)) (call $output (call $input_offset))",
       "(call $output (local.get $p)) (call $output_set (i64.const 0) (i64.const 0))",
@@ -912,7 +912,7 @@ fn frees_of_what_the_call_still_needs() {
         Outcome::Trap,
       )]);
     }
-    // Inside a block, at its last byte, right behind it.
+    // Inside a block, at its last byte, and right after it.
     for inside in ["1", "4", "5", "8", "16", "-1", "-16"] {
       check(&[(
         &format!(
@@ -927,10 +927,10 @@ fn frees_of_what_the_call_still_needs() {
   });
 }
 
-/// Two guests with memories and tables of their own. The linked module has more of each: the other
-/// guest's, the kernel's and those of the interrupt checks. No index leads there.
+/// Two guests with memories and tables of their own. The linked module contains more of each: the other
+/// guest's, the kernel's and the interrupt memory. No index may lead there.
 #[test]
-fn indices_of_what_belongs_to_others() {
+fn indices_of_other_modules() {
   let world = World::new();
   let honest = wat(
     r#"(module (memory 1) (table 4 funcref) (global (mut i64) (i64.const 7)) (func)
@@ -946,7 +946,7 @@ fn indices_of_what_belongs_to_others() {
     ))
   };
   let linked = |body: &str| world.link(&[(Some("honest"), &honest), (None, &module(body))]);
-  // What is its own.
+  // Its own things.
   for body in [
     "(drop (i32.load 1 (i32.const 0)))",
     "(memory.copy 0 1 (i32.const 0) (i32.const 0) (i32.const 1))",
@@ -1038,7 +1038,8 @@ fn growth_without_end() {
       ));
       assert_eq!(report.ending, Ending::OutOfMemory, "{memories} {grow}");
     }
-    // What no memory or table can have is refused, and the guest goes on: WebAssembly's -1.
+    // Sizes that no memory or table can have are refused, and the guest continues: WebAssembly returns
+    // -1.
     for (definition, grow) in [
       ("(memory 1 3)", "(memory.grow (i32.const 3))"),
       ("(memory 1 3)", "(memory.grow (i32.const -1))"),
@@ -1065,7 +1066,7 @@ fn growth_without_end() {
       assert_eq!(report.ending, Ending::Stopped, "{definition} {grow}");
       assert_eq!(report.outputs(), ["error: the plugin returned the code -1"]);
     }
-    // Both tables together reach the limit, and no more.
+    // Both tables together reach the limit, but not more.
     let report = attack_module(
       r#"(table $a 0 funcref) (table $b 0 externref)
          (func (export "attack") (result i32) (local $grown i32)
@@ -1114,7 +1115,7 @@ fn garbage_without_end() {
       ));
       assert_eq!(report.ending, Ending::OutOfMemory, "{body}");
     }
-    // What is garbage is collected, so a guest may make more of it than it may hold.
+    // Garbage is collected, so a guest may allocate more objects than it may hold.
     let report = attack_module(&format!(
       r#"{types} (func (export "attack") (local $left i32) (local.set $left (i32.const 500))
            (loop $next
@@ -1160,7 +1161,7 @@ fn recursion_without_end() {
         "{body}"
       );
     }
-    // Host functions at the end of the stack.
+    // Host functions when the stack is nearly full.
     let report = attack(
       "(drop (call $host_memory_get (call $hello))) (call $free (i64.const 1)) (call $attack_again)",
     );

@@ -1,4 +1,4 @@
-//! Guests that behave, and guests that end.
+//! Guests that return, and guests that end in other ways.
 
 mod common;
 
@@ -302,7 +302,7 @@ fn long_messages_are_cut_between_two_characters() {
   let longest = "x".repeat(64 << 10);
   let cut =
     |kept: &str, length: usize| format!("error: {kept}... (cut: the message has {length} bytes)");
-  // Three bytes each, and 65 536 is no multiple of it.
+  // Each has three bytes, and 65,536 is not a multiple of 3.
   let hearts = "❤".repeat(1 << 16);
   let report = World::new().run(
     &[(None, &fail)],
@@ -420,7 +420,7 @@ fn initialization_may_fail() {
   }
 }
 
-/// Interrupts a new instance a moment after it has begun to run these calls.
+/// Interrupts a new instance shortly after it has started to run these calls.
 fn interrupted(
   body: &str,
   calls: &[(&str, &[u8])],
@@ -447,7 +447,7 @@ fn an_endless_initialization_is_interrupted() {
 }
 
 #[test]
-fn an_instance_that_is_interrupted_before_it_runs_runs_nothing_of_the_guest() {
+fn an_instance_that_is_interrupted_before_it_starts_runs_no_guest_code() {
   for interruptions in [Interruptions::Page, Interruptions::Epoch] {
     let world = World::new();
     let guest = guest(
@@ -464,7 +464,7 @@ fn an_instance_that_is_interrupted_before_it_runs_runs_nothing_of_the_guest() {
 }
 
 #[test]
-fn endings_are_told_apart() {
+fn endings_are_distinguished() {
   let text = |body: &str| {
     guest(&format!(
       r#"(func $run (export "run") (result i32) {body})"#
@@ -515,7 +515,7 @@ fn an_endless_loop_is_interrupted() {
 }
 
 #[test]
-fn fuel_is_for_each_call() {
+fn each_call_gets_its_own_fuel() {
   let guest = wat(
     r#"(module
          (func $spin (param $left i32)
@@ -530,7 +530,7 @@ fn fuel_is_for_each_call() {
     ..Use::default()
   };
   let plugin = World::new().load_with(&[(None, &guest)], fuel);
-  // Together they need more than one call may.
+  // Together they use more fuel than one call has.
   let short: (&str, &[u8]) = ("short", b"");
   let report = plugin.run(&[short; 10]);
   assert_eq!((report.ending, report.results.len()), (Ending::Stopped, 10));
@@ -647,7 +647,7 @@ fn modules_link_in_the_order_of_their_dependencies() {
                  (func (export "value") (result i32) (i32.const {number})))"#
     ))
   };
-  // Names that mean something elsewhere, and an order that is not theirs.
+  // Names that have a meaning elsewhere, and an order that is not the dependency order.
   let main = step(
     4,
     r#"(import "extism:host/user" "value" (func $value (result i32)))
@@ -687,7 +687,7 @@ fn memories_reach_their_maximum() {
              (func (export "grow") (result i32) (memory.grow (i32.const 2))))"#,
   );
   let report = World::new().run(&[(None, &guest)], &[("grow", b"")]);
-  // The result of growing is the old size.
+  // Growing returns the old size.
   assert_eq!(report.outputs(), ["error: the plugin returned the code 1"]);
   assert_eq!(report.ending, Ending::Stopped);
 }
@@ -738,7 +738,7 @@ fn vars_are_shared_and_limited() {
 
 #[test]
 fn live_blocks_have_a_limit_together() {
-  // Two pages: the input, what the guest makes, what host functions answer with.
+  // Two pages: the input, the guest's blocks, and the results of host functions.
   let guest = guest(
     r#"(global $block (mut i64) (i64.const 0))
            (func (export "alloc")
@@ -762,7 +762,7 @@ fn live_blocks_have_a_limit_together() {
   let plugin = World::new().load_with(&[(None, &guest)], Use::growing_by(2));
   let bytes = |number: u64| number.to_le_bytes();
   let (fits, too_much) = (bytes(2 * 65536 - 8), bytes(2 * 65536 - 7));
-  // Each call begins with nothing.
+  // Each call starts with no blocks.
   let report = plugin.run(&[
     ("alloc", &fits),
     ("alloc", &fits),
@@ -785,7 +785,7 @@ fn live_blocks_have_a_limit_together() {
 }
 
 #[test]
-fn memories_grow_by_as_much_as_they_may_whatever_they_begin_with() {
+fn memories_may_grow_by_the_limit_regardless_of_their_initial_size() {
   let guest = wat(
     r#"(module (memory 100) (memory $other 17)
              (func (export "grow") (result i32)
@@ -802,7 +802,8 @@ fn memories_grow_by_as_much_as_they_may_whatever_they_begin_with() {
   );
 }
 
-/// Objects of the garbage collector lie in a memory of their own, which counts as the others do.
+/// Garbage-collected objects are in a memory of their own, which counts towards the limit like
+/// the others.
 #[test]
 fn garbage_is_limited() {
   let list = wat(

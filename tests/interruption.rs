@@ -1,6 +1,6 @@
-//! Endless guests end when they are interrupted, whatever they are doing, and no other instance notices.
+//! Endless guests end when they are interrupted, whatever they are doing, and no other instance is affected.
 //!
-//! `INTERRUPTION_ROUNDS` says how often each kind of guest is interrupted.
+//! `INTERRUPTION_ROUNDS` sets how often each kind of guest is interrupted.
 
 mod common;
 
@@ -12,7 +12,7 @@ use common::{ENDLESS, Ending, INNOCENT, Loaded, Use, World, beside_an_innocent, 
 use extism_host::plugin::instance::Run;
 use extism_host::plugin::interrupt::{Interrupt, Interruptions};
 
-/// Between two interruptions of one instance, where one may be missed.
+/// The pause between two interruptions of one instance, if one may be missed.
 const REPEAT: Duration = Duration::from_millis(1);
 
 /// Initializations that never end.
@@ -37,7 +37,7 @@ fn rounds() -> u64 {
   rounds.map_or(200, |rounds| rounds.parse().expect("a number"))
 }
 
-/// A world with a function that does nothing, and a guest with it.
+/// A world with a host function that does nothing, and a guest that imports it.
 fn load(body: &str, interruptions: Interruptions) -> Loaded {
   let mut world = World::new();
   world.functions.push(extism_host::host::HostFunction::new(
@@ -56,7 +56,7 @@ fn load(body: &str, interruptions: Interruptions) -> Loaded {
   world.load_with(&[(None, &wasm)], Use::interrupted_by(interruptions))
 }
 
-/// Interrupts as a watchdog does: again while the instance goes on, if one may be missed.
+/// Interrupts as the watchdog does: repeatedly while the instance runs, if one interruption may be missed.
 fn interrupt_until(interrupt: &Interrupt, has_ended: &AtomicBool) {
   interrupt.interrupt();
   while interrupt.needs_repeating() && !has_ended.load(Ordering::SeqCst) {
@@ -65,7 +65,7 @@ fn interrupt_until(interrupt: &Interrupt, has_ended: &AtomicBool) {
   }
 }
 
-/// Runs the guest and interrupts it after some time, which is different in each round.
+/// Runs the guest and interrupts it after some time, which differs in each round.
 fn run_interrupted(plugin: &Loaded, round: u64) -> common::Report {
   let mut instance = plugin.instance();
   let interrupt = instance.interrupt().clone();
@@ -83,8 +83,8 @@ fn run_interrupted(plugin: &Loaded, round: u64) -> common::Report {
   })
 }
 
-/// Runs all rounds on a thread of their own and fails if one of them does not end. An instance that does not
-/// heed its interruption would run for ever.
+/// Runs all rounds on a separate thread, and fails if a round does not end. An instance that ignores its
+/// interruption would run for ever.
 fn must_end(what: &'static str, round: impl Fn(u64) + Send + 'static) {
   let (sender, ended) = channel();
   let thread = std::thread::spawn(move || {
@@ -136,7 +136,7 @@ fn endless_guests_end_by_the_epoch() {
   all_end(Interruptions::Epoch);
 }
 
-/// While a host function runs, nothing of the guest does. The guest ends when the function returns.
+/// While a host function runs, no guest code does. The guest ends when the function returns.
 #[test]
 fn an_interruption_during_a_host_function_ends_the_guest_after_it() {
   use extism_host::host::{Answer, HostFunction};
@@ -176,9 +176,9 @@ fn an_interruption_during_a_host_function_ends_the_guest_after_it() {
   }
 }
 
-/// An interruption that comes too late, or twice, changes nothing for anybody else.
+/// An interruption that comes too late, or twice, affects no other instance.
 #[test]
-fn an_interruption_of_an_instance_that_is_gone_reaches_nobody() {
+fn interrupting_a_dropped_instance_affects_no_other() {
   for interruptions in [Interruptions::Page, Interruptions::Epoch] {
     let plugin = World::new().load_with(
       &[(None, &guest(INNOCENT))],
@@ -186,7 +186,7 @@ fn an_interruption_of_an_instance_that_is_gone_reaches_nobody() {
     );
     for _ in 0..rounds() {
       let gone = plugin.instance().interrupt().clone();
-      // Its memory is likely to be where that of the other was.
+      // Its memory is probably at the address of the other one's.
       let mut instance = plugin.instance();
       gone.interrupt();
       gone.interrupt();

@@ -1,14 +1,14 @@
 //! Random calls of the kernel, checked against a model: the live blocks with their contents.
 //!
-//! A guest of two modules asks the test for each step, carries it out and tells what came of it. So every
-//! result is compared at once, and every block at the end of each call. Steps are made from seeds, so a
-//! seed is all that is needed to see one again.
+//! A guest made of two modules asks the test for each step, executes it and reports the result. So every
+//! result is compared at once, and every block at the end of each call. Steps are generated from seeds,
+//! so a seed is enough to reproduce a run.
 //!
 //!     KERNEL_FUZZ_SECONDS=600 cargo test --release --test kernel_fuzz
 //!
-//! runs for ten minutes instead of a few seconds. `KERNEL_FUZZ_SEED` is the first seed; without it,
-//! the time chooses, except in the default run. A failing seed is printed; add it to
-//! `kernel_fuzz_corpus.txt`, which every run begins with.
+//! runs for ten minutes instead of a few seconds. `KERNEL_FUZZ_SEED` is the first seed; without it, the
+//! time determines it, except in the default run. A failing seed is printed; add it to
+//! `kernel_fuzz_corpus.txt`, which every run tries first.
 
 mod common;
 
@@ -31,7 +31,7 @@ const FUZZER: Fuzzer = Fuzzer {
   corpus: include_str!("kernel_fuzz_corpus.txt"),
 };
 
-/// What live blocks may have together: 1 MiB.
+/// The limit of all live blocks together: 1 MiB.
 const LIVE_LIMIT: u64 = 1 << 20;
 
 /// The largest block.
@@ -68,8 +68,8 @@ enum Step {
 
 use Step::*;
 
-/// Each step, in WAT, with `$a` and `$b` (i64), what it leaves on the stack (an i64, or nothing), and
-/// how often it is chosen.
+/// Each step, in WAT, with its operands `$a` and `$b` (i64), what it leaves on the stack (an i64, or
+/// nothing), and its weight.
 const STEPS: [(Step, &str, bool, u64); 25] = [
   (Alloc, "(call $alloc (local.get $a))", true, 30),
   (Free, "(call $free (local.get $a))", false, 15),
@@ -133,15 +133,15 @@ const STEPS: [(Step, &str, bool, u64); 25] = [
   (HostError, "(call $host_error (local.get $a))", true, 2),
 ];
 
-/// The place of a step.
+/// The index of a step.
 const LOAD_BYTE: usize = 4;
 
-/// What ends a call.
+/// The step that ends a call.
 const END: u64 = 0xff;
-/// Added to a step for the other module.
+/// Added to a step that the other module executes.
 const OTHER: u64 = 0x100;
 
-/// A module that carries out steps, with these definitions in addition.
+/// A module that executes steps, with these additional definitions.
 fn module(definitions: &str) -> Vec<u8> {
   let (mut labels, mut cases) = (String::new(), String::new());
   for (number, (_, body, has_result, _)) in STEPS.iter().enumerate() {
@@ -193,7 +193,7 @@ fn main_module() -> Vec<u8> {
   )
 }
 
-/// Numbers that have broken something somewhere.
+/// Numbers that are typical edge cases.
 const NASTY: [u64; 31] = [
   0,
   1,
@@ -228,7 +228,7 @@ const NASTY: [u64; 31] = [
   u64::MAX - 63,
 ];
 
-/// A number, often a nasty one.
+/// A random number, often an edge case.
 fn nasty(random: &mut Random) -> u64 {
   let value = *random.choose(&NASTY);
   match random.below(4) {
@@ -238,7 +238,7 @@ fn nasty(random: &mut Random) -> u64 {
   }
 }
 
-/// What the kernel must be like.
+/// The model of the kernel.
 #[derive(Default)]
 struct Model {
   live: BTreeMap<u64, Vec<u8>>,
@@ -256,7 +256,7 @@ impl Model {
     self.live_bytes() + length <= LIVE_LIMIT
   }
 
-  /// The bytes there, if they lie in one live block.
+  /// The bytes there, if they are in one live block.
   fn bytes(&mut self, offset: u64, length: u64) -> Option<&mut [u8]> {
     let (start, block) = self.live.range_mut(..=offset).next_back()?;
     let start = usize::try_from(offset - start).ok()?;
@@ -268,7 +268,7 @@ impl Model {
     u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
   }
 
-  /// A new block: it lies where no live block does.
+  /// Adds a new block, which must not overlap a live one.
   fn add(&mut self, offset: u64, content: Vec<u8>) {
     let end = offset + content.len() as u64;
     assert!(offset >= 64 && end < 1 << 32, "a block at {offset}");
@@ -282,7 +282,7 @@ impl Model {
     self.live.insert(offset, content);
   }
 
-  /// A block that the host made, or 0.
+  /// A block that the host has allocated, or 0.
   fn add_by_host(&mut self, offset: u64, content: Vec<u8>) {
     let length = content.len() as u64;
     if length == 0 || length > LARGEST || !self.has_room_for(length) {
@@ -306,7 +306,7 @@ impl Model {
   }
 }
 
-/// What must end the run after a step.
+/// Why the run must end after a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Expected {
   Result,
@@ -316,7 +316,7 @@ enum Expected {
 
 struct Fuzz {
   random: Random,
-  /// How many operands in a hundred make no sense.
+  /// The percentage of invalid operands.
   nonsense: u64,
   model: Model,
   left: u64,
@@ -324,13 +324,13 @@ struct Fuzz {
   operands: [u64; 2],
   expected: Expected,
   steps: u64,
-  /// The start of the block that the guest has read or written last.
+  /// The start of the block that the guest has accessed last.
   last_used: u64,
-  /// What it has freed last.
+  /// The block that it has freed last.
   last_freed: u64,
 }
 
-/// Bytes of that length that differ from block to block.
+/// Bytes of this length that differ from block to block.
 fn pattern(number: u64) -> Vec<u8> {
   let length = number % 300;
   (0..length)
@@ -364,7 +364,7 @@ impl Fuzz {
     *self.model.live.keys().nth(place).expect("there is one")
   }
 
-  /// A place in a block with so many bytes from there on; 0 if there is none.
+  /// An address in a block with at least this many bytes after it; 0 if there is none.
   fn place(&mut self, size: u64) -> u64 {
     for _ in 0..4 {
       let block = self.block();
@@ -394,7 +394,7 @@ impl Fuzz {
     }
   }
 
-  /// Chooses a step; what the guest must do.
+  /// Chooses a step for the guest.
   fn next(&mut self) -> u64 {
     if self.left == 0 {
       return END;
@@ -411,7 +411,7 @@ impl Fuzz {
       }
       ticket -= weight;
     }
-    // The kernel remembers the block that was used last; not for longer than it lives.
+    // The kernel remembers the block that was used last, but only while it is live.
     if self.step == Free && self.nonsense > 0 && self.random.below(30) == 0 {
       self.step = LoadByte;
       self.operands = [self.last_freed, 0];
@@ -443,7 +443,7 @@ impl Fuzz {
         1 => operands[0]
           .wrapping_add(self.random.below(17))
           .wrapping_sub(8),
-        // From inside the block to behind it, or right behind it.
+        // From inside the block to after its end, or right after it.
         2 | 3 => {
           let block = self.block();
           let length = self.model.live.get(&block).map_or(0, Vec::len) as u64;
@@ -470,7 +470,7 @@ impl Fuzz {
     };
     match self.step {
       Alloc if a <= LARGEST && !self.model.has_room_for(a) => Expected::OutOfMemory,
-      // A block that an answer needs is the guest's to pay for.
+      // A block for a host function's result counts as the guest's.
       HostAnswer if !self.model.has_room_for(pattern(a).len() as u64) => Expected::OutOfMemory,
       LoadByte | StoreByte => trap_unless(self.model.bytes(a, 1).is_some()),
       LoadWord | StoreWord => trap_unless(self.model.bytes(a, 8).is_some()),
@@ -480,7 +480,7 @@ impl Fuzz {
     }
   }
 
-  /// Compares what came of the step, and does the same to the model.
+  /// Compares the result of the step, and applies the step to the model.
   fn check(&mut self, result: u64) {
     assert_eq!(self.expected, Expected::Result, "the guest goes on");
     let ([a, b], model) = (self.operands, &mut self.model);
@@ -557,7 +557,7 @@ impl Fuzz {
         result
       }
       HostError => {
-        // The function returns the length of the message, or -1 for no room.
+        // The function returns the length of the message, or -1 if memory is exhausted.
         let message = pattern(a);
         match model.has_room_for(message.len() as u64) {
           true => message.len() as u64,
@@ -569,7 +569,7 @@ impl Fuzz {
     assert_eq!(result, expected);
   }
 
-  /// What the guest may have is what the model has.
+  /// Compares the guest's blocks with the model's.
   fn check_blocks(&self, call: &Invocation<'_>) {
     for (offset, block) in &self.model.live {
       assert!(
@@ -583,7 +583,7 @@ impl Fuzz {
 type Shared = Arc<Mutex<Fuzz>>;
 
 fn lock(fuzz: &Shared) -> MutexGuard<'_, Fuzz> {
-  // A check that fails panics in a host function, which ends the run and tells the test.
+  // A failed check panics in a host function, which ends the run and fails the test.
   fuzz
     .lock()
     .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -644,7 +644,7 @@ fn functions(fuzz: &Shared) -> Vec<HostFunction> {
       if !call.set_error(&message) {
         return Ok(Answer::I64(-1));
       }
-      // Where the block is, the guest can ask; so can the model, through the number of its bytes.
+      // The guest can ask where the block is; so can the model, by its length.
       let mut fuzz = lock(&error);
       fuzz.model.error = 0;
       if !message.is_empty() {
@@ -663,7 +663,7 @@ fn functions(fuzz: &Shared) -> Vec<HostFunction> {
   ]
 }
 
-/// Runs the steps of a seed in a new instance. How that ended, and how many steps there were.
+/// Runs the steps of a seed in a new instance. Returns how the run ended, and the number of steps.
 fn run(plugin: &Loaded, fuzz: &Shared, seed: u64) -> (&'static str, u64) {
   *lock(fuzz) = Fuzz::begin(seed);
   let mut instance = plugin.instance();
@@ -710,7 +710,7 @@ fn run(plugin: &Loaded, fuzz: &Shared, seed: u64) -> (&'static str, u64) {
             else {
               panic!("{context}: {result:?}");
             };
-            // A long one is cut.
+            // Long messages are cut.
             let is_cut = message.len() > 64 << 10;
             assert!(is_cut || message == found, "{context}: the message differs");
           }
@@ -775,7 +775,7 @@ fn random_steps_agree_with_the_model() {
   );
 }
 
-/// Fills a block round by round and leaves it as the output; for ever if the input is empty.
+/// Fills a block round by round and makes it the output; for ever if the input is empty.
 const FILLING: &str = r#"
   (func (export "fill") (local $block i64) (local $round i64) (local $index i64)
     (local.set $block (call $alloc (i64.const 64)))
@@ -792,8 +792,8 @@ const FILLING: &str = r#"
       (br_if $next (i64.lt_u (local.get $round) (call $input_length))))
     (call $output (local.get $block)))"#;
 
-/// Two threads make instances, call them and drop them. A third interrupts those that run, and those that
-/// are gone, at random moments.
+/// Two threads create instances, call them and drop them. A third interrupts instances, running ones and
+/// dropped ones, at random moments.
 fn interrupt_at_random(interruptions: Interruptions) {
   let plugin = World::new().load_with(
     &[(None, &guest(FILLING))],

@@ -403,7 +403,7 @@ fn missing_imports_are_named() {
   for (module, name) in [
     ("extism:host/user", "no_such_function"),
     ("extism:host/env", "no_such_function"),
-    // Farther from a name that there is than a third of it.
+    // The edit distance exceeds a third of the name's length.
     ("extism:host/user", "aNewHostMemoryGet"),
     ("extism:host/user", "xxxxxhostMemoryGet"),
     ("extism:host/user", "hostMemoryGetxxxxx"),
@@ -566,7 +566,7 @@ fn types_of_imports_are_compared() {
 }
 
 #[test]
-fn types_that_imports_name_are_compared_by_what_they_are() {
+fn concrete_types_of_imports_are_compared_structurally() {
   let a = wat(
     r#"(module (type $unused (func)) (type $pair (struct (field i32) (field i64)))
          (global (export "pair") (ref null $pair) (ref.null $pair)))"#,

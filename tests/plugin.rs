@@ -1,4 +1,4 @@
-//! Plugins from Rust's side: what Jest shows from JavaScript's, without Node.
+//! Plugins from Rust: what the Jest tests show from JavaScript, without Node.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -44,7 +44,7 @@ fn manifest(text: &str) -> Manifest {
   }
 }
 
-/// A plugin, and who waits for its calls.
+/// A plugin, and the receivers of its calls' results.
 struct Opened {
   plugin: Plugin,
   waiting: Arc<Waiting>,
@@ -87,7 +87,7 @@ fn open(manifest: &Manifest, limits: Limits) -> Opened {
   try_open(manifest, limits, Arc::new(MemoryStore::new())).expect("the plugin opens")
 }
 
-/// Opens a plugin whose function `block` calls a host function that no interruption reaches for that time.
+/// Opens a plugin whose function `block` calls a host function that ignores interruptions for `time`.
 fn open_blocking(time: Duration, timeout: Duration, limits: Limits) -> Opened {
   let guest = r#"(module
     (import "extism:host/env" "input_offset" (func $input_offset (result i64)))
@@ -123,7 +123,7 @@ fn open_blocking(time: Duration, timeout: Duration, limits: Limits) -> Opened {
   try_open_with(&manifest, limits, &environment).expect("the plugin opens")
 }
 
-/// Queues a call; its number, and where its result arrives.
+/// Queues a call. Returns its number, and the receiver of its result.
 fn queue(plugin: &Opened, function: &str, input: &[u8]) -> (u64, Receiver<Result<Vec<u8>>>) {
   let (sender, receiver) = channel();
   let number = plugin.waiting.last_number.fetch_add(1, Ordering::Relaxed) + 1;
@@ -153,7 +153,7 @@ fn call(plugin: &Opened, function: &str, input: &[u8]) -> Result<Vec<u8>, Code> 
 }
 
 #[test]
-fn a_call_gives_the_output_and_ends_with_the_code_of_what_went_wrong() {
+fn a_call_returns_its_output_or_fails_with_the_matching_code() {
   let manifest = Manifest {
     timeout: Some(Duration::from_millis(200)),
     ..manifest(GUEST)
@@ -175,7 +175,7 @@ fn a_call_gives_the_output_and_ends_with_the_code_of_what_went_wrong() {
 }
 
 #[test]
-fn an_instance_keeps_its_state_until_it_is_broken() {
+fn an_instance_keeps_its_state_until_it_is_replaced() {
   let plugin = open(&manifest(GUEST), limits(1, 8));
   assert_eq!(call(&plugin, "count", b""), Ok(vec![1]));
   assert_eq!(call(&plugin, "fail", b"x"), Err(Code::PluginError));
@@ -185,7 +185,7 @@ fn an_instance_keeps_its_state_until_it_is_broken() {
 }
 
 #[test]
-fn a_host_function_reads_the_store_as_it_is_now() {
+fn a_host_function_reads_the_current_value_from_the_store() {
   let store = Arc::new(MemoryStore::new());
   let plugin =
     try_open(&manifest(GUEST), limits(2, 8), Arc::clone(&store) as _).expect("the plugin opens");
@@ -219,7 +219,7 @@ fn more_calls_than_the_queue_holds_are_refused_at_once_and_the_others_end() {
 }
 
 #[test]
-fn calls_from_many_threads_all_come_back_with_their_own_output() {
+fn calls_from_many_threads_each_get_their_own_output() {
   let plugin = open(&manifest(GUEST), limits(2, 1_000));
   let together = Barrier::new(4);
   std::thread::scope(|scope| {
@@ -237,7 +237,7 @@ fn calls_from_many_threads_all_come_back_with_their_own_output() {
 }
 
 #[test]
-fn closing_lets_accepted_calls_end_refuses_new_ones_and_says_when_all_is_freed() {
+fn closing_finishes_accepted_calls_refuses_new_ones_and_reports_when_all_is_freed() {
   let store: Arc<MemoryStore> = Arc::default();
   let plugin =
     try_open(&manifest(GUEST), limits(2, 8), Arc::clone(&store) as _).expect("the plugin opens");
@@ -249,7 +249,7 @@ fn closing_lets_accepted_calls_end_refuses_new_ones_and_says_when_all_is_freed()
     assert_eq!(call.recv().expect("done is run"), Ok(Vec::new()));
   }
   is_closed.recv().expect("closing ends");
-  // The watchdog may be looking at this very moment.
+  // The watchdog may be polling at this moment.
   while Arc::strong_count(&store) > 1 {
     std::thread::yield_now();
   }
@@ -259,7 +259,7 @@ fn closing_lets_accepted_calls_end_refuses_new_ones_and_says_when_all_is_freed()
 }
 
 #[test]
-fn what_cannot_run_is_refused_with_what_is_missing() {
+fn plugins_that_cannot_run_are_refused_with_the_reason() {
   let refused = |text: &str, use_wasi: bool| {
     let manifest = Manifest {
       use_wasi,
@@ -299,7 +299,7 @@ fn two_modules_of_one_name_are_refused() {
 }
 
 #[test]
-fn a_call_that_is_canceled_ends_at_once_and_only_it() {
+fn canceling_a_call_ends_it_at_once_and_no_other() {
   let plugin = open(&manifest(GUEST), limits(1, 8));
   let (number, looping) = queue(&plugin, "loop_for_ever", b"");
   let waiting = start(&plugin, "echo", b"next");
@@ -312,8 +312,8 @@ fn a_call_that_is_canceled_ends_at_once_and_only_it() {
 }
 
 #[test]
-fn threads_that_no_interruption_reaches_are_replaced_up_to_a_number_and_then_calls_are_refused() {
-  // Longer than it takes to have that many of them.
+fn stuck_threads_are_replaced_up_to_a_limit_and_then_calls_are_refused() {
+  // Longer than it takes to get that many of them stuck.
   let plugin = open_blocking(
     Duration::from_secs(9),
     Duration::from_millis(50),
@@ -337,13 +337,13 @@ fn threads_that_no_interruption_reaches_are_replaced_up_to_a_number_and_then_cal
 }
 
 #[test]
-fn where_all_instances_that_were_started_are_stuck_the_next_call_gets_another() {
+fn if_all_started_instances_are_stuck_the_next_call_gets_a_new_one() {
   let plugin = open_blocking(
     Duration::from_secs(60),
     Duration::from_millis(100),
     limits(2, 100),
   );
-  // One after the other, so one instance is enough for them; the last is stuck for good.
+  // One after the other, so that one instance is enough for them; the last one gets stuck.
   for _ in 0..17 {
     assert_eq!(call(&plugin, "block", b""), Err(Code::Timeout));
   }
@@ -352,13 +352,13 @@ fn where_all_instances_that_were_started_are_stuck_the_next_call_gets_another() 
 }
 
 #[test]
-fn closing_does_not_wait_for_threads_that_no_interruption_reaches() {
+fn closing_does_not_wait_for_stuck_threads() {
   let plugin = open_blocking(
     Duration::from_secs(60),
     Duration::from_millis(20),
     limits(2, 100),
   );
-  // More than may be abandoned, so that one slot is stuck when the plugin is closed.
+  // More than can be abandoned, so that one slot is stuck when the plugin is closed.
   let calls: Vec<_> = (0..17).map(|_| start(&plugin, "block", b"")).collect();
   for call in calls {
     let result = call.recv().expect("done is run");
@@ -372,7 +372,7 @@ fn closing_does_not_wait_for_threads_that_no_interruption_reaches() {
     .expect("closing ends long before the sleep does");
 }
 
-/// Its initialization ends the first time and never again: the instances of a plugin share variables.
+/// The initialization ends the first time and never again: the instances of a plugin share variables.
 const ENDLESS_FROM_THE_SECOND_ON: &str = r#"
   (module
     (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
@@ -390,8 +390,8 @@ const ENDLESS_FROM_THE_SECOND_ON: &str = r#"
     (func (export "trap") unreachable))
 "#;
 
-/// Waits until no instance is left of the plugins with this store. One whose guest imports
-/// `hostMemoryGet` holds the store for as long as it runs.
+/// Waits until no instance of the plugins with this store is left. An instance whose guest imports
+/// `hostMemoryGet` keeps the store alive.
 fn wait_until_nothing_runs(store: &Arc<MemoryStore>) {
   let started = Instant::now();
   while Arc::strong_count(store) > 1 {
@@ -410,7 +410,7 @@ fn a_plugin_that_is_dropped_while_an_instance_starts_leaves_nothing_running() {
   for round in 0..200 {
     let plugin =
       try_open(&manifest, limits(1, 1), Arc::clone(&store) as _).expect("the plugin opens");
-    // After this the thread makes the next instance, which is begun by the end of the longest wait.
+    // After this the thread creates the next instance, which starts by the end of the longest wait.
     assert_eq!(call(&plugin, "trap", b""), Err(Code::Trap));
     std::thread::sleep(Duration::from_micros(round * 10));
     drop(plugin);
@@ -429,7 +429,7 @@ fn a_plugin_that_is_dropped_while_a_further_instance_starts_leaves_nothing_runni
     for call in calls {
       assert_eq!(call.recv().expect("done is run"), Ok(Vec::new()));
     }
-    // Some are being compiled then, some initialize themselves.
+    // Some are still compiling then, some are initializing.
     std::thread::sleep(Duration::from_micros(round * 100));
     drop(plugin);
     wait_until_nothing_runs(&store);
@@ -437,7 +437,7 @@ fn a_plugin_that_is_dropped_while_a_further_instance_starts_leaves_nothing_runni
 }
 
 #[test]
-fn closing_waits_for_the_instances_that_are_being_started() {
+fn closing_waits_for_instances_that_are_starting() {
   let store: Arc<MemoryStore> = Arc::default();
   for round in 0..50 {
     let plugin =
@@ -455,7 +455,7 @@ fn closing_waits_for_the_instances_that_are_being_started() {
 }
 
 #[test]
-fn an_initialization_whose_time_is_over_before_it_begins_does_not_run_on() {
+fn an_initialization_that_times_out_before_it_starts_does_not_run() {
   let store: Arc<MemoryStore> = Arc::default();
   let endless = r#"
     (module

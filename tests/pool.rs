@@ -1,5 +1,5 @@
-//! Instances come from a pool, and from the system when the pool is full. Nobody notices which, and nothing of
-//! one instance is left for the next in its place.
+//! Instances come from a pool, and from the system when the pool is full. The difference is not observable,
+//! and no state of one instance is left for the next in the same slot.
 
 mod common;
 
@@ -7,10 +7,10 @@ use common::{Ending, Loaded, Use, World, guest};
 use extism_host::plugin::instance::{Instance, Run};
 use extism_host::plugin::interrupt::Interruptions;
 
-/// More than the pool of one kind has places for.
+/// More than the pool of one kind has slots for.
 const MANY: usize = 1_200;
 
-/// Each call returns how often it was called, in four places that a guest can keep something in.
+/// Each call returns how often it was called, from four places where a guest can keep state.
 const COUNTS: &str = r#"
   (memory 1)
   (global $count (mut i32) (i32.const 0))
@@ -46,7 +46,7 @@ fn outputs(plugin: &Loaded, instance: &mut Instance) -> Vec<String> {
 const FRESH: [&str; 2] = ["\u{1}\u{1}\0\0", "\u{2}\u{2}\u{1}\0"];
 
 #[test]
-fn more_instances_than_the_pool_has_places_for_all_run() {
+fn more_instances_than_the_pool_has_slots_all_run() {
   let plugin = load(Interruptions::default());
   let mut instances: Vec<_> = (0..MANY).map(|_| plugin.instance()).collect();
   for instance in &mut instances {
@@ -55,7 +55,7 @@ fn more_instances_than_the_pool_has_places_for_all_run() {
 }
 
 #[test]
-fn an_instance_outside_of_the_pool_is_interrupted_like_the_others() {
+fn an_instance_outside_the_pool_is_interrupted_like_the_others() {
   for interruptions in [Interruptions::Page, Interruptions::Epoch] {
     let plugin = load(interruptions);
     let mut instances: Vec<_> = (0..MANY).map(|_| plugin.instance()).collect();
@@ -70,13 +70,13 @@ fn an_instance_outside_of_the_pool_is_interrupted_like_the_others() {
 }
 
 #[test]
-fn nothing_of_an_instance_is_left_for_the_next_in_its_place() {
+fn no_data_of_an_instance_is_left_for_the_next_in_its_slot() {
   let plugin = load(Interruptions::default());
   for round in 0..200 {
     let mut instance = plugin.instance();
     assert_eq!(outputs(&plugin, &mut instance), FRESH, "round {round}");
     if round % 3 == 0 {
-      // Its interrupt page is closed when its place is given back.
+      // Its interrupt page is closed when its slot is freed.
       instance.interrupt().interrupt();
     }
   }

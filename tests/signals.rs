@@ -1,7 +1,8 @@
-//! A trap stays a trap, whatever handlers others install, and others get what is not a guest's.
+//! A trap stays an error, whatever handlers others install, and others receive the signals that are
+//! not a guest's.
 //!
-//! Handlers belong to the process, so each scenario runs in a process of its own: this program
-//! again, told by a variable what to play.
+//! Handlers belong to the process, so each scenario runs in its own process: this program again,
+//! with an environment variable that names the scenario.
 
 #![cfg(target_os = "linux")]
 
@@ -24,7 +25,7 @@ const SIGNALS: [c_int; 3] = [SIGSEGV, SIGILL, SIGFPE];
 
 // ---- scenarios, each in a child process ----
 
-/// All scenarios; each returns if all is well.
+/// All scenarios. Each returns if everything is as expected.
 const SCENARIOS: &[(&str, fn())] = &[
   ("nothing else", traps_stay_traps),
   ("displaced before", || {
@@ -131,7 +132,7 @@ const SCENARIOS: &[(&str, fn())] = &[
     for signal in SIGNALS {
       guest.store.data_mut().signal = signal;
       let before = notes();
-      // Comes in a host function and in compiled code: the other thread sends all the time.
+      // Arrives both in host functions and in compiled code: the other thread sends all the time.
       // SAFETY: has no preconditions.
       let thread = unsafe { libc::pthread_self() };
       let is_over = AtomicBool::new(false);
@@ -168,7 +169,7 @@ const SCENARIOS: &[(&str, fn())] = &[
       assert_eq!(notes(), expected);
       assert_eq!(CHAINED.load(Ordering::Relaxed), chained + 1);
       traps_stay_traps();
-      // What a reporter does that is uninstalled.
+      // What a reporter does when it is uninstalled.
       // SAFETY: it was in force.
       unsafe { sigaction(SIGSEGV, &before, ptr::null_mut()) };
     }
@@ -218,7 +219,7 @@ const SCENARIOS: &[(&str, fn())] = &[
       for _ in 0..2 {
         scope.spawn(|| {
           while !is_over.load(Ordering::Relaxed) {
-            // Not the default: what traps before our handler is back would end the process.
+            // Not the default action: a trap before our handler is back would end the process.
             displace_all(plain(note));
             ensure_installed();
             displace_all(informed(note_informed));
@@ -270,7 +271,7 @@ fn start(name: &str) -> std::process::Child {
     .unwrap()
 }
 
-/// The end of a child, within 60 s.
+/// Waits up to 60 s for a child to exit.
 fn end_of(mut child: std::process::Child) -> ExitStatus {
   let end = Instant::now() + Duration::from_secs(60);
   while Instant::now() < end {
@@ -296,7 +297,7 @@ fn dies_of(name: &str, signal: c_int) {
 fn send(name: &str, signal: c_int) -> ExitStatus {
   let mut child = start(name);
   let output = BufReader::new(child.stdout.take().unwrap());
-  // Read on to the end, so that the child does not fail to write.
+  // Keep reading to the end, so that the child's writes do not fail.
   let mut lines = output.lines().map(Result::unwrap);
   assert!(lines.any(|line| line.ends_with("ready")));
   let id = c_int::try_from(child.id()).unwrap();
@@ -328,7 +329,7 @@ fn without_our_handler_a_trap_is_an_endless_loop() {
 }
 
 #[test]
-fn others_get_faults_that_are_not_a_guests() {
+fn faults_outside_guests_go_to_other_handlers() {
   for name in [
     "a host function faults",
     "another thread faults",
@@ -354,7 +355,7 @@ fn a_fault_that_nobody_handles_ends_the_process() {
 }
 
 #[test]
-fn a_signal_that_was_sent_goes_to_the_programs_handler() {
+fn a_sent_signal_goes_to_the_programs_handler() {
   succeeds("sent to a thread inside a guest");
   for signal in SIGNALS {
     let status = send("sent from outside", signal);
@@ -402,7 +403,7 @@ extern "C" fn give_up(_: c_int) {
   }
 }
 
-/// Makes the page accessible that `fault` reads.
+/// Makes the page that `fault` reads accessible.
 extern "C" fn repair(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
   NOTES.fetch_add(1, Ordering::Relaxed);
   // SAFETY: the page is one of its own.
@@ -472,10 +473,10 @@ fn raise_on_this_thread(signal: c_int) {
   assert_eq!(unsafe { libc::raise(signal) }, 0);
 }
 
-/// Reads a page that cannot be read.
+/// Reads an inaccessible page.
 fn fault() {
-  // SAFETY: a new mapping that nobody else knows. The fault is wanted: either the handler makes the
-  // page readable, or the process ends.
+  // SAFETY: a new mapping that nothing else uses. The fault is intended: either the handler makes
+  // the page readable, or the process ends.
   unsafe {
     let page = libc::mmap(
       ptr::null_mut(),

@@ -141,7 +141,7 @@ mod tests {
   use super::*;
 
   #[test]
-  fn each_time_that_it_does_not_pay_it_is_left_out_twice_as_often_until_it_pays() {
+  fn skips_double_until_spinning_pays_again() {
     let skipped = |backoff: &mut SpinBackoff| (0..).take_while(|_| !backoff.is_due()).count();
     let mut backoff = SpinBackoff::NEW;
     assert_eq!(skipped(&mut backoff), 0);
