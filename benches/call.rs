@@ -194,7 +194,7 @@ fn large(criterion: &mut Criterion) {
 }
 
 fn host_functions(manifest: &Manifest, store: Arc<dyn Store>) -> Vec<HostFunction> {
-  let settings = host::Settings {
+  let settings = host::HostSettings {
     config: &manifest.config,
     http: &manifest.http,
     timeout: manifest.timeout,

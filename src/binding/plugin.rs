@@ -22,7 +22,7 @@ use super::memory_store::MemoryStore;
 use super::plugin_options::{FunctionName, PluginOptions};
 use super::protocol::{CALL_MUST_TAKE, CALL_MUST_WAKE, CALL_QUEUED, CALL_TAKEN, CallArguments};
 use super::store::Store as AnyStore;
-use crate::host::{Access, Environment};
+use crate::host::{Environment, StoreAccess};
 use crate::plugin::spin::SpinBackoff;
 use crate::plugin::{self, Limits, Queued};
 use crate::store::Store;
@@ -141,7 +141,7 @@ fn environment(options: &PluginOptions, store: Arc<dyn Store>, boundary: &Bounda
   };
   let names = (0..).zip(&options.functions);
   Environment {
-    store: Arc::new(Access::new(store, (&options.store_permissions).into())),
+    store: Arc::new(StoreAccess::new(store, (&options.store_permissions).into())),
     logger: Arc::new(JsLogger::new(
       options.plugin_id,
       options.log_level,

@@ -186,7 +186,7 @@ impl From<PluginOptions> for plugin::Manifest {
       max_pages: options.max_pages,
       max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
       max_output: options.max_output_bytes.map(u64::from),
-      http: http::Options {
+      http: http::HttpOptions {
         allowed_hosts: options.allowed_hosts,
         max_response: options.max_http_response_bytes.map(u64::from),
         allows_response_headers: options.allow_http_response_headers,

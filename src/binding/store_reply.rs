@@ -4,7 +4,7 @@ use napi::Env;
 use napi::bindgen_prelude::{Array, BigInt, BufferSlice, Either, Null};
 
 use super::completion_queue::JobResult;
-use crate::store::{Bytes, Change, Page};
+use crate::store::{Bytes, Change, KeyPage};
 
 /// What comes of an operation of a store.
 pub enum StoreReply {
@@ -19,7 +19,7 @@ pub enum StoreReply {
   /// Values, or `null`s.
   Values(Vec<Option<Bytes>>),
   /// An array of the cursor, or `null`, and the keys.
-  Page(Page),
+  Page(KeyPage),
   /// An array of arrays: of each change what kind it is, its key and its value, or `null`.
   Changes(Vec<Change>),
 }

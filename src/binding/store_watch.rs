@@ -8,7 +8,7 @@ use napi_derive::napi;
 use super::completion_queue::CompletionQueue;
 use super::pool;
 use super::store_reply::StoreReply;
-use crate::store::{Change, Store, Watch, Watcher};
+use crate::store::{Change, Store, WatchGuard, Watcher};
 
 /// Changes that wait for JavaScript. When there are more, it is told that it has missed some.
 const MAX_CHANGES: usize = 1024;
@@ -55,7 +55,7 @@ impl Changes {
 }
 
 impl Watcher for Changes {
-  fn changed(&self, change: &Change) {
+  fn on_change(&self, change: &Change) {
     let mut pending = self.lock();
     if pending.is_full || pending.is_stopped {
       return;
@@ -81,7 +81,7 @@ impl Watcher for Changes {
 #[napi]
 pub struct StoreWatch {
   changes: Arc<Changes>,
-  watch: RefCell<Option<Watch>>,
+  watch: RefCell<Option<WatchGuard>>,
 }
 
 impl StoreWatch {

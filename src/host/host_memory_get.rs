@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Access, Answer, HostFunction};
+use super::{Answer, HostFunction, StoreAccess};
 use crate::Code;
 use crate::abi::USER;
 use crate::abi::ValueType;
@@ -10,7 +10,7 @@ use crate::abi::ValueType;
 /// `hostMemoryGet(key: i64) -> i64`, in `extism:host/user`. The offset of the value; 0 when the key
 /// has none, when the value is empty, and when what was passed is not the offset of UTF-8 text. Where
 /// the store fails, the call ends with the store's code.
-pub fn host_memory_get(access: Arc<Access>) -> HostFunction {
+pub fn host_memory_get(access: Arc<StoreAccess>) -> HostFunction {
   HostFunction::new(
     USER,
     "hostMemoryGet",

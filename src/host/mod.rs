@@ -29,14 +29,14 @@ use crate::{Code, Error};
 pub use crate::interruption::Interruption;
 pub use guest::{Guest, Stop};
 pub use log::Logger;
-pub use store::{Access, Permissions};
+pub use store::{Permissions, StoreAccess};
 pub use vars::Vars;
 
 /// What a plugin has of the program that runs it.
 #[derive(Clone)]
 pub struct Environment {
   /// Where `hostMemoryGet` looks, and what guests may do there otherwise.
-  pub store: Arc<Access>,
+  pub store: Arc<StoreAccess>,
   /// Functions of the program's own. They come before ours of the same name.
   pub functions: Vec<UntypedFunction>,
   /// Where the plugin's messages go.
@@ -47,7 +47,7 @@ impl Environment {
   /// With a store that guests may read, and silent.
   pub fn new(store: Arc<dyn Store>) -> Self {
     Self {
-      store: Arc::new(Access::new(store, Permissions::default())),
+      store: Arc::new(StoreAccess::new(store, Permissions::default())),
       functions: Vec::new(),
       logger: Arc::new(log::Silent),
     }
@@ -56,11 +56,11 @@ impl Environment {
 
 /// What the functions that come with every plugin need to know of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings<'a> {
+pub struct HostSettings<'a> {
   /// What guests read with `config_get`.
   pub config: &'a BTreeMap<String, String>,
   /// Which HTTP requests they may make.
-  pub http: &'a http::Options,
+  pub http: &'a http::HttpOptions,
   /// How long a call may take.
   pub timeout: Option<Duration>,
 }
@@ -68,7 +68,7 @@ pub struct Settings<'a> {
 /// The functions that come with every plugin. Each plugin has its own: variables and configuration are
 /// not shared between plugins.
 pub fn functions(
-  settings: Settings<'_>,
+  settings: HostSettings<'_>,
   environment: &Environment,
   vars: &Arc<Vars>,
 ) -> crate::Result<Vec<HostFunction>> {

@@ -47,7 +47,7 @@ pub struct Manifest {
   /// How many bytes the values of the plugin's variables may have; 1 MiB without it.
   pub max_vars: Option<usize>,
   /// Which HTTP requests guests may make; none unless it says otherwise.
-  pub http: http::Options,
+  pub http: http::HttpOptions,
   /// Whether guests may import WASI (preview 1). What they get of it is below.
   pub use_wasi: bool,
   /// Directories of this machine that guests may use.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{Bytes, Page, Store, Watch, Watcher};
+use super::{Bytes, KeyPage, Store, WatchGuard, Watcher};
 use crate::{Code, Error, Result};
 
 /// A store that can be closed: everything is refused afterwards with [`Code::Closed`], whoever has it. So
@@ -63,7 +63,7 @@ impl Store for Handle {
     self.store()?.exists(key)
   }
 
-  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
     self.store()?.list(prefix, cursor, limit)
   }
 
@@ -95,7 +95,7 @@ impl Store for Handle {
     self.store()?.delete_many(keys)
   }
 
-  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<WatchGuard> {
     self.store()?.watch(prefix, watcher)
   }
 

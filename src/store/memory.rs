@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::checks::{check_key, sum};
 use super::watch::Watchers;
-use super::{Bytes, Page, Store, Watch, Watcher};
+use super::{Bytes, KeyPage, Store, WatchGuard, Watcher};
 use crate::{Code, Error, Result};
 use writer::{Ledger, MemoryWriter};
 
@@ -284,7 +284,7 @@ impl Store for MemoryStore {
   }
 
   /// In the order of the keys' bytes; a cursor is the last key of its page.
-  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
     Ok(self.writer().list(prefix, cursor, limit))
   }
 
@@ -352,7 +352,7 @@ impl Store for MemoryStore {
     Ok(keys.iter().map(|key| u64::from(writer.remove(key))).sum())
   }
 
-  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<WatchGuard> {
     Ok(self.shared.watchers.add(prefix, watcher))
   }
 
@@ -443,7 +443,7 @@ mod tests {
   struct Heard(Mutex<Vec<Change>>);
 
   impl Watcher for Heard {
-    fn changed(&self, change: &Change) {
+    fn on_change(&self, change: &Change) {
       self.0.lock().unwrap().push(change.clone());
     }
   }
@@ -559,7 +559,7 @@ mod tests {
     );
     assert_eq!(store.list("b/", Some("a"), 9)?.keys.len(), 3);
     assert_eq!(store.list("", None, 1)?.cursor.as_deref(), Some(""));
-    assert_eq!(store.list("x", None, 1)?, Page::default());
+    assert_eq!(store.list("x", None, 1)?, KeyPage::default());
     Ok(())
   }
 

@@ -17,7 +17,7 @@ pub use handle::Handle;
 pub use memory::{MemoryStore, Value};
 pub use open::{OpenOptions, open};
 pub use redb::RedbStore;
-pub use watch::{Change, Watch, Watcher};
+pub use watch::{Change, WatchGuard, Watcher};
 
 use crate::Result;
 
@@ -61,7 +61,7 @@ pub trait Store: Send + Sync {
   /// there all the time is listed once, from the first page to the last; one that comes or goes
   /// meanwhile may be or not. A store on other machines may list a key again, and fails where its machines
   /// are exchanged meanwhile.
-  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page>;
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage>;
 
   /// Adds to a number that is kept as decimal digits, and returns the sum. A key that is not there counts
   /// as 0, and gets no lifetime; one that is there keeps its own. What is no number of 64 bits, or would
@@ -90,7 +90,7 @@ pub trait Store: Send + Sync {
   /// Tells of all changes of keys that begin with `prefix`, from now on until what is returned is dropped,
   /// whoever makes them, in the order of each key's changes. A store on other machines may tell of changes
   /// of a key that follow closely as one, the last. After [`Change::Lost`] some are missing.
-  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch>;
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<WatchGuard>;
 
   /// Ends what the store does in the background and lets go of files and connections. What has been
   /// acknowledged is kept. Others may be in the middle of something; that ends, or is refused with
@@ -100,7 +100,7 @@ pub trait Store: Send + Sync {
 
 /// Some keys of a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
+pub struct KeyPage {
   /// The keys. There may be none and still be more.
   pub keys: Vec<String>,
   /// Where the next page begins; `None` where this is the last.

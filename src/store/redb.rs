@@ -22,7 +22,7 @@ use std::time::Duration;
 use redb::{AccessGuard, ReadableTable, StorageError};
 
 use super::checks::check_key;
-use super::{Bytes, Page, Store, Watch, Watcher};
+use super::{Bytes, KeyPage, Store, WatchGuard, Watcher};
 use crate::{Code, Error, Result};
 use files::FileSlot;
 use operation::Operation;
@@ -117,12 +117,12 @@ fn list(
   prefix: &str,
   cursor: Option<&str>,
   limit: usize,
-) -> Result<Page, StorageError> {
+) -> Result<KeyPage, StorageError> {
   let start = match cursor {
     Some(cursor) if cursor >= prefix => Bound::Excluded(cursor.as_bytes()),
     _ => Bound::Included(prefix.as_bytes()),
   };
-  let mut page = Page::default();
+  let mut page = KeyPage::default();
   let range = ReadableTable::range::<&[u8]>(&snapshot.entries, (start, Bound::Unbounded))?;
   for entry in range {
     let (key, stored) = entry?;
@@ -168,7 +168,7 @@ impl Store for RedbStore {
   }
 
   /// In the order of the keys' bytes; a cursor is the last key of its page.
-  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
     self
       .shared
       .read(|snapshot| list(snapshot, prefix, cursor, limit))
@@ -233,7 +233,7 @@ impl Store for RedbStore {
     Ok(deleted.unsigned_abs())
   }
 
-  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<WatchGuard> {
     Ok(self.shared.watchers.add(prefix, watcher))
   }
 
@@ -351,7 +351,7 @@ mod tests {
         Err(Code::ValueTooLarge)
       );
     }
-    assert_eq!(store.list("", None, 9)?, Page::default());
+    assert_eq!(store.list("", None, 9)?, KeyPage::default());
     Ok(())
   }
 
@@ -376,13 +376,13 @@ mod tests {
   }
 
   /// Keeps the writer's thread from going on until it is dropped.
-  struct BlockedWriter(Option<std::sync::mpsc::Sender<()>>, Option<Watch>);
+  struct BlockedWriter(Option<std::sync::mpsc::Sender<()>>, Option<WatchGuard>);
 
   impl BlockedWriter {
     fn new(store: &RedbStore) -> Result<Self> {
       struct Blocking(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
       impl Watcher for Blocking {
-        fn changed(&self, _: &crate::store::Change) {
+        fn on_change(&self, _: &crate::store::Change) {
           let _ = self.0.lock().unwrap().recv();
         }
       }

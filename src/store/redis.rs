@@ -31,7 +31,7 @@ use self::node::{Effect, RedisReply, Request};
 use self::servers::Servers;
 use self::settings::{Address, Settings};
 use super::checks::check_key;
-use super::{Bytes, OpenOptions, Page, Store, Watch, Watcher, wait};
+use super::{Bytes, KeyPage, OpenOptions, Store, WatchGuard, Watcher, wait};
 use crate::io_runtime::io_runtime;
 use crate::{Code, Error, Result};
 
@@ -316,7 +316,7 @@ impl Store for RedisStore {
   }
 
   /// In the order of `SCAN`, server by server. A cursor is a server and a position there.
-  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
     // How often the server is asked for a page: with a prefix that few keys have, most answers are empty.
     const MAX_SCANS: usize = 16;
     let nodes = self.servers.nodes();
@@ -345,7 +345,7 @@ impl Store for RedisStore {
     let mut keys = Vec::new();
     for _ in 0..MAX_SCANS {
       let Some(node) = nodes.get(index) else {
-        return Ok(Page { keys, cursor: None });
+        return Ok(KeyPage { keys, cursor: None });
       };
       let connection = &node.session()?.connection;
       let mut command = cmd("SCAN");
@@ -390,7 +390,7 @@ impl Store for RedisStore {
     let cursor = nodes
       .get(index)
       .map(|node| format!("{scan}@{}", mark(&node.server)));
-    Ok(Page { keys, cursor })
+    Ok(KeyPage { keys, cursor })
   }
 
   fn increment(&self, key: &str, delta: i64) -> Result<i64> {
@@ -492,7 +492,7 @@ impl Store for RedisStore {
     Ok(removed)
   }
 
-  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<WatchGuard> {
     let watching = watching::watch(&self.servers, prefix, watcher);
     self.runtime.block_on(watching)
   }

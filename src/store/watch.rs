@@ -28,20 +28,20 @@ pub enum Change {
 /// Who is told of changes. Called on any thread; it should be quick, and must not use the store.
 pub trait Watcher: Send + Sync {
   /// A change.
-  fn changed(&self, change: &Change);
+  fn on_change(&self, change: &Change);
 }
 
 /// Keeps a watcher told, until it is dropped.
-pub struct Watch(Option<Box<dyn FnOnce() + Send + Sync>>);
+pub struct WatchGuard(Option<Box<dyn FnOnce() + Send + Sync>>);
 
-impl Watch {
+impl WatchGuard {
   /// Runs `stop` when it is dropped.
   pub fn new(stop: impl FnOnce() + Send + Sync + 'static) -> Self {
     Self(Some(Box::new(stop)))
   }
 }
 
-impl Drop for Watch {
+impl Drop for WatchGuard {
   fn drop(&mut self) {
     if let Some(stop) = self.0.take() {
       stop();
@@ -65,7 +65,7 @@ pub struct Watchers {
 
 impl Watchers {
   /// Adds one.
-  pub fn add(self: &Arc<Self>, prefix: &str, watcher: Arc<dyn Watcher>) -> Watch {
+  pub fn add(self: &Arc<Self>, prefix: &str, watcher: Arc<dyn Watcher>) -> WatchGuard {
     let number = self.next.fetch_add(1, Ordering::Relaxed);
     let mut watchers = self
       .watchers
@@ -76,7 +76,7 @@ impl Watchers {
     self.count.store(watchers.len(), Ordering::Relaxed);
     drop(watchers);
     let this = Arc::downgrade(self);
-    Watch::new(move || {
+    WatchGuard::new(move || {
       if let Some(this) = this.upgrade() {
         let mut watchers = this
           .watchers
@@ -105,7 +105,7 @@ impl Watchers {
         Change::Lost => true,
       };
       if concerns {
-        watcher.changed(change);
+        watcher.on_change(change);
       }
     }
   }

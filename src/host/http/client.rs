@@ -17,7 +17,7 @@ use url::Url;
 
 use super::allowed_hosts::{AllowedHosts, without_query};
 use super::request::{headers_as_json, redirected};
-use super::{DEFAULT_MAX_RESPONSE, Options};
+use super::{DEFAULT_MAX_RESPONSE, HttpOptions};
 use crate::host::{HostFunctionError, Interruption};
 use crate::io_runtime::io_runtime;
 
@@ -53,7 +53,7 @@ pub struct Received {
 
 impl Client {
   /// `timeout` is what a call of the plugin may take.
-  pub fn new(allowed: AllowedHosts, options: &Options, timeout: Option<Duration>) -> Self {
+  pub fn new(allowed: AllowedHosts, options: &HttpOptions, timeout: Option<Duration>) -> Self {
     Self {
       allowed,
       max_body: options.max_response.unwrap_or(DEFAULT_MAX_RESPONSE),
@@ -249,7 +249,7 @@ mod tests {
     let allowed = AllowedHosts::new(&["127.0.0.1".to_owned()]).unwrap();
     let client = Client {
       silence: Duration::from_millis(200),
-      ..Client::new(allowed, &Options::default(), None)
+      ..Client::new(allowed, &HttpOptions::default(), None)
     };
     let error = client.exchange(request, &Interruption::default()).err();
     let message = error.unwrap().to_string();
@@ -263,7 +263,7 @@ mod tests {
   fn silence_may_last_as_long_as_a_call_but_no_less_than_30_s() {
     let silence = |timeout| {
       let allowed = AllowedHosts::new(&[]).unwrap();
-      Client::new(allowed, &Options::default(), timeout).silence
+      Client::new(allowed, &HttpOptions::default(), timeout).silence
     };
     assert_eq!(silence(None), SILENCE);
     assert_eq!(silence(Some(Duration::from_millis(1))), SILENCE);
@@ -278,7 +278,7 @@ mod tests {
     let allowed = AllowedHosts::new(&["127.0.0.1".to_owned()]).unwrap();
     let interruption = Interruption::default();
     interruption.cancel();
-    let client = Client::new(allowed, &Options::default(), None);
+    let client = Client::new(allowed, &HttpOptions::default(), None);
     assert!(client.exchange(request, &interruption).is_err());
   }
 }

@@ -23,7 +23,7 @@ pub const DEFAULT_MAX_RESPONSE: u64 = 50 << 20;
 
 /// What a plugin may do with HTTP.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct HttpOptions {
   /// The hosts that it may reach: names, addresses, or patterns with `*`, `?` and `[..]`. None without
   /// any.
   pub allowed_hosts: Vec<String>,
@@ -47,7 +47,10 @@ pub struct LastResponse {
 
 /// The three functions of the PDK. `timeout` is the plugin's for a call. Fails where an entry of the
 /// allowed hosts cannot match any host.
-pub fn functions(options: &Options, timeout: Option<Duration>) -> crate::Result<Vec<HostFunction>> {
+pub fn functions(
+  options: &HttpOptions,
+  timeout: Option<Duration>,
+) -> crate::Result<Vec<HostFunction>> {
   let client = Arc::new(Client::new(
     AllowedHosts::new(&options.allowed_hosts)?,
     options,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::host::Interruption;
-use crate::store::{Bytes, MAX_KEY, Page, Store, wait};
+use crate::store::{Bytes, KeyPage, MAX_KEY, Store, wait};
 use crate::{Code, Error, Result};
 
 /// Bytes that a value may have when nothing else is said: 1 MiB.
@@ -98,7 +98,7 @@ impl Count {
 
 /// A store as the guests of one plugin have it. All methods may be called from any thread; they block as
 /// those of the store do, and have its errors. [`Code::AccessDenied`] where the permissions do not allow it.
-pub struct Access {
+pub struct StoreAccess {
   store: Arc<dyn Store>,
   permissions: Permissions,
   counters: Arc<StoreCounters>,
@@ -107,7 +107,7 @@ pub struct Access {
   counting: Mutex<()>,
 }
 
-impl Access {
+impl StoreAccess {
   /// With permissions of its own.
   pub fn new(store: Arc<dyn Store>, permissions: Permissions) -> Self {
     Self {
@@ -161,7 +161,7 @@ impl Access {
   }
 
   /// Some of the keys that begin with `prefix`, without the plugin's own prefix. See [`Store::list`].
-  pub fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+  pub fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
     self.counted(|| {
       let prefix = self.full(prefix);
       let mut page = self.store.list(checked(&prefix)?, cursor, limit)?;
@@ -380,12 +380,12 @@ impl Access {
 
 /// One of the keys that a plugin may have, for a key that is about to be set.
 struct KeyReservation<'a> {
-  access: &'a Access,
+  access: &'a StoreAccess,
   is_taken: bool,
 }
 
 impl<'a> KeyReservation<'a> {
-  fn not_needed(access: &'a Access) -> Self {
+  fn not_needed(access: &'a StoreAccess) -> Self {
     Self {
       access,
       is_taken: false,
@@ -430,9 +430,9 @@ mod tests {
   use super::*;
   use crate::store::MemoryStore;
 
-  fn access(permissions: Permissions) -> (Arc<MemoryStore>, Access) {
+  fn access(permissions: Permissions) -> (Arc<MemoryStore>, StoreAccess) {
     let store = Arc::new(MemoryStore::new());
-    (Arc::clone(&store), Access::new(store, permissions))
+    (Arc::clone(&store), StoreAccess::new(store, permissions))
   }
 
   fn writing() -> Permissions {

@@ -14,7 +14,7 @@ use crate::abi::USER;
 use crate::abi::ValueType::{self, I64};
 use crate::{Code, Error, Result};
 
-pub use access::{Access, DEFAULT_MAX_VALUE, Permissions, StoreCounters, StoreStats};
+pub use access::{DEFAULT_MAX_VALUE, Permissions, StoreAccess, StoreCounters, StoreStats};
 
 /// There is no such key.
 const MISSING: i64 = -1;
@@ -36,8 +36,8 @@ const STATUS: [(Code, i64); 6] = [
 const MAX_KEYS: usize = 1_000;
 
 /// The functions, all in `extism:host/user` and with a result of type i64.
-pub fn functions(access: &Arc<Access>) -> Vec<HostFunction> {
-  type Body = fn(&Access, &mut Invocation<'_>) -> Result<Answer>;
+pub fn functions(access: &Arc<StoreAccess>) -> Vec<HostFunction> {
+  type Body = fn(&StoreAccess, &mut Invocation<'_>) -> Result<Answer>;
   let functions: [(&str, usize, Body); 8] = [
     ("hostStoreGet", 1, get),
     ("hostStoreSet", 3, set),
@@ -67,13 +67,13 @@ fn status(error: Error) -> std::result::Result<Answer, HostFunctionError> {
 }
 
 /// `hostStoreGet(key) -> value`
-fn get(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn get(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let value = access.get(text(call, 0)?)?;
   Ok(value.map_or(Answer::I64(MISSING), Answer::Bytes))
 }
 
 /// `hostStoreSet(key, value, ttl) -> 0`
-fn set(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn set(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let (key, lifetime) = (text(call, 0)?.to_owned(), lifetime(call, 2)?);
   let interruption = call.interruption();
   access.set(&key, bytes(call, 1)?, lifetime, &interruption)?;
@@ -81,17 +81,17 @@ fn set(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
 }
 
 /// `hostStoreDelete(key) -> 1 | 0`
-fn delete(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn delete(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   Ok(flag(access.delete(text(call, 0)?)?))
 }
 
 /// `hostStoreExists(key) -> 1 | 0`
-fn exists(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn exists(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   Ok(flag(access.exists(text(call, 0)?)?))
 }
 
 /// `hostStoreKeys(prefix, cursor, limit) -> list` of the next cursor, empty at the end, and the keys.
-fn keys(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn keys(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let prefix = text(call, 0)?.to_owned();
   let limit = match number(call, 2) {
     0 => MAX_KEYS,
@@ -110,14 +110,14 @@ fn keys(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
 }
 
 /// `hostStoreIncrement(key, delta) -> sum`, as decimal digits.
-fn increment(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn increment(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let (delta, interruption) = (number(call, 1), call.interruption());
   let sum = access.increment(text(call, 0)?, delta, &interruption)?;
   Ok(Answer::Bytes(sum.to_string().into_bytes().into()))
 }
 
 /// `hostStoreCompareAndSwap(key, expected, value, ttl) -> 1 | 0`
-fn compare_and_swap(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn compare_and_swap(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let (key, lifetime) = (text(call, 0)?.to_owned(), lifetime(call, 3)?);
   let interruption = call.interruption();
   let expected = optional_bytes(call, 1)?.map(<[u8]>::to_vec);
@@ -128,7 +128,7 @@ fn compare_and_swap(access: &Access, call: &mut Invocation<'_>) -> Result<Answer
 }
 
 /// `hostStoreGetMany(keys) -> values`, lists both.
-fn get_many(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn get_many(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let keys = list::decode(bytes(call, 0)?, MAX_KEYS)
     .ok_or_else(|| invalid(&format!("the keys are no list of up to {MAX_KEYS} texts")))?;
   let values = access.get_many(&keys)?;

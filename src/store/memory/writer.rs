@@ -8,7 +8,7 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::{Entry, MemoryState, NEVER, Value};
-use crate::store::{Change, Page};
+use crate::store::{Change, KeyPage};
 use crate::watchdog::{self, Watched};
 
 /// Keys whose time is over that the watchdog removes before others get their turn.
@@ -178,7 +178,7 @@ impl<'a> MemoryWriter<'a> {
   }
 
   /// See [`Store::list`](crate::store::Store::list).
-  pub fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Page {
+  pub fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> KeyPage {
     let start = match cursor {
       Some(cursor) if cursor >= prefix => Bound::Excluded(cursor),
       _ => Bound::Included(prefix),
@@ -203,7 +203,7 @@ impl<'a> MemoryWriter<'a> {
       .map(|key| String::from(&**key))
       .collect();
     let has_more = keys.next().is_some();
-    Page {
+    KeyPage {
       cursor: page.last().filter(|_| has_more).cloned(),
       keys: page,
     }

@@ -19,7 +19,7 @@ use super::errors;
 use super::node::backoff;
 use super::servers::Servers;
 use super::settings::{Address, Settings};
-use crate::store::{Change, Watch, Watcher};
+use crate::store::{Change, WatchGuard, Watcher};
 use crate::{Code, Error, Result};
 
 /// How long a server may be silent before it is asked for a sign of life.
@@ -36,7 +36,7 @@ pub async fn watch(
   servers: &Arc<Servers>,
   prefix: &str,
   watcher: Arc<dyn Watcher>,
-) -> Result<Watch> {
+) -> Result<WatchGuard> {
   let shared = Arc::new(WatchState {
     settings: Arc::clone(&servers.settings),
     servers: Arc::downgrade(servers),
@@ -66,7 +66,7 @@ pub async fn watch(
       }
     }
   });
-  Ok(Watch::new(move || supervisor.abort()))
+  Ok(WatchGuard::new(move || supervisor.abort()))
 }
 
 /// Ends when it is dropped.
@@ -180,7 +180,7 @@ impl WatchState {
     loop {
       if let Ok(follower) = self.follow(&server).await {
         attempt = 0;
-        self.watcher.changed(&Change::Lost);
+        self.watcher.on_change(&Change::Lost);
         self.tell_from(&follower).await;
       }
       sleep(backoff(attempt)).await;
@@ -196,7 +196,7 @@ impl WatchState {
         return;
       }
       if said.are_all_changed {
-        self.watcher.changed(&Change::Lost);
+        self.watcher.on_change(&Change::Lost);
       }
       for keys in said.keys.chunks(BATCH) {
         if self.tell(follower, keys).await.is_err() {
@@ -238,7 +238,7 @@ impl WatchState {
         servers.forget(key);
       }
       let key = key.clone();
-      self.watcher.changed(&match found {
+      self.watcher.on_change(&match found {
         Value::Int(0) => Change::Deleted { key },
         Value::Int(_) => Change::Set { key, value: None },
         // It has just moved to another server, say.
