@@ -9,142 +9,142 @@
  */
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
-/** One JavaScript thread's boundary. */
+/** The boundary of one JavaScript thread. */
 export declare class Boundary {
   /**
-   * `settle` is called, on this thread, when there are finished calls to be taken. Short inputs are
-   * put into `inbox`, and numbers into `header`, either way. Both must stay with the caller: nobody
-   * else may have them or their buffers.
+   * `settle` is called on this thread when results can be taken. The caller writes short inputs into
+   * `inbox`, and both sides write numbers into `header`. The caller must keep both private, including their
+   * buffers.
    */
   constructor(settle: () => void, inbox: Uint8Array, header: Uint32Array)
   /**
-   * The function that takes results, see [`JsThreadState::take`].
+   * Returns the function that takes results, see [`JsThreadState::take`].
    *
-   * It is a function rather than a method because Node-API then need not look up and check what
-   * belongs to the receiver; and numbers are in the header because to pass one costs more than to
-   * write it.
+   * It is a function and not a method, so that Node-API need not look up and check the receiver. Numbers go
+   * through the header because passing one costs more than writing it there.
    */
   taker(): (shared: Uint8Array, outOfBand: unknown[]) => void
-  /** Waits until there is a finished call to be taken. The event loop stands still meanwhile. */
+  /** Waits until a result can be taken. Blocks the event loop. */
   wait(): void
   /**
-   * The function that replies to a call of a function in JavaScript as the header says, see
-   * [`JsThreadState::reply`]. It and all that follow return `false`, a negative number or `null` where the
-   * host call is over: its guest has been interrupted, or it has been answered.
+   * Returns the function that replies to a host call as the header says, see [`JsThreadState::reply`]. It
+   * and the methods below return `false`, a negative number or `null` if the host call has ended: it was
+   * answered, or its guest was interrupted.
    */
   replier(): () => number
-  /** Answers a host call with the offset of a block with these bytes. */
+  /** Answers a host call with the offset of a new block with these bytes. */
   answerWith(hostCall: number, bytes: Uint8Array): boolean
-  /** Ends the plugin's call that it is part of, with this message. */
+  /** Fails a host call, which fails the plugin's call with this message. */
   fail(hostCall: number, message: string): boolean
-  /** Makes a block with these bytes, and returns its offset; 0 if it does not fit, or has no bytes. */
+  /** Allocates a block with these bytes, and returns its offset; 0 if it does not fit, or has no bytes. */
   store(hostCall: number, bytes: Uint8Array): number
-  /** Makes a block of that many bytes, all zero. */
+  /** Allocates a zeroed block, and returns its offset. */
   allocate(hostCall: number, length: number): number
-  /** The length of the block that starts at the offset; 0 where none does. */
+  /** The length of the block that starts at `offset`; 0 if none does. */
   length(hostCall: number, offset: number): number
-  /** A copy of the block that starts at the offset; empty where none does. */
+  /** A copy of the block that starts at `offset`; empty if none does. */
   read(hostCall: number, offset: number): Uint8Array | null
-  /** Sets the error of the plugin's call; no bytes for none. */
+  /** Sets the error of the plugin's call; an empty message clears it. */
   setError(hostCall: number, message: Uint8Array): boolean
-  /** The variable of that name: `undefined` if it is not set. */
+  /** The value of a variable; `undefined` if it is not set. */
   getVariable(hostCall: number, name: string): Uint8Array | undefined | null
-  /** Sets it; returns why not, if it is refused. */
+  /** Sets a variable; returns the reason if it is refused. */
   setVariable(hostCall: number, name: string, value: Uint8Array): string | undefined | null
-  /** Removes it. */
+  /** Removes a variable. */
   deleteVariable(hostCall: number, name: string): boolean
-  /** Keeps the process alive, or lets it go. */
+  /** Sets whether this object keeps the process alive. */
   keepAlive(alive: boolean): void
 }
 
-/** A store that this JavaScript thread fills and that plugins read. */
+/** A store in memory. */
 export declare class MemoryStore {
-  /** An empty store, which may take that many bytes. */
+  /** An empty store with an optional size limit in bytes. */
   constructor(maxBytes?: number | undefined | null)
-  /** The store of that name, which all threads of the process share. */
+  /** The store named `name`, which all threads of the process share. */
   static named(name: string): MemoryStore
   /**
-   * Sets a key to a string or to a copy of the bytes, for that many milliseconds; returns why not, where
-   * there is a reason.
+   * Sets a key to a string or to a copy of bytes, with an optional lifetime in milliseconds; returns the
+   * reason if it is refused.
    */
   set(key: string, value: string | Uint8Array, ttlMs?: number | undefined | null): Refusal | null
-  /** What was set: a string, or a copy of the bytes. */
+  /** The value of a key: a string, or a copy of bytes. */
   get(key: string): string | Buffer | null
-  /** Whether the key is there. */
+  /** Whether a key exists. */
   has(key: string): boolean
-  /** Removes the key; whether it was there. */
+  /** Removes a key; returns whether it existed. */
   delete(key: string): boolean
   /** Removes all keys. */
   clear(): void
-  /** How many keys there are. */
+  /** The number of keys. */
   get size(): number
-  /** All keys as of now, in the order in which they were first set. */
+  /** A snapshot of all keys, in insertion order. */
   keys(): Array<string>
 }
 
 /**
- * A running plugin. When JavaScript has forgotten it and its [`caller`](Self::caller), what it still
- * does is interrupted; so `calls.js` keeps it for as long as a call is unfinished.
+ * A running plugin. When JavaScript drops it and its [`caller`](Self::caller), its unfinished calls are
+ * interrupted, so `calls.js` keeps it alive while calls are unfinished.
  */
 export declare class Plugin {
-  /** The functions that can be called, each with the number of its export. */
+  /** The functions that can be called, with the numbers of their exports. */
   functions(): Record<string, number>
   /**
-   * The function that queues a call, whose arguments are in the header ([`CallArguments`]). If the result
-   * has come meanwhile and it may take it, it does so as `take` would have. It returns a `CALL_…` number.
+   * Returns the function that queues a call, with its arguments in the header ([`CallArguments`]). If the
+   * result is available at once and may be taken, the function takes it as `take` would. It returns a
+   * `CALL_…` constant.
    */
   caller(boundary: Boundary): (shared: Uint8Array, outOfBand: unknown[]) => number
   /**
-   * As the function of [`caller`](Self::caller), for an input that is too long for the inbox. It
-   * takes no results.
+   * Like the function of [`caller`](Self::caller), for an input that is too long for the inbox. It takes no
+   * results.
    */
   callWith(number: number, exportNumber: number, input: string | Uint8Array, timeoutMs: number): number
-  /** Wakes the threads that calls need. */
+  /** Wakes up the threads that queued calls need. */
   wake(): void
-  /** Ends a call before its time; its result, which still arrives, means nothing. */
+  /** Cancels a call. Its result still arrives, and must be ignored. */
   cancel(call: number): void
-  /** What the plugin has done, and does at this moment. */
+  /** The plugin's counters and current state. */
   stats(): PluginStats
-  /** What the main module exports. */
+  /** The exports of the main module. */
   exports(): Array<ExportDescriptor>
-  /** What the main module imports. */
+  /** The imports of the main module. */
   imports(): Array<ImportDescriptor>
-  /** Forgets all variables. */
+  /** Removes all variables. */
   clearVars(): void
-  /** Ends the calls that are left of a plugin that is being closed. */
+  /** Cancels the remaining calls of a plugin that is being closed. */
   endCalls(): void
-  /** Closes the plugin; an empty result arrives under the number `call` when all is freed. */
+  /** Closes the plugin; an empty result arrives for job `call` once everything is freed. */
   close(call: number): void
 }
 
-/** A store. What its operations come to arrives under the number `call`. Lifetimes are milliseconds. */
+/** A store. The result of an operation arrives for job `call`. Lifetimes are in milliseconds. */
 export declare class Store {
-  /** The same face for a MemoryStore, which others go on with when this one is closed. */
+  /** A `Store` over a `MemoryStore`. Closing it leaves the `MemoryStore` open. */
   static ofMemory(store: MemoryStore, boundary: Boundary): Store
   /**
-   * The value of a key where that is known at once: a copy, or `null` for no such key; `undefined` where
-   * [`get`](Self::get) has to be asked.
+   * The value of a key if it is available without blocking: a copy, or `null` if the key is missing.
+   * Otherwise `undefined`; then use [`get`](Self::get).
    */
   getNow(key: string): Buffer | null | undefined
-  /** The value of a key: a copy, or `null`. */
+  /** The value of a key: a copy, or `null` if the key is missing. */
   get(call: number, key: string): void
   /** Sets a key. */
   set(call: number, key: string, value: Input, ttlMs?: number | undefined | null): void
-  /** Removes a key; whether it was there. */
+  /** Removes a key; returns whether it existed. */
   delete(call: number, key: string): void
-  /** Whether a key is there. */
+  /** Whether a key exists. */
   has(call: number, key: string): void
-  /** Some keys, as an array of the next page's cursor, or `null`, and the keys. */
+  /** A page of keys, as an array: the next page's cursor or `null`, then the keys. */
   list(call: number, prefix: string, cursor: string | undefined | null, limit: number): void
-  /** Adds to a number, which must have 64 bits. */
+  /** Adds to a 64-bit integer; returns the sum. */
   increment(call: number, key: string, delta: bigint): void
-  /** Sets or removes a key if it has the expected value; whether it had. */
+  /** Sets or removes a key if it has the expected value; returns whether it did. */
   compareAndSwap(call: number, key: string, expected?: Input | undefined | null, value?: Input | undefined | null, ttlMs?: number | undefined | null): void
-  /** The values of keys: copies, or `null`s. */
+  /** The values of keys: copies, or `null` for missing keys. */
   getMany(call: number, keys: Array<string>): void
-  /** Sets keys; each has the value of its place. */
+  /** Sets keys; the value of a key has the key's index. */
   setMany(call: number, keys: Array<string>, values: Array<Input>, ttlMs?: number | undefined | null): void
-  /** Removes keys; how many were there. */
+  /** Removes keys; returns how many existed. */
   deleteMany(call: number, keys: Array<string>): void
   /** Watches the keys that begin with `prefix`. */
   watch(call: number, prefix: string): void
@@ -152,24 +152,24 @@ export declare class Store {
   close(call: number): void
 }
 
-/** A watch. */
+/** A watch on a store. */
 export declare class StoreWatch {
   /**
-   * All changes since the last time arrive under the number `call`, as soon as there are any. The array
-   * is empty when the watch has been stopped. One may be asked for at a time.
+   * All changes since the last call arrive for job `call`, once there are any. An empty array means that the
+   * watch was stopped. Only one job may be pending.
    */
   next(call: number): void
-  /** Ends it: who asks is answered, and nothing is kept. */
+  /** Stops the watch: completes the pending job, and drops buffered changes. */
   stop(): void
 }
 
 /** A directory that guests may use. */
 export interface AllowedPath {
-  /** Where it is. */
+  /** Its path on the host. */
   host: string
-  /** What guests call it. */
+  /** The path that guests see. */
   guest: string
-  /** Whether they may only read there. */
+  /** Whether guests may only read. */
   readOnly: boolean
 }
 
@@ -181,7 +181,7 @@ export declare const ARGUMENT_LENGTH: number
 
 export declare const ARGUMENT_TYPE: number
 
-/** Added to the type of an argument whose block is included. */
+/** Flag of an argument's type: its block is included. */
 export declare const BLOCK_INCLUDED: number
 
 export declare const CALL_MUST_TAKE: number
@@ -190,21 +190,21 @@ export declare const CALL_MUST_WAKE: number
 
 export declare const CALL_TAKEN: number
 
-/** Where compiled modules are kept. */
+/** The compile cache. */
 export interface CompileCacheOptions {
-  /** The directory; without it, the default. */
+  /** The directory; missing means the default. */
   directory?: string
-  /** How many bytes it may have; without it, the default. */
+  /** The size limit in bytes; missing means the default. */
   maxBytes?: number
 }
 
-/** In place of a code: the call succeeded, with an output without bytes. With the code 0, no bytes are no output. */
+/** In place of a code: the call succeeded with an empty output. With the code 0, no bytes mean no output. */
 export declare const EMPTY_OUTPUT: number
 
-/** The names of all codes that errors may have, each at the index of its number less one. */
+/** The names of all error codes. The index of a code is its number minus 1. */
 export declare function errorCodes(): Array<string>
 
-/** Something that the main module exports, as `WebAssembly.Module.exports` describes it. */
+/** An export of the main module, as in `WebAssembly.Module.exports`. */
 export interface ExportDescriptor {
   /** Its name. */
   name: string
@@ -212,7 +212,7 @@ export interface ExportDescriptor {
   kind: string
 }
 
-/** A function in JavaScript. */
+/** The name of a host function in JavaScript. */
 export interface FunctionName {
   /** Where guests import it from. */
   namespace: string
@@ -234,8 +234,8 @@ export declare const HEADER_IS_ALONE: number
 export declare const HEADER_ITEMS: number
 
 /**
- * For `take`: whether it may spin for the next event, since guests have just been answered, and are likely to
- * go on with a host call or to end.
+ * For `take`: whether it may spin for the next event. JavaScript sets this after answering guests, which are
+ * then likely to make another host call or to finish soon.
  */
 export declare const HEADER_MAY_SPIN: number
 
@@ -249,15 +249,12 @@ export declare const HEADER_REPLY_BITS: number
 
 export declare const HEADER_REPLY_TO: number
 
-/** For every function that takes results: how many bytes of the shared buffer are used. */
+/** For every function that takes results: how many bytes of the shared buffer are in use. */
 export declare const HEADER_SHARED_BYTES_USED: number
 
 export declare const HEADER_TIMEOUT_MS: number
 
-/**
- * In place of a code: a host function in JavaScript has been called; its message is where an output
- * would be.
- */
+/** In place of a code: a guest calls a host function in JavaScript; the location is that of its message. */
 export declare const HOST_CALL: number
 
 export declare const HOST_CALL_ARGUMENTS: number
@@ -272,29 +269,29 @@ export declare const HOST_CALL_PLUGIN: number
 
 export declare const HOST_CALL_RESULT: number
 
-/** Something that the main module imports, as `WebAssembly.Module.imports` describes it. */
+/** An import of the main module, as in `WebAssembly.Module.imports`. */
 export interface ImportDescriptor {
-  /** Where from. */
+  /** The module it is imported from. */
   module: string
-  /** Its name there. */
+  /** Its name in that module. */
   name: string
   /** `function`, `table`, `memory` or `global`. */
   kind: string
 }
 
 /**
- * What a result has in the header: the number of its call, its code (0 if the call succeeded), and its
+ * The length of a result in the header: the number of its call, its code (0 if the call succeeded), and its
  * [`Location`].
  */
 export declare const ITEM_LENGTH: number
 
-/** In place of a length: the value beside the buffer is what JavaScript gets, and not memory with bytes. */
+/** In place of a length: the value beside the buffer is the result itself, not memory with its bytes. */
 export declare const JS_VALUE: number
 
-/** Extism's kernel, and the namespace from which plugins import it. */
+/** The namespace of Extism's kernel, from which plugins import it. */
 export declare const KERNEL_NAMESPACE: string
 
-/** In place of a code: a message for the plugin's logger is where an output would be. */
+/** In place of a code: a guest has logged a message; the location is that of the message. */
 export declare const LOG: number
 
 export declare const LOG_LEVEL: number
@@ -303,134 +300,128 @@ export declare const LOG_PLUGIN: number
 
 export declare const LOG_TEXT: number
 
-/** The names of the levels of messages, each at the index of its number. */
+/** The names of the log levels. The index of a level is its number. */
 export declare function logLevels(): Array<string>
 
-/** The name of the module whose functions are called. */
+/** The name of the main module, whose functions are called. */
 export declare const MAIN_MODULE: string
 
-/** In place of a call's number: none. */
+/** In place of a call's number: there is no call. */
 export declare const NO_CALL: number
 
-/** Loads and starts a plugin, which arrives under the number `call`. */
+/** Opens a plugin; it arrives as the result of job `call`. */
 export declare function openPlugin(call: number, options: PluginOptions, store: MemoryStore | AnyStore, boundary: Boundary): void
 
-/** Opens the store of a URL, which arrives under the number `call`. */
+/** Opens the store that `url` names; it arrives as the result of job `call`. */
 export declare function openStore(call: number, url: string, options: StoreOptions, boundary: Boundary): void
 
-/** In place of an offset: the next of the values that are handed over beside the shared buffer. */
+/** In place of an offset: the result is the next value in the array beside the shared buffer. */
 export declare const OUT_OF_BAND: number
 
-/** A manifest and options, as `index.js` has merged them. */
+/** A manifest and options, as `index.js` merges them. */
 export interface PluginOptions {
   /** The modules. */
   wasm: Array<WasmOptions>
-  /** What the guest reads with `config_get`. */
+  /** The configuration that guests read with `config_get`. */
   config: Record<string, string>
-  /** Milliseconds that a call may take. */
+  /** The time limit of a call in milliseconds. */
   timeoutMs?: number
-  /** Pages of 64 KiB that an instance's memories may grow by. */
+  /** How many pages of 64 KiB an instance's memories may grow by. */
   maxPages?: number
-  /** Bytes that the values of the plugin's variables may have. */
+  /** The limit of all values of the plugin's variables in bytes. */
   maxVarBytes?: number
-  /** Hosts that guests may send HTTP requests to. */
+  /** The hosts that guests may send HTTP requests to. */
   allowedHosts: Array<string>
-  /** Bytes that the body of an HTTP response may have. */
+  /** The size limit of an HTTP response's body in bytes. */
   maxHttpResponseBytes?: number
   /** Whether guests may read the headers of HTTP responses. */
   allowHttpResponseHeaders: boolean
-  /** A file with certificates that are trusted. */
+  /** A file with additional certificates to trust. */
   extraCertificates?: string
-  /** Bytes that an output may have. */
+  /** The size limit of an output in bytes. */
   maxOutputBytes?: number
-  /** Units of fuel that a call has. */
+  /** The fuel of a call. */
   fuel?: number
-  /** Whether each call has an instance of its own. */
+  /** Whether each call gets a new instance. */
   isIsolated: boolean
-  /** Whether instances start from the state after the initialization. */
+  /** Whether instances start from a snapshot of the state after initialization. */
   snapshot: boolean
   /** How many calls an instance serves before it is replaced. */
   maxCalls?: number
-  /** How many milliseconds old an instance may be after a call and not be replaced. */
+  /** The age in milliseconds from which an instance is replaced after a call. */
   maxAgeMs?: number
   /** Whether guests may import WASI. */
   useWasi: boolean
-  /** Directories that they may use then. */
+  /** The directories that guests may use through WASI. */
   allowedPaths: Array<AllowedPath>
-  /** Their arguments. */
+  /** The guests' WASI arguments. */
   arguments: Array<string>
-  /** Their environment. */
+  /** The guests' WASI environment variables. */
   environment: Record<string, string>
-  /** Where their output goes: `process`, `logger`, or nowhere. */
+  /** Where the guests' output goes: `process`, `logger`, or nowhere if it is missing. */
   output?: string
-  /**
-   * How a call that runs for too long is interrupted: `page` or `epoch`; the best way of the system
-   * without it.
-   */
+  /** How calls are interrupted: `page` or `epoch`; the best way for the system by default. */
   interruption?: string
-  /** What runs the plugin: `extism` for the reference runtime; the default without it. */
+  /** The runtime: `extism` is the reference runtime; missing means the default. */
   runtime?: string
-  /** Where compiled modules are kept; nowhere without it. */
+  /** The compile cache; no cache if missing. */
   compileCache?: CompileCacheOptions
-  /** How many instances; at least 1. */
+  /** The number of instances; at least 1. */
   instances: number
-  /** Whether all of them are started at once. */
+  /** Whether all instances start immediately. */
   eager: boolean
-  /** How many calls may be unfinished; at least 1. */
+  /** The limit of unfinished calls; at least 1. */
   maxQueue: number
-  /** How many bytes the inputs of waiting calls may have together. */
+  /** The limit of the inputs of queued calls in bytes. */
   maxQueueBytes: number
-  /** What JavaScript knows the plugin by when its guests call functions or log. */
+  /** JavaScript's id of the plugin, for host calls and log messages. */
   pluginId: number
-  /** Functions in JavaScript; each is known by its index. */
+  /** The host functions in JavaScript; a function's index is its number. */
   functions: Array<FunctionName>
   /** What guests may do with the store. */
   storePermissions: StorePermissions
-  /** The least level of messages that are wanted, from 0 for trace to 4 for error; none without it. */
+  /** The lowest level that is logged, from 0 for trace to 4 for error; missing to log nothing. */
   logLevel?: number
 }
 
-/** What `Plugin::stats` tells. */
+/** The result of `Plugin::stats`. */
 export interface PluginStats {
-  /** Calls that had an output. */
+  /** The number of calls that succeeded. */
   succeeded: number
-  /** Calls that failed, by code. */
+  /** The number of calls that failed, by code. */
   failed: Record<string, number>
-  /** Calls that wait. */
+  /** The number of calls in the queue. */
   queued: number
-  /** Instances that run a call. */
+  /** The number of instances that run a call. */
   busy: number
-  /** Instances. */
+  /** The number of instances. */
   instances: number
-  /** Those of them that wait for a call. */
+  /** The number of idle instances that are ready for a call. */
   ready: number
-  /** Instances that have been made and initialized. */
+  /** The number of instances that have been created and initialized so far. */
   made: number
-  /** Calls that found no instance ready. */
+  /** The number of calls that found no instance ready. */
   waited: number
-  /** Instances that were replaced, by reason. */
+  /** The number of instances that were replaced, by reason. */
   replaced: Record<string, number>
-  /** Threads that hang in calls of the host and have been replaced. */
+  /** The number of threads that are stuck in host calls and have been replaced. */
   abandonedThreads: number
-  /** What instances start from: `none`, `pending`, `taken` or `unsupported`. */
+  /** The state of the snapshot that instances start from: `none`, `pending`, `taken` or `unsupported`. */
   snapshot: string
-  /** What guests have asked of the store. */
+  /** The counters of store operations by guests. */
   store: StoreStats
 }
 
-/**
- * Fills the compile cache with what such a plugin needs; an empty result arrives under the number
- * `call`.
- */
+/** Fills the compile cache for a plugin; an empty result arrives for job `call`. */
 export declare function precompile(call: number, options: PluginOptions, boundary: Boundary): void
 
 /**
- * Puts the handlers back that make errors of guests' traps, if somebody has displaced them. `listened` are
- * the names of those signals that JavaScript has listeners for now. Cheap.
+ * Restores the signal handlers that turn guests' traps into errors, if other code has replaced them.
+ * `listened` names the signals that JavaScript currently listens for. Cheap.
  */
 export declare function putBackSignalHandlers(listened: Array<string>): void
 
-/** Why something is refused. */
+/** Why an operation was refused. */
 export interface Refusal {
   /** The error's code. */
   code: string
@@ -444,18 +435,18 @@ export declare const REPLY_NUMBER: number
 
 export declare const REPLY_STORE: number
 
-/** What begins with this is ours. */
+/** Names with this prefix are reserved. */
 export declare const RESERVED_PREFIX: string
 
-/** What goes with a URL. */
+/** The options of a store. */
 export interface StoreOptions {
-  /** How many bytes a store in memory may take. */
+  /** The size limit of a store in memory in bytes. */
   maxBytes?: number
-  /** How many milliseconds a Redis server may take to let in and to answer. */
+  /** The time limit of a Redis server for connecting and for each answer, in milliseconds. */
   timeoutMs?: number
-  /** How many bytes the cache of a Redis store may take. */
+  /** The size of the cache of a store in a file or on Redis in bytes. */
   cacheBytes?: number
-  /** The authorities that may have issued a Redis server's certificate, as PEM. */
+  /** The certificate authorities to trust for a Redis server's certificate, as PEM. */
   ca?: string
   /** Whether opening fails if a Redis server cannot be reached. */
   required?: boolean
@@ -463,25 +454,25 @@ export interface StoreOptions {
 
 /** What guests may do with the store. */
 export interface StorePermissions {
-  /** What is put before each key. */
+  /** Prepended to each key. */
   prefix: string
-  /** Whether they may change it. */
+  /** Whether guests may write. */
   canWrite: boolean
-  /** Bytes that a value may have which they set. */
+  /** The size limit of values that guests set, in bytes. */
   maxValueBytes?: number
-  /** Keys that there may be when they add one. */
+  /** The limit of keys under the prefix. */
   maxKeys?: number
 }
 
-/** What guests have asked of a plugin's store. */
+/** The counters of store operations by a plugin's guests. */
 export interface StoreStats {
-  /** Keys that were looked up. */
+  /** The number of keys that were looked up. */
   reads: number
-  /** Those of them that had a value. */
+  /** How many of those had a value. */
   hits: number
-  /** Changes that were made. */
+  /** The number of keys that were changed. */
   writes: number
-  /** What was refused or failed, by code. */
+  /** The number of refused or failed operations, by code. */
   failed: Record<string, number>
 }
 
@@ -493,20 +484,20 @@ export declare const TYPE_I32: number
 
 export declare const TYPE_I64: number
 
-/** The namespace of host functions, unless they say another. */
+/** The default namespace of host functions. */
 export declare const USER_NAMESPACE: string
 
-/** WASI preview 1. */
+/** The namespace of WASI preview 1. */
 export declare const WASI_NAMESPACE: string
 
-/** One module: a path or bytes. */
+/** A module: a path or bytes. */
 export interface WasmOptions {
-  /** Where the file is. */
+  /** The path of the file. */
   path?: string
   /** The bytes. */
   data?: Uint8Array
-  /** The name for linking. */
+  /** The module's name for linking. */
   name?: string
-  /** SHA-256 in hexadecimal. */
+  /** The SHA-256 hash in hexadecimal. */
   hash?: string
 }

@@ -1,4 +1,4 @@
-//! Lets the linker leave Node-API's symbols open: Node provides them when it loads the addon.
+//! Tells the linker to leave Node-API's symbols undefined: Node resolves them when it loads the addon.
 
 fn main() {
   napi_build::setup();

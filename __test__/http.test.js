@@ -120,8 +120,8 @@ describe('allowedHosts', () => {
     ['https://example.com', /has a scheme: write the host name alone/],
     ['example.com/path', /has a path: write the host name alone/],
     ['example.com:443', /without a port/],
-    ['{a,b}.*.com', /which no host name has/],
-    ['not a host', /is no host name/]
+    ['{a,b}.*.com', /which host names cannot have/],
+    ['not a host', /is not a host name/]
   ])('refuses the entry "%s", which cannot match, and says what to write', async (host, message) => {
     await expect(createPlugin(wasm, { allowedHosts: ['example.com', host] }))
       .rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringMatching(message) })
@@ -220,13 +220,13 @@ describe('a request', () => {
   })
 
   test.each([
-    ['', 'http_request: the request is no JSON object {url, method?, headers?}: '],
-    ['{"url":', 'http_request: the request is no JSON object {url, method?, headers?}: '],
-    ['[]', 'http_request: the request is no JSON object {url, method?, headers?}: '],
-    ['{}', 'http_request: the request has no "url" that is a string'],
-    ['{"url":1}', 'http_request: the request has no "url" that is a string'],
+    ['', 'http_request: the request is not a JSON object {url, method?, headers?}: '],
+    ['{"url":', 'http_request: the request is not a JSON object {url, method?, headers?}: '],
+    ['[]', 'http_request: the request is not a JSON object {url, method?, headers?}: '],
+    ['{}', 'http_request: the "url" of the request must be a string'],
+    ['{"url":1}', 'http_request: the "url" of the request must be a string'],
     [`{"url":"http://127.0.0.1/${'x'.repeat(65_536)}"}`, 'Call error: HTTP request is not allowed (the URL has more than 65534 characters)'],
-    [`{"url":"${'x'.repeat(1 << 20)}"}`, 'http_request: the request has 1048586 bytes without its body; 1048576 are allowed'],
+    [`{"url":"${'x'.repeat(1 << 20)}"}`, 'http_request: the request has 1048586 bytes without its body, more than the 1048576 allowed'],
     ['{"url":"/path"}', 'http_request: the URL "/path" is not valid: '],
     ['{"url":"http://127.0.0.1:99999"}', 'http_request: the URL "http://127.0.0.1:99999" is not valid: '],
     ['{"url":"http://127.0.0.1","method":"GET /"}', 'http_request: the method "GET /" is not valid'],
@@ -265,8 +265,8 @@ describe('a request', () => {
     const plugin = await start({ allowedHosts: ['127.0.0.1', '*.invalid'] })
     for (const [url, why] of [
       [probe.url, 'the connection was refused'],
-      [breaking, 'the server broke off the connection'],
-      [garbage, 'the response broke off or is not valid HTTP'],
+      [breaking, 'the server closed the connection'],
+      [garbage, 'the response is incomplete or not valid HTTP'],
       // Too long for DNS: it is not even asked.
       [`http://${'a'.repeat(64)}.invalid`, 'the host was not found']
     ]) {
@@ -282,7 +282,7 @@ describe('a request', () => {
       `HTTP request to "https://localhost:${port}/" failed: the server's certificate is not valid`))
     const plain = await serve(greet)
     await expect(plugin.call('body', request(`https://localhost:${plain.port}/`))).rejects.toMatchObject(refusal(
-      `HTTP request to "https://localhost:${plain.port}/" failed: no encrypted connection could be made`))
+      `HTTP request to "https://localhost:${plain.port}/" failed: the TLS handshake failed`))
   })
 
   test('over TLS trusts what NODE_EXTRA_CA_CERTS names, for its own name only', async () => {
@@ -441,7 +441,7 @@ describe('a redirect', () => {
     const { url } = await serve(redirectTo('http://:99999/'))
     const plugin = await start(LOCAL)
     await expect(plugin.call('body', request(url)))
-      .rejects.toMatchObject(refusal(`HTTP request to "${url}/" failed: it redirects to something that is no URL`))
+      .rejects.toMatchObject(refusal(`HTTP request to "${url}/" failed: it redirects to an invalid URL`))
   })
 
   test('is followed ten times', async () => {
@@ -454,7 +454,7 @@ describe('a redirect', () => {
     expect((await plugin.call('body', request(`${url}/10`))).text()).toBe('arrived')
     requests.length = 0
     await expect(plugin.call('body', request(`${url}/11`)))
-      .rejects.toMatchObject(refusal(`HTTP request to "${url}/11" failed: more than 10 redirects`))
+      .rejects.toMatchObject(refusal(`HTTP request to "${url}/11" failed: there were more than 10 redirects`))
     expect(requests).toHaveLength(11)
   })
 

@@ -146,12 +146,12 @@ describe('a file', () => {
     const text = newPath()
     for (const content of ['a letter', 'x'.repeat(100_000), '\0'.repeat(9), '\0'.repeat(50_000) + 'x', `redb\x1A${'x'.repeat(10_000)}`]) {
       writeFileSync(text, content)
-      await expect(open(text)).rejects.toMatchObject(refusedWith('STORE_DAMAGED', /no store/))
+      await expect(open(text)).rejects.toMatchObject(refusedWith('STORE_DAMAGED', /not a store/))
       expect(readFileSync(text, 'utf8')).toBe(content)
     }
-    await expect(open(join(text, 'data.redb'))).rejects.toMatchObject(refusedWith('FILE_NOT_FOUND', /no directory/))
+    await expect(open(join(text, 'data.redb'))).rejects.toMatchObject(refusedWith('FILE_NOT_FOUND', /not a directory/))
     if (isUnix) {
-      await expect(open('/dev/null')).rejects.toMatchObject(refusedWith('INVALID_ARGUMENT', /no regular file/))
+      await expect(open('/dev/null')).rejects.toMatchObject(refusedWith('INVALID_ARGUMENT', /not a regular file/))
     }
   })
 

@@ -91,7 +91,7 @@ describe('openStore', () => {
       expect(error.message).not.toMatch(/secret/)
     }
     await expect(openStore(`redis+cluster://${HOST}:${server.port}`)).rejects.toMatchObject({
-      code: 'INVALID_ARGUMENT', message: expect.stringMatching(/no cluster/)
+      code: 'INVALID_ARGUMENT', message: expect.stringMatching(/not a cluster/)
     })
   })
 

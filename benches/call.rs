@@ -1,8 +1,8 @@
-//! What a call costs in Rust: on one thread, in a new instance, with a mebibyte, and handed from one thread
-//! to another and back; and what the store adds to a host function.
+//! What a call costs in Rust: on one thread, in a new instance, with 1 MiB, and passed from one thread to
+//! another and back; and what the store adds to a host function.
 //!
-//! `cargo bench --ignore-rust-version --bench call` compares with the run before. With
-//! `-- --profile-time 5` it does nothing but calls, for a profiler.
+//! `cargo bench --ignore-rust-version --bench call` compares with the previous run. With
+//! `-- --profile-time 5` it only makes calls, for a profiler.
 
 use std::hint::spin_loop;
 use std::num::NonZeroUsize;
@@ -70,17 +70,17 @@ fn store() -> Arc<dyn Store> {
     ("message", "I 💜 Extism 😍"),
   ] {
     let set = store.set_value(key, Value::text(value), None);
-    set.expect("it has no bound");
+    set.expect("the store has no size limit");
   }
   Arc::new(store)
 }
 
-/// The guest calls its host as often as this in one call.
+/// How many host calls the guest makes in one call.
 const HOST_CALLS: u64 = 1_000;
 
-/// What `hostMemoryGet` costs a guest beside a function that is handed the same key and answers with the same
-/// value, and looks nothing up. Everything else of the call is in both, and so is the call of the guest.
-fn looking_up(criterion: &mut Criterion) {
+/// Compares `hostMemoryGet` with a host function that takes the same key and returns the same value, but does
+/// not look it up. Everything else is the same for both, including the call of the guest.
+fn store_lookup(criterion: &mut Criterion) {
   let mut group = criterion.benchmark_group("host function, 1,000 calls");
   let wasm = wat::parse_str(
     r#"(module
@@ -114,7 +114,7 @@ fn looking_up(criterion: &mut Criterion) {
   let store = MemoryStore::new();
   store
     .set("message\0", &value, None)
-    .expect("it has no bound");
+    .expect("the store has no size limit");
   let manifest = Manifest {
     wasm: vec![Wasm {
       source: Source::Bytes(wasm.expect("the guest is valid")),
@@ -163,8 +163,8 @@ fn on_one_thread(criterion: &mut Criterion) {
   }
 }
 
-/// What it costs to copy a mebibyte into the guest's memory, and out of it.
-fn large(criterion: &mut Criterion) {
+/// What it costs to copy 1 MiB into the guest's memory and out of it.
+fn large_input(criterion: &mut Criterion) {
   let wasm = wat::parse_str(
     r#"(module
       (import "extism:host/env" "input_offset" (func $offset (result i64)))
@@ -194,7 +194,7 @@ fn large(criterion: &mut Criterion) {
 }
 
 fn host_functions(manifest: &Manifest, store: Arc<dyn Store>) -> Vec<HostFunction> {
-  let settings = host::Settings {
+  let settings = host::HostSettings {
     config: &manifest.config,
     http: &manifest.http,
     timeout: manifest.timeout,
@@ -203,14 +203,14 @@ fn host_functions(manifest: &Manifest, store: Arc<dyn Store>) -> Vec<HostFunctio
     .expect("the manifest is valid")
 }
 
-/// A plugin of which instances can be called.
-struct Compiled {
+/// A compiled plugin, whose instances can be called.
+struct CompiledPlugin {
   template: Arc<Template>,
-  /// The names of its functions, by their numbers.
+  /// The names of its functions, indexed by number.
   functions: Vec<String>,
 }
 
-fn compile(manifest: &Manifest, functions: &[HostFunction]) -> Compiled {
+fn compile(manifest: &Manifest, functions: &[HostFunction]) -> CompiledPlugin {
   let modules = manifest.load().expect("the guest loads");
   let kind = EngineKind {
     interruptions: manifest.interruptions.unwrap_or_default(),
@@ -241,7 +241,7 @@ fn compile(manifest: &Manifest, functions: &[HostFunction]) -> Compiled {
     allowed_paths: Vec::new(),
   };
   let template = Template::new(&module, &linked, settings).expect("the guest is linked");
-  Compiled {
+  CompiledPlugin {
     template: Arc::new(template),
     functions: linked
       .callables
@@ -251,7 +251,7 @@ fn compile(manifest: &Manifest, functions: &[HostFunction]) -> Compiled {
   }
 }
 
-impl Compiled {
+impl CompiledPlugin {
   fn instance(&self) -> Instance {
     let mut instance = Instance::new(&self.template).expect("the guest is instantiated");
     instance.initialize().expect("the guest is initialized");
@@ -273,13 +273,13 @@ impl Compiled {
   }
 }
 
-/// Who waits for the one call.
-struct Waiting {
+/// Checks the output of a call, and signals its completion.
+struct CallResult {
   output: &'static str,
   is_done: AtomicBool,
 }
 
-impl Results for Waiting {
+impl Results for CallResult {
   fn done(&self, _number: u64, result: extism_host::Result<CallOutput>) {
     let result = result.map(|output| output.bytes);
     assert_eq!(result.as_deref(), Ok(self.output.as_bytes()));
@@ -299,11 +299,11 @@ fn between_threads(criterion: &mut Criterion) {
       max_calls: None,
       max_age: None,
     };
-    let waiting = Arc::new(Waiting {
+    let call_result = Arc::new(CallResult {
       output: guest.output,
       is_done: AtomicBool::new(false),
     });
-    let results = Arc::clone(&waiting) as _;
+    let results = Arc::clone(&call_result) as _;
     let plugin =
       Plugin::open(&guest.manifest, limits, &Environment::new(store()), results).expect("it opens");
     let export = plugin.function(guest.function).expect("it exists");
@@ -321,7 +321,7 @@ fn between_threads(criterion: &mut Criterion) {
         if queued == Queued::Asleep {
           plugin.wake();
         }
-        while !waiting.is_done.swap(false, Ordering::Acquire) {
+        while !call_result.is_done.swap(false, Ordering::Acquire) {
           spin_loop();
         }
       });
@@ -329,5 +329,11 @@ fn between_threads(criterion: &mut Criterion) {
   }
 }
 
-criterion_group!(benches, on_one_thread, looking_up, large, between_threads);
+criterion_group!(
+  benches,
+  on_one_thread,
+  store_lookup,
+  large_input,
+  between_threads
+);
 criterion_main!(benches);

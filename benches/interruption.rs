@@ -1,9 +1,9 @@
-//! How long an endless guest goes on after the watchdog has interrupted it, in both ways.
+//! How long an endless guest keeps running after an interruption, for both interruption mechanisms.
 //!
 //!     cargo bench --ignore-rust-version --bench interruption
 //!
-//! prints the median and the 99th percentile, in microseconds. On an idle machine, the guest and the thread that
-//! interrupts it have a core each.
+//! prints the median and the 99th percentile in microseconds. On an idle machine, the guest and the thread
+//! that interrupts it each have a core.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -17,16 +17,16 @@ use extism_host::plugin::interrupt::Interruptions;
 
 const ROUNDS: usize = 2000;
 
-/// How long the guest runs before.
+/// How long the guest runs before it is interrupted.
 const DELAY: Duration = Duration::from_micros(500);
 
-/// As the watchdog waits, before it interrupts an instance again.
+/// The watchdog's interval between repeated interruptions.
 const REPEAT: Duration = Duration::from_millis(1);
 
-/// Which of the endless guests are measured.
+/// The endless guests to measure.
 const GUESTS: [&str; 3] = ["an empty loop", "a recursion", "a loop that allocates"];
 
-/// How long each of many guests goes on, sorted.
+/// Measures many runs of a guest; returns the sorted times.
 fn measure(body: &str, interruptions: Interruptions) -> Vec<Duration> {
   let wasm = guest(body);
   let plugin = World::new().load_with(&[(None, &wasm)], Use::interrupted_by(interruptions));
@@ -38,13 +38,13 @@ fn measure(body: &str, interruptions: Interruptions) -> Vec<Duration> {
       std::thread::scope(|scope| {
         let interrupting = scope.spawn(|| {
           std::thread::sleep(DELAY);
-          let begun = Instant::now();
+          let interrupted_at = Instant::now();
           interrupt.interrupt();
           while interrupt.needs_repeating() && !has_ended.load(Ordering::SeqCst) {
             std::thread::sleep(REPEAT);
             interrupt.interrupt();
           }
-          begun
+          interrupted_at
         });
         let report = plugin.run_instance(&mut instance, &[("run", b"")]);
         let ended = Instant::now();
@@ -66,7 +66,7 @@ fn main() {
       .filter(|(name, _)| GUESTS.contains(name))
     {
       let times = measure(body, interruptions);
-      let [median, late] = [ROUNDS / 2, ROUNDS * 99 / 100].map(|place| times[place].as_micros());
+      let [median, late] = [ROUNDS / 2, ROUNDS * 99 / 100].map(|index| times[index].as_micros());
       let name = format!("{interruptions:?}, {name}");
       println!("{name:30} {median:8} {late:8}");
     }

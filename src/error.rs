@@ -1,78 +1,78 @@
-//! The one error type of the crate: a stable code for programs, a message for people.
+//! The crate's one error type: a stable code for programs, a message for people.
 
 use std::fmt;
 #[cfg(unix)]
 use std::io;
 
-/// What went wrong, as programs see it. The names that JavaScript sees ([`Code::as_str`]) never
-/// change once published.
+/// The kind of failure, for programs. The names that JavaScript sees ([`Code::as_str`]) never change once
+/// published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Code {
-  /// The caller passed something that this function does not take.
+  /// An argument is invalid.
   InvalidArgument,
-  /// No file can be read at the path.
+  /// The file does not exist or cannot be read.
   FileNotFound,
-  /// The bytes are no WebAssembly module that can be run here.
+  /// The bytes are not a WebAssembly module that this runtime supports.
   InvalidWasm,
-  /// The bytes are not those that the manifest's hash names.
+  /// The bytes do not match the hash in the manifest.
   HashMismatch,
-  /// The module imports something that nobody provides.
+  /// Nothing provides one of the module's imports.
   MissingImport,
-  /// Modules of the manifest import from one another in a circle.
+  /// Modules of the manifest import each other in a cycle.
   CircularLinking,
-  /// A module imports, exports or bears a name that is kept for this library.
+  /// A module imports, exports or has a name that is reserved for this library.
   ReservedName,
-  /// The plugin has no such function, or one with a signature that cannot be called.
+  /// The plugin does not export the function, or its signature is not callable.
   FunctionNotFound,
   /// The plugin itself reported an error.
   PluginError,
-  /// The guest did something that WebAssembly forbids, or reached `unreachable`.
+  /// The guest trapped: an out-of-bounds access, `unreachable`, a division by zero and so on.
   Trap,
-  /// The call, or the plugin's initialization, took longer than its limit.
+  /// The call, or the plugin's initialization, exceeded its time limit.
   Timeout,
-  /// The call was canceled by its caller.
+  /// The caller canceled the call.
   Canceled,
-  /// The output is longer than `maxOutputBytes`.
+  /// The output exceeds `maxOutputBytes`.
   OutputTooLarge,
-  /// A host function failed; the guest's call ended there.
+  /// A host function failed, which ended the guest's call.
   HostFunctionError,
-  /// The guest asked for more memory than it may have.
+  /// The guest exceeded its memory limit.
   OutOfMemory,
   /// The guest used up the call's fuel.
   FuelExhausted,
-  /// `maxQueue` calls are unfinished already.
+  /// The plugin already has `maxQueue` unfinished calls.
   QueueFull,
-  /// All threads of the plugin are stuck in host calls that do not return.
+  /// All of the plugin's threads are stuck in host calls that do not return.
   Unavailable,
-  /// There is no place where compiled modules could be kept.
+  /// No directory is available for the compile cache.
   CacheUnavailable,
-  /// The runtime that was chosen for the plugin does not support an option.
+  /// The plugin's runtime does not support an option.
   Unsupported,
-  /// The plugin, or the store, has been closed.
+  /// The plugin or the store is closed.
   Closed,
-  /// A synchronous call would wait for ever.
+  /// A synchronous call would wait forever.
   WouldDeadlock,
-  /// No store has the scheme of the URL.
+  /// No store supports the URL's scheme.
   NoSuchStore,
-  /// The store does not let in whoever asks.
+  /// The store rejected the credentials, or denied permission.
   AccessDenied,
-  /// The store cannot be reached, or not in time.
+  /// The store cannot be reached, or did not answer in time.
   StoreUnavailable,
-  /// The value is larger than the store takes.
+  /// The value exceeds the store's size limit.
   ValueTooLarge,
-  /// The store has no room left.
+  /// The store is full.
   StoreFull,
-  /// What the store is kept in is damaged, or no store.
+  /// The store's file is damaged, or is not a store.
   StoreDamaged,
-  /// The process may have no more threads, address space or open files.
+  /// The process has no threads, address space or open files left.
   OutOfResources,
   /// A defect in this library.
   Internal,
 }
 
 impl Code {
-  /// All codes, each at the index of its [`number`](Self::number) less one.
+  /// All codes. The index of a code is its [`number`](Self::number) minus 1.
   pub const ALL: [Self; 30] = [
     Code::InvalidArgument,
     Code::FileNotFound,
@@ -106,12 +106,12 @@ impl Code {
     Code::Internal,
   ];
 
-  /// A number for the code, from 1. It means something within one process only.
+  /// A number for the code, starting at 1. Only meaningful within one process.
   pub const fn number(self) -> u32 {
     self as u32 + 1
   }
 
-  /// The name of the code in JavaScript (`error.code`).
+  /// The code's name in JavaScript (`error.code`).
   pub const fn as_str(self) -> &'static str {
     match self {
       Code::InvalidArgument => "INVALID_ARGUMENT",
@@ -151,13 +151,13 @@ impl Code {
 /// An error with its [`Code`] and a message that says what was wrong and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-  /// What went wrong, for programs.
+  /// The kind of failure, for programs.
   pub code: Code,
   /// What went wrong, for people.
   pub message: String,
-  /// For a trap: the guest's functions that were running, the innermost first. Else empty.
+  /// For a trap: the guest's stack, innermost function first. Otherwise empty.
   pub backtrace: Vec<String>,
-  /// For an error of the plugin: the code that it returned or exited with. Else 0.
+  /// For a plugin error: the code that the plugin returned or exited with. Otherwise 0.
   pub return_code: i32,
 }
 
@@ -165,7 +165,7 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-  /// Makes an error.
+  /// An error without a backtrace or return code.
   pub fn new(code: Code, message: impl Into<String>) -> Self {
     Self {
       code,
@@ -175,19 +175,19 @@ impl Error {
     }
   }
 
-  /// The error for a thread that cannot be started. `purpose` completes "cannot start a thread".
+  /// The error for a thread that fails to start. `purpose` completes "cannot start a thread".
   pub fn no_thread(purpose: &str, error: &dyn fmt::Display) -> Self {
     Self::new(
       Code::OutOfResources,
       format!(
-        "cannot start a thread {purpose}: {error}; raise the limit of threads (ulimit -u, pids.max, TasksMax) or of \
-         address space (ulimit -v), or have fewer plugins or instances"
+        "cannot start a thread {purpose}: {error}; raise the thread limit (ulimit -u, pids.max, TasksMax) or the \
+         address space limit (ulimit -v), or use fewer plugins or instances"
       ),
     )
   }
 
-  /// The error for something that failed because the process has no address space or descriptors left, if one
-  /// of the causes says so. `failure` says what failed.
+  /// An [`OutOfResources`](Code::OutOfResources) error if one of the `causes` shows that the process ran out
+  /// of address space or file descriptors. `failure` says what failed.
   pub fn exhausted<'a>(
     failure: &str,
     mut causes: impl Iterator<Item = &'a (dyn std::error::Error + 'static)>,
@@ -200,19 +200,19 @@ impl Error {
   }
 }
 
-/// What has run out, and what to do about it.
+/// Which resource ran out, and what to do about it.
 #[cfg(unix)]
 fn exhausted_resource(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-  let of_io = cause.downcast_ref().and_then(io::Error::raw_os_error);
-  let of_rustix = cause.downcast_ref::<rustix::io::Errno>();
-  match of_io.or(of_rustix.map(|error| error.raw_os_error()))? {
+  let io_errno = cause.downcast_ref().and_then(io::Error::raw_os_error);
+  let rustix_errno = cause.downcast_ref::<rustix::io::Errno>();
+  match io_errno.or(rustix_errno.map(|error| error.raw_os_error()))? {
     libc::ENOMEM => Some(
-      "the process has no address space or no memory mappings left: an instance outside the pool reserves 16 GiB; \
-       raise the limit (ulimit -v, vm.max_map_count), or have fewer plugins or instances",
+      "the process has no address space or memory mappings left: an instance outside the pool reserves 16 GiB; \
+       raise the limit (ulimit -v, vm.max_map_count), or use fewer plugins or instances",
     ),
-    libc::EMFILE => {
-      Some("the process has no file descriptors left; raise the limit (ulimit -n), or close some")
-    }
+    libc::EMFILE => Some(
+      "the process has no file descriptors left; raise the limit (ulimit -n), or close some files",
+    ),
     libc::ENFILE => Some("the system has no open files left; raise its limit (fs.file-max)"),
     _ => None,
   }
@@ -236,7 +236,7 @@ mod tests {
   use super::Code;
 
   #[test]
-  fn each_code_is_at_the_index_of_its_number() {
+  fn the_index_of_each_code_is_its_number_minus_1() {
     for (index, code) in Code::ALL.into_iter().enumerate() {
       assert_eq!(code.number() as usize, index + 1);
     }

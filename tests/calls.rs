@@ -225,7 +225,7 @@ fn built_in_functions_answer() {
   assert_eq!(
     report.ending,
     Ending::HostFunction(HostFunctionError::new(
-      "http_request: the request is no JSON object {url, method?, headers?}: \
+      "http_request: the request is not a JSON object {url, method?, headers?}: \
        expected value at line 1 column 1"
     ))
   );
@@ -403,7 +403,7 @@ fn initialization_may_fail() {
     (
       "(drop (call $http_request (i64.const 0) (i64.const 0)))",
       Some(Ending::HostFunction(HostFunctionError::new(
-        "http_request: the request is no JSON object {url, method?, headers?}: \
+        "http_request: the request is not a JSON object {url, method?, headers?}: \
          EOF while parsing a value at line 1 column 0",
       ))),
     ),
@@ -626,7 +626,7 @@ fn host_functions_may_fail_and_panic() {
       "(drop (call 0 (f64.const 1)))"
     ),
     Ending::HostFunction(HostFunctionError::new(
-      r#"the host function "custom" "wrong" answered with an i64, but its type is (f64) -> (i32)"#
+      r#"the host function "custom" "wrong" returned an i64, but its type is (f64) -> (i32)"#
     ))
   );
 }

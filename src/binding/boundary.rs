@@ -1,7 +1,7 @@
-//! `Boundary` for JavaScript: one for each JavaScript thread.
+//! The `Boundary` class: one per JavaScript thread.
 //!
-//! A conversion by Node-API costs more than a short call. So inputs and results go through memory that
-//! both sides know (`protocol.rs`), many results at a time; the methods here are for everything rarer.
+//! A Node-API conversion costs more than a short call. So inputs and results go through shared memory
+//! (`protocol.rs`), many results at a time. The methods here are for everything less frequent.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,19 +18,19 @@ use super::host_call::Step;
 use super::js_thread::{JsThreadState, offset_of};
 use crate::host::{Answer, Bytes, HostFunctionError};
 
-/// One JavaScript thread's boundary.
+/// The boundary of one JavaScript thread.
 #[napi]
 pub struct Boundary {
   js_thread: Rc<JsThreadState>,
-  /// Whether `wake` of the queue keeps the process alive.
+  /// Whether the queue's `wake` keeps the process alive.
   is_referenced: Cell<bool>,
 }
 
 #[napi]
 impl Boundary {
-  /// `settle` is called, on this thread, when there are finished calls to be taken. Short inputs are
-  /// put into `inbox`, and numbers into `header`, either way. Both must stay with the caller: nobody
-  /// else may have them or their buffers.
+  /// `settle` is called on this thread when results can be taken. The caller writes short inputs into
+  /// `inbox`, and both sides write numbers into `header`. The caller must keep both private, including their
+  /// buffers.
   #[napi(constructor, catch_unwind)]
   pub fn new(
     env: Env,
@@ -45,8 +45,8 @@ impl Boundary {
       .weak::<true>()
       .build()?;
     let js_thread = JsThreadState::new(wake, inbox, header);
-    // A worker thread may be terminated at any moment. The object itself is no use: what is on its way to
-    // JavaScript keeps the queue.
+    // A worker thread may be terminated at any time, and this object may outlive it: events in flight keep
+    // the queue alive.
     env.add_env_cleanup_hook(Arc::clone(&js_thread.queue), |queue| queue.end())?;
     Ok(Self {
       js_thread: Rc::new(js_thread),
@@ -54,11 +54,10 @@ impl Boundary {
     })
   }
 
-  /// The function that takes results, see [`JsThreadState::take`].
+  /// Returns the function that takes results, see [`JsThreadState::take`].
   ///
-  /// It is a function rather than a method because Node-API then need not look up and check what
-  /// belongs to the receiver; and numbers are in the header because to pass one costs more than to
-  /// write it.
+  /// It is a function and not a method, so that Node-API need not look up and check the receiver. Numbers go
+  /// through the header because passing one costs more than writing it there.
   #[napi(
     catch_unwind,
     ts_return_type = "(shared: Uint8Array, outOfBand: unknown[]) => void"
@@ -71,29 +70,29 @@ impl Boundary {
     env.create_function_from_closure("take", move |context| js_thread.take(&context))
   }
 
-  /// Waits until there is a finished call to be taken. The event loop stands still meanwhile.
+  /// Waits until a result can be taken. Blocks the event loop.
   #[napi(catch_unwind)]
   pub fn wait(&self) {
     self.js_thread.queue.events.wait();
   }
 
-  /// The function that replies to a call of a function in JavaScript as the header says, see
-  /// [`JsThreadState::reply`]. It and all that follow return `false`, a negative number or `null` where the
-  /// host call is over: its guest has been interrupted, or it has been answered.
+  /// Returns the function that replies to a host call as the header says, see [`JsThreadState::reply`]. It
+  /// and the methods below return `false`, a negative number or `null` if the host call has ended: it was
+  /// answered, or its guest was interrupted.
   #[napi(catch_unwind, ts_return_type = "() => number")]
   pub fn replier<'env>(&self, env: &'env Env) -> napi::Result<Function<'env, (), f64>> {
     let js_thread = self.js_thread();
     env.create_function_from_closure("reply", move |_| Ok(js_thread.reply()))
   }
 
-  /// Answers a host call with the offset of a block with these bytes.
+  /// Answers a host call with the offset of a new block with these bytes.
   #[napi(catch_unwind)]
   pub fn answer_with(&self, host_call: u32, bytes: Uint8ArraySlice<'_>) -> bool {
     let answer = Answer::Bytes(Bytes::from(&*bytes));
     self.js_thread.finish(host_call, Ok(Step::Answer(answer)))
   }
 
-  /// Ends the plugin's call that it is part of, with this message.
+  /// Fails a host call, which fails the plugin's call with this message.
   #[napi(catch_unwind)]
   pub fn fail(&self, host_call: u32, message: String) -> bool {
     self
@@ -101,48 +100,54 @@ impl Boundary {
       .finish(host_call, Err(HostFunctionError::new(message)))
   }
 
-  /// Makes a block with these bytes, and returns its offset; 0 if it does not fit, or has no bytes.
+  /// Allocates a block with these bytes, and returns its offset; 0 if it does not fit, or has no bytes.
   #[napi(catch_unwind)]
   pub fn store(&self, host_call: u32, bytes: Uint8ArraySlice<'_>) -> f64 {
     offset_of(
       self
         .js_thread
-        .ask(host_call, Step::Store(Bytes::from(&*bytes))),
+        .request(host_call, Step::Store(Bytes::from(&*bytes))),
     )
   }
 
-  /// Makes a block of that many bytes, all zero.
+  /// Allocates a zeroed block, and returns its offset.
   #[napi(catch_unwind)]
   pub fn allocate(&self, host_call: u32, length: f64) -> f64 {
-    offset_of(self.js_thread.ask(host_call, Step::Allocate(length as u64)))
+    offset_of(
+      self
+        .js_thread
+        .request(host_call, Step::Allocate(length as u64)),
+    )
   }
 
-  /// The length of the block that starts at the offset; 0 where none does.
+  /// The length of the block that starts at `offset`; 0 if none does.
   #[napi(catch_unwind)]
   pub fn length(&self, host_call: u32, offset: f64) -> f64 {
-    let reply = self.js_thread.ask(host_call, Step::Inspect(offset as u64));
+    let reply = self
+      .js_thread
+      .request(host_call, Step::Inspect(offset as u64));
     reply.map_or(-1.0, |reply| reply.length as f64)
   }
 
-  /// A copy of the block that starts at the offset; empty where none does.
+  /// A copy of the block that starts at `offset`; empty if none does.
   #[napi(catch_unwind)]
   pub fn read(&self, host_call: u32, offset: f64) -> Option<Uint8Array> {
     let reply = self
       .js_thread
-      .ask(host_call, Step::Inspect(offset as u64))?;
+      .request(host_call, Step::Inspect(offset as u64))?;
     Some(Uint8Array::new(
       reply.bytes.map(|bytes| bytes.to_vec()).unwrap_or_default(),
     ))
   }
 
-  /// Sets the error of the plugin's call; no bytes for none.
+  /// Sets the error of the plugin's call; an empty message clears it.
   #[napi(catch_unwind)]
   pub fn set_error(&self, host_call: u32, message: Uint8ArraySlice<'_>) -> bool {
     let step = Step::SetError(Bytes::from(&*message));
-    self.js_thread.ask(host_call, step).is_some()
+    self.js_thread.request(host_call, step).is_some()
   }
 
-  /// The variable of that name: `undefined` if it is not set.
+  /// The value of a variable; `undefined` if it is not set.
   #[napi(catch_unwind, ts_return_type = "Uint8Array | undefined | null")]
   pub fn get_variable(&self, host_call: u32, name: String) -> Either3<Uint8Array, Undefined, Null> {
     let channel = self.js_thread.channel(host_call);
@@ -154,7 +159,7 @@ impl Boundary {
     }
   }
 
-  /// Sets it; returns why not, if it is refused.
+  /// Sets a variable; returns the reason if it is refused.
   #[napi(catch_unwind, ts_return_type = "string | undefined | null")]
   pub fn set_variable(
     &self,
@@ -171,7 +176,7 @@ impl Boundary {
     }
   }
 
-  /// Removes it.
+  /// Removes a variable.
   #[napi(catch_unwind)]
   pub fn delete_variable(&self, host_call: u32, name: String) -> bool {
     let channel = self.js_thread.channel(host_call);
@@ -179,15 +184,15 @@ impl Boundary {
     vars.map(|vars| vars.remove(&name)).is_some()
   }
 
-  /// Keeps the process alive, or lets it go.
+  /// Sets whether this object keeps the process alive.
   #[napi(catch_unwind)]
   pub fn keep_alive(&self, env: Env, alive: bool) -> napi::Result<()> {
     if alive == self.is_referenced.get() {
       return Ok(());
     }
     let raw = self.js_thread.queue.wake.raw();
-    // SAFETY: this is the thread of `env`, which made the function (`Boundary` is a JavaScript
-    // object of it), and the queue holds a reference to the function, so it has not been freed.
+    // SAFETY: this is the thread of `env`, which created the function (`Boundary` is a JavaScript object of
+    // that thread), and the queue holds a reference to the function, so it has not been freed.
     let status = unsafe {
       match alive {
         true => napi::sys::napi_ref_threadsafe_function(env.raw(), raw),
@@ -201,19 +206,19 @@ impl Boundary {
 }
 
 impl Boundary {
-  /// What the functions on this thread share.
+  /// The state of this JavaScript thread.
   pub fn js_thread(&self) -> Rc<JsThreadState> {
     Rc::clone(&self.js_thread)
   }
 
-  /// Where worker threads put what they have for this thread.
+  /// The queue into which worker threads push events for this thread.
   pub fn queue(&self) -> Arc<CompletionQueue> {
     Arc::clone(&self.js_thread.queue)
   }
 }
 
-/// Panics are caught where they can happen and become rejections. The hook that would print them
-/// first is this addon's alone, as the Rust standard library is linked into it.
+/// Panics are caught at the boundary and become rejections. The hook that would print them first belongs to
+/// this addon alone, as the Rust standard library is linked into it.
 fn silence_panics() {
   static ONCE: std::sync::Once = std::sync::Once::new();
   ONCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));

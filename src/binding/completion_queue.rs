@@ -1,5 +1,5 @@
-//! What worker threads have for the JavaScript thread: results of calls, calls of its functions, and
-//! messages for its loggers, in the order in which they happened.
+//! The queue from worker threads to a JavaScript thread: results of calls, host calls and log messages, in
+//! order.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,25 +13,25 @@ use super::host_call::HostCall;
 use crate::Result;
 use crate::plugin::{CallOutput, Results, WeakWorkers};
 
-/// What JavaScript is told of.
+/// An event for JavaScript.
 pub enum Event {
-  /// The job of this number has ended.
+  /// The job with this number has ended.
   Ended(u32, Result<JobResult>),
-  /// A guest calls a function in JavaScript.
+  /// A guest calls a host function in JavaScript.
   HostCall(HostCall),
-  /// A guest has a message for its logger.
+  /// A guest has logged a message.
   Log(LogMessage),
 }
 
-/// What comes of a call, or of something else that JavaScript waits for.
+/// The result of a call, or of another job that JavaScript awaits.
 pub enum JobResult {
-  /// An output.
+  /// A call's output.
   Output(CallOutput),
-  /// A value of JavaScript.
+  /// A JavaScript value.
   Value(AppendValue),
 }
 
-/// Appends a value to an array, on the JavaScript thread.
+/// Creates a value and appends it to an array, on the JavaScript thread.
 type AppendValue = Box<dyn FnOnce(&Env, &mut Array<'_>) -> napi::Result<()> + Send>;
 
 impl JobResult {
@@ -41,30 +41,30 @@ impl JobResult {
     is_set: false,
   });
 
-  /// A value that needs nothing of the JavaScript thread before it is converted.
+  /// A value that can be converted without access to the JavaScript thread.
   pub fn value(value: impl ToNapiValue + Send + 'static) -> Self {
     Self::Value(Box::new(|_, values| values.insert(value)))
   }
 }
 
-/// A message for a plugin's logger, that JavaScript has not read yet.
+/// A log message that JavaScript has not read yet.
 pub struct LogMessage {
-  /// The plugin's call that it is part of.
+  /// The number of the call that logged it.
   pub call: Option<u64>,
-  /// What JavaScript reads.
+  /// The encoded message, see `protocol.rs`.
   pub bytes: Vec<u8>,
-  /// Counts it until it is read.
+  /// Counts its bytes until it is read.
   pub unread: UnreadBytes,
 }
 
-/// A number of bytes that is part of a sum until this is dropped.
+/// Adds a number of bytes to a sum until it is dropped.
 pub struct UnreadBytes {
   bytes: usize,
   sum: Arc<AtomicUsize>,
 }
 
 impl UnreadBytes {
-  /// Adds to the sum.
+  /// Adds `bytes` to `sum`.
   pub fn new(bytes: usize, sum: &Arc<AtomicUsize>) -> Self {
     sum.fetch_add(bytes, Ordering::Relaxed);
     Self {
@@ -80,28 +80,28 @@ impl Drop for UnreadBytes {
   }
 }
 
-/// Calls a JavaScript function without arguments; weak, so that it alone keeps no process alive.
+/// Calls a JavaScript function without arguments. Weak, so that it does not keep the process alive by itself.
 pub type Wake = ThreadsafeFunction<(), (), (), Status, false, true>;
 
-/// What one JavaScript thread has not seen yet, and what wakes it.
+/// The events that one JavaScript thread has not taken yet, and the function that wakes it up.
 pub struct CompletionQueue {
-  /// What the JavaScript thread takes from.
+  /// The pending events.
   pub events: EventQueue<Event>,
-  /// Wakes the event loop.
+  /// Wakes up the event loop.
   pub wake: Wake,
-  plugins: Mutex<Plugins>,
+  plugins: Mutex<ThreadPlugins>,
 }
 
-/// The plugins of a JavaScript thread.
+/// The plugins that a JavaScript thread has opened.
 #[derive(Default)]
-struct Plugins {
-  /// Those that are open or being opened, and some that are not any more.
+struct ThreadPlugins {
+  /// Workers of plugins that are open or opening, and some of closed ones.
   workers: Vec<WeakWorkers>,
   has_ended: bool,
 }
 
 impl CompletionQueue {
-  /// A queue that calls `wake` when it gets its first event.
+  /// A queue that calls `wake` when an event is pushed while it is empty.
   pub fn new(wake: Wake) -> Self {
     Self {
       events: EventQueue::new(),
@@ -110,8 +110,8 @@ impl CompletionQueue {
     }
   }
 
-  /// Ends what the JavaScript thread has started, since the thread itself has ended: plugins stop, also those that
-  /// are being opened, and results are dropped.
+  /// Called when the JavaScript thread has ended: stops its plugins, also those that are still opening, and
+  /// drops all results.
   pub fn end(&self) {
     let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
     plugins.has_ended = true;
@@ -121,15 +121,15 @@ impl CompletionQueue {
     self.events.end();
   }
 
-  /// Adds what came of the job that JavaScript numbered `number`. Any thread.
+  /// Pushes the result of the job `number`. Callable from any thread.
   pub fn push_result(&self, number: u32, result: Result<JobResult>) {
     self.push(Event::Ended(number, result));
   }
 
-  /// Adds an event. Any thread.
+  /// Pushes an event. Callable from any thread.
   pub fn push(&self, event: Event) {
     if self.events.push(event) {
-      // Fails only when the environment is going away, and nobody waits any more.
+      // Fails only during the environment's teardown, when nothing awaits the event.
       self.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
     }
   }
@@ -147,7 +147,7 @@ impl Results for CompletionQueue {
   }
 
   fn done(&self, number: u64, result: Result<CallOutput>) {
-    // The numbers of calls are what JavaScript gave: 32 bits.
+    // JavaScript numbers calls with 32 bits.
     self.push_result(number as u32, result.map(JobResult::Output));
   }
 }

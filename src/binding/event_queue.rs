@@ -1,4 +1,4 @@
-//! How events get to the JavaScript thread, which sleeps in its event loop, spins or waits.
+//! Delivers events to a JavaScript thread that sleeps in its event loop, spins or waits.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
@@ -7,32 +7,32 @@ use std::time::Duration;
 use crate::plugin::spin;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
-/// How long the JavaScript thread spins for the result of its only call before it goes on.
+/// How long the JavaScript thread spins for the result of its only call before it continues.
 const SPIN: Duration = Duration::from_micros(20);
 
-/// What one JavaScript thread has not seen yet.
+/// The events that one JavaScript thread has not taken yet.
 pub struct EventQueue<E> {
-  state: Mutex<QueueState<E>>,
-  /// What the JavaScript thread spins on: whether any event has been added since.
+  state: Mutex<EventQueueState<E>>,
+  /// Set on each push; the JavaScript thread clears it and spins on it.
   has_any: spin::Flag,
-  /// Signalled, while the JavaScript thread sleeps in [`wait`](Self::wait), for each event.
+  /// Notified for each event while the JavaScript thread sleeps in [`wait`](Self::wait).
   added: Condvar,
 }
 
-struct QueueState<E> {
-  /// In the order in which they happened.
+struct EventQueueState<E> {
+  /// In order of occurrence.
   events: VecDeque<E>,
   consumer: Consumer,
-  /// Whether the JavaScript thread is gone: events are dropped.
+  /// Whether the JavaScript thread has ended, so events are dropped.
   has_ended: bool,
 }
 
-/// What the JavaScript thread does about events.
+/// How the JavaScript thread learns of new events.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Consumer {
-  /// It returns to its event loop: whoever adds the first event wakes that.
+  /// It returns to its event loop: the first event must wake it up.
   EventLoop,
-  /// It takes events soon, without being woken.
+  /// It takes events soon without being woken up.
   Attentive,
   /// It sleeps in [`wait`](EventQueue::wait).
   Asleep,
@@ -42,7 +42,7 @@ impl<E> EventQueue<E> {
   /// An empty queue.
   pub fn new() -> Self {
     Self {
-      state: Mutex::new(QueueState {
+      state: Mutex::new(EventQueueState {
         events: VecDeque::new(),
         consumer: Consumer::EventLoop,
         has_ended: false,
@@ -52,16 +52,16 @@ impl<E> EventQueue<E> {
     }
   }
 
-  fn lock(&self) -> MutexGuard<'_, QueueState<E>> {
+  fn lock(&self) -> MutexGuard<'_, EventQueueState<E>> {
     self.state.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// Adds an event; whether the event loop is to be woken now. Any thread.
+  /// Pushes an event; returns whether the caller must wake up the event loop. Callable from any thread.
   #[must_use]
   pub fn push(&self, event: E) -> bool {
     let mut state = self.lock();
     if state.has_ended {
-      // What it owns may have much to do when it is dropped.
+      // Dropping an event may do a lot of work; do it outside the lock.
       drop(state);
       drop(event);
       return false;
@@ -71,15 +71,15 @@ impl<E> EventQueue<E> {
     let consumer = state.consumer;
     drop(state);
     self.has_any.set();
-    // A system call, whether anybody sleeps or not.
+    // Notifying costs a system call even if no thread sleeps.
     if consumer == Consumer::Asleep {
       self.added.notify_one();
     }
     is_first && consumer == Consumer::EventLoop
   }
 
-  /// Spins for a moment until there is an event; whether there is one. Then it must be taken: nobody is
-  /// woken for it. JavaScript thread only, which does nothing else meanwhile.
+  /// Spins briefly until there is an event; returns whether there is one. The caller must then take it, as it
+  /// causes no wake-up. JavaScript thread only; it does nothing else meanwhile.
   pub fn spin_wait(&self) -> bool {
     self.has_any.clear();
     let mut state = self.lock();
@@ -89,12 +89,12 @@ impl<E> EventQueue<E> {
       spin::until(SPIN, || self.has_any.is_set());
       state = self.lock();
     }
-    // Whoever adds an event from here on wakes the event loop.
+    // From here on a push wakes up the event loop.
     state.consumer = Consumer::EventLoop;
     !state.events.is_empty()
   }
 
-  /// Waits until there is an event, however long that takes. As [`spin_wait`](Self::spin_wait) otherwise.
+  /// Blocks until there is an event, which the caller must take, as with [`spin_wait`](Self::spin_wait).
   pub fn wait(&self) {
     if self.spin_wait() {
       return;
@@ -110,12 +110,13 @@ impl<E> EventQueue<E> {
     state.consumer = Consumer::EventLoop;
   }
 
-  /// Until events are taken the next time, which must be soon, nobody wakes the event loop for them.
+  /// Suppresses wake-ups until events are taken the next time, which must be soon.
   pub fn stay_attentive(&self) {
     self.lock().consumer = Consumer::Attentive;
   }
 
-  /// Drops all events, from now on too. They may own what has this queue, and would keep it forever.
+  /// Drops all events, now and in the future. Events may own a reference to this queue, which would keep it
+  /// alive forever.
   pub fn end(&self) {
     let mut state = self.lock();
     state.has_ended = true;
@@ -124,7 +125,7 @@ impl<E> EventQueue<E> {
     drop(events);
   }
 
-  /// Moves all events into `events`, which is empty; its memory is used for the next.
+  /// Swaps all events into `events`, which must be empty, so that its memory is reused.
   pub fn take_all(&self, events: &mut VecDeque<E>) {
     let mut state = self.lock();
     state.consumer = Consumer::EventLoop;

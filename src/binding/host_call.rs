@@ -1,8 +1,7 @@
-//! One call of a host function in JavaScript. The guest waits on its thread; the event loop does not.
+//! Calls of host functions in JavaScript. The guest's thread blocks; the event loop does not.
 //!
-//! JavaScript answers it, at once or after any time, and before that may ask for blocks of the guest's
-//! memory. That only the guest's thread can do; it is awake then and does nothing else, so the
-//! JavaScript thread waits for it.
+//! JavaScript answers at any time, and until then may access blocks of the guest's memory. Only the guest's
+//! thread can do that. It is awake then and does nothing else, so the JavaScript thread waits for it.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -21,54 +20,57 @@ use crate::abi::{FunctionType, ValueType};
 use crate::host::{Answer, Bytes, HostFunctionError, Invocation, Vars};
 use crate::plugin::spin;
 
-/// How many bytes of blocks a message includes, so that JavaScript need not ask for them.
+/// How many bytes of blocks a message includes, so that JavaScript need not request them.
 const MAX_INCLUDED: usize = 64 << 10;
 
-/// How long the JavaScript thread spins for what the guest's does before it sleeps.
+/// How long the JavaScript thread spins for the guest's thread before it sleeps.
 const SPIN: Duration = Duration::from_micros(20);
 
-/// What JavaScript wants of the guest's thread.
+/// A request from JavaScript to the guest's thread.
 #[derive(Clone, Debug)]
 pub enum Step {
-  /// That the guest goes on with this. It is the last step.
+  /// Resume the guest with this result. Always the last step.
   Answer(Answer),
-  /// A block with these bytes.
+  /// Allocate a block with these bytes.
   Store(Bytes),
-  /// A block of this many bytes, all zero.
+  /// Allocate a zeroed block of this length.
   Allocate(u64),
-  /// To know the block that starts at this offset.
+  /// Read the block that starts at this offset.
   Inspect(u64),
-  /// That the call fails with this message when the guest has returned; with none, that it does not.
+  /// Set the plugin's error, with which the call fails when the guest returns; an empty message clears it.
   SetError(Bytes),
 }
 
-/// A call of a function in JavaScript.
+/// A call of a host function in JavaScript.
 pub struct HostCall {
-  /// The plugin's call that it is part of.
+  /// The number of the plugin's call that it belongs to.
   pub call: Option<u64>,
-  /// What JavaScript reads, see `protocol.rs`.
+  /// The encoded message for JavaScript, see `protocol.rs`.
   pub message: Vec<u8>,
-  /// What answers it.
+  /// The channel to the guest's thread.
   pub channel: Arc<Channel>,
 }
 
 impl HostCall {
-  /// `number` is that of the function.
+  /// Encodes a call of the function `number`.
   pub fn new(
     plugin_id: u32,
     number: u32,
-    ty: &FunctionType,
+    function_type: &FunctionType,
     invocation: &mut Invocation<'_>,
     channel: Arc<Channel>,
   ) -> Self {
-    let result = ty.results.first().map_or(0, |result| kind(*result));
+    let result = function_type
+      .results
+      .first()
+      .map_or(0, |result| type_number(*result));
     let mut numbers = vec![0; HOST_CALL_ARGUMENTS as usize];
     numbers[HOST_CALL_PLUGIN as usize] = plugin_id;
     numbers[HOST_CALL_FUNCTION as usize] = number;
     numbers[HOST_CALL_RESULT as usize] = result;
-    numbers[HOST_CALL_COUNT as usize] = ty.params.len() as u32;
+    numbers[HOST_CALL_COUNT as usize] = function_type.params.len() as u32;
     let mut blocks = Vec::new();
-    for (index, param) in ty.params.iter().enumerate() {
+    for (index, param) in function_type.params.iter().enumerate() {
       let bits = invocation.value(index).map_or(0, bits);
       let mut length = 0;
       let mut included = 0;
@@ -86,7 +88,7 @@ impl HostCall {
         }
       }
       let mut argument = [0; ARGUMENT_LENGTH as usize];
-      argument[ARGUMENT_TYPE as usize] = kind(*param) | included;
+      argument[ARGUMENT_TYPE as usize] = type_number(*param) | included;
       argument[ARGUMENT_BITS as usize] = bits as u32;
       argument[ARGUMENT_BITS as usize + 1] = (bits >> 32) as u32;
       argument[ARGUMENT_BLOCK_LENGTH as usize] = length;
@@ -104,17 +106,16 @@ impl HostCall {
     }
   }
 
-  /// Writes the number under which JavaScript answers it into the message.
+  /// Writes the host call's number into the message.
   pub fn set_number(&mut self, number: u32) {
     let start = HOST_CALL_NUMBER as usize * size_of::<u32>();
-    if let Some(place) = self.message.get_mut(start..start + size_of::<u32>()) {
-      place.copy_from_slice(&number.to_le_bytes());
+    if let Some(slot) = self.message.get_mut(start..start + size_of::<u32>()) {
+      slot.copy_from_slice(&number.to_le_bytes());
     }
   }
 }
 
-/// The number of a type.
-fn kind(value: ValueType) -> u32 {
+fn type_number(value: ValueType) -> u32 {
   match value {
     ValueType::I32 => TYPE_I32,
     ValueType::I64 => TYPE_I64,
@@ -133,31 +134,31 @@ fn bits(value: &Val) -> u64 {
   }
 }
 
-/// What JavaScript and the guest's thread say to each other about one call.
+/// The channel between JavaScript and the guest's thread for one host call.
 pub struct Channel {
   state: Mutex<ChannelState>,
-  guest: Side,
-  js: Side,
+  guest: WaitingSide,
+  js: WaitingSide,
   vars: Arc<Vars>,
 }
 
-/// How one of the two threads waits for the other.
+/// The state in which one of the two threads waits for the other.
 #[derive(Default)]
-struct Side {
-  /// What it looks at while it spins.
-  has_news: spin::Flag,
-  /// Whether it sleeps; changed under the lock of the state.
+struct WaitingSide {
+  /// Set when the state changes; the thread spins on it.
+  has_changed: spin::Flag,
+  /// Whether the thread sleeps. Changed under the lock of the state.
   is_asleep: AtomicBool,
   woken: Condvar,
 }
 
-impl Side {
-  /// Tells it that the state has changed, and lets it see the state.
-  fn tell(&self, state: MutexGuard<'_, ChannelState>) {
+impl WaitingSide {
+  /// Notifies the thread of a change of the state, and unlocks the state.
+  fn notify(&self, state: MutexGuard<'_, ChannelState>) {
     let is_asleep = self.is_asleep.load(Ordering::Relaxed);
     drop(state);
-    self.has_news.set();
-    // A system call, whether it sleeps or not.
+    self.has_changed.set();
+    // Notifying costs a system call even if the thread is awake.
     if is_asleep {
       self.woken.notify_one();
     }
@@ -167,34 +168,34 @@ impl Side {
 enum ChannelState {
   /// The guest's thread waits for JavaScript.
   Open,
-  /// JavaScript wants this done.
-  Asked(Result<Step, HostFunctionError>),
-  /// The guest's thread does it.
+  /// JavaScript has requested this step.
+  Requested(Result<Step, HostFunctionError>),
+  /// The guest's thread performs the step.
   Working,
-  /// It has done it.
+  /// The guest's thread has performed the step.
   Replied(BlockReply),
-  /// The call has been answered, or has been interrupted.
-  Over,
+  /// The call was answered or interrupted.
+  Ended,
 }
 
-/// A block that JavaScript has asked for.
+/// The reply to a request for a block.
 #[derive(Default)]
 pub struct BlockReply {
-  /// Where the block is; 0 for none.
+  /// The block's offset; 0 if there is none.
   pub offset: u64,
   /// Its length.
   pub length: u64,
-  /// What is in it, where that was asked for.
+  /// Its contents, if requested.
   pub bytes: Option<Bytes>,
 }
 
 impl Channel {
-  /// A channel of a call that JavaScript has not been told of.
+  /// A channel for a new call.
   pub fn new(vars: Arc<Vars>) -> Self {
     Self {
       state: Mutex::new(ChannelState::Open),
-      guest: Side::default(),
-      js: Side::default(),
+      guest: WaitingSide::default(),
+      js: WaitingSide::default(),
       vars,
     }
   }
@@ -203,11 +204,11 @@ impl Channel {
     self.state.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// Waits on one side until `take` takes something out of the state. Before it sleeps it calls `spin`
-  /// once, to wait for the flag.
+  /// Waits on one side until `take` returns a value. Calls `spin` once, to spin on the flag, before it
+  /// sleeps.
   fn wait<T>(
     &self,
-    side: &Side,
+    side: &WaitingSide,
     spin: impl FnOnce(&spin::Flag),
     mut take: impl FnMut(&mut ChannelState) -> Option<T>,
   ) -> T {
@@ -218,9 +219,9 @@ impl Channel {
         return taken;
       }
       if let Some(spin) = spin.take() {
-        side.has_news.clear();
+        side.has_changed.clear();
         drop(state);
-        spin(&side.has_news);
+        spin(&side.has_changed);
         state = self.lock();
       } else {
         side.is_asleep.store(true, Ordering::Relaxed);
@@ -231,41 +232,41 @@ impl Channel {
     }
   }
 
-  /// Whether nobody waits for an answer any more.
-  pub fn is_over(&self) -> bool {
-    matches!(*self.lock(), ChannelState::Over)
+  /// Whether the call has ended.
+  pub fn has_ended(&self) -> bool {
+    matches!(*self.lock(), ChannelState::Ended)
   }
 
-  /// Ends it from either side; whoever waits is told.
+  /// Ends the call from either side, and notifies both.
   pub fn end(&self) {
     let mut state = self.lock();
-    *state = ChannelState::Over;
-    self.guest.tell(state);
-    self.js.tell(self.lock());
+    *state = ChannelState::Ended;
+    self.guest.notify(state);
+    self.js.notify(self.lock());
   }
 
-  /// Answers the guest. Whether anybody has waited for it. JavaScript's thread.
-  pub fn answer(&self, answer: Result<Step, HostFunctionError>) -> bool {
+  /// Sends a step to the guest's thread; returns whether it was waiting. JavaScript thread only.
+  pub fn send(&self, step: Result<Step, HostFunctionError>) -> bool {
     let mut state = self.lock();
     let is_open = matches!(*state, ChannelState::Open);
     if is_open {
-      *state = ChannelState::Asked(answer);
-      self.guest.tell(state);
+      *state = ChannelState::Requested(step);
+      self.guest.notify(state);
     }
     is_open
   }
 
-  /// Has the guest's thread make a step, and waits for it: microseconds. `None` where the call is over.
-  /// JavaScript's thread.
-  pub fn ask(&self, step: Step) -> Option<BlockReply> {
+  /// Has the guest's thread perform a step, and waits for the reply, which takes microseconds. `None` if the
+  /// call has ended. JavaScript thread only.
+  pub fn request(&self, step: Step) -> Option<BlockReply> {
     let is_asleep = self.guest.is_asleep.load(Ordering::Relaxed);
-    if !self.answer(Ok(step)) {
+    if !self.send(Ok(step)) {
       return None;
     }
-    let spin = |has_news: &spin::Flag| {
-      // To wake a thread takes longer, and may need this core.
+    let spin = |has_changed: &spin::Flag| {
+      // Waking a thread takes longer than spinning, and the thread may need this core.
       if !is_asleep {
-        spin::until(SPIN, || has_news.is_set());
+        spin::until(SPIN, || has_changed.is_set());
       }
     };
     self.wait(&self.js, spin, |state| match state {
@@ -274,18 +275,18 @@ impl Channel {
         *state = ChannelState::Open;
         Some(Some(reply))
       }
-      ChannelState::Over => Some(None),
+      ChannelState::Ended => Some(None),
       _ => None,
     })
   }
 
-  /// The variables of the plugin; `None` where the call is over.
+  /// The variables of the plugin; `None` if the call has ended.
   pub fn vars(&self) -> Option<&Vars> {
-    (!self.is_over()).then_some(&self.vars)
+    (!self.has_ended()).then_some(&self.vars)
   }
 }
 
-/// Does what JavaScript wants, on the guest's thread, until it answers.
+/// Performs JavaScript's steps on the guest's thread until it answers.
 pub fn serve(
   channel: &Arc<Channel>,
   invocation: &mut Invocation<'_>,
@@ -293,27 +294,27 @@ pub fn serve(
   let interruption = invocation.interruption();
   let interrupted = Arc::clone(channel);
   let _watch = interruption.watch(move || interrupted.end());
-  let _over = EndOnDrop(channel);
+  let _end_on_drop = EndOnDrop(channel);
   loop {
     let step = channel.wait(
       &channel.guest,
       spin_for_answer,
-      |state| match std::mem::replace(state, ChannelState::Over) {
-        ChannelState::Asked(step) => {
+      |state| match std::mem::replace(state, ChannelState::Ended) {
+        ChannelState::Requested(step) => {
           *state = match &step {
-            Ok(Step::Answer(_)) | Err(_) => ChannelState::Over,
+            Ok(Step::Answer(_)) | Err(_) => ChannelState::Ended,
             Ok(_) => ChannelState::Working,
           };
           Some(Some(step))
         }
-        ChannelState::Over => Some(None),
+        ChannelState::Ended => Some(None),
         other => {
           *state = other;
           None
         }
       },
     );
-    // Nobody is told of an interruption: whoever interrupts has told.
+    // This error is never reported: the code that interrupted the call reports why.
     let step = step.unwrap_or_else(|| Err(HostFunctionError::new("the call was interrupted")))?;
     let reply = match step {
       Step::Answer(answer) => return Ok(answer),
@@ -344,12 +345,11 @@ pub fn serve(
     let mut state = channel.lock();
     if matches!(*state, ChannelState::Working) {
       *state = ChannelState::Replied(reply);
-      channel.js.tell(state);
+      channel.js.notify(state);
     }
   }
 }
 
-/// Ends a channel when the guest's thread no longer serves it.
 struct EndOnDrop<'a>(&'a Channel);
 
 impl Drop for EndOnDrop<'_> {
@@ -358,9 +358,9 @@ impl Drop for EndOnDrop<'_> {
   }
 }
 
-/// Spins until JavaScript answers, if that has paid lately for this thread: functions that answer at once
-/// do so before a thread that sleeps would have been woken.
-fn spin_for_answer(changed: &spin::Flag) {
+/// Spins until JavaScript answers, if spinning has recently paid off on this thread: a function that answers
+/// synchronously does so faster than a sleeping thread wakes up.
+fn spin_for_answer(has_changed: &spin::Flag) {
   thread_local! {
     static BACKOFF: Cell<spin::SpinBackoff> = const { Cell::new(spin::SpinBackoff::NEW) };
   }
@@ -368,12 +368,12 @@ fn spin_for_answer(changed: &spin::Flag) {
   if backoff.is_due()
     && let Some(spinner) = spin::Spinner::new()
   {
-    backoff.learn(spinner.spin_wait(|| changed.is_set()));
+    backoff.learn(spinner.spin_wait(|| has_changed.is_set()));
   }
   BACKOFF.set(backoff);
 }
 
-/// The calls that JavaScript has been told of and has not answered, by their numbers.
+/// The unanswered host calls that JavaScript knows, by number.
 #[derive(Default)]
 pub struct OpenHostCalls {
   open: HashMap<u32, Arc<Channel>>,
@@ -385,25 +385,24 @@ pub struct OpenHostCalls {
 impl OpenHostCalls {
   const MIN_PRUNE: usize = 256;
 
-  /// Numbers a call.
+  /// Adds a call, and returns its number.
   pub fn add(&mut self, channel: Arc<Channel>) -> u32 {
     let number = self.next;
     self.next = number.wrapping_add(1);
     if self.open.len() >= self.prune_at {
-      // Some are never answered, and their calls have ended otherwise.
-      self.open.retain(|_, channel| !channel.is_over());
+      // Some calls end without an answer.
+      self.open.retain(|_, channel| !channel.has_ended());
       self.prune_at = Self::MIN_PRUNE.max(2 * self.open.len());
     }
     self.open.insert(number, channel);
     number
   }
 
-  /// The call with that number.
   pub fn get(&self, number: u32) -> Option<Arc<Channel>> {
     self.open.get(&number).cloned()
   }
 
-  /// The call with that number, which is being answered.
+  /// Removes a call that is being answered.
   pub fn remove(&mut self, number: u32) -> Option<Arc<Channel>> {
     self.open.remove(&number)
   }

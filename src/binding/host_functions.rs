@@ -1,4 +1,4 @@
-//! The host functions that a plugin has in JavaScript.
+//! Host functions that are implemented in JavaScript.
 
 use std::sync::Arc;
 
@@ -7,39 +7,51 @@ use super::host_call::{Channel, HostCall, serve};
 use crate::abi::ValueType;
 use crate::host::{Answer, HostFunction, Invocation, UntypedFunction};
 
-/// The functions of one plugin, as JavaScript knows them.
+/// Creates one plugin's host functions in JavaScript.
 pub struct JsFunctions {
-  /// What JavaScript knows the plugin by.
+  /// JavaScript's id of the plugin.
   pub plugin_id: u32,
-  /// Where its calls go.
+  /// The queue for host calls.
   pub queue: Arc<CompletionQueue>,
 }
 
 impl JsFunctions {
-  /// The function with this number.
+  /// The host function that JavaScript knows by `number`.
   pub fn function(&self, number: u32, namespace: String, name: String) -> UntypedFunction {
     let (plugin_id, queue) = (self.plugin_id, Arc::clone(&self.queue));
-    let (to, called) = (namespace.clone(), name.clone());
+    let (own_namespace, own_name) = (namespace.clone(), name.clone());
     UntypedFunction {
       namespace,
       name,
       typed: Arc::new(move |function, vars| {
         let (vars, queue) = (Arc::clone(vars), Arc::clone(&queue));
-        let (ty, result) = (function.clone(), function.results.first().copied());
+        let (function_type, result) = (function.clone(), function.results.first().copied());
         let body = move |invocation: &mut Invocation<'_>| {
           let channel = Arc::new(Channel::new(Arc::clone(&vars)));
-          let call = HostCall::new(plugin_id, number, &ty, invocation, Arc::clone(&channel));
+          let call = HostCall::new(
+            plugin_id,
+            number,
+            &function_type,
+            invocation,
+            Arc::clone(&channel),
+          );
           queue.push(Event::HostCall(call));
-          serve(&channel, invocation).map(|answer| typed(answer, result))
+          serve(&channel, invocation).map(|answer| convert(answer, result))
         };
-        HostFunction::new(to.clone(), called.clone(), function.params, result, body)
+        HostFunction::new(
+          own_namespace.clone(),
+          own_name.clone(),
+          function.params,
+          result,
+          body,
+        )
       }),
     }
   }
 }
 
-/// Gives an answer the type of the function's result: JavaScript answers with the bits of a number.
-fn typed(answer: Answer, result: Option<ValueType>) -> Answer {
+/// Converts an answer to the function's result type: JavaScript answers with the bits of a number.
+fn convert(answer: Answer, result: Option<ValueType>) -> Answer {
   match (answer, result) {
     (_, None) => Answer::Nothing,
     (Answer::I64(bits), Some(ValueType::I32)) => Answer::I32(bits as i32),

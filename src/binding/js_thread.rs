@@ -1,5 +1,5 @@
-//! What the functions on the JavaScript thread share, and how it takes what is in the queue: many
-//! results at a time, as numbers and bytes in memory that both sides know.
+//! The state of a JavaScript thread, and how it takes events from its queue: many at a time, as numbers and
+//! bytes in shared memory.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,29 +22,29 @@ use crate::plugin::CallOutput;
 use crate::plugin::spin::SpinBackoff;
 use crate::{Code, Error};
 
-/// Outputs up to this many bytes share a buffer; longer ones have one of their own.
+/// Outputs up to this many bytes share a buffer; longer ones get their own.
 const MAX_SHARED: usize = 1024;
 
-/// Outputs from this many bytes on are handed over without a copy, which would cost more.
+/// Outputs of at least this many bytes are handed over without copying; for shorter ones a copy is cheaper.
 const MIN_ADOPTED: usize = 1 << 20;
 
-/// The state of one JavaScript thread, which alone touches it. Worker threads see only `queue`.
+/// The state of one JavaScript thread. Worker threads only access `queue`.
 pub struct JsThreadState {
-  /// What has happened and JavaScript has not seen.
+  /// The queue that worker threads push to.
   pub queue: Arc<CompletionQueue>,
-  /// Calls of functions in JavaScript that have not been answered.
+  /// Unanswered host calls.
   pub host_calls: RefCell<OpenHostCalls>,
-  /// Where JavaScript puts short inputs.
+  /// The memory into which JavaScript writes short inputs.
   inbox: Uint8Array,
   header: RefCell<Uint32Array>,
-  /// Events that have been taken from the queue, but did not fit into the shared memory.
+  /// Events taken from the queue that did not fit into the shared memory.
   backlog: RefCell<VecDeque<Event>>,
-  /// Whether to spin after host calls have been answered has paid.
+  /// Decides whether to spin after host calls have been answered.
   spin_backoff: Cell<SpinBackoff>,
 }
 
 impl JsThreadState {
-  /// `inbox` and `header` are JavaScript's, which hands neither to anybody else.
+  /// JavaScript must keep `inbox` and `header` private.
   pub fn new(wake: Wake, inbox: Uint8Array, header: Uint32Array) -> Self {
     Self {
       queue: Arc::new(CompletionQueue::new(wake)),
@@ -56,12 +56,12 @@ impl JsThreadState {
     }
   }
 
-  /// What JavaScript has put into the header for a call.
+  /// The arguments of a call in the header.
   pub fn call_arguments(&self) -> CallArguments {
     CallArguments::read(&self.header.borrow())
   }
 
-  /// The first bytes of the inbox, with some capacity for an output.
+  /// Copies an input from the inbox, with spare capacity for an output.
   pub fn input(&self, length: u32) -> Vec<u8> {
     const CAPACITY: usize = 256;
     let input = self.inbox.get(..length as usize).unwrap_or_default();
@@ -70,8 +70,8 @@ impl JsThreadState {
     copy
   }
 
-  /// Replies to a host call as the header says. Returns the offset of the block that it has made, and a negative
-  /// number if the host call is over.
+  /// Replies to a host call as the header says. Returns the offset of the block if it allocated one, 0
+  /// otherwise, and a negative number if the host call has ended.
   pub fn reply(&self) -> f64 {
     let header = self.header.borrow();
     let number = |index| protocol::number(&header, index);
@@ -81,7 +81,7 @@ impl JsThreadState {
     };
     let host_call = number(HEADER_REPLY_TO);
     let answer = match number(HEADER_REPLY) {
-      REPLY_STORE => return offset_of(self.ask(host_call, Step::Store(bytes()))),
+      REPLY_STORE => return offset_of(self.request(host_call, Step::Store(bytes()))),
       REPLY_BYTES => Answer::Bytes(bytes()),
       _ => {
         let (low, high) = (number(HEADER_REPLY_BITS), number(HEADER_REPLY_BITS + 1));
@@ -99,20 +99,20 @@ impl JsThreadState {
     self.host_calls.borrow().get(host_call)
   }
 
-  /// Has the guest's thread make a step.
-  pub fn ask(&self, host_call: u32, step: Step) -> Option<BlockReply> {
-    self.channel(host_call)?.ask(step)
+  /// Has the guest's thread perform a step.
+  pub fn request(&self, host_call: u32, step: Step) -> Option<BlockReply> {
+    self.channel(host_call)?.request(step)
   }
 
-  /// Answers a host call; whether its guest has waited for that.
+  /// Answers a host call; returns whether its guest was waiting.
   pub fn finish(&self, host_call: u32, answer: Result<Step, HostFunctionError>) -> bool {
     let channel = self.host_calls.borrow_mut().remove(host_call);
-    channel.is_some_and(|channel| channel.answer(answer))
+    channel.is_some_and(|channel| channel.send(answer))
   }
 
-  /// Takes as many events as fit. It is given a buffer for short outputs and an array. It writes into the
-  /// header how many it has taken, whether there are more, and an item for each. What is not in the buffer
-  /// it adds to the array, in the order of the items.
+  /// Takes as many events as fit. The arguments are a buffer for short outputs and an array. Writes into the
+  /// header how many events it has taken, whether more remain, and an item for each. Values that do not go
+  /// into the buffer are appended to the array, in the order of the items.
   pub fn take(&self, context: &FunctionCallContext<'_>) -> napi::Result<()> {
     let mut shared = context.get::<Uint8ArraySlice<'_>>(0)?;
     let mut header = self.header.borrow_mut();
@@ -124,12 +124,12 @@ impl JsThreadState {
       }
       self.queue.events.take_all(&mut backlog);
     }
-    // SAFETY: both are memory of JavaScript, whose thread is this one and does not run JavaScript
-    // before they have been dropped, so nothing else reads or writes them and they stay where they
-    // are. `header` is handed to nobody who could detach it (`calls.js`). The other has just been
-    // looked up; detached, it has no bytes.
+    // SAFETY: both slices are memory of JavaScript. This is its thread, which does not run JavaScript before
+    // the slices are dropped, so nothing else reads or writes them and they do not move. `header` is never
+    // exposed to code that could detach it (`calls.js`). `shared` has just been looked up; if it is detached,
+    // its length is 0.
     let (header, shared) = unsafe { (header.as_mut(), shared.as_mut()) };
-    let writer = ResultWriter {
+    let writer = EventWriter {
       context,
       host_calls: &self.host_calls,
       shared: shared.get_mut(used as usize..).unwrap_or_default(),
@@ -137,13 +137,13 @@ impl JsThreadState {
     };
     let has_host_calls = writer.write(&mut backlog, header)?;
     if has_host_calls {
-      // JavaScript answers most of them at once, and looks again afterwards.
+      // JavaScript answers most of them synchronously, and takes events again afterwards.
       self.queue.events.stay_attentive();
     }
     Ok(())
   }
 
-  /// Spins for the next event, if that has paid lately.
+  /// Spins for the next event, if spinning has recently paid off.
   fn spin_wait(&self) {
     let mut backoff = self.spin_backoff.get();
     if backoff.is_due() {
@@ -153,13 +153,13 @@ impl JsThreadState {
   }
 }
 
-/// What JavaScript is told of a block that it has asked for.
+/// The offset that JavaScript gets for a block; negative if the host call has ended.
 pub fn offset_of(reply: Option<BlockReply>) -> f64 {
   reply.map_or(-1.0, |reply| reply.offset as f64)
 }
 
-/// Puts results where JavaScript finds them.
-struct ResultWriter<'a> {
+/// Writes events into the memory that JavaScript reads.
+struct EventWriter<'a> {
   context: &'a FunctionCallContext<'a>,
   host_calls: &'a RefCell<OpenHostCalls>,
   /// The free part of the buffer for short outputs.
@@ -168,8 +168,8 @@ struct ResultWriter<'a> {
   offset: u32,
 }
 
-impl ResultWriter<'_> {
-  /// Takes as many of the events as fit; whether there are host calls among them.
+impl EventWriter<'_> {
+  /// Writes as many events as fit; returns whether they include host calls.
   fn write(mut self, events: &mut VecDeque<Event>, header: &mut [u32]) -> napi::Result<bool> {
     let Some((head, items)) = header.split_at_mut_checked(HEADER_ITEMS as usize) else {
       return Err(napi::Error::from_reason("the header is too short"));
@@ -191,7 +191,7 @@ impl ResultWriter<'_> {
     Ok(has_host_calls)
   }
 
-  /// Writes one event: its number, its code, and where its bytes are.
+  /// Writes one event; returns its number, its code and the location of its bytes.
   fn write_event(&mut self, event: Event) -> (u32, u32, Location) {
     let empty = Location {
       offset: self.offset,
@@ -206,7 +206,7 @@ impl ResultWriter<'_> {
         };
         match self.write_result(result) {
           Ok(location) => (number, code, location),
-          // What cannot be handed over must not keep what comes after it from being so.
+          // A result that cannot be converted must not block the ones after it.
           Err(_) => (number, Code::Internal.number(), empty),
         }
       }
@@ -217,7 +217,7 @@ impl ResultWriter<'_> {
       }
       Event::HostCall(call) => match self.write_host_call(call) {
         Ok((number, location)) => (number, HOST_CALL, location),
-        // An empty message, which JavaScript ignores.
+        // Write an empty log message, which JavaScript ignores.
         Err(_) => (NO_CALL, LOG, empty),
       },
       Event::Log(message) => {
@@ -228,7 +228,7 @@ impl ResultWriter<'_> {
     }
   }
 
-  /// Numbers a call of a function in JavaScript and writes its message.
+  /// Numbers a host call and writes its message.
   fn write_host_call(&mut self, mut call: HostCall) -> napi::Result<(u32, Location)> {
     let mut host_calls = self.host_calls.borrow_mut();
     let number = host_calls.add(Arc::clone(&call.channel));
@@ -254,12 +254,12 @@ impl ResultWriter<'_> {
   fn write_bytes(&mut self, bytes: Vec<u8>) -> napi::Result<Location> {
     match bytes.len() {
       0..=MAX_SHARED => {
-        let (place, free) = std::mem::take(&mut self.shared).split_at_mut(bytes.len());
-        place.copy_from_slice(&bytes);
+        let (slot, free) = std::mem::take(&mut self.shared).split_at_mut(bytes.len());
+        slot.copy_from_slice(&bytes);
         self.shared = free;
         let location = Location {
           offset: self.offset,
-          // Neither is larger than the buffer, which is small.
+          // Both fit into 32 bits, as the buffer is small.
           length: bytes.len() as u32,
         };
         self.offset += location.length;
@@ -275,14 +275,14 @@ impl ResultWriter<'_> {
     Ok(Location::OUT_OF_BAND)
   }
 
-  /// The array for what is not in the shared buffer.
+  /// The array for values outside the shared buffer.
   fn values(&self) -> napi::Result<Array<'_>> {
     self.context.get(1)
   }
 }
 
-/// A message; before an error of the plugin its code and a NUL, and after a trap the functions of its backtrace, with
-/// NULs between.
+/// Encodes an error's message. A plugin error is prefixed with its code and a NUL; a trap is followed by the
+/// functions of its backtrace, each preceded by a NUL.
 fn error_text(error: Error) -> Vec<u8> {
   let mut text = match error.code {
     Code::PluginError => format!("{}\0{}", error.return_code, error.message),
@@ -290,7 +290,7 @@ fn error_text(error: Error) -> Vec<u8> {
   };
   for frame in &error.backtrace {
     text.push('\0');
-    // Names are the guest's.
+    // The guest chose the names, which may contain NUL.
     text.push_str(&frame.replace('\0', "\u{FFFD}"));
   }
   text.into_bytes()

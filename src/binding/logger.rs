@@ -1,4 +1,4 @@
-//! A plugin's messages, on their way to its logger in JavaScript.
+//! Delivers a plugin's log messages to its logger in JavaScript.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -9,14 +9,14 @@ use super::completion_queue::{CompletionQueue, Event, LogMessage, UnreadBytes};
 use super::protocol::{LOG_LEVEL, LOG_PLUGIN, LOG_TEXT};
 use crate::host::log::{Level, Logger};
 
-/// Bytes of messages of one plugin that may be on their way. Guests can write faster than the event
-/// loop reads: what exceeds this is dropped, and counted.
+/// How many bytes of one plugin's messages may be queued. Guests can write faster than the event loop reads;
+/// messages beyond this limit are dropped and counted.
 const MAX_UNREAD: usize = 4 << 20;
 
-/// What a message costs beside its text.
-const MESSAGE: usize = 128;
+/// The memory that a message takes besides its text.
+const MESSAGE_OVERHEAD: usize = 128;
 
-/// The levels, each at the index of its number, with the logger's method.
+/// The levels and the names of the logger's methods. The index of a level is its number.
 const LEVELS: [(Level, &str); 5] = [
   (Level::Trace, "trace"),
   (Level::Debug, "debug"),
@@ -25,24 +25,24 @@ const LEVELS: [(Level, &str); 5] = [
   (Level::Error, "error"),
 ];
 
-/// The names of the levels of messages, each at the index of its number.
+/// The names of the log levels. The index of a level is its number.
 #[napi]
 pub fn log_levels() -> Vec<&'static str> {
   LEVELS.map(|(_, name)| name).to_vec()
 }
 
-/// Passes a plugin's messages to JavaScript.
+/// A logger that passes messages to JavaScript.
 pub struct JsLogger {
   plugin_id: u32,
   queue: Arc<CompletionQueue>,
-  /// The least level that is wanted; more than any for silence.
+  /// The lowest level that is logged; higher than any level to log nothing.
   level: u32,
   unread: Arc<AtomicUsize>,
   dropped: AtomicU32,
 }
 
 impl JsLogger {
-  /// `plugin_id` is what JavaScript knows the plugin by.
+  /// `plugin_id` is JavaScript's id of the plugin.
   pub fn new(plugin_id: u32, level: Option<u32>, queue: Arc<CompletionQueue>) -> Self {
     Self {
       plugin_id,
@@ -63,7 +63,7 @@ impl JsLogger {
     self.queue.push(Event::Log(LogMessage {
       call,
       bytes,
-      unread: UnreadBytes::new(text.len() + MESSAGE, &self.unread),
+      unread: UnreadBytes::new(text.len() + MESSAGE_OVERHEAD, &self.unread),
     }));
   }
 }
@@ -81,7 +81,8 @@ impl Logger for JsLogger {
     }
     let dropped = self.dropped.swap(0, Ordering::Relaxed);
     if dropped > 0 {
-      let text = format!("{dropped} messages of the plugin were dropped: they came too fast");
+      let text =
+        format!("dropped {dropped} log messages of the plugin: it logs faster than they are read");
       self.push(call, Level::Warn, &text);
     }
     self.push(call, level, message);

@@ -1,4 +1,4 @@
-//! `MemoryStore` for JavaScript.
+//! The `MemoryStore` class.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use napi_derive::napi;
 
 use crate::store::{self, Value};
 
-/// A store that this JavaScript thread fills and that plugins read.
+/// A store in memory.
 #[napi]
 pub struct MemoryStore {
   store: Arc<store::MemoryStore>,
 }
 
-/// Why something is refused.
+/// Why an operation was refused.
 #[napi(object, object_from_js = false)]
 pub struct Refusal {
   /// The error's code.
@@ -25,7 +25,7 @@ pub struct Refusal {
 }
 
 impl MemoryStore {
-  /// The store itself, to be shared with plugins.
+  /// The underlying store, to share with plugins.
   pub fn shared(&self) -> Arc<store::MemoryStore> {
     Arc::clone(&self.store)
   }
@@ -33,7 +33,7 @@ impl MemoryStore {
 
 #[napi]
 impl MemoryStore {
-  /// An empty store, which may take that many bytes.
+  /// An empty store with an optional size limit in bytes.
   #[napi(constructor, catch_unwind)]
   pub fn new(max_bytes: Option<f64>) -> Self {
     let store = match max_bytes {
@@ -45,7 +45,7 @@ impl MemoryStore {
     }
   }
 
-  /// The store of that name, which all threads of the process share.
+  /// The store named `name`, which all threads of the process share.
   #[napi(factory, catch_unwind)]
   pub fn named(name: String) -> Self {
     Self {
@@ -53,8 +53,8 @@ impl MemoryStore {
     }
   }
 
-  /// Sets a key to a string or to a copy of the bytes, for that many milliseconds; returns why not, where
-  /// there is a reason.
+  /// Sets a key to a string or to a copy of bytes, with an optional lifetime in milliseconds; returns the
+  /// reason if it is refused.
   #[napi(catch_unwind)]
   pub fn set(
     &self,
@@ -74,7 +74,7 @@ impl MemoryStore {
     })
   }
 
-  /// What was set: a string, or a copy of the bytes.
+  /// The value of a key: a string, or a copy of bytes.
   #[napi(catch_unwind)]
   pub fn get<'env>(
     &self,
@@ -90,13 +90,13 @@ impl MemoryStore {
     }))
   }
 
-  /// Whether the key is there.
+  /// Whether a key exists.
   #[napi(catch_unwind)]
   pub fn has(&self, key: String) -> bool {
     self.store.has(&key)
   }
 
-  /// Removes the key; whether it was there.
+  /// Removes a key; returns whether it existed.
   #[napi(catch_unwind)]
   pub fn delete(&self, key: String) -> bool {
     self.store.remove(&key)
@@ -108,13 +108,13 @@ impl MemoryStore {
     self.store.clear();
   }
 
-  /// How many keys there are.
+  /// The number of keys.
   #[napi(getter, catch_unwind)]
   pub fn size(&self) -> u32 {
     u32::try_from(self.store.len()).unwrap_or(u32::MAX)
   }
 
-  /// All keys as of now, in the order in which they were first set.
+  /// A snapshot of all keys, in insertion order.
   #[napi(catch_unwind)]
   pub fn keys(&self) -> Vec<String> {
     let keys = self.store.keys();

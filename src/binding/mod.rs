@@ -1,5 +1,6 @@
-//! The only module that knows Node-API. `index.js` is its only caller: it has validated what arrives
-//! here, and makes the errors, since an `Error` made natively is of another realm under Jest.
+//! The Node-API binding; no other module uses Node-API. The package's JavaScript is its only caller: it
+//! validates the arguments and creates the errors, since under Jest an `Error` that is created natively
+//! belongs to another realm.
 
 mod boundary;
 mod completion_queue;
@@ -19,7 +20,7 @@ mod store_watch;
 
 use napi_derive::napi;
 
-/// The names of all codes that errors may have, each at the index of its number less one.
+/// The names of all error codes. The index of a code is its number minus 1.
 #[napi]
 pub fn error_codes() -> Vec<&'static str> {
   crate::Code::ALL.map(crate::Code::as_str).to_vec()

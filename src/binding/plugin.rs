@@ -1,4 +1,4 @@
-//! `Plugin` for JavaScript, and how one is made off the event loop.
+//! The `Plugin` class, and opening plugins off the event loop.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -22,55 +22,55 @@ use super::memory_store::MemoryStore;
 use super::plugin_options::{FunctionName, PluginOptions};
 use super::protocol::{CALL_MUST_TAKE, CALL_MUST_WAKE, CALL_QUEUED, CALL_TAKEN, CallArguments};
 use super::store::Store as AnyStore;
-use crate::host::{Access, Environment};
+use crate::host::{Environment, StoreAccess};
 use crate::plugin::spin::SpinBackoff;
 use crate::plugin::{self, Limits, Queued};
 use crate::store::Store;
 use crate::{Code, Error};
 
-/// What `Plugin::stats` tells.
+/// The result of `Plugin::stats`.
 #[napi(object, object_from_js = false)]
 pub struct PluginStats {
-  /// Calls that had an output.
+  /// The number of calls that succeeded.
   pub succeeded: f64,
-  /// Calls that failed, by code.
+  /// The number of calls that failed, by code.
   pub failed: HashMap<String, f64>,
-  /// Calls that wait.
+  /// The number of calls in the queue.
   pub queued: f64,
-  /// Instances that run a call.
+  /// The number of instances that run a call.
   pub busy: f64,
-  /// Instances.
+  /// The number of instances.
   pub instances: f64,
-  /// Those of them that wait for a call.
+  /// The number of idle instances that are ready for a call.
   pub ready: f64,
-  /// Instances that have been made and initialized.
+  /// The number of instances that have been created and initialized so far.
   pub made: f64,
-  /// Calls that found no instance ready.
+  /// The number of calls that found no instance ready.
   pub waited: f64,
-  /// Instances that were replaced, by reason.
+  /// The number of instances that were replaced, by reason.
   pub replaced: HashMap<String, f64>,
-  /// Threads that hang in calls of the host and have been replaced.
+  /// The number of threads that are stuck in host calls and have been replaced.
   pub abandoned_threads: f64,
-  /// What instances start from: `none`, `pending`, `taken` or `unsupported`.
+  /// The state of the snapshot that instances start from: `none`, `pending`, `taken` or `unsupported`.
   pub snapshot: &'static str,
-  /// What guests have asked of the store.
+  /// The counters of store operations by guests.
   pub store: StoreStats,
 }
 
-/// What guests have asked of a plugin's store.
+/// The counters of store operations by a plugin's guests.
 #[napi(object)]
 pub struct StoreStats {
-  /// Keys that were looked up.
+  /// The number of keys that were looked up.
   pub reads: f64,
-  /// Those of them that had a value.
+  /// How many of those had a value.
   pub hits: f64,
-  /// Changes that were made.
+  /// The number of keys that were changed.
   pub writes: f64,
-  /// What was refused or failed, by code.
+  /// The number of refused or failed operations, by code.
   pub failed: HashMap<String, f64>,
 }
 
-/// Something that the main module exports, as `WebAssembly.Module.exports` describes it.
+/// An export of the main module, as in `WebAssembly.Module.exports`.
 #[napi(object)]
 pub struct ExportDescriptor {
   /// Its name.
@@ -79,18 +79,18 @@ pub struct ExportDescriptor {
   pub kind: String,
 }
 
-/// Something that the main module imports, as `WebAssembly.Module.imports` describes it.
+/// An import of the main module, as in `WebAssembly.Module.imports`.
 #[napi(object)]
 pub struct ImportDescriptor {
-  /// Where from.
+  /// The module it is imported from.
   pub module: String,
-  /// Its name there.
+  /// Its name in that module.
   pub name: String,
   /// `function`, `table`, `memory` or `global`.
   pub kind: String,
 }
 
-/// Loads and starts a plugin, which arrives under the number `call`.
+/// Opens a plugin; it arrives as the result of job `call`.
 #[napi(catch_unwind)]
 pub fn open_plugin(
   call: u32,
@@ -126,14 +126,14 @@ pub fn open_plugin(
   });
 }
 
-/// Puts the handlers back that make errors of guests' traps, if somebody has displaced them. `listened` are
-/// the names of those signals that JavaScript has listeners for now. Cheap.
+/// Restores the signal handlers that turn guests' traps into errors, if other code has replaced them.
+/// `listened` names the signals that JavaScript currently listens for. Cheap.
 #[napi(catch_unwind)]
 pub fn put_back_signal_handlers(listened: Vec<String>) {
   plugin::put_back_signal_handlers(&listened);
 }
 
-/// What the plugin has of JavaScript.
+/// The environment of a plugin, with its host functions and its logger in JavaScript.
 fn environment(options: &PluginOptions, store: Arc<dyn Store>, boundary: &Boundary) -> Environment {
   let functions = JsFunctions {
     plugin_id: options.plugin_id,
@@ -141,7 +141,7 @@ fn environment(options: &PluginOptions, store: Arc<dyn Store>, boundary: &Bounda
   };
   let names = (0..).zip(&options.functions);
   Environment {
-    store: Arc::new(Access::new(store, (&options.store_permissions).into())),
+    store: Arc::new(StoreAccess::new(store, (&options.store_permissions).into())),
     logger: Arc::new(JsLogger::new(
       options.plugin_id,
       options.log_level,
@@ -155,11 +155,10 @@ fn environment(options: &PluginOptions, store: Arc<dyn Store>, boundary: &Bounda
   }
 }
 
-/// Fills the compile cache with what such a plugin needs; an empty result arrives under the number
-/// `call`.
+/// Fills the compile cache for a plugin; an empty result arrives for job `call`.
 #[napi(catch_unwind)]
 pub fn precompile(call: u32, options: PluginOptions, boundary: &Boundary) {
-  // What the store has makes no difference to what is compiled.
+  // The store's contents do not affect compilation.
   let store = Arc::new(crate::store::MemoryStore::new());
   let environment = environment(&options, store, boundary);
   let manifest = plugin::Manifest::from(options);
@@ -168,10 +167,10 @@ pub fn precompile(call: u32, options: PluginOptions, boundary: &Boundary) {
   });
 }
 
-/// Does something on a thread of its own.
+/// Runs `work` on a new thread; its result arrives for job `call`.
 ///
-/// Not on libuv's pool: the end of the process waits for that, and a plugin may take as long as it
-/// likes to initialize itself.
+/// It does not use libuv's pool: the process waits for that pool when it exits, and a plugin's initialization
+/// may take arbitrarily long.
 fn load(
   call: u32,
   boundary: &Boundary,
@@ -194,8 +193,8 @@ fn load(
   }
 }
 
-/// A running plugin. When JavaScript has forgotten it and its [`caller`](Self::caller), what it still
-/// does is interrupted; so `calls.js` keeps it for as long as a call is unfinished.
+/// A running plugin. When JavaScript drops it and its [`caller`](Self::caller), its unfinished calls are
+/// interrupted, so `calls.js` keeps it alive while calls are unfinished.
 #[napi]
 pub struct Plugin {
   plugin: Arc<plugin::Plugin>,
@@ -203,7 +202,7 @@ pub struct Plugin {
 }
 
 impl Plugin {
-  /// Results go into `queue`.
+  /// Wraps a plugin whose results go to `queue`.
   pub fn new(plugin: plugin::Plugin, queue: Arc<CompletionQueue>) -> Self {
     Self {
       plugin: Arc::new(plugin),
@@ -214,7 +213,7 @@ impl Plugin {
 
 #[napi]
 impl Plugin {
-  /// The functions that can be called, each with the number of its export.
+  /// The functions that can be called, with the numbers of their exports.
   #[napi(catch_unwind)]
   pub fn functions(&self) -> HashMap<String, u32> {
     let functions = self.plugin.functions();
@@ -223,8 +222,9 @@ impl Plugin {
       .collect()
   }
 
-  /// The function that queues a call, whose arguments are in the header ([`CallArguments`]). If the result
-  /// has come meanwhile and it may take it, it does so as `take` would have. It returns a `CALL_…` number.
+  /// Returns the function that queues a call, with its arguments in the header ([`CallArguments`]). If the
+  /// result is available at once and may be taken, the function takes it as `take` would. It returns a
+  /// `CALL_…` constant.
   #[napi(
     catch_unwind,
     ts_return_type = "(shared: Uint8Array, outOfBand: unknown[]) => number"
@@ -262,8 +262,8 @@ impl Plugin {
     })
   }
 
-  /// As the function of [`caller`](Self::caller), for an input that is too long for the inbox. It
-  /// takes no results.
+  /// Like the function of [`caller`](Self::caller), for an input that is too long for the inbox. It takes no
+  /// results.
   #[napi(catch_unwind)]
   pub fn call_with(
     &self,
@@ -282,22 +282,22 @@ impl Plugin {
     call_outcome(queued)
   }
 
-  /// Wakes the threads that calls need.
+  /// Wakes up the threads that queued calls need.
   #[napi(catch_unwind)]
   pub fn wake(&self) {
     self.plugin.wake();
   }
 
-  /// Ends a call before its time; its result, which still arrives, means nothing.
+  /// Cancels a call. Its result still arrives, and must be ignored.
   #[napi(catch_unwind)]
   pub fn cancel(&self, call: u32) {
     self.plugin.cancel(call.into());
   }
 
-  /// What the plugin has done, and does at this moment.
+  /// The plugin's counters and current state.
   #[napi(catch_unwind)]
   pub fn stats(&self) -> PluginStats {
-    // More than 2⁵³ of anything is out of reach.
+    // No counter reaches 2⁵³, so the conversion is exact.
     let by_code = |failed: Vec<(Code, u64)>| {
       let failed = failed.into_iter();
       failed
@@ -330,7 +330,7 @@ impl Plugin {
     }
   }
 
-  /// What the main module exports.
+  /// The exports of the main module.
   #[napi(catch_unwind)]
   pub fn exports(&self) -> Vec<ExportDescriptor> {
     let exports = self.plugin.exports().iter();
@@ -342,7 +342,7 @@ impl Plugin {
       .collect()
   }
 
-  /// What the main module imports.
+  /// The imports of the main module.
   #[napi(catch_unwind)]
   pub fn imports(&self) -> Vec<ImportDescriptor> {
     let imports = self.plugin.imports().iter();
@@ -355,19 +355,19 @@ impl Plugin {
       .collect()
   }
 
-  /// Forgets all variables.
+  /// Removes all variables.
   #[napi(catch_unwind)]
   pub fn clear_vars(&self) {
     self.plugin.clear_vars();
   }
 
-  /// Ends the calls that are left of a plugin that is being closed.
+  /// Cancels the remaining calls of a plugin that is being closed.
   #[napi(catch_unwind)]
   pub fn end_calls(&self) {
     self.plugin.end_calls();
   }
 
-  /// Closes the plugin; an empty result arrives under the number `call` when all is freed.
+  /// Closes the plugin; an empty result arrives for job `call` once everything is freed.
   #[napi(catch_unwind)]
   pub fn close(&self, call: u32) {
     let queue = Arc::clone(&self.queue);

@@ -1,4 +1,4 @@
-//! What JavaScript says of a plugin that is to be loaded.
+//! The manifest and options of a plugin, as JavaScript passes them.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,95 +12,94 @@ use crate::host::{Permissions, http};
 use crate::plugin::interrupt::Interruptions;
 use crate::plugin::{self, CompileCache, Source};
 
-/// A manifest and options, as `index.js` has merged them.
+/// A manifest and options, as `index.js` merges them.
 #[napi(object)]
 pub struct PluginOptions {
   /// The modules.
   pub wasm: Vec<WasmOptions>,
-  /// What the guest reads with `config_get`.
+  /// The configuration that guests read with `config_get`.
   pub config: HashMap<String, String>,
-  /// Milliseconds that a call may take.
+  /// The time limit of a call in milliseconds.
   pub timeout_ms: Option<u32>,
-  /// Pages of 64 KiB that an instance's memories may grow by.
+  /// How many pages of 64 KiB an instance's memories may grow by.
   pub max_pages: Option<u32>,
-  /// Bytes that the values of the plugin's variables may have.
+  /// The limit of all values of the plugin's variables in bytes.
   pub max_var_bytes: Option<u32>,
-  /// Hosts that guests may send HTTP requests to.
+  /// The hosts that guests may send HTTP requests to.
   pub allowed_hosts: Vec<String>,
-  /// Bytes that the body of an HTTP response may have.
+  /// The size limit of an HTTP response's body in bytes.
   pub max_http_response_bytes: Option<u32>,
   /// Whether guests may read the headers of HTTP responses.
   pub allow_http_response_headers: bool,
-  /// A file with certificates that are trusted.
+  /// A file with additional certificates to trust.
   pub extra_certificates: Option<String>,
-  /// Bytes that an output may have.
+  /// The size limit of an output in bytes.
   pub max_output_bytes: Option<u32>,
-  /// Units of fuel that a call has.
+  /// The fuel of a call.
   pub fuel: Option<f64>,
-  /// Whether each call has an instance of its own.
+  /// Whether each call gets a new instance.
   pub is_isolated: bool,
-  /// Whether instances start from the state after the initialization.
+  /// Whether instances start from a snapshot of the state after initialization.
   pub snapshot: bool,
   /// How many calls an instance serves before it is replaced.
   pub max_calls: Option<f64>,
-  /// How many milliseconds old an instance may be after a call and not be replaced.
+  /// The age in milliseconds from which an instance is replaced after a call.
   pub max_age_ms: Option<f64>,
   /// Whether guests may import WASI.
   pub use_wasi: bool,
-  /// Directories that they may use then.
+  /// The directories that guests may use through WASI.
   pub allowed_paths: Vec<AllowedPath>,
-  /// Their arguments.
+  /// The guests' WASI arguments.
   pub arguments: Vec<String>,
-  /// Their environment.
+  /// The guests' WASI environment variables.
   pub environment: HashMap<String, String>,
-  /// Where their output goes: `process`, `logger`, or nowhere.
+  /// Where the guests' output goes: `process`, `logger`, or nowhere if it is missing.
   pub output: Option<String>,
-  /// How a call that runs for too long is interrupted: `page` or `epoch`; the best way of the system
-  /// without it.
+  /// How calls are interrupted: `page` or `epoch`; the best way for the system by default.
   pub interruption: Option<String>,
-  /// What runs the plugin: `extism` for the reference runtime; the default without it.
+  /// The runtime: `extism` is the reference runtime; missing means the default.
   pub runtime: Option<String>,
-  /// Where compiled modules are kept; nowhere without it.
+  /// The compile cache; no cache if missing.
   pub compile_cache: Option<CompileCacheOptions>,
-  /// How many instances; at least 1.
+  /// The number of instances; at least 1.
   pub instances: u32,
-  /// Whether all of them are started at once.
+  /// Whether all instances start immediately.
   pub eager: bool,
-  /// How many calls may be unfinished; at least 1.
+  /// The limit of unfinished calls; at least 1.
   pub max_queue: u32,
-  /// How many bytes the inputs of waiting calls may have together.
+  /// The limit of the inputs of queued calls in bytes.
   pub max_queue_bytes: f64,
-  /// What JavaScript knows the plugin by when its guests call functions or log.
+  /// JavaScript's id of the plugin, for host calls and log messages.
   pub plugin_id: u32,
-  /// Functions in JavaScript; each is known by its index.
+  /// The host functions in JavaScript; a function's index is its number.
   pub functions: Vec<FunctionName>,
   /// What guests may do with the store.
   pub store_permissions: StorePermissions,
-  /// The least level of messages that are wanted, from 0 for trace to 4 for error; none without it.
+  /// The lowest level that is logged, from 0 for trace to 4 for error; missing to log nothing.
   pub log_level: Option<u32>,
 }
 
 /// A directory that guests may use.
 #[napi(object)]
 pub struct AllowedPath {
-  /// Where it is.
+  /// Its path on the host.
   pub host: String,
-  /// What guests call it.
+  /// The path that guests see.
   pub guest: String,
-  /// Whether they may only read there.
+  /// Whether guests may only read.
   pub read_only: bool,
 }
 
 /// What guests may do with the store.
 #[napi(object)]
 pub struct StorePermissions {
-  /// What is put before each key.
+  /// Prepended to each key.
   pub prefix: String,
-  /// Whether they may change it.
+  /// Whether guests may write.
   pub can_write: bool,
-  /// Bytes that a value may have which they set.
+  /// The size limit of values that guests set, in bytes.
   pub max_value_bytes: Option<f64>,
-  /// Keys that there may be when they add one.
+  /// The limit of keys under the prefix.
   pub max_keys: Option<f64>,
 }
 
@@ -117,7 +116,7 @@ impl From<&StorePermissions> for Permissions {
   }
 }
 
-/// A function in JavaScript.
+/// The name of a host function in JavaScript.
 #[napi(object)]
 pub struct FunctionName {
   /// Where guests import it from.
@@ -126,12 +125,12 @@ pub struct FunctionName {
   pub name: String,
 }
 
-/// Where compiled modules are kept.
+/// The compile cache.
 #[napi(object)]
 pub struct CompileCacheOptions {
-  /// The directory; without it, the default.
+  /// The directory; missing means the default.
   pub directory: Option<String>,
-  /// How many bytes it may have; without it, the default.
+  /// The size limit in bytes; missing means the default.
   pub max_bytes: Option<i64>,
 }
 
@@ -149,16 +148,16 @@ impl From<Option<CompileCacheOptions>> for CompileCache {
   }
 }
 
-/// One module: a path or bytes.
+/// A module: a path or bytes.
 #[napi(object)]
 pub struct WasmOptions {
-  /// Where the file is.
+  /// The path of the file.
   pub path: Option<String>,
   /// The bytes.
   pub data: Option<Uint8Array>,
-  /// The name for linking.
+  /// The module's name for linking.
   pub name: Option<String>,
-  /// SHA-256 in hexadecimal.
+  /// The SHA-256 hash in hexadecimal.
   pub hash: Option<String>,
 }
 
@@ -186,7 +185,7 @@ impl From<PluginOptions> for plugin::Manifest {
       max_pages: options.max_pages,
       max_vars: options.max_var_bytes.map(|bytes| bytes as usize),
       max_output: options.max_output_bytes.map(u64::from),
-      http: http::Options {
+      http: http::HttpOptions {
         allowed_hosts: options.allowed_hosts,
         max_response: options.max_http_response_bytes.map(u64::from),
         allows_response_headers: options.allow_http_response_headers,

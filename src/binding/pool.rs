@@ -1,7 +1,7 @@
-//! Threads for what blocks and is no guest: a guest has a thread of its own.
+//! A thread pool for blocking work. (Guests have their own threads.)
 //!
-//! They are not libuv's: those are few, the end of the process waits for them, and Node needs them for
-//! files and names.
+//! It is not libuv's pool: that is small, the process waits for it when it exits, and Node needs it for files
+//! and DNS.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,12 +12,12 @@ use std::time::Duration;
 use super::completion_queue::{CompletionQueue, JobResult};
 use crate::{Code, Error, Result};
 
-/// How many there are at most. What they do is to wait, for a disk or another machine; so there may be
-/// more than cores.
+/// The largest number of threads. They mostly wait for a disk or another machine, so there may be more
+/// threads than cores.
 const MAX_THREADS: usize = 16;
 
-/// How long one waits for something to do before it ends.
-const IDLE: Duration = Duration::from_secs(10);
+/// How long an idle thread waits for a job before it ends.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -42,7 +42,7 @@ static POOL: Pool = Pool {
   added: Condvar::new(),
 };
 
-/// Does something on one of the threads; what comes of it arrives under `number`.
+/// Runs `work` on the pool; its result arrives for job `number`.
 pub fn run(
   number: u32,
   queue: &Arc<CompletionQueue>,
@@ -51,19 +51,19 @@ pub fn run(
   let results = Arc::clone(queue);
   let started = spawn(move || {
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-      let message = "an operation of a store panicked";
+      let message = "a store operation panicked";
       Err(Error::new(Code::Internal, message))
     });
     results.push_result(number, result);
   });
   if let Err(error) = started {
-    let error = Error::no_thread("for operations of stores", &error);
+    let error = Error::no_thread("for store operations", &error);
     queue.push_result(number, Err(error));
   }
 }
 
-/// As [`run`], for what nobody waits for. Where there is no thread for it, and none can be started, it is
-/// not done.
+/// Runs a job without a result on the pool. Fails if the pool has no thread and cannot start one; then the
+/// job does not run.
 pub fn spawn(job: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
   let mut state = POOL.lock();
   if state.idle <= state.jobs.len() && state.threads < MAX_THREADS {
@@ -72,7 +72,7 @@ pub fn spawn(job: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     match started {
       Ok(_) => state.threads += 1,
       Err(error) if state.threads == 0 => return Err(error),
-      // The others will come to it.
+      // The existing threads will run the job.
       Err(_) => {}
     }
   }
@@ -87,13 +87,13 @@ impl Pool {
     self.state.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// What a thread does.
+  /// Runs jobs until the thread has been idle for [`IDLE_TIMEOUT`].
   fn work(&self) {
     let mut state = self.lock();
     loop {
       if let Some(job) = state.jobs.pop_front() {
         drop(state);
-        // What panics here nobody waits for; the thread must be there for the others.
+        // Nothing awaits the job here; the thread must survive a panic to run the next job.
         drop(catch_unwind(AssertUnwindSafe(job)));
         state = self.lock();
         continue;
@@ -101,7 +101,7 @@ impl Pool {
       state.idle += 1;
       let waited = self
         .added
-        .wait_timeout_while(state, IDLE, |state| state.jobs.is_empty());
+        .wait_timeout_while(state, IDLE_TIMEOUT, |state| state.jobs.is_empty());
       let (woken, time) = waited.unwrap_or_else(PoisonError::into_inner);
       state = woken;
       state.idle -= 1;

@@ -1,4 +1,4 @@
-//! `Store` for JavaScript: any store, its operations on threads of [`pool`].
+//! The `Store` class: any store, with its operations on the threads of [`pool`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,22 +18,22 @@ use super::store_watch::StoreWatch;
 use crate::Result;
 use crate::store::{self, Handle, OpenOptions};
 
-/// What goes with a URL.
+/// The options of a store.
 #[napi(object)]
 pub struct StoreOptions {
-  /// How many bytes a store in memory may take.
+  /// The size limit of a store in memory in bytes.
   pub max_bytes: Option<f64>,
-  /// How many milliseconds a Redis server may take to let in and to answer.
+  /// The time limit of a Redis server for connecting and for each answer, in milliseconds.
   pub timeout_ms: Option<f64>,
-  /// How many bytes the cache of a Redis store may take.
+  /// The size of the cache of a store in a file or on Redis in bytes.
   pub cache_bytes: Option<f64>,
-  /// The authorities that may have issued a Redis server's certificate, as PEM.
+  /// The certificate authorities to trust for a Redis server's certificate, as PEM.
   pub ca: Option<String>,
   /// Whether opening fails if a Redis server cannot be reached.
   pub required: Option<bool>,
 }
 
-/// Opens the store of a URL, which arrives under the number `call`.
+/// Opens the store that `url` names; it arrives as the result of job `call`.
 #[napi(catch_unwind)]
 pub fn open_store(call: u32, url: String, options: StoreOptions, boundary: &Boundary) {
   let queue = boundary.queue();
@@ -50,7 +50,7 @@ pub fn open_store(call: u32, url: String, options: StoreOptions, boundary: &Boun
   });
 }
 
-/// A store. What its operations come to arrives under the number `call`. Lifetimes are milliseconds.
+/// A store. The result of an operation arrives for job `call`. Lifetimes are in milliseconds.
 #[napi]
 pub struct Store {
   store: Arc<dyn store::Store>,
@@ -75,12 +75,12 @@ fn borrowed(keys: &[String]) -> Vec<&str> {
 }
 
 impl Store {
-  /// Results go into `queue`.
+  /// Wraps a store whose results go to `queue`.
   pub fn new(store: Arc<dyn store::Store>, queue: Arc<CompletionQueue>) -> Self {
     Self { store, queue }
   }
 
-  /// The store itself, to be shared with plugins.
+  /// The underlying store, to share with plugins.
   pub fn shared(&self) -> Arc<dyn store::Store> {
     Arc::clone(&self.store)
   }
@@ -99,15 +99,15 @@ impl Store {
 
 #[napi]
 impl Store {
-  /// The same face for a MemoryStore, which others go on with when this one is closed.
+  /// A `Store` over a `MemoryStore`. Closing it leaves the `MemoryStore` open.
   #[napi(factory, catch_unwind)]
   pub fn of_memory(store: &MemoryStore, boundary: &Boundary) -> Self {
     let handle = Handle::shared(store.shared());
     Self::new(Arc::new(handle), boundary.queue())
   }
 
-  /// The value of a key where that is known at once: a copy, or `null` for no such key; `undefined` where
-  /// [`get`](Self::get) has to be asked.
+  /// The value of a key if it is available without blocking: a copy, or `null` if the key is missing.
+  /// Otherwise `undefined`; then use [`get`](Self::get).
   #[napi(catch_unwind, ts_return_type = "Buffer | null | undefined")]
   pub fn get_now<'env>(
     &self,
@@ -121,7 +121,7 @@ impl Store {
     })
   }
 
-  /// The value of a key: a copy, or `null`.
+  /// The value of a key: a copy, or `null` if the key is missing.
   #[napi(catch_unwind)]
   pub fn get(&self, call: u32, key: String) {
     self.run(call, move |store| Ok(StoreReply::Value(store.get(&key)?)));
@@ -137,19 +137,19 @@ impl Store {
     });
   }
 
-  /// Removes a key; whether it was there.
+  /// Removes a key; returns whether it existed.
   #[napi(catch_unwind)]
   pub fn delete(&self, call: u32, key: String) {
     self.run(call, move |store| Ok(StoreReply::Flag(store.delete(&key)?)));
   }
 
-  /// Whether a key is there.
+  /// Whether a key exists.
   #[napi(catch_unwind)]
   pub fn has(&self, call: u32, key: String) {
     self.run(call, move |store| Ok(StoreReply::Flag(store.exists(&key)?)));
   }
 
-  /// Some keys, as an array of the next page's cursor, or `null`, and the keys.
+  /// A page of keys, as an array: the next page's cursor or `null`, then the keys.
   #[napi(catch_unwind)]
   pub fn list(&self, call: u32, prefix: String, cursor: Option<String>, limit: u32) {
     self.run(call, move |store| {
@@ -158,7 +158,7 @@ impl Store {
     });
   }
 
-  /// Adds to a number, which must have 64 bits.
+  /// Adds to a 64-bit integer; returns the sum.
   #[napi(catch_unwind)]
   pub fn increment(&self, call: u32, key: String, delta: BigInt) {
     let (delta, _) = delta.get_i64();
@@ -167,7 +167,7 @@ impl Store {
     });
   }
 
-  /// Sets or removes a key if it has the expected value; whether it had.
+  /// Sets or removes a key if it has the expected value; returns whether it did.
   #[napi(catch_unwind)]
   pub fn compare_and_swap(
     &self,
@@ -185,7 +185,7 @@ impl Store {
     });
   }
 
-  /// The values of keys: copies, or `null`s.
+  /// The values of keys: copies, or `null` for missing keys.
   #[napi(catch_unwind)]
   pub fn get_many(&self, call: u32, keys: Vec<String>) {
     self.run(call, move |store| {
@@ -193,7 +193,7 @@ impl Store {
     });
   }
 
-  /// Sets keys; each has the value of its place.
+  /// Sets keys; the value of a key has the key's index.
   #[napi(catch_unwind)]
   pub fn set_many(
     &self,
@@ -211,12 +211,12 @@ impl Store {
     });
   }
 
-  /// Removes keys; how many were there.
+  /// Removes keys; returns how many existed.
   #[napi(catch_unwind)]
   pub fn delete_many(&self, call: u32, keys: Vec<String>) {
     self.run(call, move |store| {
       let deleted = store.delete_many(&borrowed(&keys))?;
-      // More keys than that are in no array.
+      // No array has that many keys.
       Ok(StoreReply::Number(deleted as i64))
     });
   }

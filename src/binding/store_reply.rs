@@ -1,26 +1,26 @@
-//! What operations of stores come to, and how JavaScript gets it.
+//! Results of store operations, and their conversion to JavaScript.
 
 use napi::Env;
 use napi::bindgen_prelude::{Array, BigInt, BufferSlice, Either, Null};
 
 use super::completion_queue::JobResult;
-use crate::store::{Bytes, Change, Page};
+use crate::store::{Bytes, Change, KeyPage};
 
-/// What comes of an operation of a store.
+/// The result of a store operation.
 pub enum StoreReply {
-  /// It has been done.
+  /// Done, without a value.
   Done,
-  /// Yes or no.
+  /// A boolean.
   Flag(bool),
-  /// A number; a bigint where a JavaScript number is not exact.
+  /// A number; a bigint if a JavaScript number would be inexact.
   Number(i64),
   /// A value, or `null`.
   Value(Option<Bytes>),
-  /// Values, or `null`s.
+  /// An array of values, or `null` for missing keys.
   Values(Vec<Option<Bytes>>),
-  /// An array of the cursor, or `null`, and the keys.
-  Page(Page),
-  /// An array of arrays: of each change what kind it is, its key and its value, or `null`.
+  /// An array: the cursor or `null`, then the keys.
+  Page(KeyPage),
+  /// An array with an array for each change: its kind, its key or `null`, and its value or `null`.
   Changes(Vec<Change>),
 }
 
@@ -31,12 +31,12 @@ impl From<StoreReply> for JobResult {
 }
 
 impl StoreReply {
-  /// A value's bytes are copied here, and nowhere else.
+  /// The only place that copies a value's bytes.
   fn append_to(self, env: &Env, values: &mut Array<'_>) -> napi::Result<()> {
     match self {
       Self::Done => values.insert(()),
       Self::Flag(flag) => values.insert(flag),
-      Self::Number(number) => values.insert(number_of(number)),
+      Self::Number(number) => values.insert(number_or_bigint(number)),
       Self::Value(value) => values.insert(buffer(env, value.as_ref())?),
       Self::Values(found) => {
         let mut array = env.create_array(0)?;
@@ -53,12 +53,12 @@ impl StoreReply {
         }
         values.insert(array)
       }
-      Self::Changes(changes) => values.insert(changes_of(env, changes)?),
+      Self::Changes(changes) => values.insert(changes_to_array(env, changes)?),
     }
   }
 }
 
-fn number_of(number: i64) -> Either<f64, BigInt> {
+fn number_or_bigint(number: i64) -> Either<f64, BigInt> {
   const MAX_SAFE: u64 = (1 << 53) - 1;
   match number.unsigned_abs() <= MAX_SAFE {
     true => Either::A(number as f64),
@@ -75,7 +75,7 @@ fn buffer<'env>(env: &Env, value: Option<&Bytes>) -> napi::Result<Either<BufferS
   Ok(or_null(copy.transpose()?))
 }
 
-fn changes_of<'env>(env: &'env Env, changes: Vec<Change>) -> napi::Result<Array<'env>> {
+fn changes_to_array<'env>(env: &'env Env, changes: Vec<Change>) -> napi::Result<Array<'env>> {
   let mut array = env.create_array(0)?;
   for change in changes {
     let (kind, key, value) = match change {

@@ -1,4 +1,4 @@
-//! A watch of a store: changes on their way to JavaScript, which asks for them.
+//! Watches a store: buffers changes until JavaScript asks for them.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,41 +8,41 @@ use napi_derive::napi;
 use super::completion_queue::CompletionQueue;
 use super::pool;
 use super::store_reply::StoreReply;
-use crate::store::{Change, Store, Watch, Watcher};
+use crate::store::{Change, Store, WatchGuard, Watcher};
 
-/// Changes that wait for JavaScript. When there are more, it is told that it has missed some.
+/// How many changes may be buffered. Beyond that, JavaScript is told that changes were lost.
 const MAX_CHANGES: usize = 1024;
 
-/// Bytes of keys and values that do.
+/// How many bytes of keys and values may be buffered.
 const MAX_BYTES: usize = 4 << 20;
 
 #[derive(Default)]
 struct PendingChanges {
   changes: Vec<Change>,
   bytes: usize,
-  /// Whether the last of them is that some were lost, and so are those that come.
+  /// Whether the last change is [`Change::Lost`]; further changes are dropped.
   is_full: bool,
   is_stopped: bool,
-  /// The number under which JavaScript asks for the next.
-  asked: Option<u32>,
+  /// The job that receives the next changes.
+  pending_job: Option<u32>,
 }
 
-struct Changes {
+struct ChangeBuffer {
   pending: Mutex<PendingChanges>,
   queue: Arc<CompletionQueue>,
 }
 
-impl Changes {
+impl ChangeBuffer {
   fn lock(&self) -> MutexGuard<'_, PendingChanges> {
     self.pending.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// Answers who asks, if there is something to say. No changes stand for the end.
-  fn answer(&self, mut pending: MutexGuard<'_, PendingChanges>) {
+  /// Delivers the changes to the pending job, if there is one. An empty array means that the watch has ended.
+  fn deliver(&self, mut pending: MutexGuard<'_, PendingChanges>) {
     if pending.changes.is_empty() && !pending.is_stopped {
       return;
     }
-    let Some(call) = pending.asked.take() else {
+    let Some(call) = pending.pending_job.take() else {
       return;
     };
     let changes = std::mem::take(&mut pending.changes);
@@ -54,8 +54,8 @@ impl Changes {
   }
 }
 
-impl Watcher for Changes {
-  fn changed(&self, change: &Change) {
+impl Watcher for ChangeBuffer {
+  fn on_change(&self, change: &Change) {
     let mut pending = self.lock();
     if pending.is_full || pending.is_stopped {
       return;
@@ -73,25 +73,25 @@ impl Watcher for Changes {
       false => Change::Lost,
     };
     pending.changes.push(change);
-    self.answer(pending);
+    self.deliver(pending);
   }
 }
 
-/// A watch.
+/// A watch on a store.
 #[napi]
 pub struct StoreWatch {
-  changes: Arc<Changes>,
-  watch: RefCell<Option<Watch>>,
+  changes: Arc<ChangeBuffer>,
+  watch: RefCell<Option<WatchGuard>>,
 }
 
 impl StoreWatch {
-  /// Begins to watch.
+  /// Starts watching keys that begin with `prefix`.
   pub fn start(
     store: &dyn Store,
     prefix: &str,
     queue: Arc<CompletionQueue>,
   ) -> crate::Result<Self> {
-    let changes = Arc::new(Changes {
+    let changes = Arc::new(ChangeBuffer {
       pending: Mutex::default(),
       queue,
     });
@@ -105,24 +105,24 @@ impl StoreWatch {
 
 #[napi]
 impl StoreWatch {
-  /// All changes since the last time arrive under the number `call`, as soon as there are any. The array
-  /// is empty when the watch has been stopped. One may be asked for at a time.
+  /// All changes since the last call arrive for job `call`, once there are any. An empty array means that the
+  /// watch was stopped. Only one job may be pending.
   #[napi(catch_unwind)]
   pub fn next(&self, call: u32) {
     let mut pending = self.changes.lock();
-    pending.asked = Some(call);
-    self.changes.answer(pending);
+    pending.pending_job = Some(call);
+    self.changes.deliver(pending);
   }
 
-  /// Ends it: who asks is answered, and nothing is kept.
+  /// Stops the watch: completes the pending job, and drops buffered changes.
   #[napi(catch_unwind)]
   pub fn stop(&self) {
     let mut pending = self.changes.lock();
     pending.is_stopped = true;
     pending.changes.clear();
-    self.changes.answer(pending);
+    self.changes.deliver(pending);
     if let Some(watch) = self.watch.take() {
-      // The store may have to tell another machine. What cannot be passed on ends here.
+      // Stopping may block on another machine. If no thread can be started, the watch is dropped here.
       drop(pool::spawn(move || drop(watch)));
     }
   }

@@ -7,7 +7,7 @@ use super::{Answer, Bytes, HostFunction, HostFunctionError};
 use crate::abi::KERNEL;
 use crate::abi::ValueType;
 
-/// `config_get(key: i64) -> i64`: the offset of the value, 0 where there is none.
+/// `config_get(key: i64) -> i64`: the offset of the value, or 0 if the key is missing.
 pub fn config_get(config: BTreeMap<String, String>) -> HostFunction {
   let config = config
     .into_iter()
@@ -22,7 +22,7 @@ pub fn config_get(config: BTreeMap<String, String>) -> HostFunction {
     move |call| {
       let key = call
         .text(0)
-        .ok_or_else(|| HostFunctionError::new("config_get: the key is no text"))?;
+        .ok_or_else(|| HostFunctionError::new("config_get: the key is not UTF-8 text"))?;
       Ok(
         config
           .get(key)

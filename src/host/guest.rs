@@ -1,4 +1,4 @@
-//! What belongs to one instance: the data of its store.
+//! The state of one instance, stored as its Wasmtime store's data.
 
 use std::sync::Arc;
 
@@ -10,33 +10,33 @@ use super::output::SharedStreams;
 use super::{HostFunctionError, Interruption};
 use crate::kernel::{HasKernel, Kernel};
 
-/// The bytes of a page of WebAssembly memory.
+/// The size of a WebAssembly page in bytes.
 pub const PAGE: u64 = 64 << 10;
 
-/// The data of an instance's store.
+/// The data of an instance's Wasmtime store.
 pub struct Guest {
   kernel: Kernel,
-  /// What its memories and tables may have.
+  /// Limits the growth of its memories and tables.
   pub(crate) limiter: Limiter,
-  /// There if the plugin uses WASI.
+  /// Set if the plugin uses WASI.
   pub(crate) wasi: Option<WasiP1Ctx>,
-  /// How many files and directories it has opened and not closed.
+  /// The number of open files and directories.
   pub(crate) open_descriptors: u32,
-  /// What it has asked WASI for.
-  pub(crate) has_read: HasRead,
+  /// Which nondeterministic values it has read through WASI.
+  pub(crate) has_read: NondeterministicReads,
   /// Standard output and error.
   pub(crate) streams: SharedStreams,
-  /// The number of the plugin's call; `None` during the initialization.
+  /// The number of the current call; `None` during initialization.
   pub(crate) call: Option<u64>,
-  /// What host functions that wait watch.
+  /// The interruption that blocking host functions observe.
   pub(crate) interruption: Arc<Interruption>,
-  /// Of the HTTP requests of the call.
+  /// The response to the call's last HTTP request.
   pub(crate) last_response: LastResponse,
 }
 
-/// What a guest has read that differs from one instance to the next.
+/// Which values a guest has read that differ between instances.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct HasRead {
+pub struct NondeterministicReads {
   /// Random numbers.
   pub random: bool,
   /// The time.
@@ -51,7 +51,7 @@ impl Guest {
       limiter,
       wasi: None,
       open_descriptors: 0,
-      has_read: HasRead::default(),
+      has_read: NondeterministicReads::default(),
       streams,
       call: None,
       interruption: Arc::default(),
@@ -70,10 +70,10 @@ impl HasKernel for Guest {
   }
 }
 
-/// What ended a run, if a host function did: the error that passes through the runtime.
+/// Why a host function ended a run. This error passes through the runtime.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stop {
-  /// The guest wanted more memory than its limit.
+  /// The guest exceeded its memory limit.
   #[error("out of memory")]
   OutOfMemory,
   /// A host function failed.
@@ -82,29 +82,29 @@ pub enum Stop {
   /// A host function panicked.
   #[error("a host function panicked: {0}")]
   Panicked(String),
-  /// The instance was interrupted (by epochs; an interrupt page traps).
+  /// The instance was interrupted by an epoch. (Interrupt pages trap instead.)
   #[error("interrupted")]
   Interrupted,
 }
 
-/// Counts what an instance's memories and tables grow by. What they begin with was counted when the
-/// plugin was linked.
+/// Limits the growth of an instance's memories and tables. Their initial sizes were checked when the plugin
+/// was linked.
 #[derive(Clone, Copy, Debug)]
 pub struct Limiter {
   /// Bytes by which all memories may still grow together.
   growth_left: u64,
-  /// How many of them are to stay.
+  /// How many of these bytes should remain; see [`is_nearly_full`](Self::is_nearly_full).
   reserve: u64,
-  /// The bytes of the largest growth since the present size was [accepted](Self::accept).
+  /// The largest single growth, in bytes, since the size was last [accepted](Self::accept).
   largest_growth: u64,
   /// Elements by which all tables may still grow together.
   elements_left: u64,
-  /// Whether nothing is counted: the instance is being made.
+  /// Whether growth is not limited yet: the instance is being created.
   is_off: bool,
 }
 
 impl Limiter {
-  /// A limiter that counts nothing until [`start`](Self::start).
+  /// A limiter that is off until [`start`](Self::start).
   pub fn new(growth_pages: u64, elements: u64) -> Self {
     Self {
       growth_left: growth_pages.saturating_mul(PAGE),
@@ -120,20 +120,20 @@ impl Limiter {
     self.growth_left
   }
 
-  /// Counts from now on.
+  /// Starts limiting.
   pub fn start(&mut self) {
     self.is_off = false;
   }
 
-  /// Takes what memories have now for what the guest needs. What they grow by from now on may be a leak.
+  /// Takes the current memory size as what the guest needs. Growth from now on may be a leak.
   pub fn accept(&mut self) {
     self.reserve = self.growth_left / 4;
     self.largest_growth = 0;
   }
 
-  /// Whether memories have grown by more than 3/4 of what they might since their size was
-  /// [accepted](Self::accept), or could not grow by twice as much as they have at once: many allocators
-  /// double their memory.
+  /// Whether the memories have used more than 3/4 of the growth that was left when their size was
+  /// [accepted](Self::accept), or could not grow by twice their largest growth: many allocators double their
+  /// memory.
   pub fn is_nearly_full(&self) -> bool {
     let next_growth = self.largest_growth.saturating_mul(2);
     self.growth_left < self.reserve.max(next_growth)
@@ -151,7 +151,7 @@ impl ResourceLimiter for Limiter {
       return Ok(true);
     }
     if maximum.is_some_and(|maximum| desired > maximum) {
-      // The guest's own maximum: it is told that it cannot grow.
+      // Beyond the memory's own maximum: `memory.grow` returns -1.
       return Ok(false);
     }
     let growth = desired.saturating_sub(current) as u64;

@@ -1,16 +1,16 @@
-//! `hostMemoryGet`: the value that a store has for a key.
+//! `hostMemoryGet`: reads a key from the store.
 
 use std::sync::Arc;
 
-use super::{Access, Answer, HostFunction};
+use super::{Answer, HostFunction, StoreAccess};
 use crate::Code;
 use crate::abi::USER;
 use crate::abi::ValueType;
 
-/// `hostMemoryGet(key: i64) -> i64`, in `extism:host/user`. The offset of the value; 0 when the key
-/// has none, when the value is empty, and when what was passed is not the offset of UTF-8 text. Where
-/// the store fails, the call ends with the store's code.
-pub fn host_memory_get(access: Arc<Access>) -> HostFunction {
+/// `hostMemoryGet(key: i64) -> i64`, in `extism:host/user`. Returns the offset of the value; 0 if the key is
+/// missing, if its value is empty, or if `key` is not the offset of UTF-8 text. If the store fails, the call
+/// ends with the store's code.
+pub fn host_memory_get(access: Arc<StoreAccess>) -> HostFunction {
   HostFunction::new(
     USER,
     "hostMemoryGet",
@@ -23,7 +23,7 @@ pub fn host_memory_get(access: Arc<Access>) -> HostFunction {
       match access.get(key) {
         Ok(Some(value)) => Ok(Answer::Bytes(value)),
         Ok(None) => Ok(Answer::ZERO),
-        // No store has a key that it does not take.
+        // A store cannot contain an invalid key.
         Err(error) if error.code == Code::InvalidArgument => Ok(Answer::ZERO),
         Err(error) => Err(error.into()),
       }

@@ -1,5 +1,5 @@
-//! `log_*` and `get_log_level`. Extism's own write to a logger of the whole process; these go to
-//! the plugin's.
+//! `log_*` and `get_log_level`. Extism's versions write to one process-wide logger; these write to the
+//! plugin's.
 
 use std::sync::Arc;
 
@@ -7,41 +7,42 @@ use super::{Answer, HostFunction, HostFunctionError};
 use crate::abi::KERNEL;
 use crate::abi::ValueType::{I32, I64};
 
-/// How much a message matters. The numbers are those of Extism's PDKs.
+/// The severity of a message. The numbers are those of Extism's PDKs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-  /// For whoever looks for a needle.
+  /// Fine-grained tracing.
   Trace = 0,
-  /// For the plugin's author.
+  /// Debugging information for the plugin's author.
   Debug = 1,
-  /// For the record.
+  /// Normal events.
   Info = 2,
-  /// Something is odd.
+  /// Something unexpected that is not an error.
   Warn = 3,
-  /// Something is wrong.
+  /// An error.
   Error = 4,
 }
 
-/// Where the messages of a plugin go.
+/// A plugin's logger.
 pub trait Logger: Send + Sync {
-  /// The least level that is wanted; `None` for silence. Guests may ask, and save themselves the
-  /// work.
+  /// The lowest level that is logged; `None` to log nothing. Guests can query it to skip building messages.
   fn level(&self) -> Option<Level>;
 
-  /// Called for messages of a wanted level only. What is not UTF-8 arrives with replacement
-  /// characters. `call` is the number of the plugin's call that it is part of; none during the
-  /// initialization of an instance.
+  /// Called only for messages of at least [`level`](Self::level). Invalid UTF-8 is replaced with U+FFFD.
+  /// `call` is the number of the call that logged the message; `None` during an instance's initialization.
   fn log(&self, call: Option<u64>, level: Level, message: &str);
 }
 
-/// Warns of something that is part of no call.
+/// Logs a warning that does not belong to a call.
 pub fn warn(logger: &dyn Logger, message: &str) {
-  if logger.level().is_some_and(|wanted| Level::Warn >= wanted) {
+  if logger
+    .level()
+    .is_some_and(|min_level| Level::Warn >= min_level)
+  {
     logger.log(None, Level::Warn, message);
   }
 }
 
-/// A logger for plugins that have none.
+/// A logger that discards everything.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
@@ -67,11 +68,11 @@ pub fn functions(logger: &Arc<dyn Logger>) -> Vec<HostFunction> {
     let logger = Arc::clone(logger);
     HostFunction::new(KERNEL, name, [I64], None, move |call| {
       let number = call.call();
-      // What is wrong is wrong whether or not anybody listens.
+      // Check the argument even if the message is not logged.
       let message = call
         .bytes(0)
-        .ok_or_else(|| HostFunctionError::new(format!("{name}: the message is no block")))?;
-      if logger.level().is_some_and(|wanted| level >= wanted) {
+        .ok_or_else(|| HostFunctionError::new(format!("{name}: the message is not a block")))?;
+      if logger.level().is_some_and(|min_level| level >= min_level) {
         logger.log(number, level, &String::from_utf8_lossy(message));
       }
       Ok(Answer::Nothing)

@@ -1,7 +1,7 @@
-//! Host functions: what guests may call.
+//! Host functions: the functions that guests can import.
 //!
-//! A host function sees numbers and blocks of bytes, and answers with a number or with bytes, which
-//! are copied into a new block of the guest's. It runs on the thread of the instance.
+//! A host function takes numbers and blocks of bytes, and returns a number or bytes, which are copied into a
+//! new block of the guest's memory. It runs on the instance's thread.
 
 pub mod config;
 pub mod guest;
@@ -29,46 +29,46 @@ use crate::{Code, Error};
 pub use crate::interruption::Interruption;
 pub use guest::{Guest, Stop};
 pub use log::Logger;
-pub use store::{Access, Permissions};
+pub use store::{Permissions, StoreAccess};
 pub use vars::Vars;
 
-/// What a plugin has of the program that runs it.
+/// What the embedding program provides to a plugin.
 #[derive(Clone)]
 pub struct Environment {
-  /// Where `hostMemoryGet` looks, and what guests may do there otherwise.
-  pub store: Arc<Access>,
-  /// Functions of the program's own. They come before ours of the same name.
+  /// The store that guests can access, with their permissions.
+  pub store: Arc<StoreAccess>,
+  /// The program's own host functions. They take precedence over built-in ones of the same name.
   pub functions: Vec<UntypedFunction>,
-  /// Where the plugin's messages go.
+  /// The plugin's logger.
   pub logger: Arc<dyn Logger>,
 }
 
 impl Environment {
-  /// With a store that guests may read, and silent.
+  /// An environment with a store that guests may read, and without logging.
   pub fn new(store: Arc<dyn Store>) -> Self {
     Self {
-      store: Arc::new(Access::new(store, Permissions::default())),
+      store: Arc::new(StoreAccess::new(store, Permissions::default())),
       functions: Vec::new(),
       logger: Arc::new(log::Silent),
     }
   }
 }
 
-/// What the functions that come with every plugin need to know of it.
+/// The settings of the built-in host functions.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings<'a> {
-  /// What guests read with `config_get`.
+pub struct HostSettings<'a> {
+  /// The configuration that `config_get` reads.
   pub config: &'a BTreeMap<String, String>,
-  /// Which HTTP requests they may make.
-  pub http: &'a http::Options,
-  /// How long a call may take.
+  /// Which HTTP requests guests may make.
+  pub http: &'a http::HttpOptions,
+  /// The time limit of a call.
   pub timeout: Option<Duration>,
 }
 
-/// The functions that come with every plugin. Each plugin has its own: variables and configuration are
-/// not shared between plugins.
+/// The built-in host functions of a plugin. Each plugin has its own set, as plugins do not share variables or
+/// configuration.
 pub fn functions(
-  settings: Settings<'_>,
+  settings: HostSettings<'_>,
   environment: &Environment,
   vars: &Arc<Vars>,
 ) -> crate::Result<Vec<HostFunction>> {
@@ -83,33 +83,33 @@ pub fn functions(
   Ok(functions)
 }
 
-/// Bytes that a host function answers with. They are shared and not copied: a store can hand out
-/// what it holds.
+/// Bytes that a host function returns. They are reference-counted, so a store can return what it holds
+/// without copying.
 pub type Bytes = Arc<[u8]>;
 
-/// What a host function answers.
+/// What a host function returns.
 #[derive(Clone, Debug)]
 pub enum Answer {
-  /// For a function without a result.
+  /// No result.
   Nothing,
-  /// For a function that returns i32.
+  /// An i32.
   I32(i32),
-  /// For a function that returns i64: this number.
+  /// An i64.
   I64(i64),
-  /// For a function that returns f32.
+  /// An f32.
   F32(f32),
-  /// For a function that returns f64.
+  /// An f64.
   F64(f64),
-  /// For a function that returns i64: the offset of a block with these bytes. Of no bytes the
-  /// offset is 0, as it is for [`Answer::ZERO`]: to a guest, empty and missing look alike.
+  /// An i64: the offset of a new block with these bytes. Without bytes the offset is 0, the same as
+  /// [`Answer::ZERO`]: guests cannot tell empty from missing.
   Bytes(Bytes),
 }
 
 impl Answer {
-  /// The offset that stands for nothing.
+  /// The null offset.
   pub const ZERO: Self = Self::I64(0);
 
-  /// What it is, for messages.
+  /// The type of the result, for messages.
   fn kind(&self) -> &'static str {
     match self {
       Self::Nothing => "nothing",
@@ -122,12 +122,12 @@ impl Answer {
   }
 }
 
-/// Why a host function failed, for whoever called the plugin. It ends the call, and the instance
-/// with it: a guest is not prepared to go on after a function that has not returned.
+/// Why a host function failed. It ends the call and the instance: a guest cannot continue after a host
+/// function that did not return.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct HostFunctionError {
-  /// What the plugin's call fails with; [`Code::HostFunctionError`] without it.
+  /// The code of the plugin's call; `None` means [`Code::HostFunctionError`].
   pub code: Option<Code>,
   /// What went wrong, for people.
   pub message: String,
@@ -144,7 +144,7 @@ impl HostFunctionError {
 }
 
 impl From<Error> for HostFunctionError {
-  /// With the same code, whose name begins the message too: for logs, which see only that.
+  /// Keeps the code, and prefixes the message with it, for logs that only contain the message.
   fn from(error: Error) -> Self {
     Self {
       code: Some(error.code),
@@ -155,7 +155,7 @@ impl From<Error> for HostFunctionError {
 
 type Body = dyn Fn(&mut Invocation<'_>) -> Result<Answer, HostFunctionError> + Send + Sync;
 
-/// A function that guests may import.
+/// A function that guests can import.
 #[derive(Clone)]
 pub struct HostFunction {
   /// Where guests import it from.
@@ -167,23 +167,23 @@ pub struct HostFunction {
   body: Arc<Body>,
 }
 
-/// A function that guests may import with whatever type they like: who answers looks at it.
+/// A function that guests can import with any type.
 #[derive(Clone)]
 pub struct UntypedFunction {
   /// Where guests import it from.
   pub namespace: String,
   /// The name under which they do.
   pub name: String,
-  /// Makes it with that type, for a plugin with these variables.
-  pub typed: Arc<Typed>,
+  /// Creates the function with the imported type, for a plugin with these variables.
+  pub typed: Arc<HostFunctionFactory>,
 }
 
-/// Makes a function of a type.
-pub type Typed = dyn Fn(FunctionType, &Arc<Vars>) -> HostFunction + Send + Sync;
+/// Creates a host function of a given type.
+pub type HostFunctionFactory = dyn Fn(FunctionType, &Arc<Vars>) -> HostFunction + Send + Sync;
 
 impl HostFunction {
-  /// It may have no more than one result. It is called on the thread of the instance, by several
-  /// threads at once where there are several instances.
+  /// A host function with at most one result. It is called on the instance's thread, and concurrently if
+  /// there are several instances.
   pub fn new(
     namespace: impl Into<String>,
     name: impl Into<String>,
@@ -199,39 +199,39 @@ impl HostFunction {
     }
   }
 
-  /// Calls it, as the runtime does: with the guest's arguments, and a place for its result if it has
-  /// one. What it fails with, and a panic in it, become the [`Stop`] of the run.
+  /// Calls the function on behalf of the runtime. `results` has one element if the function has a result. An
+  /// error or a panic of the function becomes the run's [`Stop`].
   pub(crate) fn call(
     &self,
     caller: Caller<'_, Guest>,
     params: &[Val],
     results: &mut [Val],
   ) -> Result<(), Stop> {
-    let runtime = Runtime::Wasmtime(caller);
-    self.invoke(Invocation { runtime, params }, results)
+    let guest = CallingGuest::Wasmtime(caller);
+    self.invoke(Invocation { guest, params }, results)
   }
 
-  /// The same for a guest of the reference runtime.
+  /// Calls the function on behalf of the reference runtime.
   pub(crate) fn call_from(
     &self,
     caller: &mut dyn ReferenceCaller,
     params: &[Val],
     results: &mut [Val],
   ) -> Result<(), Stop> {
-    let runtime = Runtime::Reference(caller);
-    self.invoke(Invocation { runtime, params }, results)
+    let guest = CallingGuest::Reference(caller);
+    self.invoke(Invocation { guest, params }, results)
   }
 
   #[inline]
   fn invoke(&self, mut invocation: Invocation<'_>, results: &mut [Val]) -> Result<(), Stop> {
-    // Nothing that a panic may have left half done is used again: the run ends, and with it the
-    // instance. What the body shares with other threads must see to itself.
+    // A panic ends the run and the instance, so no inconsistent state of this thread is reused. State that
+    // the body shares with other threads must tolerate panics itself.
     let called = catch_unwind(AssertUnwindSafe(|| (self.body)(&mut invocation)));
     let answer = match called {
       Ok(answer) => answer.map_err(Stop::HostFunction)?,
       Err(panic) => return Err(Stop::Panicked(panic_message(panic.as_ref()))),
     };
-    let answered = answer.kind();
+    let kind = answer.kind();
     let value = match answer {
       Answer::Nothing => None,
       Answer::I32(value) => Some(Val::I32(value)),
@@ -247,12 +247,12 @@ impl HostFunction {
     };
     match (results, value, self.function.results.as_slice()) {
       ([], None, []) => Ok(()),
-      ([place], Some(value), [result]) if result.is_of(&value) => {
-        *place = value;
+      ([slot], Some(value), [result]) if result.is_of(&value) => {
+        *slot = value;
         Ok(())
       }
       _ => Err(Stop::HostFunction(HostFunctionError::new(format!(
-        "the host function \"{}\" \"{}\" answered with {answered}, but its type is {}",
+        "the host function \"{}\" \"{}\" returned {kind}, but its type is {}",
         self.namespace, self.name, self.function
       )))),
     }
@@ -277,65 +277,64 @@ impl fmt::Debug for HostFunction {
   }
 }
 
-/// What a host function has of a guest of the reference runtime.
+/// What a host function can do with a guest of the reference runtime.
 pub(crate) trait ReferenceCaller {
-  /// The number of the plugin's call; `None` during the initialization.
+  /// The number of the plugin's call; `None` during initialization.
   fn call(&self) -> Option<u64>;
   fn interruption(&self) -> Arc<Interruption>;
   fn last_response(&mut self) -> &mut http::LastResponse;
-  /// The bytes of the block that starts at the offset, which is an argument of the host function.
+  /// The bytes of the block that starts at `offset`, which is an argument of the host function.
   fn block(&self, offset: u64) -> Option<&[u8]>;
   fn alloc(&mut self, length: u64) -> Result<u64, AllocError>;
   fn store(&mut self, bytes: &[u8]) -> Result<u64, AllocError>;
-  /// Whether there was room for the message.
+  /// Returns whether the message fit into the guest's memory.
   fn set_error(&mut self, message: &[u8]) -> bool;
 }
 
-/// The guest that calls a host function.
-enum Runtime<'a> {
+/// The calling guest, in either runtime.
+enum CallingGuest<'a> {
   Wasmtime(Caller<'a, Guest>),
   Reference(&'a mut dyn ReferenceCaller),
 }
 
-/// One call of a host function.
+/// A call of a host function.
 pub struct Invocation<'a> {
-  runtime: Runtime<'a>,
+  guest: CallingGuest<'a>,
   params: &'a [Val],
 }
 
 impl Invocation<'_> {
-  /// The number of the plugin's call that this is part of; `None` during the initialization of an
-  /// instance.
+  /// The number of the plugin's call that this belongs to; `None` during an instance's initialization.
   pub fn call(&self) -> Option<u64> {
-    match &self.runtime {
-      Runtime::Wasmtime(caller) => caller.data().call,
-      Runtime::Reference(caller) => caller.call(),
+    match &self.guest {
+      CallingGuest::Wasmtime(caller) => caller.data().call,
+      CallingGuest::Reference(caller) => caller.call(),
     }
   }
 
-  /// What a host function that waits has to watch.
+  /// The interruption that a blocking host function must observe.
   pub fn interruption(&self) -> Arc<Interruption> {
-    match &self.runtime {
-      Runtime::Wasmtime(caller) => Arc::clone(&caller.data().interruption),
-      Runtime::Reference(caller) => caller.interruption(),
+    match &self.guest {
+      CallingGuest::Wasmtime(caller) => Arc::clone(&caller.data().interruption),
+      CallingGuest::Reference(caller) => caller.interruption(),
     }
   }
 
-  /// What the last HTTP request of the plugin's call brought.
+  /// The response to the last HTTP request of the plugin's call.
   pub(crate) fn last_response(&mut self) -> &mut http::LastResponse {
-    match &mut self.runtime {
-      Runtime::Wasmtime(caller) => &mut caller.data_mut().last_response,
-      Runtime::Reference(caller) => caller.last_response(),
+    match &mut self.guest {
+      CallingGuest::Wasmtime(caller) => &mut caller.data_mut().last_response,
+      CallingGuest::Reference(caller) => caller.last_response(),
     }
   }
 
-  /// An argument as the guest passed it.
+  /// An argument.
   pub fn value(&self, argument: usize) -> Option<&Val> {
     self.params.get(argument)
   }
 
-  /// The bytes of the block whose offset the guest passed: none for offset 0, and `None` where no
-  /// live block starts.
+  /// The bytes of the block whose offset is the argument. Empty for offset 0; `None` if no live block starts
+  /// at the offset.
   pub fn bytes(&self, argument: usize) -> Option<&[u8]> {
     match self.params.get(argument)?.i64()? {
       0 => Some(&[]),
@@ -343,47 +342,46 @@ impl Invocation<'_> {
     }
   }
 
-  /// The text in the block whose offset the guest passed; `None` where there is no block or it is
-  /// not UTF-8.
+  /// The text in the block whose offset is the argument; `None` if there is no such block or it is not UTF-8.
   pub fn text(&self, argument: usize) -> Option<&str> {
     std::str::from_utf8(self.bytes(argument)?).ok()
   }
 
-  /// The bytes of the block that starts at the offset; `None` if no live block does.
+  /// The bytes of the block that starts at `offset`; `None` if no live block does.
   pub fn block(&self, offset: u64) -> Option<&[u8]> {
-    match &self.runtime {
-      Runtime::Wasmtime(caller) => Kernel::block(caller, offset),
-      Runtime::Reference(caller) => caller.block(offset),
+    match &self.guest {
+      CallingGuest::Wasmtime(caller) => Kernel::block(caller, offset),
+      CallingGuest::Reference(caller) => caller.block(offset),
     }
   }
 
-  /// Makes a block of zeros and returns its offset; 0 where there is no room, or no length.
+  /// Allocates a zeroed block and returns its offset; 0 if it does not fit, or if `length` is 0.
   pub fn alloc(&mut self, length: u64) -> u64 {
-    let allocated = match &mut self.runtime {
-      Runtime::Wasmtime(caller) => Kernel::alloc(&mut caller.as_context_mut(), length),
-      Runtime::Reference(caller) => caller.alloc(length),
+    let allocated = match &mut self.guest {
+      CallingGuest::Wasmtime(caller) => Kernel::alloc(&mut caller.as_context_mut(), length),
+      CallingGuest::Reference(caller) => caller.alloc(length),
     };
     allocated.unwrap_or(0)
   }
 
-  /// Makes a block with these bytes and returns its offset; 0 where there is no room, or no bytes.
+  /// Allocates a block with these bytes and returns its offset; 0 if it does not fit, or if it is empty.
   pub fn store(&mut self, bytes: &[u8]) -> u64 {
     self.try_store(bytes).unwrap_or(0)
   }
 
   fn try_store(&mut self, bytes: &[u8]) -> Result<u64, AllocError> {
-    match &mut self.runtime {
-      Runtime::Wasmtime(caller) => Kernel::store(&mut caller.as_context_mut(), bytes),
-      Runtime::Reference(caller) => caller.store(bytes),
+    match &mut self.guest {
+      CallingGuest::Wasmtime(caller) => Kernel::store(&mut caller.as_context_mut(), bytes),
+      CallingGuest::Reference(caller) => caller.store(bytes),
     }
   }
 
-  /// Makes these bytes the error of the plugin's call; none takes the error away. Whether there was
-  /// room.
+  /// Sets the error of the plugin's call; an empty message clears it. Returns whether the message fit into
+  /// the guest's memory.
   pub fn set_error(&mut self, message: &[u8]) -> bool {
-    let caller = match &mut self.runtime {
-      Runtime::Wasmtime(caller) => caller,
-      Runtime::Reference(caller) => return caller.set_error(message),
+    let caller = match &mut self.guest {
+      CallingGuest::Wasmtime(caller) => caller,
+      CallingGuest::Reference(caller) => return caller.set_error(message),
     };
     let mut store = caller.as_context_mut();
     let offset = Kernel::store(&mut store, message);

@@ -1,44 +1,44 @@
-//! Where a guest's standard output and error go.
+//! A guest's standard output and error.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::log::{Level, Logger};
 
-/// How much of a line is kept for a logger; what is longer is cut into pieces.
+/// The longest line for a logger; longer lines are split.
 const MAX_LINE: usize = 64 << 10;
 
-/// Where a plugin's standard output and error go.
+/// The destination of a plugin's standard output and error.
 #[derive(Clone, Default)]
 pub enum Output {
-  /// Nowhere.
+  /// Discarded.
   #[default]
   Off,
-  /// To those of this process.
+  /// The streams of this process.
   Inherited,
-  /// To the plugin's logger, line by line: output at the level info, errors at the level error.
+  /// The plugin's logger, line by line: output at level info, errors at level error.
   Logged(Arc<dyn Logger>),
 }
 
 impl Output {
-  /// Whether it goes anywhere.
+  /// Whether output is kept.
   pub fn is_on(&self) -> bool {
     !matches!(self, Self::Off)
   }
 }
 
-/// The streams of one instance.
+/// The output streams of one instance.
 #[derive(Default)]
 pub struct Streams {
   output: Output,
-  /// What has been written of the lines that have not ended.
+  /// The unterminated lines of output and error.
   lines: [Vec<u8>; 2],
-  /// Whether the current call has written errors that go nowhere.
+  /// Whether the current call has written to a discarded standard error.
   has_hidden_errors: bool,
 }
 
-/// The streams of one instance, for it and for WASI. A poisoned lock is still sound: lines are only
-/// added to and cleared.
+/// The output streams of one instance and the number of its call, shared with WASI. A poisoned lock is still
+/// consistent: lines are only appended to and cleared.
 #[derive(Clone, Default)]
 pub struct SharedStreams(Arc<Mutex<(Streams, Option<u64>)>>);
 
@@ -52,19 +52,19 @@ impl SharedStreams {
     self.0.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// What is written from now on belongs to that call.
+  /// Starts a call: later output belongs to it.
   pub fn begin(&self, call: Option<u64>) {
     let (streams, current) = &mut *self.lock();
     streams.has_hidden_errors = false;
     *current = call;
   }
 
-  /// Whether that call has written to standard error, and nobody sees it.
+  /// Whether the current call has written to a discarded standard error.
   pub fn has_hidden_errors(&self) -> bool {
     self.lock().0.has_hidden_errors
   }
 
-  /// Passes on what has been written of lines that have not ended: the call has.
+  /// Ends a call: logs its unterminated lines.
   pub fn end(&self) {
     let (streams, call) = &mut *self.lock();
     streams.end(*call);
@@ -88,7 +88,7 @@ impl Streams {
     }
   }
 
-  /// Writes to standard output (1) or error (2). What the process cannot write is lost.
+  /// Writes to standard output (1) or error (2). Write errors of the process's own streams are ignored.
   pub fn write(&mut self, call: Option<u64>, descriptor: i32, bytes: &[u8]) {
     let index = usize::from(descriptor == 2);
     match &self.output {
@@ -124,7 +124,7 @@ impl Streams {
     }
   }
 
-  /// Passes on what has been written of lines that have not ended: the call is over.
+  /// Logs the unterminated lines of a call that has ended.
   pub fn end(&mut self, call: Option<u64>) {
     if let Output::Logged(logger) = &self.output {
       for (line, level) in self.lines.iter_mut().zip(LEVELS) {
@@ -137,7 +137,7 @@ impl Streams {
 }
 
 fn end(logger: &Arc<dyn Logger>, call: Option<u64>, level: Level, line: &mut Vec<u8>) {
-  if logger.level().is_some_and(|wanted| level >= wanted) {
+  if logger.level().is_some_and(|min_level| level >= min_level) {
     logger.log(call, level, &String::from_utf8_lossy(line));
   }
   line.clear();

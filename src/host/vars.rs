@@ -1,7 +1,7 @@
-//! `var_get` and `var_set`: what a plugin remembers from one call to the next.
+//! `var_get` and `var_set`: variables that outlive a call.
 //!
-//! A plugin has one set of variables, which all its instances share; otherwise what a call finds
-//! would depend on the instance that it happens to run on.
+//! All instances of a plugin share one set of variables. Otherwise a call's result would depend on the
+//! instance that it happens to run on.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,29 +10,29 @@ use super::{Answer, Bytes, HostFunction, HostFunctionError};
 use crate::abi::KERNEL;
 use crate::abi::ValueType::I64;
 
-/// What a variable costs beside its name and its value.
-const ENTRY: usize = size_of::<String>() + size_of::<Vec<u8>>();
+/// The memory that a variable takes besides its name and value.
+const VAR_OVERHEAD: usize = size_of::<String>() + size_of::<Vec<u8>>();
 
-/// Bytes that the values of a plugin's variables may have when nothing else is said.
+/// The default limit of the values of a plugin's variables, in bytes.
 pub const DEFAULT_LIMIT: usize = 1 << 20;
 
-/// What the names of the variables may take at least, however low the limit of their values is.
-const LEAST_NAMES_LIMIT: usize = 64 << 10;
+/// The lowest limit of the names of variables in bytes, however low the limit of their values is.
+const MIN_NAMES_LIMIT: usize = 64 << 10;
 
 /// The variables of a plugin.
 #[derive(Debug)]
 pub struct Vars {
-  /// Of the values.
+  /// The limit of all values in bytes.
   limit: usize,
-  set: Mutex<Set>,
+  set: Mutex<VarsState>,
 }
 
 #[derive(Debug, Default)]
-struct Set {
+struct VarsState {
   values: BTreeMap<String, Bytes>,
-  /// The bytes of all values.
+  /// The size of all values in bytes.
   used: usize,
-  /// The bytes of all names, and [`ENTRY`] for each.
+  /// The size of all names in bytes, plus [`VAR_OVERHEAD`] for each.
   names_used: usize,
 }
 
@@ -42,30 +42,30 @@ pub enum VarsError {
   /// The limit is 0.
   #[error("vars are disabled by this host")]
   Disabled,
-  /// There is no room for its value. The message is the one that programs know from Extism's SDKs.
+  /// The values would exceed their limit. The message is the one that programs know from Extism's SDKs.
   #[error("var memory limit exceeded: {requested} bytes requested, {allowed} allowed")]
   Full {
-    /// What all values would have together.
+    /// The size that all values would have.
     requested: usize,
-    /// What they may have.
+    /// The limit.
     allowed: usize,
   },
-  /// There is no room for its name.
+  /// The names would exceed their limit.
   #[error(
-    "the names of vars would take {requested} bytes, {ENTRY} for each included; {allowed} are allowed"
+    "var name limit exceeded: {requested} bytes requested, including {VAR_OVERHEAD} per var, {allowed} allowed"
   )]
   TooManyNames {
-    /// What all names would take together.
+    /// The size that all names would have.
     requested: usize,
-    /// What they may take.
+    /// The limit.
     allowed: usize,
   },
 }
 
 impl Vars {
-  /// `limit` is how many bytes all values may have together. Names, and what the host needs for each
-  /// variable, may take as much again and at least 64 KiB: a guest that sets many variables without
-  /// values must not fill the host's memory. With 0, setting is refused.
+  /// `limit` bounds the total size of all values in bytes. Names, plus the host's overhead for each variable,
+  /// have a separate limit of the same size, but at least 64 KiB: a guest that sets many variables with empty
+  /// values must not exhaust the host's memory. A limit of 0 disables setting variables.
   pub fn new(limit: usize) -> Self {
     Self {
       limit,
@@ -78,7 +78,7 @@ impl Vars {
     self.lock().values.get(key).cloned()
   }
 
-  /// The old value is not counted: it goes when the new one comes.
+  /// Sets a variable. A value that it replaces does not count towards the limit.
   pub fn set(&self, key: &str, value: &[u8]) -> Result<(), VarsError> {
     if self.limit == 0 {
       return Err(VarsError::Disabled);
@@ -94,10 +94,10 @@ impl Vars {
     }
     let name = match old {
       Some(_) => 0,
-      None => key.len().saturating_add(ENTRY),
+      None => key.len().saturating_add(VAR_OVERHEAD),
     };
     let names_used = set.names_used.saturating_add(name);
-    let names_allowed = self.limit.max(LEAST_NAMES_LIMIT);
+    let names_allowed = self.limit.max(MIN_NAMES_LIMIT);
     if names_used > names_allowed {
       return Err(VarsError::TooManyNames {
         requested: names_used,
@@ -110,7 +110,7 @@ impl Vars {
     Ok(())
   }
 
-  /// Removes a variable; one that is not there is no error.
+  /// Removes a variable. It is not an error if it is not set.
   pub fn remove(&self, key: &str) -> Result<(), VarsError> {
     if self.limit == 0 {
       return Err(VarsError::Disabled);
@@ -118,18 +118,18 @@ impl Vars {
     let mut set = self.lock();
     if let Some(old) = set.values.remove(key) {
       set.used -= old.len();
-      set.names_used -= key.len() + ENTRY;
+      set.names_used -= key.len() + VAR_OVERHEAD;
     }
     Ok(())
   }
 
   /// Removes all variables.
   pub fn clear(&self) {
-    *self.lock() = Set::default();
+    *self.lock() = VarsState::default();
   }
 
-  /// No step between two consistent states can panic, so what a poisoned lock holds is good.
-  fn lock(&self) -> MutexGuard<'_, Set> {
+  /// A panic cannot leave the state inconsistent, so a poisoned lock is usable.
+  fn lock(&self) -> MutexGuard<'_, VarsState> {
     self.set.lock().unwrap_or_else(PoisonError::into_inner)
   }
 }
@@ -140,8 +140,7 @@ impl Default for Vars {
   }
 }
 
-/// `var_get(key: i64) -> i64` and `var_set(key: i64, value: i64)`. A value at offset 0 removes the
-/// variable.
+/// `var_get(key: i64) -> i64` and `var_set(key: i64, value: i64)`. A value at offset 0 removes the variable.
 pub fn functions(vars: &Arc<Vars>) -> Vec<HostFunction> {
   let reader = Arc::clone(vars);
   let writer = Arc::clone(vars);
@@ -149,18 +148,18 @@ pub fn functions(vars: &Arc<Vars>) -> Vec<HostFunction> {
     HostFunction::new(KERNEL, "var_get", [I64], Some(I64), move |call| {
       let key = call
         .text(0)
-        .ok_or_else(|| HostFunctionError::new("var_get: the key is no text"))?;
+        .ok_or_else(|| HostFunctionError::new("var_get: the key is not UTF-8 text"))?;
       Ok(reader.get(key).map_or(Answer::ZERO, Answer::Bytes))
     }),
     HostFunction::new(KERNEL, "var_set", [I64, I64], None, move |call| {
       let key = call
         .text(0)
-        .ok_or_else(|| HostFunctionError::new("var_set: the key is no text"))?
+        .ok_or_else(|| HostFunctionError::new("var_set: the key is not UTF-8 text"))?
         .to_owned();
       let value = call
         .bytes(1)
-        .ok_or_else(|| HostFunctionError::new("var_set: the value is no block"))?;
-      // Only the offset 0 has no bytes: no block is empty.
+        .ok_or_else(|| HostFunctionError::new("var_set: the value is not a block"))?;
+      // Only offset 0 has no bytes: blocks are never empty.
       let result = if value.is_empty() {
         writer.remove(&key)
       } else {
@@ -182,7 +181,7 @@ mod tests {
   }
 
   #[test]
-  fn counts_values_only_and_each_once_when_it_is_overwritten() {
+  fn only_values_count_and_an_overwritten_value_counts_once() {
     let vars = Vars::new(10);
     vars.set("key", &[1; 10]).unwrap();
     vars.set("key", &[2; 10]).unwrap();
@@ -198,10 +197,10 @@ mod tests {
   }
 
   #[test]
-  fn names_have_a_limit_of_their_own() {
+  fn names_have_their_own_limit() {
     let vars = Vars::new(10);
     let names = (0..).map(|number: u64| format!("{number:016}"));
-    // 64 bytes each: the name, and what an entry takes.
+    // 64 bytes each: the name and its overhead.
     let set = names.take_while(|name| vars.set(name, &[]).is_ok()).count();
     assert_eq!(set, 1024);
     let too_many = VarsError::TooManyNames {
@@ -212,14 +211,14 @@ mod tests {
     vars.set("0000000000000000", &[1; 10]).unwrap();
     vars.remove("0000000000000001").unwrap();
     vars.set("k", &[]).unwrap();
-    // As much as the values may have, where that is more.
-    let name = "k".repeat((1 << 20) - ENTRY);
+    // The limit of the values applies if it is higher.
+    let name = "k".repeat((1 << 20) - VAR_OVERHEAD);
     assert_eq!(Vars::new(1 << 20).set(&name, &[]), Ok(()));
     assert!(Vars::new((1 << 20) - 1).set(&name, &[]).is_err());
   }
 
   #[test]
-  fn nothing_is_left_of_what_was_cleared() {
+  fn clearing_removes_all_variables_and_frees_their_quota() {
     let vars = Vars::new(10);
     vars.set("key", &[1; 10]).unwrap();
     vars.clear();
@@ -230,7 +229,7 @@ mod tests {
   }
 
   #[test]
-  fn refuses_when_disabled() {
+  fn a_limit_of_0_disables_setting() {
     let vars = Vars::new(0);
     assert_eq!(vars.set("k", &[]), Err(VarsError::Disabled));
     assert_eq!(vars.get("k"), None);

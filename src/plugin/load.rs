@@ -84,7 +84,7 @@ impl Loader<'_> {
 
   /// The host functions that this crate provides.
   pub fn functions(&self) -> Result<Vec<HostFunction>> {
-    let settings = host::Settings {
+    let settings = host::HostSettings {
       config: &self.manifest.config,
       http: &self.manifest.http,
       timeout: self.manifest.timeout,

@@ -47,7 +47,7 @@ pub struct Manifest {
   /// The maximum size of the values of the plugin's variables together, in bytes; 1 MiB if `None`.
   pub max_vars: Option<usize>,
   /// Which HTTP requests guests may make. Default: none.
-  pub http: http::Options,
+  pub http: http::HttpOptions,
   /// Whether guests may import WASI (preview 1). The fields below configure it.
   pub use_wasi: bool,
   /// The directories of this machine that guests may access.

@@ -1,9 +1,9 @@
-//! What all stores refuse alike.
+//! Checks that all stores share.
 
 use super::MAX_KEY;
 use crate::{Code, Error, Result};
 
-/// Refuses a key that is too long.
+/// Fails if the key is longer than [`MAX_KEY`].
 pub fn check_key(key: &str) -> Result<()> {
   if key.len() <= MAX_KEY {
     return Ok(());
@@ -11,14 +11,13 @@ pub fn check_key(key: &str) -> Result<()> {
   Err(Error::new(
     Code::InvalidArgument,
     format!(
-      "a key may have {MAX_KEY} bytes of UTF-8, and this one has {}; use a hash of it, say",
+      "the key has {} bytes of UTF-8, more than the {MAX_KEY} allowed; use a shorter key, such as a hash of it",
       key.len()
     ),
   ))
 }
 
-/// What comes of adding `delta` to the number that is kept as `value`; see
-/// [`Store::increment`](super::Store::increment).
+/// Adds `delta` to the number stored as `value`; see [`Store::increment`](super::Store::increment).
 pub fn sum(value: Option<&[u8]>, delta: i64) -> Result<i64> {
   let number = match value {
     None => 0,
@@ -28,14 +27,14 @@ pub fn sum(value: Option<&[u8]>, delta: i64) -> Result<i64> {
       .ok_or_else(|| {
         Error::new(
           Code::InvalidArgument,
-          "the value is no whole number of 64 bits in decimal digits, so nothing can be added to it",
+          "cannot increment: the value is not a 64-bit integer in decimal digits",
         )
       })?,
   };
   number.checked_add(delta).ok_or_else(|| {
     Error::new(
       Code::InvalidArgument,
-      format!("the sum of {number} and {delta} does not fit into 64 bits"),
+      format!("cannot increment: {number} plus {delta} overflows 64 bits"),
     )
   })
 }
@@ -45,14 +44,14 @@ mod tests {
   use super::*;
 
   #[test]
-  fn a_number_is_added_to_what_is_there_and_to_0_where_nothing_is() {
+  fn delta_is_added_to_the_stored_number_or_to_0_if_there_is_no_value() {
     assert_eq!(sum(None, 5), Ok(5));
     assert_eq!(sum(Some(b"-7"), 5), Ok(-2));
     assert_eq!(sum(Some(b"9223372036854775806"), 1), Ok(i64::MAX));
   }
 
   #[test]
-  fn what_is_no_number_or_would_be_none_any_more_is_refused() {
+  fn a_value_that_is_not_a_number_and_a_sum_that_overflows_are_refused() {
     for value in [
       &b""[..],
       b"1.5",
@@ -76,7 +75,7 @@ mod tests {
   }
 
   #[test]
-  fn a_key_of_64_kib_is_taken_and_a_longer_one_refused() {
+  fn a_key_of_64_kib_is_accepted_and_a_longer_one_refused() {
     assert_eq!(check_key(&"k".repeat(MAX_KEY)), Ok(()));
     let refused = check_key(&"k".repeat(MAX_KEY + 1));
     assert_eq!(

@@ -1,23 +1,23 @@
-//! A store as somebody has opened it.
+//! A handle on a store, which can be closed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{Bytes, Page, Store, Watch, Watcher};
+use super::{Bytes, KeyPage, Store, WatchGuard, Watcher};
 use crate::{Code, Error, Result};
 
-/// A store that can be closed: everything is refused afterwards with [`Code::Closed`], whoever has it. So
-/// the stores themselves need not look whether they are closed.
+/// A store that can be closed. After that every operation fails with [`Code::Closed`], for all users of this
+/// handle. The stores themselves need not check whether they are closed.
 pub struct Handle {
   store: Arc<dyn Store>,
-  /// Whether others have the store, who go on when this handle is closed.
+  /// Whether other handles may use the store, so closing this one must not close the store.
   is_shared: bool,
   is_closed: AtomicBool,
 }
 
 impl Handle {
-  /// A handle of a store that nobody else has. To close it closes the store.
+  /// A handle on a store that nothing else uses. Closing the handle closes the store.
   pub fn new(store: Arc<dyn Store>) -> Self {
     Self {
       store,
@@ -26,7 +26,7 @@ impl Handle {
     }
   }
 
-  /// A handle of a store that others may have too, for whom it stays open.
+  /// A handle on a store that others may use too. Closing the handle leaves the store open.
   pub fn shared(store: Arc<dyn Store>) -> Self {
     Self {
       is_shared: true,
@@ -63,7 +63,7 @@ impl Store for Handle {
     self.store()?.exists(key)
   }
 
-  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
     self.store()?.list(prefix, cursor, limit)
   }
 
@@ -95,11 +95,11 @@ impl Store for Handle {
     self.store()?.delete_many(keys)
   }
 
-  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<WatchGuard> {
     self.store()?.watch(prefix, watcher)
   }
 
-  /// Closes it; again is no error.
+  /// Closing twice is not an error.
   fn close(&self) -> Result<()> {
     if self.is_closed.swap(true, Ordering::AcqRel) || self.is_shared {
       return Ok(());
@@ -114,7 +114,7 @@ mod tests {
   use crate::store::MemoryStore;
 
   #[test]
-  fn a_closed_handle_refuses_everything_and_leaves_a_shared_store_to_the_others() {
+  fn a_closed_handle_refuses_every_operation_and_leaves_a_shared_store_open() {
     let store = Arc::new(MemoryStore::new());
     let handle = Handle::shared(Arc::clone(&store) as _);
     assert_eq!(handle.set("key", b"value", None), Ok(()));

@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use super::checks::{check_key, sum};
 use super::watch::Watchers;
-use super::{Bytes, Page, Store, Watch, Watcher};
+use super::{Bytes, KeyPage, Store, WatchGuard, Watcher};
 use crate::{Code, Error, Result};
-use writer::{Ledger, MemoryWriter};
+use writer::{MemoryIndex, MemoryWriter};
 
-/// What a [`MemoryStore`] holds under a key.
+/// A value in a [`MemoryStore`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value {
-  /// The bytes that a guest gets; those of the UTF-8 encoding where a string was set.
+  /// The bytes that a guest reads; a string's UTF-8 encoding.
   pub bytes: Bytes,
-  /// Whether JavaScript set a string, and so gets one back.
+  /// Whether JavaScript set a string and will read it back as one.
   pub is_text: bool,
 }
 
@@ -40,26 +40,25 @@ impl Value {
   }
 }
 
-/// The deadline of what has no lifetime.
+/// The deadline of an entry without a lifetime.
 const NEVER: u64 = u64::MAX;
 
-/// What an entry costs beside its key and its value: in the map, the ordered set, the clock, and what the
-/// allocator adds. Measured, with a million keys.
-const ENTRY: usize = 200;
+/// The memory that an entry takes besides its key and value: in the map, the ordered set and the clock, plus
+/// the allocator's overhead. Measured with a million keys.
+const ENTRY_OVERHEAD: usize = 200;
 
-/// What there is under a key.
-struct Entry {
+struct MemoryEntry {
   bytes: Bytes,
-  /// When the key was first set, so that iteration follows insertion as a JavaScript `Map`'s does.
+  /// Insertion order, so that iteration follows it as in a JavaScript `Map`.
   position: u64,
-  /// From when on it is gone, in nanoseconds since the store was made.
+  /// When the entry expires, in nanoseconds since the store was created.
   deadline: u64,
   is_text: bool,
-  /// Whether it has been read or set again since eviction last looked at it.
+  /// Whether the entry was read or overwritten since eviction last inspected it.
   is_used: AtomicBool,
 }
 
-impl Entry {
+impl MemoryEntry {
   fn new(value: Value, position: u64, deadline: u64, is_used: bool) -> Self {
     Self {
       bytes: value.bytes,
@@ -77,30 +76,30 @@ impl Entry {
     }
   }
 
-  /// How much it counts for the bound of its store.
+  /// How many bytes the entry counts towards the store's limit.
   fn cost(&self, key: &str) -> usize {
     cost(key, &self.bytes)
   }
 }
 
 fn cost(key: &str, value: &[u8]) -> usize {
-  key.len() + value.len() + ENTRY
+  key.len() + value.len() + ENTRY_OVERHEAD
 }
 
-/// A map in memory, for guests and JavaScript. All methods may be called from any thread. Readers never
-/// wait: neither for each other nor for a writer. Writers wait for one another, for microseconds.
+/// A store in memory, for guests and JavaScript. All methods may be called from any thread. Readers never
+/// block. Writers wait for each other, for microseconds.
 pub struct MemoryStore {
   shared: Arc<MemoryState>,
 }
 
 struct MemoryState {
-  entries: papaya::HashMap<Arc<str>, Entry>,
-  /// The moment from which deadlines count.
+  entries: papaya::HashMap<Arc<str>, MemoryEntry>,
+  /// Deadlines count from here.
   epoch: Instant,
-  /// The first of the deadlines.
+  /// The earliest deadline.
   next_deadline: AtomicU64,
   max_bytes: Option<usize>,
-  ledger: Mutex<Ledger>,
+  index: Mutex<MemoryIndex>,
   watchers: Arc<Watchers>,
   this: Weak<Self>,
 }
@@ -111,7 +110,7 @@ impl Default for MemoryStore {
   }
 }
 
-/// The stores of the process that have a name.
+/// The named stores of this process.
 static NAMED: LazyLock<Mutex<HashMap<Box<str>, Weak<MemoryStore>>>> = LazyLock::new(Mutex::default);
 
 impl MemoryStore {
@@ -120,8 +119,8 @@ impl MemoryStore {
     Self::default()
   }
 
-  /// An empty store that takes up to that many bytes: keys, values, and 200 bytes for each entry. What
-  /// has not been read or set for long is removed when room is needed, about in that order.
+  /// An empty store of at most `max_bytes`: keys, values, and 200 bytes for each entry. When it is full, it
+  /// evicts the approximately least recently used entries.
   pub fn bounded(max_bytes: usize) -> Self {
     Self::with_bound(Some(max_bytes))
   }
@@ -133,15 +132,15 @@ impl MemoryStore {
         epoch: Instant::now(),
         next_deadline: AtomicU64::new(NEVER),
         max_bytes,
-        ledger: Mutex::default(),
+        index: Mutex::default(),
         watchers: Arc::default(),
         this: Weak::clone(this),
       }),
     }
   }
 
-  /// The store of that name: the same for all threads of the process, for as long as any of them has
-  /// it. When none has it any more, its entries are gone.
+  /// The store named `name`, shared by all threads of the process while any of them uses it. Its entries are
+  /// gone once nothing uses it.
   pub fn named(name: &str) -> Arc<Self> {
     let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(store) = named.get(name).and_then(Weak::upgrade) {
@@ -153,8 +152,8 @@ impl MemoryStore {
     store
   }
 
-  /// Sets `key`, for ever or for that long. A key that was there keeps its place in the order of
-  /// [`keys`](Self::keys). [`Code::ValueTooLarge`] where it exceeds the store's bound alone.
+  /// Sets `key`, with an optional lifetime. An existing key keeps its position in [`keys`](Self::keys).
+  /// [`Code::ValueTooLarge`] if the entry alone exceeds the store's limit.
   pub fn set_value(&self, key: &str, value: Value, lifetime: Option<Duration>) -> Result<()> {
     self.shared.check_fits(key, &value.bytes)?;
     let mut writer = self.writer();
@@ -165,15 +164,15 @@ impl MemoryStore {
 
   /// The value under `key`.
   pub fn value(&self, key: &str) -> Option<Value> {
-    self.shared.read(key, Entry::value)
+    self.shared.read(key, MemoryEntry::value)
   }
 
-  /// Whether `key` is there.
+  /// Whether `key` exists.
   pub fn has(&self, key: &str) -> bool {
     self.shared.read(key, |_| ()).is_some()
   }
 
-  /// Removes `key`, and says whether it was there.
+  /// Removes `key`, and returns whether it existed.
   pub fn remove(&self, key: &str) -> bool {
     self.writer().remove(key)
   }
@@ -183,75 +182,75 @@ impl MemoryStore {
     self.writer().clear();
   }
 
-  /// How many keys there are.
+  /// The number of keys.
   pub fn len(&self) -> usize {
     if self
       .shared
-      .is_over(self.shared.next_deadline.load(Ordering::Acquire))
+      .is_expired(self.shared.next_deadline.load(Ordering::Acquire))
     {
       self.writer().sweep(usize::MAX);
     }
     self.shared.entries.len()
   }
 
-  /// Whether there is no key.
+  /// Whether the store has no keys.
   pub fn is_empty(&self) -> bool {
     self.len() == 0
   }
 
-  /// All keys as of now, in the order in which they were first set.
+  /// A snapshot of all keys, in insertion order.
   pub fn keys(&self) -> Vec<Arc<str>> {
     let pinned = self.shared.entries.pin();
     let mut keys: Vec<_> = pinned
       .iter()
-      .filter(|(_, entry)| !self.shared.is_over(entry.deadline))
+      .filter(|(_, entry)| !self.shared.is_expired(entry.deadline))
       .map(|(key, entry)| (entry.position, Arc::clone(key)))
       .collect();
     keys.sort_unstable_by_key(|(position, _)| *position);
     keys.into_iter().map(|(_, key)| key).collect()
   }
 
-  /// Waits until it is one's turn to change the store.
+  /// Waits for the write lock.
   fn writer(&self) -> MemoryWriter<'_> {
     MemoryWriter::new(&self.shared)
   }
 }
 
 impl MemoryState {
-  /// Reads what there is under a key. What runs most often: no lock, and a clock only where there is a
+  /// Reads an entry. This is the hot path: it takes no lock, and reads the clock only if the entry has a
   /// lifetime.
-  fn read<T>(&self, key: &str, read: impl FnOnce(&Entry) -> T) -> Option<T> {
+  fn read<T>(&self, key: &str, read: impl FnOnce(&MemoryEntry) -> T) -> Option<T> {
     let entries = self.entries.pin();
     let entry = entries.get(key)?;
-    if self.is_over(entry.deadline) {
+    if self.is_expired(entry.deadline) {
       return None;
     }
-    // Looked at first: a write would take the cache line away from other readers.
+    // Load before storing: a store would take the cache line away from other readers.
     if self.max_bytes.is_some() && !entry.is_used.load(Ordering::Relaxed) {
       entry.is_used.store(true, Ordering::Relaxed);
     }
     Some(read(entry))
   }
 
-  fn is_over(&self, deadline: u64) -> bool {
+  fn is_expired(&self, deadline: u64) -> bool {
     deadline != NEVER && deadline <= self.now()
   }
 
-  /// Refuses what exceeds the bound alone.
+  /// Fails if the entry alone exceeds the store's limit.
   fn check_fits(&self, key: &str, value: &[u8]) -> Result<()> {
     let cost = cost(key, value);
     match self.max_bytes {
       Some(max_bytes) if cost > max_bytes => Err(Error::new(
         Code::ValueTooLarge,
         format!(
-          "the entry takes {cost} bytes, and the whole store may have {max_bytes} (maxBytes)"
+          "the entry takes {cost} bytes, more than the store's limit of {max_bytes} (maxBytes)"
         ),
       )),
       _ => Ok(()),
     }
   }
 
-  /// Refuses what the store does not take.
+  /// Fails if the key or the entry is too large.
   fn check(&self, key: &str, value: &[u8]) -> Result<()> {
     check_key(key)?;
     self.check_fits(key, value)
@@ -283,8 +282,8 @@ impl Store for MemoryStore {
     Ok(self.has(key))
   }
 
-  /// In the order of the keys' bytes; a cursor is the last key of its page.
-  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+  /// Keys are in byte order; a cursor is the last key of its page.
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
     Ok(self.writer().list(prefix, cursor, limit))
   }
 
@@ -295,7 +294,7 @@ impl Store for MemoryStore {
     let sum = sum(old.as_ref().map(|old| &*old.bytes), delta)?;
     let value = Value {
       bytes: sum.to_string().into_bytes().into(),
-      // Digits are text; what was set as bytes stays bytes.
+      // Digits are text, but a value that was set as bytes stays bytes.
       is_text: old.is_none_or(|old| old.is_text),
     };
     self.shared.check_fits(key, &value.bytes)?;
@@ -333,7 +332,7 @@ impl Store for MemoryStore {
     keys.iter().map(|key| self.get(key)).collect()
   }
 
-  /// All at once for other writers; readers may see some of them.
+  /// Atomic for other writers; readers may see some of the entries before the others.
   fn set_many(&self, entries: &[(&str, &[u8])], lifetime: Option<Duration>) -> Result<()> {
     for (key, value) in entries {
       self.shared.check(key, value)?;
@@ -352,11 +351,11 @@ impl Store for MemoryStore {
     Ok(keys.iter().map(|key| u64::from(writer.remove(key))).sum())
   }
 
-  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<WatchGuard> {
     Ok(self.shared.watchers.add(prefix, watcher))
   }
 
-  /// There is nothing to end: what is over is removed for as long as the store lives.
+  /// Nothing to release: expired entries are removed for as long as the store lives.
   fn close(&self) -> Result<()> {
     Ok(())
   }
@@ -372,7 +371,7 @@ mod tests {
   }
 
   #[test]
-  fn a_value_that_was_set_is_read_back_with_its_kind() {
+  fn a_value_is_read_back_with_the_type_it_was_set_with() {
     let store = MemoryStore::new();
     fill(&store, "text", Value::text("👋"));
     fill(&store, "bytes", Value::bytes(&[0xFF, 0x00]));
@@ -386,7 +385,7 @@ mod tests {
   }
 
   #[test]
-  fn a_named_store_is_one_for_as_long_as_somebody_has_it() {
+  fn a_named_store_lives_for_as_long_as_something_uses_it() {
     let store = MemoryStore::named("one");
     fill(&store, "key", Value::text("value"));
     let elsewhere = std::thread::spawn(|| MemoryStore::named("one").value("key"));
@@ -397,7 +396,7 @@ mod tests {
   }
 
   #[test]
-  fn keys_come_in_the_order_of_insertion_and_an_overwritten_key_keeps_its_place() {
+  fn keys_come_in_insertion_order_and_an_overwritten_key_keeps_its_position() {
     let store = MemoryStore::new();
     for key in ["c", "a", "b"] {
       fill(&store, key, Value::text(key));
@@ -438,70 +437,70 @@ mod tests {
     assert_eq!(store.len(), 1);
   }
 
-  /// Remembers what it is told.
+  /// Records the changes it receives.
   #[derive(Default)]
-  struct Heard(Mutex<Vec<Change>>);
+  struct RecordedChanges(Mutex<Vec<Change>>);
 
-  impl Watcher for Heard {
-    fn changed(&self, change: &Change) {
+  impl Watcher for RecordedChanges {
+    fn on_change(&self, change: &Change) {
       self.0.lock().unwrap().push(change.clone());
     }
   }
 
-  impl Heard {
-    /// What it has been told since this was asked last: `+key` and `-key`.
+  impl RecordedChanges {
+    /// Returns and clears the recorded changes: `+key` and `-key`.
     fn take(&self) -> Vec<String> {
       let changes = std::mem::take(&mut *self.0.lock().unwrap());
-      let said = |change| match change {
+      let format_change = |change| match change {
         Change::Set { key, .. } => format!("+{key}"),
         Change::Deleted { key } => format!("-{key}"),
         Change::Lost => "lost".to_owned(),
       };
-      changes.into_iter().map(said).collect()
+      changes.into_iter().map(format_change).collect()
     }
   }
 
   const SHORT: Option<Duration> = Some(Duration::from_millis(20));
 
-  fn wait_until(mut is_so: impl FnMut() -> bool) {
+  fn wait_until(mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
-    while !is_so() {
+    while !condition() {
       assert!(started.elapsed() < Duration::from_secs(10));
       std::thread::sleep(Duration::from_millis(1));
     }
   }
 
   #[test]
-  fn what_has_lived_its_time_is_gone_for_every_reader_and_is_removed_and_told() -> Result<()> {
+  fn an_expired_key_is_gone_for_every_reader_and_is_removed_and_reported() -> Result<()> {
     let store = MemoryStore::new();
-    let heard = Arc::new(Heard::default());
-    let _watch = store.watch("", Arc::clone(&heard) as _)?;
+    let recorded = Arc::new(RecordedChanges::default());
+    let _watch = store.watch("", Arc::clone(&recorded) as _)?;
     store.set("for ever", b"1", None)?;
     store.set("short", b"2", SHORT)?;
     store.set("overwritten", b"3", SHORT)?;
     store.set("overwritten", b"4", None)?;
     assert_eq!(store.len(), 3);
-    assert_eq!(heard.take().len(), 4);
+    assert_eq!(recorded.take().len(), 4);
     wait_until(|| store.get_now("short") == Some(None));
     assert!(!store.exists("short")? && !store.delete("short")?);
     assert_eq!(store.list("", None, 10)?.keys, ["for ever", "overwritten"]);
     assert_eq!(store.keys().len(), 2);
     assert_eq!(store.len(), 2);
     assert!(store.compare_and_swap("short", None, Some(b"again"), None)?);
-    assert_eq!(heard.take(), ["-short", "+short"]);
+    assert_eq!(recorded.take(), ["-short", "+short"]);
     Ok(())
   }
 
   #[test]
-  fn what_nobody_asks_for_is_removed_when_its_time_is_over() -> Result<()> {
+  fn a_key_that_nobody_reads_is_removed_when_it_expires() -> Result<()> {
     let store = MemoryStore::new();
-    let heard = Arc::new(Heard::default());
-    let _watch = store.watch("", Arc::clone(&heard) as _)?;
+    let recorded = Arc::new(RecordedChanges::default());
+    let _watch = store.watch("", Arc::clone(&recorded) as _)?;
     for number in 0..1_000 {
       store.set(&number.to_string(), b"", SHORT)?;
     }
     wait_until(|| store.shared.entries.is_empty());
-    wait_until(|| heard.0.lock().unwrap().len() == 2_000);
+    wait_until(|| recorded.0.lock().unwrap().len() == 2_000);
     Ok(())
   }
 
@@ -519,7 +518,7 @@ mod tests {
   }
 
   #[test]
-  fn increments_and_swaps_of_many_threads_lose_nothing() -> Result<()> {
+  fn concurrent_increments_and_swaps_lose_no_update() -> Result<()> {
     let store = MemoryStore::new();
     store.set("swapped", b"0", None)?;
     std::thread::scope(|scope| {
@@ -559,25 +558,25 @@ mod tests {
     );
     assert_eq!(store.list("b/", Some("a"), 9)?.keys.len(), 3);
     assert_eq!(store.list("", None, 1)?.cursor.as_deref(), Some(""));
-    assert_eq!(store.list("x", None, 1)?, Page::default());
+    assert_eq!(store.list("x", None, 1)?, KeyPage::default());
     Ok(())
   }
 
   #[test]
-  fn a_bounded_store_removes_what_was_not_used_for_longest() -> Result<()> {
+  fn a_bounded_store_evicts_the_least_recently_used_key() -> Result<()> {
     let value = [0; 100];
     let store = MemoryStore::bounded(3 * cost("a", &value));
-    let heard = Arc::new(Heard::default());
-    let _watch = store.watch("", Arc::clone(&heard) as _)?;
+    let recorded = Arc::new(RecordedChanges::default());
+    let _watch = store.watch("", Arc::clone(&recorded) as _)?;
     for key in ["a", "b", "c"] {
       store.set(key, &value, None)?;
     }
     store.get("a")?;
     store.set("b", &value, None)?;
     store.set("d", &value, None)?;
-    assert_eq!(heard.take(), ["+a", "+b", "+c", "+b", "-c", "+d"]);
+    assert_eq!(recorded.take(), ["+a", "+b", "+c", "+b", "-c", "+d"]);
     assert_eq!(store.list("", None, 9)?.keys, ["a", "b", "d"]);
-    // A larger value of a key makes room for itself, and does not remove that key.
+    // Overwriting a key with a larger value evicts other keys, never that key.
     store.set("d", &[0; 300], None)?;
     assert!(store.has("d") && store.len() == 2);
     let refused = store.set("a", &[0; 3_000], None);
@@ -589,7 +588,7 @@ mod tests {
   }
 
   #[test]
-  fn a_bounded_store_stays_within_its_bound_whatever_is_done_with_it() -> Result<()> {
+  fn a_bounded_store_never_exceeds_its_limit() -> Result<()> {
     const MAX: usize = 64 << 10;
     let store = MemoryStore::bounded(MAX);
     for number in 0..20_000_usize {
@@ -608,18 +607,18 @@ mod tests {
   }
 
   #[test]
-  fn watchers_are_told_of_their_prefix_until_they_are_dropped() -> Result<()> {
+  fn watchers_receive_changes_of_their_prefix_until_they_are_dropped() -> Result<()> {
     let store = MemoryStore::new();
-    let heard = Arc::new(Heard::default());
-    let watch = store.watch("a", Arc::clone(&heard) as _)?;
+    let recorded = Arc::new(RecordedChanges::default());
+    let watch = store.watch("a", Arc::clone(&recorded) as _)?;
     store.set_many(&[("a1", b"x"), ("b1", b"x"), ("a2", b"")], None)?;
     store.increment("a3", 1)?;
     assert_eq!(store.delete_many(&["a1", "b1", "none"])?, 2);
     store.clear();
-    assert_eq!(heard.take(), ["+a1", "+a2", "+a3", "-a1", "-a2", "-a3"]);
+    assert_eq!(recorded.take(), ["+a1", "+a2", "+a3", "-a1", "-a2", "-a3"]);
     drop(watch);
     store.set("a", b"", None)?;
-    assert_eq!(heard.take(), [""; 0]);
+    assert_eq!(recorded.take(), [""; 0]);
     Ok(())
   }
 }

@@ -1,5 +1,6 @@
-//! Where guests and JavaScript keep what is to outlive a call: behind one trait, in memory, in a file or
-//! on other machines. The vocabulary is that of wasi:keyvalue, with lifetimes and batches.
+//! Key-value stores for data that outlives a call, shared by guests and JavaScript. One trait, with
+//! implementations in memory, in a file and on Redis. The vocabulary is that of wasi:keyvalue, plus lifetimes
+//! and batches.
 
 mod checks;
 mod handle;
@@ -17,59 +18,58 @@ pub use handle::Handle;
 pub use memory::{MemoryStore, Value};
 pub use open::{OpenOptions, open};
 pub use redb::RedbStore;
-pub use watch::{Change, Watch, Watcher};
+pub use watch::{Change, WatchGuard, Watcher};
 
 use crate::Result;
 
-/// A value. Shared and not copied: a store can hand out what it holds.
+/// A value. It is reference-counted, so a store can return what it holds without copying.
 pub type Bytes = Arc<[u8]>;
 
 /// The longest key, in bytes: 64 KiB.
 pub const MAX_KEY: usize = 64 << 10;
 
-/// A store. All methods may be called from any thread, many at a time, and block until they are done: a
-/// guest has a thread of its own, and JavaScript has others do it. On a guest's thread they block no longer
-/// than the guest's call runs: see [`wait`].
+/// A key-value store. Methods may be called from any thread, concurrently, and block until they are done:
+/// each guest runs on its own thread, and JavaScript calls them from worker threads. On a guest's thread they
+/// stop blocking when the guest's call ends: see [`wait`].
 ///
-/// Keys are text of up to [`MAX_KEY`] bytes, an empty one included. Values are bytes. Where a method fails,
-/// it has changed nothing, unless it says otherwise. The codes are
-/// [`StoreUnavailable`](crate::Code::StoreUnavailable) where the store cannot be reached, or not in time
-/// (it may have done what was asked then); [`StoreFull`](crate::Code::StoreFull) and
+/// Keys are text of up to [`MAX_KEY`] bytes and may be empty. Values are bytes. A method that fails has
+/// changed nothing unless its documentation says otherwise. The error codes are
+/// [`StoreUnavailable`](crate::Code::StoreUnavailable) if the store cannot be reached or does not answer in
+/// time (it may still have performed the operation); [`StoreFull`](crate::Code::StoreFull) and
 /// [`ValueTooLarge`](crate::Code::ValueTooLarge); [`StoreDamaged`](crate::Code::StoreDamaged);
-/// [`AccessDenied`](crate::Code::AccessDenied); and
-/// [`InvalidArgument`](crate::Code::InvalidArgument) for a key that is too long, or a value that is no number.
+/// [`AccessDenied`](crate::Code::AccessDenied); and [`InvalidArgument`](crate::Code::InvalidArgument) for a
+/// key that is too long or a value that is not a number.
 pub trait Store: Send + Sync {
-  /// The value of a key, provided that it is known without waiting for anybody. `None` where it is not;
-  /// then [`get`](Self::get) has it. What runs most often goes this way.
+  /// The value of a key if it is available without blocking; `None` means that the caller must use
+  /// [`get`](Self::get). This is the hot path.
   fn get_now(&self, _key: &str) -> Option<Option<Bytes>> {
     None
   }
 
-  /// The value of a key; `None` where there is no such key.
+  /// The value of a key; `None` if the key does not exist.
   fn get(&self, key: &str) -> Result<Option<Bytes>>;
 
-  /// Sets a key, for ever or for that long. What there was is gone, its lifetime included.
+  /// Sets a key, with an optional lifetime. Replaces the old value and its lifetime.
   fn set(&self, key: &str, value: &[u8], lifetime: Option<Duration>) -> Result<()>;
 
-  /// Removes a key; whether it was there.
+  /// Removes a key; returns whether it existed.
   fn delete(&self, key: &str) -> Result<bool>;
 
-  /// Whether a key is there.
+  /// Whether a key exists.
   fn exists(&self, key: &str) -> Result<bool>;
 
-  /// Some of the keys that begin with `prefix`: about `limit`, in the store's own order. A key that is
-  /// there all the time is listed once, from the first page to the last; one that comes or goes
-  /// meanwhile may be or not. A store on other machines may list a key again, and fails where its machines
-  /// are exchanged meanwhile.
-  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page>;
+  /// A page of about `limit` keys that begin with `prefix`, in the store's own order. A key that exists
+  /// during the whole listing is listed exactly once; one that is added or removed meanwhile may or may not
+  /// be. A store on other machines may list a key twice, and fails if its servers are replaced meanwhile.
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage>;
 
-  /// Adds to a number that is kept as decimal digits, and returns the sum. A key that is not there counts
-  /// as 0, and gets no lifetime; one that is there keeps its own. What is no number of 64 bits, or would
-  /// not be any more, is an error.
+  /// Adds to a number stored as decimal digits, and returns the sum. A missing key counts as 0 and gets no
+  /// lifetime; an existing one keeps its own. Fails if the value is not a 64-bit integer, or if the sum
+  /// overflows.
   fn increment(&self, key: &str, delta: i64) -> Result<i64>;
 
-  /// Sets a key, or with `None` removes it, if its value is the expected one: `None` stands for no such
-  /// key. Whether it was.
+  /// Sets a key, or removes it if `value` is `None`, provided that its current value is `expected` (`None`:
+  /// the key does not exist). Returns whether it did.
   fn compare_and_swap(
     &self,
     key: &str,
@@ -78,31 +78,32 @@ pub trait Store: Send + Sync {
     lifetime: Option<Duration>,
   ) -> Result<bool>;
 
-  /// The values of keys, in their order.
+  /// The values of `keys`, in the order of `keys`.
   fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>>;
 
-  /// Sets keys. Where it fails, some may have been set, if the store is on other machines.
+  /// Sets keys. If it fails on a store on other machines, some keys may have been set.
   fn set_many(&self, entries: &[(&str, &[u8])], lifetime: Option<Duration>) -> Result<()>;
 
-  /// Removes keys, and says how many were there. As [`set_many`](Self::set_many) otherwise.
+  /// Removes keys, and returns how many existed. A failure may be partial, as in
+  /// [`set_many`](Self::set_many).
   fn delete_many(&self, keys: &[&str]) -> Result<u64>;
 
-  /// Tells of all changes of keys that begin with `prefix`, from now on until what is returned is dropped,
-  /// whoever makes them, in the order of each key's changes. A store on other machines may tell of changes
-  /// of a key that follow closely as one, the last. After [`Change::Lost`] some are missing.
-  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch>;
+  /// Notifies `watcher` of every change to keys that begin with `prefix`, whoever makes it, until the
+  /// returned guard is dropped. The changes of one key arrive in order. A store on other machines may merge
+  /// changes of a key that follow closely into the last one. After [`Change::Lost`] some changes are missing.
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<WatchGuard>;
 
-  /// Ends what the store does in the background and lets go of files and connections. What has been
-  /// acknowledged is kept. Others may be in the middle of something; that ends, or is refused with
-  /// [`Closed`](crate::Code::Closed). A [`Handle`] calls this once, and refuses everything afterwards.
+  /// Stops the store's background work and releases its files and connections. Acknowledged writes are kept.
+  /// Operations that are under way complete, or fail with [`Closed`](crate::Code::Closed). A [`Handle`] calls
+  /// this once, and refuses every operation afterwards.
   fn close(&self) -> Result<()>;
 }
 
-/// Some keys of a store.
+/// A page of keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
-  /// The keys. There may be none and still be more.
+pub struct KeyPage {
+  /// The keys. A page may be empty although more pages follow.
   pub keys: Vec<String>,
-  /// Where the next page begins; `None` where this is the last.
+  /// Where the next page begins; `None` on the last page.
   pub cursor: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Which store a URL means.
+//! Opens the store that a URL names.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,25 +8,25 @@ use super::redis::RedisStore;
 use super::{Handle, MemoryStore, RedbStore, Store};
 use crate::{Code, Error, Result};
 
-/// What goes with a URL. A store refuses what it has no use for.
+/// Options that accompany a URL. A store refuses options that it does not support.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
-  /// How many bytes a new store in memory may take.
+  /// The size limit of a new store in memory, in bytes.
   pub max_bytes: Option<usize>,
-  /// How many bytes of a store in a file, or of what a Redis server has told, are kept in memory. With 0 a
-  /// store on Redis has no cache.
+  /// The cache size, in bytes, of a store in a file or on Redis. With 0 a store on Redis has no cache.
   pub cache_bytes: Option<usize>,
-  /// How long a Redis server may take to let in and to answer.
+  /// The time limit for connecting to a Redis server, and for each of its answers.
   pub timeout: Option<Duration>,
-  /// The authorities that may have issued a Redis server's certificate, as PEM.
+  /// The certificate authorities to trust for a Redis server's certificate, as PEM.
   pub ca: Option<Vec<u8>>,
-  /// Whether opening fails if a Redis server cannot be reached. Otherwise each use fails until it can be.
+  /// Whether opening fails if a Redis server cannot be reached. Otherwise each operation fails until it can
+  /// be.
   pub is_required: Option<bool>,
 }
 
 impl OpenOptions {
-  /// Refuses all others than those.
-  fn only(&self, allowed: &[&str], store: &str) -> Result<()> {
+  /// Fails if an option outside `allowed` is set.
+  fn check_allowed(&self, allowed: &[&str], store: &str) -> Result<()> {
     let given = [
       ("maxBytes", self.max_bytes.is_some()),
       ("cacheBytes", self.cache_bytes.is_some()),
@@ -39,20 +39,20 @@ impl OpenOptions {
       None => Ok(()),
       Some((name, _)) => Err(Error::new(
         Code::InvalidArgument,
-        format!("{name} is no option of {store}"),
+        format!("{store} have no option {name}; leave it out"),
       )),
     }
   }
 }
 
-/// The schemes that there are, each with what follows it, for messages.
-const SCHEMES: &str = "memory: (a new one), memory:name (shared by the process), redb:path (in a file), \
+/// The supported schemes, each with its syntax, for messages.
+const SCHEMES: &str = "memory: (a new store), memory:name (shared by the process), redb:path (in a file), \
    redis://host:port, rediss://host:port (with TLS), redis+cluster://host:port,host:port and rediss+cluster://";
 
-/// Opens the store that `url` names, which may take as long as the store is far away.
+/// Opens the store that `url` names. May block on the network or on a file.
 ///
-/// [`Code::NoSuchStore`] where no store has the scheme; [`Code::InvalidArgument`] for options that
-/// the store does not take; and what the store fails with.
+/// [`Code::NoSuchStore`] if no store supports the scheme; [`Code::InvalidArgument`] for options that the
+/// store does not support; otherwise the store's own errors.
 pub fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
   match url.split_once(':') {
     Some(("memory", name)) => memory(name, options),
@@ -62,9 +62,9 @@ pub fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
     }
     _ => Err(Error::new(
       Code::NoSuchStore,
-      // Without the rest of the URL, which may have a password.
+      // Never quote the rest of the URL: it may contain a password.
       format!(
-        "there is no store for the URL scheme \"{}\"; the known ones are {SCHEMES}",
+        "no store supports the URL scheme \"{}\"; use one of {SCHEMES}",
         url.split_once(':').map_or("", |(scheme, _)| scheme)
       ),
     )),
@@ -72,7 +72,7 @@ pub fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
 }
 
 fn memory(name: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
-  options.only(&["maxBytes"], "stores in memory")?;
+  options.check_allowed(&["maxBytes"], "stores in memory")?;
   let handle = match (name, options.max_bytes) {
     ("", None) => Handle::new(Arc::new(MemoryStore::new())),
     ("", Some(max_bytes)) => Handle::new(Arc::new(MemoryStore::bounded(max_bytes))),
@@ -80,7 +80,7 @@ fn memory(name: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
     (_, Some(_)) => {
       return Err(Error::new(
         Code::InvalidArgument,
-        "maxBytes cannot be set for a named store, which others may have already; use memory: or a MemoryStore",
+        "maxBytes cannot be set for a named store, which may be open already; use memory: or a MemoryStore",
       ));
     }
   };
@@ -88,11 +88,11 @@ fn memory(name: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
 }
 
 fn redb(path: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
-  options.only(&["cacheBytes"], "stores in files")?;
+  options.check_allowed(&["cacheBytes"], "stores in files")?;
   if options.cache_bytes == Some(0) {
     return Err(Error::new(
       Code::InvalidArgument,
-      "cacheBytes of a store in a file must be at least 1",
+      "cacheBytes is 0; it must be at least 1 for a store in a file",
     ));
   }
   let store = RedbStore::open(&file_path(path)?, options.cache_bytes)?;
@@ -100,28 +100,30 @@ fn redb(path: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
 }
 
 fn redis(scheme: &str, rest: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
-  options.only(
+  options.check_allowed(
     &["cacheBytes", "timeoutMs", "ca", "required"],
-    "stores on Redis, whose bound is the server's maxmemory",
+    "stores on Redis (their size limit is the server's maxmemory)",
   )?;
   let store = RedisStore::open(scheme, rest, options)?;
   Ok(Arc::new(Handle::new(Arc::new(store))))
 }
 
-/// The path that the rest of a URL means, which is absolute, or relative to the working directory.
+/// The path in a `redb:` URL: absolute, or relative to the working directory.
 fn file_path(path: &str) -> Result<PathBuf> {
   let invalid = |message: &str| Err(Error::new(Code::InvalidArgument, message));
   if path.is_empty() {
-    return invalid("a redb: URL names a file: redb:./data.redb or redb:/path/of/data.redb");
+    return invalid(
+      "the redb: URL names no file; write redb:./data.redb or redb:/path/of/data.redb",
+    );
   }
   if path.starts_with("//") {
     return invalid(
-      "a redb: URL names no host: write redb:./data.redb or redb:/path/of/data.redb, without //",
+      "a redb: URL cannot name a host; write redb:./data.redb or redb:/path/of/data.redb, without //",
     );
   }
   if path.contains(['?', '#']) {
     return invalid(
-      "a redb: URL has no query and no fragment; write %3F for a ? in the name of a file, and %23 for a #",
+      "a redb: URL cannot have a query or a fragment; write %3F for a ? in a file name, and %23 for a #",
     );
   }
   let is_escape = |rest: &str| {
@@ -134,7 +136,7 @@ fn file_path(path: &str) -> Result<PathBuf> {
       Ok(PathBuf::from(&*decoded))
     }
     _ => invalid(
-      "in a redb: URL a % begins an escape such as %20 of UTF-8 without NUL; write %25 for a % in the name of a file",
+      "the redb: URL has an invalid percent escape; escapes encode UTF-8 without NUL, and %25 stands for a % in a file name",
     ),
   }
 }
@@ -152,7 +154,7 @@ mod tests {
   }
 
   #[test]
-  fn the_path_of_a_file_is_decoded_once_and_what_could_mean_something_else_is_refused() {
+  fn a_file_path_is_decoded_once_and_an_ambiguous_one_is_refused() {
     for (path, meant) in [
       ("./data.redb", "./data.redb"),
       ("data.redb", "data.redb"),
@@ -181,7 +183,7 @@ mod tests {
   }
 
   #[test]
-  fn memory_without_a_name_is_a_new_store_and_with_one_the_store_of_that_name() -> Result<()> {
+  fn memory_without_a_name_is_a_new_store_and_with_a_name_a_shared_one() -> Result<()> {
     let (first, second) = (try_open("memory:", None)?, try_open("memory:", Some(4096))?);
     first.set("key", b"first", None)?;
     assert_eq!(second.get("key")?, None);
@@ -195,7 +197,7 @@ mod tests {
   }
 
   #[test]
-  fn what_no_store_takes_is_refused_without_quoting_what_may_be_secret() {
+  fn an_unsupported_url_is_refused_without_quoting_its_secrets() {
     for url in ["", "memory", "unknown://user:password@host"] {
       let error = try_open(url, None).err();
       assert_eq!(

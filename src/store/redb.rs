@@ -1,8 +1,8 @@
-//! A store in a file, by redb: durable, for one process at a time.
+//! A store in a file, on redb: durable, for one process at a time.
 //!
-//! A file is opened once in a process ([`files`]). All changes go through one thread ([`writer`]), which
-//! makes one transaction of all that wait ([`transaction`]). Readers read on their own threads what the
-//! last of these transactions has left.
+//! A file is opened once per process ([`files`]). All writes go through one thread ([`writer`]), which
+//! commits everything that is queued in one transaction ([`transaction`]). Readers read the last committed
+//! state on their own threads.
 
 mod containment;
 mod database;
@@ -22,26 +22,26 @@ use std::time::Duration;
 use redb::{AccessGuard, ReadableTable, StorageError};
 
 use super::checks::check_key;
-use super::{Bytes, Page, Store, Watch, Watcher};
+use super::{Bytes, KeyPage, Store, WatchGuard, Watcher};
 use crate::{Code, Error, Result};
 use files::FileSlot;
 use operation::Operation;
-use shared::{OpenFile, Snapshot};
+use shared::{OpenFile, ReadSnapshot};
 
-/// How many bytes of a file are kept in memory where nothing else is said: 64 MiB.
+/// The default size of a file's cache: 64 MiB.
 pub const CACHE_BYTES: usize = 64 << 20;
 
-/// The longest value, in bytes: 256 MiB. The database needs several times that for a moment.
+/// The longest value, in bytes: 256 MiB. The database briefly needs several times that.
 const MAX_VALUE: usize = 256 << 20;
 
-/// The deadline of what has no lifetime.
+/// The deadline of an entry without a lifetime.
 const NEVER: u64 = u64::MAX;
 
-/// What is stored under a key: from when on it is gone, in milliseconds since 1970, and the value.
-type Stored = (u64, &'static [u8]);
+/// An entry's table value: when it expires, in milliseconds since 1970, and its bytes.
+type StoredEntry = (u64, &'static [u8]);
 
-/// A store in a file, as somebody has opened it. Others in the process may have opened the same file, and
-/// so have the same store; when all have closed it, or dropped it, the file is closed.
+/// One opening of a store in a file. All openings of a file in the process share one store; the file is
+/// closed when the last of them is closed or dropped.
 pub struct RedbStore {
   shared: Arc<OpenFile>,
   slot: Arc<FileSlot>,
@@ -49,12 +49,11 @@ pub struct RedbStore {
 }
 
 impl RedbStore {
-  /// Opens a file, which is made where there is none, with that many bytes of it kept in memory.
+  /// Opens a file, or creates it, with a cache of `cache_bytes`.
   ///
-  /// [`Code::FileNotFound`] where its directory is missing; [`Code::AccessDenied`];
-  /// [`Code::StoreUnavailable`] where another process has it; [`Code::StoreDamaged`] where it is damaged
-  /// or was made by something else; [`Code::InvalidArgument`] where it is no file, or is open with another
-  /// size of cache.
+  /// [`Code::FileNotFound`] if its directory does not exist; [`Code::AccessDenied`];
+  /// [`Code::StoreUnavailable`] if another process has it open; [`Code::StoreDamaged`] if it is damaged or
+  /// not a store; [`Code::InvalidArgument`] if it is not a regular file, or is open with another cache size.
   pub fn open(path: &Path, cache_bytes: Option<usize>) -> Result<Self> {
     let (shared, slot) = files::open(path, cache_bytes)?;
     Ok(Self {
@@ -64,7 +63,7 @@ impl RedbStore {
     })
   }
 
-  /// Whether this has been the first to let go of the file.
+  /// Releases the file; returns whether this was the first call.
   fn release(&self) -> bool {
     let is_first = !self.is_released.swap(true, Ordering::AcqRel);
     if is_first {
@@ -75,7 +74,7 @@ impl RedbStore {
 }
 
 impl Drop for RedbStore {
-  /// The file is closed in the background: this may be JavaScript's thread.
+  /// Closes the file in the background, as this may be JavaScript's thread.
   fn drop(&mut self) {
     self.release();
   }
@@ -88,7 +87,7 @@ fn check_value(value: &[u8]) -> Result<()> {
   Err(Error::new(
     Code::ValueTooLarge,
     format!(
-      "a value in a file may have {MAX_VALUE} bytes, and this one has {}; store it in parts",
+      "the value has {} bytes, more than the {MAX_VALUE} that a store in a file accepts; store it in parts",
       value.len()
     ),
   ))
@@ -98,38 +97,40 @@ fn milliseconds(lifetime: Option<Duration>) -> Option<u64> {
   lifetime.map(|lifetime| u64::try_from(lifetime.as_millis()).unwrap_or(NEVER))
 }
 
-/// What somebody gets of what is stored, unless its time is over.
-fn living<T>(stored: &AccessGuard<'_, Stored>, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+/// Reads an entry unless it has expired.
+fn unless_expired<T>(
+  stored: &AccessGuard<'_, StoredEntry>,
+  read: impl FnOnce(&[u8]) -> T,
+) -> Option<T> {
   let (deadline, value) = stored.value();
-  // A clock is asked only where there is a lifetime.
-  let is_there = deadline == NEVER || deadline > transaction::now();
-  is_there.then(|| read(value))
+  // Read the clock only if there is a lifetime.
+  let is_alive = deadline == NEVER || deadline > transaction::now();
+  is_alive.then(|| read(value))
 }
 
-fn get(snapshot: &Snapshot, key: &str) -> Result<Option<Bytes>, StorageError> {
+fn get(snapshot: &ReadSnapshot, key: &str) -> Result<Option<Bytes>, StorageError> {
   let stored = snapshot.entries.get(key.as_bytes())?;
-  Ok(stored.and_then(|stored| living(&stored, |value| value.into())))
+  Ok(stored.and_then(|stored| unless_expired(&stored, |value| value.into())))
 }
 
-/// The keys in the order of their bytes; a cursor is the last key of its page.
 fn list(
-  snapshot: &Snapshot,
+  snapshot: &ReadSnapshot,
   prefix: &str,
   cursor: Option<&str>,
   limit: usize,
-) -> Result<Page, StorageError> {
+) -> Result<KeyPage, StorageError> {
   let start = match cursor {
     Some(cursor) if cursor >= prefix => Bound::Excluded(cursor.as_bytes()),
     _ => Bound::Included(prefix.as_bytes()),
   };
-  let mut page = Page::default();
+  let mut page = KeyPage::default();
   let range = ReadableTable::range::<&[u8]>(&snapshot.entries, (start, Bound::Unbounded))?;
   for entry in range {
     let (key, stored) = entry?;
     if !key.value().starts_with(prefix.as_bytes()) {
       break;
     }
-    if living(&stored, |_| ()).is_none() {
+    if unless_expired(&stored, |_| ()).is_none() {
       continue;
     }
     if page.keys.len() >= limit.max(1) {
@@ -143,7 +144,7 @@ fn list(
   Ok(page)
 }
 
-/// `get_now` is not there: a read may have to wait for the disk, which JavaScript's thread must not.
+/// `get_now` is not implemented: a read may wait for the disk, which JavaScript's thread must not do.
 impl Store for RedbStore {
   fn get(&self, key: &str) -> Result<Option<Bytes>> {
     check_key(key)?;
@@ -160,15 +161,15 @@ impl Store for RedbStore {
 
   fn exists(&self, key: &str) -> Result<bool> {
     check_key(key)?;
-    let is_there = |snapshot: &Snapshot| {
+    let exists = |snapshot: &ReadSnapshot| {
       let stored = snapshot.entries.get(key.as_bytes())?;
-      Ok(stored.is_some_and(|stored| living(&stored, |_| ()).is_some()))
+      Ok(stored.is_some_and(|stored| unless_expired(&stored, |_| ()).is_some()))
     };
-    self.shared.read(is_there)
+    self.shared.read(exists)
   }
 
-  /// In the order of the keys' bytes; a cursor is the last key of its page.
-  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
+  /// Keys are in byte order; a cursor is the last key of its page.
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
     self
       .shared
       .read(|snapshot| list(snapshot, prefix, cursor, limit))
@@ -200,7 +201,7 @@ impl Store for RedbStore {
     Ok(swapped > 0)
   }
 
-  /// All as they were at one moment.
+  /// Reads one consistent snapshot.
   fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>> {
     keys.iter().try_for_each(|key| check_key(key))?;
     self
@@ -233,12 +234,12 @@ impl Store for RedbStore {
     Ok(deleted.unsigned_abs())
   }
 
-  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<WatchGuard> {
     Ok(self.shared.watchers.add(prefix, watcher))
   }
 
-  /// Waits, where nobody else has the file, until all that has been asked for is done and the file is free
-  /// for other processes.
+  /// If this is the last opening, waits until all queued operations are done and other processes can open the
+  /// file.
   fn close(&self) -> Result<()> {
     if self.release() {
       self.slot.wait_until_closed(&self.shared);
@@ -258,7 +259,7 @@ mod tests {
 
   use super::*;
 
-  /// A directory of one test.
+  /// A temporary directory for one test.
   struct Directory(PathBuf);
 
   impl Directory {
@@ -282,16 +283,16 @@ mod tests {
     }
   }
 
-  fn wait_until(mut is_so: impl FnMut() -> bool) {
+  fn wait_until(mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
-    while !is_so() {
+    while !condition() {
       assert!(started.elapsed() < Duration::from_secs(10));
       std::thread::sleep(Duration::from_millis(1));
     }
   }
 
   #[test]
-  fn a_file_is_free_when_all_have_closed_it_or_dropped_it() -> Result<()> {
+  fn a_file_is_closed_when_every_opening_is_closed_or_dropped() -> Result<()> {
     let directory = Directory::new();
     let path = directory.file();
     let (first, second) = (RedbStore::open(&path, None)?, RedbStore::open(&path, None)?);
@@ -301,7 +302,7 @@ mod tests {
     assert!(Database::open(&path).is_err());
     drop(second);
     wait_until(|| Database::open(&path).is_ok());
-    // Who has closed it and goes on has nothing.
+    // A closed store refuses operations.
     assert_eq!(
       first.get("key").map_err(|error| error.code),
       Err(Code::Closed)
@@ -316,7 +317,7 @@ mod tests {
   }
 
   #[test]
-  fn another_programs_database_is_refused_and_left_as_it_is() -> Result<(), redb::Error> {
+  fn another_programs_database_is_refused_and_left_unchanged() -> Result<(), redb::Error> {
     const THEIRS: TableDefinition<'static, &'static str, u64> = TableDefinition::new("theirs");
     let directory = Directory::new();
     let path = directory.file();
@@ -334,10 +335,10 @@ mod tests {
   }
 
   #[test]
-  fn a_value_that_is_too_large_is_refused_before_anything_is_done_with_it() -> Result<()> {
+  fn a_value_that_is_too_large_is_refused_before_anything_is_written() -> Result<()> {
     let directory = Directory::new();
     let store = RedbStore::open(&directory.file(), None)?;
-    // Nobody writes to it, so it takes no memory.
+    // Nothing writes to these zeros, so they take no memory.
     let value = vec![0; MAX_VALUE + 1];
     let refused = [
       store.set_many(&[("key", b"value"), ("large", &value)], None),
@@ -351,12 +352,12 @@ mod tests {
         Err(Code::ValueTooLarge)
       );
     }
-    assert_eq!(store.list("", None, 9)?, Page::default());
+    assert_eq!(store.list("", None, 9)?, KeyPage::default());
     Ok(())
   }
 
   #[test]
-  fn readers_see_what_was_written_before_they_asked_while_others_write() -> Result<()> {
+  fn readers_see_completed_writes_while_others_write() -> Result<()> {
     let directory = Directory::new();
     let store = RedbStore::open(&directory.file(), Some(1 << 20))?;
     std::thread::scope(|scope| {
@@ -375,14 +376,14 @@ mod tests {
     Ok(())
   }
 
-  /// Keeps the writer's thread from going on until it is dropped.
-  struct BlockedWriter(Option<std::sync::mpsc::Sender<()>>, Option<Watch>);
+  /// Blocks the writer's thread until dropped.
+  struct BlockedWriter(Option<std::sync::mpsc::Sender<()>>, Option<WatchGuard>);
 
   impl BlockedWriter {
     fn new(store: &RedbStore) -> Result<Self> {
       struct Blocking(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
       impl Watcher for Blocking {
-        fn changed(&self, _: &crate::store::Change) {
+        fn on_change(&self, _: &crate::store::Change) {
           let _ = self.0.lock().unwrap().recv();
         }
       }
@@ -406,7 +407,7 @@ mod tests {
   }
 
   #[test]
-  fn a_call_that_ends_waits_no_longer_and_its_change_is_made_all_the_same() -> Result<()> {
+  fn a_canceled_call_stops_waiting_and_its_change_is_still_made() -> Result<()> {
     let directory = Directory::new();
     let store = RedbStore::open(&directory.file(), None)?;
     let blocked = BlockedWriter::new(&store)?;
@@ -423,7 +424,7 @@ mod tests {
       assert_eq!(set, Err(Code::Canceled));
     });
     drop(blocked);
-    // On this thread nothing is interrupted.
+    // This thread has no call to cancel.
     store.set("other", b"value", None)?;
     assert_eq!(store.get("key")?.as_deref(), Some(&b"value"[..]));
     Ok(())

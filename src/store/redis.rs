@@ -1,12 +1,12 @@
-//! A store on a Redis server, or on those of a Redis cluster.
+//! A store on a Redis server or a Redis cluster.
 //!
-//! * `settings`: what the URL and the options say.
-//! * `connection`: a connection to one server, and what that says unasked.
-//! * `cache`: what a server has told and has not taken back.
-//! * `node`: a server, its connection that is kept up, and the cache of that connection.
-//! * `servers`: all servers of a store, and which of them has which key.
-//! * `watching`: tells of changes.
-//! * `errors`: what the server's errors mean here.
+//! * `settings`: parses the URL and the options.
+//! * `connection`: a connection to one server, and its push messages.
+//! * `cache`: values read from a server that it has not invalidated.
+//! * `node`: a server, with a connection that reconnects, and that connection's cache.
+//! * `servers`: the servers of a store, and the routing of keys to them.
+//! * `watching`: notifies watchers of changes.
+//! * `errors`: maps Redis errors to this crate's.
 
 mod cache;
 mod connection;
@@ -29,40 +29,41 @@ use tokio::time::timeout;
 use self::connection::text;
 use self::node::{Effect, RedisReply, Request};
 use self::servers::Servers;
-use self::settings::{Address, Settings};
+use self::settings::{RedisSettings, ServerAddress};
 use super::checks::check_key;
-use super::{Bytes, OpenOptions, Page, Store, Watch, Watcher, wait};
+use super::{Bytes, KeyPage, OpenOptions, Store, WatchGuard, Watcher, wait};
 use crate::io_runtime::io_runtime;
 use crate::{Code, Error, Result};
 
-/// The longest value that Redis takes, in bytes.
+/// Redis's limit on the size of a value, in bytes.
 const MAX_VALUE: usize = 512 << 20;
 
-/// How many commands are sent at once. Each such batch has the time limit for itself.
+/// How many commands one batch sends. Each batch has its own time limit.
 const BATCH: usize = 1_000;
 
-/// How many bytes of values are.
+/// How many bytes of keys and values one batch sends.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// How many names of hosts may be looked up at once, in the whole process: each costs a thread.
+/// How many DNS lookups may run at once in the process: each occupies a thread.
 const MAX_LOOKUPS: usize = 16;
 
-/// How many times a server is asked for keys until it must be through. Tables of Redis with 10¹⁰ places need fewer.
+/// How many `SCAN` calls may list one server. A Redis hash table with 10¹⁰ buckets needs fewer.
 const MAX_SCANS_OF_SERVER: u64 = 1 << 20;
 
-/// Where the listing of a server's keys is. The positions of a server that works never repeat: they grow, read from the
-/// last bit on.
+/// The progress of listing one server's keys. A correct server never returns the same position twice: read
+/// from the lowest bit on, positions increase.
 #[derive(Clone, Copy, Default)]
-struct Scan {
-  /// Where the server goes on; 0 at the beginning.
+struct ScanCursor {
+  /// The server's cursor; 0 at the beginning.
   position: u64,
-  /// How many times it has been asked.
+  /// How many `SCAN` calls have been made.
   count: u64,
-  /// The position after a power of two of them: so each circle is found, by Brent's algorithm.
+  /// The position after the last power of two of calls. Comparing with it finds every cycle (Brent's
+  /// algorithm).
   checkpoint: u64,
 }
 
-impl Scan {
+impl ScanCursor {
   fn parse(text: &str) -> Option<Self> {
     let mut numbers = text.split('.').map(|number| number.parse::<u64>().ok());
     let mut next = || numbers.next().flatten();
@@ -73,7 +74,8 @@ impl Scan {
     })
   }
 
-  /// Goes on to the next position, or with 0 to the beginning of the next server. `false` if that would never end.
+  /// Advances to the next position, or if it is 0 to the start of the next server. Returns `false` if the
+  /// scan would never end.
   fn advance(&mut self, next: u64) -> bool {
     if next == 0 {
       *self = Self::default();
@@ -91,7 +93,7 @@ impl Scan {
   }
 }
 
-impl fmt::Display for Scan {
+impl fmt::Display for ScanCursor {
   fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
     let Self {
       position,
@@ -102,8 +104,8 @@ impl fmt::Display for Scan {
   }
 }
 
-/// Sets a key, or removes it, if it has the expected value. An argument that is not empty stands before the
-/// expected value and before the new one, if there is such a one.
+/// Sets or removes a key if it has the expected value. The expected and the new value are each preceded by a
+/// flag, which is empty if there is no such value.
 const COMPARE_AND_SWAP: &str = r"
 local value = redis.call('GET', KEYS[1])
 if ARGV[1] == '' then
@@ -127,19 +129,19 @@ fn runtime() -> Result<&'static Runtime> {
   io_runtime(&RUNTIME, "extism-redis", MAX_LOOKUPS, "for Redis")
 }
 
-/// A Redis server, or a cluster of them. What is read often is answered from a cache that the servers keep
-/// right.
+/// A store on a Redis server or cluster. Frequent reads are answered from a cache that the servers
+/// invalidate.
 pub struct RedisStore {
   servers: Arc<Servers>,
   runtime: &'static Runtime,
 }
 
 impl RedisStore {
-  /// Connects to what a URL names. `scheme` is redis, rediss, redis+cluster or rediss+cluster, and `rest`
-  /// what follows the colon. [`Code::StoreUnavailable`] where nobody answers; [`Code::AccessDenied`];
-  /// [`Code::InvalidArgument`] for what makes no sense.
+  /// Connects to the servers that a URL names. `scheme` is redis, rediss, redis+cluster or rediss+cluster,
+  /// and `rest` is everything after the colon. [`Code::StoreUnavailable`] if no server answers;
+  /// [`Code::AccessDenied`]; [`Code::InvalidArgument`] for an invalid URL or option.
   pub fn open(scheme: &str, rest: &str, options: &OpenOptions) -> Result<Self> {
-    let settings = Settings::new(scheme, rest, options)?;
+    let settings = RedisSettings::new(scheme, rest, options)?;
     let runtime = runtime()?;
     let servers = runtime.block_on(Servers::open(settings))?;
     Ok(Self { servers, runtime })
@@ -149,33 +151,33 @@ impl RedisStore {
     wait::block_on(self.runtime, self.servers.run(requests))
   }
 
-  /// The answer to one command, which is no refusal.
-  fn ask(&self, key: &str, effect: Effect, command: Cmd) -> Result<Value> {
+  /// Runs one command. An error reply is an error.
+  fn execute(&self, key: &str, effect: Effect, command: Cmd) -> Result<Value> {
     check_key(key)?;
-    let answers = self.run(&[Request {
+    let replies = self.run(&[Request {
       key,
       effect,
       command,
     }])?;
-    match answers.into_iter().next() {
-      Some(RedisReply::Other(value)) => self.accepted(key, value),
+    match replies.into_iter().next() {
+      Some(RedisReply::Other(value)) => self.check_reply(key, value),
       _ => Err(self.unexpected_reply()),
     }
   }
 
-  /// The answers to many.
-  fn ask_all(&self, requests: &[Request<'_>]) -> Result<Vec<Value>> {
-    let answers = self.run(requests)?.into_iter().zip(requests);
-    let values = answers.map(|(answer, request)| match answer {
-      RedisReply::Other(value) => self.accepted(request.key, value),
+  /// Runs several commands. An error reply is an error.
+  fn execute_all(&self, requests: &[Request<'_>]) -> Result<Vec<Value>> {
+    let replies = self.run(requests)?.into_iter().zip(requests);
+    let values = replies.map(|(reply, request)| match reply {
+      RedisReply::Other(value) => self.check_reply(request.key, value),
       RedisReply::Value(_) => Err(self.unexpected_reply()),
     });
     values.collect()
   }
 
-  fn accepted(&self, key: &str, value: Value) -> Result<Value> {
+  fn check_reply(&self, key: &str, value: Value) -> Result<Value> {
     match value {
-      Value::ServerError(error) => Err(errors::of_server(&error, &self.servers.server_of(key))),
+      Value::ServerError(error) => Err(errors::from_server(&error, &self.servers.server_of(key))),
       value => Ok(value),
     }
   }
@@ -184,7 +186,7 @@ impl RedisStore {
   fn unexpected_reply(&self) -> Error {
     Error::new(
       Code::StoreUnavailable,
-      "Redis has given an answer of the wrong type",
+      "Redis sent a reply of the wrong type; check that the URL names a Redis server",
     )
   }
 
@@ -204,10 +206,12 @@ impl RedisStore {
         command: cmd("GET").arg(key).take(),
       })
       .collect();
-    let answers = self.run(&requests)?.into_iter().zip(keys);
-    let values = answers.map(|(answer, key)| match answer {
+    let replies = self.run(&requests)?.into_iter().zip(keys);
+    let values = replies.map(|(reply, key)| match reply {
       RedisReply::Value(value) => Ok(value),
-      RedisReply::Other(value) => self.accepted(key, value).and(Err(self.unexpected_reply())),
+      RedisReply::Other(value) => self
+        .check_reply(key, value)
+        .and(Err(self.unexpected_reply())),
     });
     values.collect()
   }
@@ -220,15 +224,15 @@ fn check_value(value: &[u8]) -> Result<()> {
   Err(Error::new(
     Code::ValueTooLarge,
     format!(
-      "Redis takes values of up to {MAX_VALUE} bytes, and this one has {}",
+      "the value has {} bytes, more than the {MAX_VALUE} that Redis accepts; store it in parts",
       value.len()
     ),
   ))
 }
 
-/// As `PX` takes it.
+/// A lifetime as an argument of `PX`.
 fn milliseconds(lifetime: Duration) -> i64 {
-  // Redis adds the time of day, and refuses what it cannot hold then.
+  // Redis adds the current time, and refuses a sum that overflows.
   const MAX: i64 = i64::MAX / 2;
   i64::try_from(lifetime.as_millis())
     .unwrap_or(MAX)
@@ -244,7 +248,7 @@ fn set(key: &str, value: &[u8], lifetime: Option<Duration>) -> Cmd {
   command
 }
 
-/// A pattern for `MATCH` that means the prefix as it is.
+/// A pattern for `MATCH` that matches the prefix literally.
 fn pattern(prefix: &str) -> String {
   let mut pattern = String::with_capacity(prefix.len() + 1);
   for character in prefix.chars() {
@@ -257,14 +261,14 @@ fn pattern(prefix: &str) -> String {
   pattern
 }
 
-/// A server in a cursor, which guests see: they need not know its address.
-fn mark(server: &Address) -> String {
+/// Identifies a server in a cursor by a hash: guests see cursors, and must not learn its address.
+fn server_id(server: &ServerAddress) -> String {
   let mut hasher = DefaultHasher::new();
   server.hash(&mut hasher);
   format!("{:x}", hasher.finish())
 }
 
-/// The batches of entries, in their order.
+/// Splits entries into batches.
 fn batches<T>(mut entries: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
   std::iter::from_fn(move || {
     let mut sum = 0_usize;
@@ -296,13 +300,13 @@ impl Store for RedisStore {
   fn set(&self, key: &str, value: &[u8], lifetime: Option<Duration>) -> Result<()> {
     check_value(value)?;
     self
-      .ask(key, Effect::Write, set(key, value, lifetime))
+      .execute(key, Effect::Write, set(key, value, lifetime))
       .map(drop)
   }
 
   fn delete(&self, key: &str) -> Result<bool> {
     let command = cmd("UNLINK").arg(key).take();
-    let removed = self.ask(key, Effect::Write, command)?;
+    let removed = self.execute(key, Effect::Write, command)?;
     Ok(self.number(&removed)? > 0)
   }
 
@@ -311,29 +315,36 @@ impl Store for RedisStore {
       return Ok(known.is_some());
     }
     let command = cmd("EXISTS").arg(key).take();
-    let found = self.ask(key, Effect::Look, command)?;
+    let found = self.execute(key, Effect::Read, command)?;
     Ok(self.number(&found)? > 0)
   }
 
-  /// In the order of `SCAN`, server by server. A cursor is a server and a position there.
-  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
-    // How often the server is asked for a page: with a prefix that few keys have, most answers are empty.
+  /// Keys are in the order of `SCAN`, server by server. A cursor consists of a server and a position on it.
+  fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
+    // How many `SCAN` calls may fill a page: with a rare prefix most replies are empty.
     const MAX_SCANS: usize = 16;
     let nodes = self.servers.nodes();
     if nodes.is_empty() {
       return Err(Error::new(Code::Closed, "the store is closed"));
     }
     let (mut index, mut scan) = match cursor {
-      None => (0, Scan::default()),
+      None => (0, ScanCursor::default()),
       Some(cursor) => {
-        let bad = || Error::new(Code::InvalidArgument, "this is no cursor of this store");
+        let bad = || {
+          Error::new(
+            Code::InvalidArgument,
+            "the cursor is not one of this store; list from the beginning",
+          )
+        };
         let (position, server) = cursor.split_once('@').ok_or_else(bad)?;
-        let scan = Scan::parse(position).ok_or_else(bad)?;
-        let index = nodes.iter().position(|node| mark(&node.server) == server);
+        let scan = ScanCursor::parse(position).ok_or_else(bad)?;
+        let index = nodes
+          .iter()
+          .position(|node| server_id(&node.server) == server);
         let index = index.ok_or_else(|| {
           Error::new(
             Code::StoreUnavailable,
-            "the servers of the Redis cluster have changed while keys were listed; list them from the \
+            "the servers of the Redis cluster changed while keys were listed; list them from the \
              beginning",
           )
         })?;
@@ -345,7 +356,7 @@ impl Store for RedisStore {
     let mut keys = Vec::new();
     for _ in 0..MAX_SCANS {
       let Some(node) = nodes.get(index) else {
-        return Ok(Page { keys, cursor: None });
+        return Ok(KeyPage { keys, cursor: None });
       };
       let connection = &node.session()?.connection;
       let mut command = cmd("SCAN");
@@ -354,11 +365,11 @@ impl Store for RedisStore {
         command.arg("MATCH").arg(&pattern);
       }
       command.arg("COUNT").arg(limit.clamp(10, BATCH));
-      let limit_of_time = self.servers.settings.timeout;
+      let time_limit = self.servers.settings.timeout;
       let scanned = wait::block_on(self.runtime, async {
-        let late = |_| errors::unreachable_for(&node.server, "it has not answered in time");
-        let answer = timeout(limit_of_time, connection.send_checked(&command)).await;
-        answer.map_err(late)?
+        let timed_out = |_| errors::unreachable(&node.server, errors::TIMED_OUT);
+        let reply = timeout(time_limit, connection.send_checked(&command)).await;
+        reply.map_err(timed_out)?
       });
       let Value::Array(parts) = scanned? else {
         return Err(self.unexpected_reply());
@@ -369,7 +380,10 @@ impl Store for RedisStore {
       let next = text(next).and_then(|next| next.parse::<u64>().ok());
       let next = next.ok_or_else(|| self.unexpected_reply())?;
       if !scan.advance(next) {
-        let message = format!("the Redis server {} never ends SCAN", node.server);
+        let message = format!(
+          "the Redis server {} never finishes SCAN; check the server",
+          node.server
+        );
         return Err(Error::new(Code::StoreUnavailable, message));
       }
       let Value::Array(found) = found else {
@@ -389,13 +403,13 @@ impl Store for RedisStore {
     }
     let cursor = nodes
       .get(index)
-      .map(|node| format!("{scan}@{}", mark(&node.server)));
-    Ok(Page { keys, cursor })
+      .map(|node| format!("{scan}@{}", server_id(&node.server)));
+    Ok(KeyPage { keys, cursor })
   }
 
   fn increment(&self, key: &str, delta: i64) -> Result<i64> {
     let command = cmd("INCRBY").arg(key).arg(delta).take();
-    let sum = self.ask(key, Effect::Write, command)?;
+    let sum = self.execute(key, Effect::Write, command)?;
     self.number(&sum)
   }
 
@@ -411,8 +425,8 @@ impl Store for RedisStore {
       let mut command = cmd(name);
       command.arg(script).arg(1).arg(key);
       for part in [expected, value] {
-        let is_there: &[u8] = if part.is_some() { b"1" } else { b"" };
-        command.arg(is_there).arg(part.unwrap_or_default());
+        let flag: &[u8] = if part.is_some() { b"1" } else { b"" };
+        command.arg(flag).arg(part.unwrap_or_default());
       }
       match lifetime {
         Some(lifetime) => command.arg(milliseconds(lifetime)),
@@ -421,17 +435,17 @@ impl Store for RedisStore {
       command
     };
     check_key(key)?;
-    let answers = self.run(&[Request {
+    let replies = self.run(&[Request {
       key,
       effect: Effect::Write,
       command: evaluate("EVALSHA", SWAP.get_hash()),
     }])?;
-    let swapped = match answers.into_iter().next() {
-      // The server has not seen it yet, or has been restarted.
+    let swapped = match replies.into_iter().next() {
+      // The server has not cached the script yet, or was restarted.
       Some(RedisReply::Other(Value::ServerError(error))) if error.code() == "NOSCRIPT" => {
-        self.ask(key, Effect::Write, evaluate("EVAL", COMPARE_AND_SWAP))?
+        self.execute(key, Effect::Write, evaluate("EVAL", COMPARE_AND_SWAP))?
       }
-      Some(RedisReply::Other(value)) => self.accepted(key, value)?,
+      Some(RedisReply::Other(value)) => self.check_reply(key, value)?,
       _ => return Err(self.unexpected_reply()),
     };
     Ok(self.number(&swapped)? > 0)
@@ -452,7 +466,7 @@ impl Store for RedisStore {
     Ok(values.into_iter().map(Option::flatten).collect())
   }
 
-  /// Each entry is one step.
+  /// Each entry is set atomically, but not all of them together.
   fn set_many(&self, entries: &[(&str, &[u8])], lifetime: Option<Duration>) -> Result<()> {
     for (key, value) in entries {
       check_key(key)?;
@@ -467,12 +481,12 @@ impl Store for RedisStore {
           command: set(key, value, lifetime),
         })
         .collect();
-      self.ask_all(&requests)?;
+      self.execute_all(&requests)?;
     }
     Ok(())
   }
 
-  /// Each key is one step.
+  /// Each key is removed atomically, but not all of them together.
   fn delete_many(&self, keys: &[&str]) -> Result<u64> {
     keys.iter().try_for_each(|key| check_key(key))?;
     let mut removed = 0;
@@ -485,14 +499,14 @@ impl Store for RedisStore {
           command: cmd("UNLINK").arg(key).take(),
         })
         .collect();
-      for count in self.ask_all(&requests)? {
+      for count in self.execute_all(&requests)? {
         removed += self.number(&count)?.unsigned_abs();
       }
     }
     Ok(removed)
   }
 
-  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<Watch> {
+  fn watch(&self, prefix: &str, watcher: Arc<dyn Watcher>) -> Result<WatchGuard> {
     let watching = watching::watch(&self.servers, prefix, watcher);
     self.runtime.block_on(watching)
   }
@@ -514,7 +528,7 @@ mod tests {
   use super::*;
 
   #[test]
-  fn a_prefix_is_matched_as_it_is() {
+  fn a_prefix_is_matched_literally() {
     assert_eq!(pattern("user:"), "user:*");
     assert_eq!(pattern(r"a*b?[c]\"), r"a\*b\?\[c\]\\*");
   }
@@ -534,24 +548,24 @@ mod tests {
   }
 
   #[test]
-  fn a_scan_that_never_ends_is_found() {
-    let mut scan = Scan::default();
+  fn a_scan_that_never_ends_is_detected() {
+    let mut scan = ScanCursor::default();
     let steps = (1..).take_while(|position| scan.advance(*position));
     assert_eq!(steps.count() as u64, MAX_SCANS_OF_SERVER);
 
-    let mut circling = Scan::default();
+    let mut circling = ScanCursor::default();
     let circle = (1..).map(|step: u64| step % 1_000 + 1);
     let steps = circle.take_while(|position| circling.advance(*position));
     assert!(steps.count() < 4_000);
   }
 
   #[test]
-  fn a_scan_goes_on_from_its_text() {
-    let mut scan = Scan::default();
+  fn a_scan_resumes_from_its_text() {
+    let mut scan = ScanCursor::default();
     assert!(scan.advance(u64::MAX) && scan.advance(5));
-    let mut same = Scan::parse(&scan.to_string()).unwrap_or_default();
+    let mut same = ScanCursor::parse(&scan.to_string()).unwrap_or_default();
     assert_eq!(same.to_string(), "5.2.5");
     assert!(!same.advance(5));
-    assert_eq!(Scan::parse("7").map(|scan| scan.position), None);
+    assert_eq!(ScanCursor::parse("7").map(|scan| scan.position), None);
   }
 }

@@ -1,7 +1,7 @@
-//! Waiting for another machine or thread, on behalf of a store.
+//! Blocking waits of a store, for another machine or thread.
 //!
-//! On the thread of a guest the waiting ends when the guest's call does, with [`Code::Canceled`]. A change
-//! that was on its way may be made all the same. Other threads wait to the end.
+//! On a guest's thread a wait ends when the guest's call does, with [`Code::Canceled`]. A change that was
+//! already under way may still be made. Other threads wait until it is done.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -13,10 +13,10 @@ use tokio::runtime::Runtime;
 use crate::interruption::Interruption;
 use crate::{Code, Error, Result};
 
-/// How soon a thread that waits for another thread sees that its call has ended.
+/// How often a waiting thread checks whether its call has been canceled.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Runs a future to its end.
+/// Runs a future to completion, or until the call is canceled.
 pub fn block_on<T>(runtime: &Runtime, future: impl Future<Output = Result<T>>) -> Result<T> {
   match Interruption::current() {
     None => runtime.block_on(future),
@@ -26,14 +26,14 @@ pub fn block_on<T>(runtime: &Runtime, future: impl Future<Output = Result<T>>) -
   }
 }
 
-/// Waits for another thread's answer; `None` if that thread has gone.
-pub fn receive<T>(answer: &Receiver<T>) -> Result<Option<T>> {
+/// Waits for another thread's reply; `None` if that thread has ended.
+pub fn receive<T>(replies: &Receiver<T>) -> Result<Option<T>> {
   let Some(interruption) = Interruption::current() else {
-    return Ok(answer.recv().ok());
+    return Ok(replies.recv().ok());
   };
   loop {
-    match answer.recv_timeout(POLL) {
-      Ok(answer) => return Ok(Some(answer)),
+    match replies.recv_timeout(POLL) {
+      Ok(reply) => return Ok(Some(reply)),
       Err(RecvTimeoutError::Disconnected) => return Ok(None),
       Err(RecvTimeoutError::Timeout) if interruption.is_canceled() => return Err(canceled()),
       Err(RecvTimeoutError::Timeout) => {}
@@ -41,7 +41,7 @@ pub fn receive<T>(answer: &Receiver<T>) -> Result<Option<T>> {
   }
 }
 
-/// Waits while `condition` holds.
+/// Waits while `condition` holds, or until the call is canceled.
 pub fn wait_while<'a, T>(
   changed: &Condvar,
   mut guard: MutexGuard<'a, T>,
@@ -61,7 +61,7 @@ pub fn wait_while<'a, T>(
   Ok(guard)
 }
 
-/// Locks what other threads lock for as long as a store makes them wait.
+/// Locks a mutex that another thread may hold while it waits for its store.
 pub fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
   let Some(interruption) = Interruption::current() else {
     return Ok(mutex.lock().unwrap_or_else(PoisonError::into_inner));
@@ -76,11 +76,10 @@ pub fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
   }
 }
 
-/// What an operation fails with whose call has ended.
 fn canceled() -> Error {
   Error::new(
     Code::Canceled,
-    "the call ended while it waited for its store; a change may have been made",
+    "the call ended while it waited for its store; its change may have been made all the same",
   )
 }
 
@@ -93,8 +92,8 @@ mod tests {
 
   use super::*;
 
-  /// Runs `wait` on the thread of a guest whose call ends meanwhile.
-  fn ended(wait: impl FnOnce() -> Result<()> + Send) {
+  /// Checks that `wait`, on a guest's thread, fails when the guest's call is canceled.
+  fn assert_ends_when_canceled(wait: impl FnOnce() -> Result<()> + Send) {
     let interruption = Arc::<Interruption>::default();
     thread::scope(|scope| {
       let guest = scope.spawn(|| {
@@ -110,19 +109,19 @@ mod tests {
   }
 
   #[test]
-  fn all_waiting_ends_with_the_call() {
+  fn every_kind_of_wait_ends_with_the_call() {
     let runtime = Builder::new_current_thread().build().unwrap();
-    ended(|| block_on(&runtime, std::future::pending()));
+    assert_ends_when_canceled(|| block_on(&runtime, std::future::pending()));
     let (_sender, receiver) = sync_channel::<()>(1);
-    ended(move || receive(&receiver).map(drop));
+    assert_ends_when_canceled(move || receive(&receiver).map(drop));
     let (mutex, condvar) = (Mutex::new(()), Condvar::new());
-    ended(|| wait_while(&condvar, mutex.lock().unwrap(), |()| true).map(drop));
+    assert_ends_when_canceled(|| wait_while(&condvar, mutex.lock().unwrap(), |()| true).map(drop));
     let _held = mutex.lock().unwrap();
-    ended(|| lock(&mutex).map(drop));
+    assert_ends_when_canceled(|| lock(&mutex).map(drop));
   }
 
   #[test]
-  fn what_is_there_is_taken_and_a_call_that_has_ended_waits_for_nothing() -> Result<()> {
+  fn a_result_that_is_ready_is_returned_and_a_canceled_call_does_not_wait() -> Result<()> {
     let runtime = Builder::new_current_thread().build().unwrap();
     let interruption = Arc::<Interruption>::default();
     let current = interruption.enter();

@@ -1,4 +1,4 @@
-//! Telling of changes.
+//! Notifies watchers of changes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -6,42 +6,43 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::Bytes;
 
-/// What happens to keys.
+/// A change to a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-  /// A key has been set.
+  /// A key was set.
   Set {
-    /// Which.
+    /// The key.
     key: String,
-    /// To what, where the store can tell: one on another machine says only that it was.
+    /// The new value. `None` if the store does not know it: a store on another machine only learns that the
+    /// key changed.
     value: Option<Bytes>,
   },
-  /// A key has been removed, or its time is over.
+  /// A key was removed or expired.
   Deleted {
-    /// Which.
+    /// The key.
     key: String,
   },
-  /// Changes may have been missed, as the connection was lost or somebody read too slowly.
+  /// Changes may have been missed: the connection was lost, or the reader was too slow.
   Lost,
 }
 
-/// Who is told of changes. Called on any thread; it should be quick, and must not use the store.
+/// Receives changes. Called on any thread; it should be quick, and must not use the store.
 pub trait Watcher: Send + Sync {
-  /// A change.
-  fn changed(&self, change: &Change);
+  /// Called for each change.
+  fn on_change(&self, change: &Change);
 }
 
-/// Keeps a watcher told, until it is dropped.
-pub struct Watch(Option<Box<dyn FnOnce() + Send + Sync>>);
+/// Keeps a watcher registered until it is dropped.
+pub struct WatchGuard(Option<Box<dyn FnOnce() + Send + Sync>>);
 
-impl Watch {
+impl WatchGuard {
   /// Runs `stop` when it is dropped.
   pub fn new(stop: impl FnOnce() + Send + Sync + 'static) -> Self {
     Self(Some(Box::new(stop)))
   }
 }
 
-impl Drop for Watch {
+impl Drop for WatchGuard {
   fn drop(&mut self) {
     if let Some(stop) = self.0.take() {
       stop();
@@ -49,7 +50,7 @@ impl Drop for Watch {
   }
 }
 
-struct Watched {
+struct RegisteredWatcher {
   prefix: String,
   watcher: Arc<dyn Watcher>,
 }
@@ -57,26 +58,26 @@ struct Watched {
 /// The watchers of a store.
 #[derive(Default)]
 pub struct Watchers {
-  watchers: RwLock<HashMap<u64, Watched>>,
-  /// How many there are, so that a store that nobody watches pays nothing.
+  watchers: RwLock<HashMap<u64, RegisteredWatcher>>,
+  /// The number of watchers, so that a store without watchers pays nothing.
   count: AtomicUsize,
   next: AtomicU64,
 }
 
 impl Watchers {
-  /// Adds one.
-  pub fn add(self: &Arc<Self>, prefix: &str, watcher: Arc<dyn Watcher>) -> Watch {
+  /// Registers a watcher for keys that begin with `prefix`.
+  pub fn add(self: &Arc<Self>, prefix: &str, watcher: Arc<dyn Watcher>) -> WatchGuard {
     let number = self.next.fetch_add(1, Ordering::Relaxed);
     let mut watchers = self
       .watchers
       .write()
       .unwrap_or_else(PoisonError::into_inner);
     let prefix = prefix.to_owned();
-    watchers.insert(number, Watched { prefix, watcher });
+    watchers.insert(number, RegisteredWatcher { prefix, watcher });
     self.count.store(watchers.len(), Ordering::Relaxed);
     drop(watchers);
     let this = Arc::downgrade(self);
-    Watch::new(move || {
+    WatchGuard::new(move || {
       if let Some(this) = this.upgrade() {
         let mut watchers = this
           .watchers
@@ -88,24 +89,23 @@ impl Watchers {
     })
   }
 
-  /// Whether nobody is to be told.
   pub fn is_empty(&self) -> bool {
     self.count.load(Ordering::Relaxed) == 0
   }
 
-  /// Tells those whose prefix it has.
-  pub fn tell(&self, change: &Change) {
+  /// Notifies the watchers whose prefix matches.
+  pub fn notify(&self, change: &Change) {
     if self.is_empty() {
       return;
     }
     let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner);
-    for Watched { prefix, watcher } in watchers.values() {
-      let concerns = match change {
+    for RegisteredWatcher { prefix, watcher } in watchers.values() {
+      let matches_prefix = match change {
         Change::Set { key, .. } | Change::Deleted { key } => key.starts_with(prefix),
         Change::Lost => true,
       };
-      if concerns {
-        watcher.changed(change);
+      if matches_prefix {
+        watcher.on_change(change);
       }
     }
   }

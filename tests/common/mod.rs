@@ -17,7 +17,7 @@ use extism_host::host::log::{Level, Logger};
 use extism_host::host::output::Output;
 use extism_host::host::vars::Vars;
 use extism_host::host::{
-  Access, HostFunction, HostFunctionError, Permissions, config, http, log, store, vars,
+  HostFunction, HostFunctionError, Permissions, StoreAccess, config, http, log, store, vars,
 };
 use extism_host::kernel;
 use extism_host::plugin::LoadedModule;
@@ -228,12 +228,12 @@ impl World {
       can_write: true,
       ..Permissions::default()
     };
-    let access = Arc::new(Access::new(Arc::new(store), permissions));
+    let access = Arc::new(StoreAccess::new(Arc::new(store), permissions));
     let mut functions = vec![
       host_memory_get(Arc::clone(&access)),
       config::config_get(BTreeMap::from([("color".to_owned(), "blue".to_owned())])),
     ];
-    functions.extend(http::functions(&http::Options::default(), None).unwrap());
+    functions.extend(http::functions(&http::HttpOptions::default(), None).unwrap());
     functions.extend(vars::functions(&vars));
     functions.extend(store::functions(&access));
     let logger: Arc<dyn Logger> = lines.clone();

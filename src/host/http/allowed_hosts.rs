@@ -1,4 +1,4 @@
-//! Which hosts a plugin may reach.
+//! Checks URLs against a plugin's `allowedHosts`.
 
 use std::net::Ipv6Addr;
 
@@ -8,14 +8,14 @@ use url::{Host, Url};
 use crate::host::HostFunctionError;
 use crate::{Code, Error, Result};
 
-/// DNS has no longer names. What is longer is not even compared with patterns.
+/// The longest DNS name. A longer host matches nothing.
 const MAX_HOST: usize = 255;
 
-/// What HTTP clients take at most; it also bounds the messages that quote a URL.
+/// The longest URL that HTTP clients accept. It also bounds messages that quote a URL.
 const MAX_URL: usize = 65_534;
 
-/// As the host names of URLs are in lower case, so are the patterns. `*` matches dots.
-const MATCHING: MatchOptions = MatchOptions {
+/// URLs have lowercase hosts, and patterns are lowercased too. `*` also matches dots.
+const MATCH_OPTIONS: MatchOptions = MatchOptions {
   case_sensitive: true,
   require_literal_separator: false,
   require_literal_leading_dot: false,
@@ -23,18 +23,18 @@ const MATCHING: MatchOptions = MatchOptions {
 
 /// The hosts that a plugin may reach.
 #[derive(Debug)]
-pub struct AllowedHosts(Vec<Entry>);
+pub struct AllowedHosts(Vec<AllowedHost>);
 
 #[derive(Debug)]
-enum Entry {
-  /// A name or an IPv4 address, as URLs spell it.
+enum AllowedHost {
+  /// A name or an IPv4 address, normalized as in URLs.
   Name(String),
   Ipv6(Ipv6Addr),
   Pattern(Pattern),
 }
 
 impl AllowedHosts {
-  /// Fails, with what to write instead, where an entry cannot match any host.
+  /// Parses `allowedHosts`. Fails if an entry cannot match any host, and suggests what to write instead.
   pub fn new(entries: &[String]) -> Result<Self> {
     entries
       .iter()
@@ -48,7 +48,7 @@ impl AllowedHosts {
       .map(Self)
   }
 
-  /// Whether a plugin may send a request to this URL; an error that says why not.
+  /// Fails with the reason if the plugin may not send a request to `url`.
   pub fn check(&self, url: &Url) -> std::result::Result<(), HostFunctionError> {
     if url.as_str().len() > MAX_URL {
       let message = format!(
@@ -87,27 +87,27 @@ impl AllowedHosts {
     }
     let bare = bracketed.trim_start_matches('[').trim_end_matches(']');
     self.0.iter().any(|entry| match entry {
-      Entry::Name(name) => name == bracketed,
-      Entry::Ipv6(address) => matches!(host, Host::Ipv6(it) if it == *address),
-      Entry::Pattern(pattern) => {
-        pattern.matches_with(bracketed, MATCHING) || pattern.matches_with(bare, MATCHING)
+      AllowedHost::Name(name) => name == bracketed,
+      AllowedHost::Ipv6(address) => matches!(host, Host::Ipv6(it) if it == *address),
+      AllowedHost::Pattern(pattern) => {
+        pattern.matches_with(bracketed, MATCH_OPTIONS) || pattern.matches_with(bare, MATCH_OPTIONS)
       }
     })
   }
 }
 
-/// The URL as messages quote it: what may be secret is left out.
+/// The URL without credentials, query and fragment, which may be secret, for messages.
 pub fn without_query(url: &Url) -> String {
   let mut url = url.clone();
   url.set_query(None);
   url.set_fragment(None);
-  // These fail where a URL cannot have them.
+  // These fail for URLs that cannot have credentials.
   let _ = url.set_username("");
   let _ = url.set_password(None);
   url.into()
 }
 
-fn parse(entry: &str) -> std::result::Result<Entry, String> {
+fn parse(entry: &str) -> std::result::Result<AllowedHost, String> {
   if entry.is_empty() {
     return Err("is empty: write a host name, such as \"api.example.com\"".to_owned());
   }
@@ -116,7 +116,7 @@ fn parse(entry: &str) -> std::result::Result<Entry, String> {
     .and_then(|rest| rest.strip_suffix(']'))
     .unwrap_or(entry);
   if let Ok(address) = bare.parse() {
-    return Ok(Entry::Ipv6(address));
+    return Ok(AllowedHost::Ipv6(address));
   }
   if entry.contains("://") {
     return Err("has a scheme: write the host name alone, such as \"api.example.com\"".to_owned());
@@ -133,30 +133,32 @@ fn parse(entry: &str) -> std::result::Result<Entry, String> {
   }
   if !entry.contains(['*', '?', '[', ']']) {
     return match Host::parse(entry) {
-      Ok(host) => Ok(Entry::Name(host.to_string())),
-      Err(error) => Err(format!("is no host name: {error}")),
+      Ok(host) => Ok(AllowedHost::Name(host.to_string())),
+      Err(error) => Err(format!("is not a host name: {error}")),
     };
   }
-  let strange =
+  let is_invalid =
     |character: &char| !character.is_ascii_alphanumeric() && !"-._~*?[]!".contains(*character);
-  if let Some(character) = entry.chars().find(strange) {
+  if let Some(character) = entry.chars().find(is_invalid) {
     return Err(format!(
-      "has the character {character:?}, which no host name has: patterns are made of *, ? and [..], \
-       and names beyond ASCII are written as in DNS (xn--...)"
+      "has the character {character:?}, which host names cannot have: patterns may use *, ? and [..], \
+       and non-ASCII names must be written as in DNS (xn--...)"
     ));
   }
   let mut pattern = entry.to_ascii_lowercase();
-  // To the library, two stars are something that belongs between slashes.
+  // The library only accepts two stars between slashes.
   while pattern.contains("**") {
     pattern = pattern.replace("**", "*");
   }
-  Pattern::new(&pattern).map(Entry::Pattern).map_err(|error| {
-    format!(
-      "is no pattern: {} (at character {})",
-      error.msg,
-      error.pos + 1
-    )
-  })
+  Pattern::new(&pattern)
+    .map(AllowedHost::Pattern)
+    .map_err(|error| {
+      format!(
+        "is not a valid pattern: {} (at character {})",
+        error.msg,
+        error.pos + 1
+      )
+    })
 }
 
 #[cfg(test)]
@@ -169,7 +171,7 @@ mod tests {
   }
 
   #[test]
-  fn names_and_addresses_are_compared_as_urls_spell_them() {
+  fn names_and_addresses_are_compared_as_normalized_in_urls() {
     assert!(allows(
       "api.example.com",
       "http://API.Example.com:8080/path"
@@ -183,7 +185,7 @@ mod tests {
   }
 
   #[test]
-  fn stars_match_dots_and_classes_one_character() {
+  fn stars_match_dots_and_classes_match_one_character() {
     assert!(allows("*.example.com", "http://a.b.example.com"));
     assert!(!allows("*.example.com", "http://example.com"));
     assert!(!allows("*.example.com", "http://a.example.com.evil.test"));
@@ -213,7 +215,7 @@ mod tests {
   }
 
   #[test]
-  fn an_entry_that_cannot_match_is_refused_with_what_to_write() {
+  fn an_entry_that_cannot_match_is_refused_with_a_suggestion() {
     for (entry, hint) in [
       ("", "is empty"),
       ("https://example.com", "has a scheme"),
@@ -221,12 +223,12 @@ mod tests {
       ("example.com:8080", "without a port"),
       ("[::1]:8080", "without a port"),
       ("fd00:*", "IPv6 addresses in full"),
-      ("exam ple.com", "is no host name"),
-      ("user@example.com", "is no host name"),
-      ("256.0.0.1", "is no host name"),
+      ("exam ple.com", "is not a host name"),
+      ("user@example.com", "is not a host name"),
+      ("256.0.0.1", "is not a host name"),
       ("{a,b}.*.com", "'{'"),
       ("*.bücher.example", "xn--"),
-      ("[a.example.com", "is no pattern"),
+      ("[a.example.com", "is not a valid pattern"),
     ] {
       let error = AllowedHosts::new(&[entry.to_owned()]).unwrap_err();
       assert_eq!(error.code, Code::InvalidArgument);

@@ -16,64 +16,63 @@ use tokio::runtime::Runtime;
 use url::Url;
 
 use super::allowed_hosts::{AllowedHosts, without_query};
-use super::request::{headers_as_json, redirected};
-use super::{DEFAULT_MAX_RESPONSE, Options};
+use super::request::{headers_as_json, next_request};
+use super::{DEFAULT_MAX_RESPONSE, HttpOptions};
 use crate::host::{HostFunctionError, Interruption};
 use crate::io_runtime::io_runtime;
 
-/// How long it may take to find a host, connect to it and agree on encryption.
+/// The time limit for the DNS lookup, the connection and the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a server may be silent, where calls may not take longer anyway.
-const SILENCE: Duration = Duration::from_secs(30);
+/// How long a server may be silent, unless calls have a longer time limit.
+const MIN_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How many redirects are followed.
+/// How many redirects a request follows.
 const MAX_REDIRECTS: usize = 10;
 
-/// How many names may be looked up at once, in the whole process: each costs a thread, which no
-/// interruption reaches.
+/// How many DNS lookups may run at once in the process: each occupies a thread, which cannot be interrupted.
 const MAX_LOOKUPS: usize = 64;
 
 /// Sends the requests of one plugin.
 pub struct Client {
   allowed: AllowedHosts,
   max_body: u64,
-  silence: Duration,
+  read_timeout: Duration,
   extra_certificates: Option<PathBuf>,
-  /// Made for the first request. It keeps connections open for the next ones.
+  /// Created for the first request. Keeps connections open for later ones.
   client: OnceLock<reqwest::Client>,
 }
 
-/// What has come back.
-pub struct Received {
+/// A complete response.
+pub struct HttpResponse {
   pub status: u16,
   pub headers: Value,
   pub body: Vec<u8>,
 }
 
 impl Client {
-  /// `timeout` is what a call of the plugin may take.
-  pub fn new(allowed: AllowedHosts, options: &Options, timeout: Option<Duration>) -> Self {
+  /// `timeout` is the time limit of the plugin's calls.
+  pub fn new(allowed: AllowedHosts, options: &HttpOptions, timeout: Option<Duration>) -> Self {
     Self {
       allowed,
       max_body: options.max_response.unwrap_or(DEFAULT_MAX_RESPONSE),
       extra_certificates: options.extra_certificates.clone(),
-      silence: timeout.map_or(SILENCE, |timeout| timeout.max(SILENCE)),
+      read_timeout: timeout.map_or(MIN_READ_TIMEOUT, |timeout| timeout.max(MIN_READ_TIMEOUT)),
       client: OnceLock::new(),
     }
   }
 
-  /// Sends a request, follows redirects, and reads the response. Waits for all that, on this thread,
-  /// but not any more when `interruption` strikes: then the connection is closed.
+  /// Sends a request, follows redirects, and reads the response. Blocks this thread until done or
+  /// interrupted; an interruption closes the connection.
   pub fn exchange(
     &self,
     request: Request,
     interruption: &Interruption,
-  ) -> Result<Received, HostFunctionError> {
+  ) -> Result<HttpResponse, HostFunctionError> {
     self.allowed.check(request.url())?;
     let runtime = runtime()?;
-    let client = made_once(&self.client, || self.make())?;
-    let exchange = interruption.block_on(runtime, self.follow(client, request));
+    let client = get_or_try_init(&self.client, || self.build())?;
+    let exchange = interruption.block_on(runtime, self.follow_redirects(client, request));
     exchange.unwrap_or_else(|| {
       Err(HostFunctionError::new(
         "http_request: the call was interrupted",
@@ -81,9 +80,12 @@ impl Client {
     })
   }
 
-  fn make(&self) -> Result<reqwest::Client, HostFunctionError> {
-    let cannot =
-      |what: String| HostFunctionError::new(format!("http_request: cannot be set up: {what}"));
+  fn build(&self) -> Result<reqwest::Client, HostFunctionError> {
+    let setup_error = |what: String| {
+      HostFunctionError::new(format!(
+        "http_request: the HTTP client cannot be set up: {what}"
+      ))
+    };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = rustls::RootCertStore {
       roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
@@ -91,41 +93,41 @@ impl Client {
     if let Some(path) = &self.extra_certificates
       && let Ok(certificates) = CertificateDer::pem_file_iter(path)
     {
-      // Node has warned at its start of a file that it cannot read, and goes on.
+      // Node warns about an unreadable file at startup and continues; so do we.
       roots.add_parsable_certificates(certificates.flatten());
     }
     let tls = rustls::ClientConfig::builder_with_provider(provider)
       .with_safe_default_protocol_versions()
-      .map_err(|error| cannot(error.to_string()))?
+      .map_err(|error| setup_error(error.to_string()))?
       .with_root_certificates(roots)
       .with_no_client_auth();
     reqwest::Client::builder()
       .tls_backend_preconfigured(tls)
       .no_proxy()
-      // Each target has to be on the list, and messages name it.
+      // We follow redirects ourselves: each target must be allowed, and messages name it.
       .redirect(redirect::Policy::none())
       .connect_timeout(CONNECT_TIMEOUT)
-      .read_timeout(self.silence)
+      .read_timeout(self.read_timeout)
       .user_agent("extism-host")
       .build()
-      .map_err(|error| cannot(error.to_string()))
+      .map_err(|error| setup_error(error.to_string()))
   }
 
-  async fn follow(
+  async fn follow_redirects(
     &self,
     client: &reqwest::Client,
     mut request: Request,
-  ) -> Result<Received, HostFunctionError> {
+  ) -> Result<HttpResponse, HostFunctionError> {
     let first = request.url().clone();
     for _ in 0..=MAX_REDIRECTS {
       self.allowed.check(request.url())?;
       let url = request.url().clone();
-      let again = request.try_clone();
+      let retry = request.try_clone();
       let response = client.execute(request).await;
-      let response = response.map_err(|error| failed(&url, &reason(&error, self.silence)))?;
-      let next = match again {
-        // The headers of the response are read before its body, which a redirect is not read for.
-        Some(again) => redirected(again, response.status(), response.headers().get(LOCATION)),
+      let response = response.map_err(|error| failed(&url, &reason(&error, self.read_timeout)))?;
+      let next = match retry {
+        // A redirect's body is not read.
+        Some(retry) => next_request(retry, response.status(), response.headers().get(LOCATION)),
         None => Ok(None),
       };
       match next.map_err(|why| failed(&url, why))? {
@@ -133,11 +135,15 @@ impl Client {
         None => return self.read(&url, response).await,
       }
     }
-    let why = format!("more than {MAX_REDIRECTS} redirects");
+    let why = format!("there were more than {MAX_REDIRECTS} redirects");
     Err(failed(&first, &why))
   }
 
-  async fn read(&self, url: &Url, mut response: Response) -> Result<Received, HostFunctionError> {
+  async fn read(
+    &self,
+    url: &Url,
+    mut response: Response,
+  ) -> Result<HttpResponse, HostFunctionError> {
     let too_large =
       || HostFunctionError::new(format!("Response body exceeded {} bytes", self.max_body));
     let fits = |length: usize| u64::try_from(length).is_ok_and(|length| length <= self.max_body);
@@ -150,13 +156,13 @@ impl Client {
     let mut body = Vec::new();
     loop {
       let chunk = response.chunk().await;
-      match chunk.map_err(|error| failed(url, &reason(&error, self.silence)))? {
+      match chunk.map_err(|error| failed(url, &reason(&error, self.read_timeout)))? {
         None => break,
         Some(chunk) if !fits(body.len().saturating_add(chunk.len())) => return Err(too_large()),
         Some(chunk) => body.extend_from_slice(&chunk),
       }
     }
-    Ok(Received {
+    Ok(HttpResponse {
       status: response.status().as_u16(),
       headers: headers_as_json(response.headers()),
       body,
@@ -174,8 +180,8 @@ fn runtime() -> Result<&'static Runtime, HostFunctionError> {
   )?)
 }
 
-/// Two threads may both make one; the first one's stays.
-fn made_once<T>(
+/// If two threads initialize it concurrently, the first value stays.
+fn get_or_try_init<T>(
   cell: &OnceLock<T>,
   make: impl FnOnce() -> Result<T, HostFunctionError>,
 ) -> Result<&T, HostFunctionError> {
@@ -191,13 +197,16 @@ fn failed(url: &Url, why: &str) -> HostFunctionError {
   HostFunctionError::new(format!("HTTP request to \"{url}\" failed: {why}"))
 }
 
-/// Why there was no response, in our own words: those of the libraries may tell what the host is
-/// connected to.
-fn reason(error: &reqwest::Error, silence: Duration) -> String {
+/// Why there was no response, in our own words: the libraries' messages may reveal the network that the host
+/// is connected to.
+fn reason(error: &reqwest::Error, read_timeout: Duration) -> String {
   if error.is_timeout() {
     return match error.is_connect() {
-      true => format!("not connected within {} s", CONNECT_TIMEOUT.as_secs()),
-      false => format!("the server sent nothing for {} s", silence.as_secs_f64()),
+      true => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
+      false => format!(
+        "the server sent nothing for {} s",
+        read_timeout.as_secs_f64()
+      ),
     };
   }
   let causes = || iter::successors(error.source(), |cause| inner(*cause));
@@ -208,21 +217,21 @@ fn reason(error: &reqwest::Error, silence: Duration) -> String {
   };
   let what = match tls_error {
     Some(rustls::Error::InvalidCertificate(_)) => "the server's certificate is not valid",
-    Some(_) => "no encrypted connection could be made",
+    Some(_) => "the TLS handshake failed",
     None if is_of_kind(&[io::ErrorKind::ConnectionRefused]) => "the connection was refused",
     None if is_of_kind(&[io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof]) => {
-      "the server broke off the connection"
+      "the server closed the connection"
     }
-    // The text of the library, which has no other sign.
+    // The library identifies DNS errors only by this text.
     None if causes().any(|cause| cause.to_string() == "dns error") => "the host was not found",
     None if error.is_connect() => "the host cannot be reached",
-    None if error.is_builder() => "it cannot be sent",
-    None => "the response broke off or is not valid HTTP",
+    None if error.is_builder() => "the request cannot be sent",
+    None => "the response is incomplete or not valid HTTP",
   };
   what.to_owned()
 }
 
-/// What an error was made from. Of an I/O error, `source` would leave out the first.
+/// The cause of an error. For an I/O error, `source` would skip the first cause.
 fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
   match error
     .downcast_ref::<io::Error>()
@@ -248,8 +257,8 @@ mod tests {
     let request = Request::new(Method::GET, Url::parse(&url).unwrap());
     let allowed = AllowedHosts::new(&["127.0.0.1".to_owned()]).unwrap();
     let client = Client {
-      silence: Duration::from_millis(200),
-      ..Client::new(allowed, &Options::default(), None)
+      read_timeout: Duration::from_millis(200),
+      ..Client::new(allowed, &HttpOptions::default(), None)
     };
     let error = client.exchange(request, &Interruption::default()).err();
     let message = error.unwrap().to_string();
@@ -260,14 +269,20 @@ mod tests {
   }
 
   #[test]
-  fn silence_may_last_as_long_as_a_call_but_no_less_than_30_s() {
-    let silence = |timeout| {
+  fn the_read_timeout_is_that_of_a_call_but_at_least_30_s() {
+    let read_timeout = |timeout| {
       let allowed = AllowedHosts::new(&[]).unwrap();
-      Client::new(allowed, &Options::default(), timeout).silence
+      Client::new(allowed, &HttpOptions::default(), timeout).read_timeout
     };
-    assert_eq!(silence(None), SILENCE);
-    assert_eq!(silence(Some(Duration::from_millis(1))), SILENCE);
-    assert_eq!(silence(Some(SILENCE * 4)), SILENCE * 4);
+    assert_eq!(read_timeout(None), MIN_READ_TIMEOUT);
+    assert_eq!(
+      read_timeout(Some(Duration::from_millis(1))),
+      MIN_READ_TIMEOUT
+    );
+    assert_eq!(
+      read_timeout(Some(MIN_READ_TIMEOUT * 4)),
+      MIN_READ_TIMEOUT * 4
+    );
   }
 
   #[test]
@@ -278,7 +293,7 @@ mod tests {
     let allowed = AllowedHosts::new(&["127.0.0.1".to_owned()]).unwrap();
     let interruption = Interruption::default();
     interruption.cancel();
-    let client = Client::new(allowed, &Options::default(), None);
+    let client = Client::new(allowed, &HttpOptions::default(), None);
     assert!(client.exchange(request, &interruption).is_err());
   }
 }

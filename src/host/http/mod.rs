@@ -1,8 +1,8 @@
-//! `http_request`, `http_status_code` and `http_headers`: HTTP requests that plugins make.
+//! `http_request`, `http_status_code` and `http_headers`: HTTP requests by plugins.
 //!
-//! A guest's thread waits for the response; it stops waiting when its call is interrupted. What a guest
-//! asks for is read in `request`, whether it may is decided in `allowed_hosts`, for the first URL and
-//! for each redirect, and `client` does it.
+//! A request blocks the guest's thread until the response arrives or the call is interrupted. `request`
+//! parses the guest's request, `allowed_hosts` checks its URL and that of each redirect, and `client` sends
+//! it.
 
 mod allowed_hosts;
 mod client;
@@ -18,36 +18,39 @@ use crate::abi::ValueType::{I32, I64};
 use allowed_hosts::AllowedHosts;
 use client::Client;
 
-/// Bytes that the body of a response may have when nothing else is said: 50 MiB.
+/// The default limit of a response's body in bytes: 50 MiB.
 pub const DEFAULT_MAX_RESPONSE: u64 = 50 << 20;
 
-/// What a plugin may do with HTTP.
+/// A plugin's HTTP permissions and limits.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
-  /// The hosts that it may reach: names, addresses, or patterns with `*`, `?` and `[..]`. None without
-  /// any.
+pub struct HttpOptions {
+  /// The hosts that the plugin may reach: names, addresses, or patterns with `*`, `?` and `[..]`. If empty,
+  /// it may reach none.
   pub allowed_hosts: Vec<String>,
-  /// How many bytes the body of a response may have; [`DEFAULT_MAX_RESPONSE`] without it.
+  /// The size limit of a response's body in bytes; the default is [`DEFAULT_MAX_RESPONSE`].
   pub max_response: Option<u64>,
-  /// Whether it may read the headers of responses.
+  /// Whether the plugin may read the headers of responses.
   pub allows_response_headers: bool,
-  /// A file with certificates in PEM that are trusted beside Mozilla's.
+  /// A file with PEM certificates to trust in addition to Mozilla's.
   pub extra_certificates: Option<PathBuf>,
 }
 
-/// What `http_status_code` and `http_headers` tell. An instance has its own, which is forgotten when its
-/// next call begins.
+/// The response that `http_status_code` and `http_headers` describe. Each instance has its own, which is
+/// reset when its next call begins.
 #[derive(Debug, Default)]
 pub struct LastResponse {
-  /// 0 where there was none.
+  /// 0 if there was no response.
   status: u16,
-  /// A JSON object; `None` where there was no response.
+  /// A JSON object; `None` if there was no response.
   headers: Option<Bytes>,
 }
 
-/// The three functions of the PDK. `timeout` is the plugin's for a call. Fails where an entry of the
-/// allowed hosts cannot match any host.
-pub fn functions(options: &Options, timeout: Option<Duration>) -> crate::Result<Vec<HostFunction>> {
+/// The PDK's three HTTP functions. `timeout` is the time limit of the plugin's calls. Fails if an entry of
+/// the allowed hosts cannot match any host.
+pub fn functions(
+  options: &HttpOptions,
+  timeout: Option<Duration>,
+) -> crate::Result<Vec<HostFunction>> {
   let client = Arc::new(Client::new(
     AllowedHosts::new(&options.allowed_hosts)?,
     options,
@@ -73,17 +76,17 @@ pub fn functions(options: &Options, timeout: Option<Duration>) -> crate::Result<
 }
 
 fn http_request(client: &Client, call: &mut Invocation<'_>) -> Result<Answer, HostFunctionError> {
-  // A request that fails leaves nothing of the one before.
+  // After a failed request, the previous response must not be visible.
   std::mem::take(call.last_response());
   let invalid = |what: String| HostFunctionError::new(format!("http_request: {what}"));
   let json = call
     .bytes(0)
-    .ok_or_else(|| invalid("the request is no block".to_owned()))?;
+    .ok_or_else(|| invalid("the request is not a block".to_owned()))?;
   let mut request = request::parse(json).map_err(invalid)?;
   if request::may_have_body(request.method()) {
     let body = call
       .bytes(1)
-      .ok_or_else(|| invalid("the body is no block".to_owned()))?;
+      .ok_or_else(|| invalid("the body is not a block".to_owned()))?;
     request::set_body(&mut request, body);
   }
   let response = client.exchange(request, &call.interruption())?;

@@ -1,16 +1,15 @@
-//! What a guest asks for, and where redirects lead.
+//! Parses a guest's request, and computes the request that follows a redirect.
 
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Request, StatusCode};
 use serde_json::{Map, Value};
 use url::Url;
 
-/// How long the description of a request may be, without its body: 1 MiB. Reading it cannot be
-/// interrupted.
+/// The longest description of a request, without its body: 1 MiB. Parsing it cannot be interrupted.
 const MAX_DESCRIPTION: usize = 1 << 20;
 
-/// Headers that concern the connection, which is ours and not the guest's.
-const OF_THE_CONNECTION: [&str; 12] = [
+/// Headers of the connection, which guests must not control. They are ignored.
+const CONNECTION_HEADERS: [&str; 12] = [
   "connection",
   "content-length",
   "expect",
@@ -25,27 +24,27 @@ const OF_THE_CONNECTION: [&str; 12] = [
   "upgrade",
 ];
 
-/// Whether a body is sent with this method; for others it is ignored.
+/// Whether requests with this method have a body; for others the body is ignored.
 pub fn may_have_body(method: &Method) -> bool {
   !matches!(*method, Method::GET | Method::HEAD)
 }
 
-/// Reads the JSON of the PDKs, `{url, method?, headers?}`, where `headers` may be called `header` too.
+/// Parses the JSON that PDKs send: `{url, method?, headers?}`, where `headers` may also be called `header`.
 pub fn parse(json: &[u8]) -> Result<Request, String> {
   if json.len() > MAX_DESCRIPTION {
     return Err(format!(
-      "the request has {} bytes without its body; {MAX_DESCRIPTION} are allowed",
+      "the request has {} bytes without its body, more than the {MAX_DESCRIPTION} allowed",
       json.len()
     ));
   }
   let description: Map<String, Value> = serde_json::from_slice(json).map_err(|error| {
-    format!("the request is no JSON object {{url, method?, headers?}}: {error}")
+    format!("the request is not a JSON object {{url, method?, headers?}}: {error}")
   })?;
   let given = |key: &str| description.get(key).filter(|value| !value.is_null());
 
   let url = match given("url") {
     Some(Value::String(url)) => url,
-    _ => return Err("the request has no \"url\" that is a string".to_owned()),
+    _ => return Err("the \"url\" of the request must be a string".to_owned()),
   };
   let url =
     Url::parse(url).map_err(|error| format!("the URL {} is not valid: {error}", quoted(url)))?;
@@ -65,8 +64,8 @@ pub fn parse(json: &[u8]) -> Result<Request, String> {
 
 fn method(name: &str) -> Result<Method, String> {
   let upper = name.to_ascii_uppercase();
-  // As fetch has it: the first would turn the connection into something else, and the others give away
-  // what was sent.
+  // Forbidden as in fetch: CONNECT would turn the connection into a tunnel, and the others echo what was
+  // sent.
   if matches!(upper.as_str(), "CONNECT" | "TRACE" | "TRACK") {
     return Err(format!("the method {upper} is not allowed"));
   }
@@ -91,7 +90,7 @@ fn add_headers(headers: &mut HeaderMap, given: &Map<String, Value>) -> Result<()
     let value = header_value(&text).ok_or_else(|| {
       format!("the value of the header \"{name}\" is not valid: it has a line break, another control character, or one beyond U+00FF")
     })?;
-    if OF_THE_CONNECTION.contains(&name.as_str()) {
+    if CONNECTION_HEADERS.contains(&name.as_str()) {
       continue;
     }
     headers
@@ -101,7 +100,7 @@ fn add_headers(headers: &mut HeaderMap, given: &Map<String, Value>) -> Result<()
   Ok(())
 }
 
-/// As in fetch, a character is a byte.
+/// As in fetch, each character becomes one byte.
 fn header_value(text: &str) -> Option<HeaderValue> {
   let bytes = text
     .trim_matches([' ', '\t'])
@@ -111,18 +110,18 @@ fn header_value(text: &str) -> Option<HeaderValue> {
   HeaderValue::from_bytes(&bytes).ok()
 }
 
-/// Gives a request its body, which may be empty.
+/// Sets the body of a request, which may be empty.
 pub fn set_body(request: &mut Request, body: &[u8]) {
   if !body.is_empty() {
     *request.body_mut() = Some(body.to_vec().into());
   } else if matches!(*request.method(), Method::POST | Method::PUT) {
-    // As fetch does: there are servers that insist on a length.
+    // As in fetch: some servers require a length.
     let none = HeaderValue::from_static("0");
     request.headers_mut().insert(header::CONTENT_LENGTH, none);
   }
 }
 
-/// A guest's text in a message: escaped, and not endless.
+/// A guest's text for a message: escaped and truncated.
 fn quoted(text: &str) -> String {
   match text.char_indices().nth(200) {
     None => format!("{text:?}"),
@@ -130,8 +129,8 @@ fn quoted(text: &str) -> String {
   }
 }
 
-/// The request that a response asks for instead, if it is a redirect. It is what fetch makes of it.
-pub fn redirected(
+/// The request that follows a redirect, as fetch would send it; `None` if the response is not a redirect.
+pub fn next_request(
   mut request: Request,
   status: StatusCode,
   location: Option<&HeaderValue>,
@@ -144,7 +143,7 @@ pub fn redirected(
   let target = request
     .url()
     .join(&target)
-    .map_err(|_| "it redirects to something that is no URL")?;
+    .map_err(|_| "it redirects to an invalid URL")?;
 
   let becomes_get = match status.as_u16() {
     301 | 302 => request.method() == Method::POST,
@@ -154,21 +153,23 @@ pub fn redirected(
   if becomes_get {
     *request.method_mut() = Method::GET;
     *request.body_mut() = None;
-    let of_the_body = [
+    let body_headers = [
       header::CONTENT_ENCODING,
       header::CONTENT_LANGUAGE,
       header::CONTENT_LENGTH,
       header::CONTENT_LOCATION,
       header::CONTENT_TYPE,
     ];
-    of_the_body
+    body_headers
       .iter()
       .for_each(|name| remove(&mut request, name));
   }
   if target.origin() != request.url().origin() {
-    // They were meant for whom the guest has named.
-    let secret = [header::AUTHORIZATION, header::COOKIE];
-    secret.iter().for_each(|name| remove(&mut request, name));
+    // Credentials are only for the origin that the guest named.
+    let credentials = [header::AUTHORIZATION, header::COOKIE];
+    credentials
+      .iter()
+      .for_each(|name| remove(&mut request, name));
   }
   *request.url_mut() = target;
   Ok(Some(request))
@@ -178,7 +179,7 @@ fn remove(request: &mut Request, name: &HeaderName) {
   request.headers_mut().remove(name);
 }
 
-/// The headers of a response as a JSON object. As in fetch, a byte is a character.
+/// The headers of a response as a JSON object. As in fetch, each byte becomes one character.
 pub fn headers_as_json(headers: &HeaderMap) -> Value {
   let text = |value: &HeaderValue| {
     value

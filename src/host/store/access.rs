@@ -1,4 +1,4 @@
-//! What a plugin may do with its store.
+//! A plugin's access to its store: permissions, limits and counters.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,28 +6,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::host::Interruption;
-use crate::store::{Bytes, MAX_KEY, Page, Store, wait};
+use crate::store::{Bytes, KeyPage, MAX_KEY, Store, wait};
 use crate::{Code, Error, Result};
 
-/// Bytes that a value may have when nothing else is said: 1 MiB.
+/// The default limit of a value in bytes: 1 MiB.
 pub const DEFAULT_MAX_VALUE: usize = 1 << 20;
 
-/// Keys that are looked at together when they are counted.
-const COUNTED_AT_A_TIME: usize = 1_000;
+/// The page size when counting keys.
+const COUNT_PAGE_SIZE: usize = 1_000;
 
-/// How long a count holds at least. Counting may be dear, and a guest must not have it done all the time.
-const LEAST_TIME_BETWEEN_COUNTS: Duration = Duration::from_secs(1);
+/// The shortest interval between two counts. Counting may be expensive, and a guest must not be able to
+/// trigger it constantly.
+const MIN_COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a plugin may do with its store: read everything, when nothing else is said.
+/// What a plugin may do with its store. The default is to read everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permissions {
-  /// What is put before each key that a guest names. It sees no other keys, and not this either.
+  /// Prepended to each key that a guest names. The guest sees no other keys, and never sees the prefix.
   pub prefix: String,
-  /// Whether guests may change the store.
+  /// Whether guests may write.
   pub can_write: bool,
-  /// Bytes that a value which a guest sets may have.
+  /// The size limit of values that guests set, in bytes.
   pub max_value: usize,
-  /// Keys that there may be under the prefix when a guest adds one, whoever set them.
+  /// The limit of keys under the prefix, whoever set them. Applies when a guest adds a key.
   pub max_keys: Option<u64>,
 }
 
@@ -42,20 +43,20 @@ impl Default for Permissions {
   }
 }
 
-/// What a plugin has asked of its store.
+/// A snapshot of a plugin's store counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreStats {
-  /// Keys that were looked up.
+  /// The number of keys that were looked up.
   pub reads: u64,
-  /// Those of them that had a value.
+  /// How many of those had a value.
   pub hits: u64,
-  /// Changes that were made, of one key each.
+  /// The number of keys that were changed.
   pub writes: u64,
-  /// What was refused or failed, by code, without those codes that did not occur.
+  /// The number of refused or failed operations by code. Only codes that occurred.
   pub failed: Vec<(Code, u64)>,
 }
 
-/// Counters of what a plugin has asked of its store. They outlive the plugin's hold of the store.
+/// Counters of a plugin's store operations. They outlive the plugin's [`StoreAccess`].
 #[derive(Default)]
 pub struct StoreCounters {
   reads: AtomicU64,
@@ -65,7 +66,7 @@ pub struct StoreCounters {
 }
 
 impl StoreCounters {
-  /// What has been asked so far.
+  /// A snapshot of the counters.
   pub fn stats(&self) -> StoreStats {
     let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let failed = Code::ALL.into_iter().zip(self.failed.iter().map(value));
@@ -78,37 +79,37 @@ impl StoreCounters {
   }
 }
 
-/// What is known of the number of keys.
+/// The estimated number of keys.
 #[derive(Default)]
-struct Count {
-  /// How many there were when they were counted, and what this plugin has added and removed since. That
-  /// others do so too, and that lifetimes end, is seen at the next count.
+struct KeyCount {
+  /// The last count, plus the keys that this plugin has added since, minus those it removed. Changes by
+  /// others and expired keys are only seen by the next count.
   keys: Option<u64>,
-  /// When they may be counted again.
-  again: Option<Instant>,
+  /// The earliest time of the next count.
+  next_count: Option<Instant>,
 }
 
-impl Count {
-  /// Whether the keys must be counted before one is added.
+impl KeyCount {
+  /// Whether the keys must be counted before a key is added.
   fn is_due(&self, max: u64) -> bool {
     self.keys.is_none_or(|keys| keys >= max)
-      && self.again.is_none_or(|again| again <= Instant::now())
+      && self.next_count.is_none_or(|at| at <= Instant::now())
   }
 }
 
-/// A store as the guests of one plugin have it. All methods may be called from any thread; they block as
-/// those of the store do, and have its errors. [`Code::AccessDenied`] where the permissions do not allow it.
-pub struct Access {
+/// The store as one plugin's guests see it. Methods may be called from any thread; they block and fail like
+/// the store's own. [`Code::AccessDenied`] if the permissions do not allow the operation.
+pub struct StoreAccess {
   store: Arc<dyn Store>,
   permissions: Permissions,
   counters: Arc<StoreCounters>,
-  count: Mutex<Count>,
-  /// Locked by the thread that counts.
+  count: Mutex<KeyCount>,
+  /// Held by the thread that counts keys.
   counting: Mutex<()>,
 }
 
-impl Access {
-  /// With permissions of its own.
+impl StoreAccess {
+  /// Access to `store` with the given permissions.
   pub fn new(store: Arc<dyn Store>, permissions: Permissions) -> Self {
     Self {
       store,
@@ -119,16 +120,16 @@ impl Access {
     }
   }
 
-  /// The counters of what is asked.
+  /// The counters.
   pub fn counters(&self) -> &Arc<StoreCounters> {
     &self.counters
   }
 
   /// The value of a key.
   pub fn get(&self, key: &str) -> Result<Option<Bytes>> {
-    self.counted(|| {
-      let key = self.full(key);
-      let key = checked(&key)?;
+    self.count_errors(|| {
+      let key = self.prefixed(key);
+      let key = check_key(&key)?;
       let value = match self.store.get_now(key) {
         Some(value) => value,
         None => self.store.get(key)?,
@@ -138,11 +139,14 @@ impl Access {
     })
   }
 
-  /// The values of keys, in their order.
+  /// The values of `keys`, in the order of `keys`.
   pub fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>> {
-    self.counted(|| {
-      let keys: Vec<_> = keys.iter().map(|key| self.full(key)).collect();
-      let keys: Vec<_> = keys.iter().map(|key| checked(key)).collect::<Result<_>>()?;
+    self.count_errors(|| {
+      let keys: Vec<_> = keys.iter().map(|key| self.prefixed(key)).collect();
+      let keys: Vec<_> = keys
+        .iter()
+        .map(|key| check_key(key))
+        .collect::<Result<_>>()?;
       let values = self.store.get_many(&keys)?;
       for value in &values {
         self.count_read(value.is_some());
@@ -151,22 +155,22 @@ impl Access {
     })
   }
 
-  /// Whether a key is there.
+  /// Whether a key exists.
   pub fn exists(&self, key: &str) -> Result<bool> {
-    self.counted(|| {
-      let exists = self.store.exists(checked(&self.full(key))?)?;
+    self.count_errors(|| {
+      let exists = self.store.exists(check_key(&self.prefixed(key))?)?;
       self.count_read(exists);
       Ok(exists)
     })
   }
 
-  /// Some of the keys that begin with `prefix`, without the plugin's own prefix. See [`Store::list`].
-  pub fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<Page> {
-    self.counted(|| {
-      let prefix = self.full(prefix);
-      let mut page = self.store.list(checked(&prefix)?, cursor, limit)?;
+  /// A page of the keys that begin with `prefix`, without the plugin's own prefix. See [`Store::list`].
+  pub fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
+    self.count_errors(|| {
+      let prefix = self.prefixed(prefix);
+      let mut page = self.store.list(check_key(&prefix)?, cursor, limit)?;
       page.keys.retain_mut(|key| {
-        // Whatever the cursor was: no other key is told.
+        // The guest chose the cursor: never return keys of others.
         let is_own = key.starts_with(&*prefix);
         key.drain(..self.permissions.prefix.len().min(key.len()));
         is_own
@@ -175,7 +179,7 @@ impl Access {
     })
   }
 
-  /// Sets a key. [`Code::ValueTooLarge`] and [`Code::StoreFull`] by the permissions too.
+  /// Sets a key. Also fails with [`Code::ValueTooLarge`] and [`Code::StoreFull`] by the permissions' limits.
   pub fn set(
     &self,
     key: &str,
@@ -183,8 +187,8 @@ impl Access {
     lifetime: Option<Duration>,
     interruption: &Interruption,
   ) -> Result<()> {
-    self.counted(|| {
-      let key = self.writable(key)?;
+    self.count_errors(|| {
+      let key = self.prefixed_for_write(key)?;
       self.check_value(value)?;
       let reservation = self.reserve_key(&key, interruption)?;
       self
@@ -196,10 +200,10 @@ impl Access {
     })
   }
 
-  /// Removes a key; whether it was there.
+  /// Removes a key; returns whether it existed.
   pub fn delete(&self, key: &str) -> Result<bool> {
-    self.counted(|| {
-      let deleted = self.store.delete(&self.writable(key)?)?;
+    self.count_errors(|| {
+      let deleted = self.store.delete(&self.prefixed_for_write(key)?)?;
       if deleted {
         self.record_delete();
       }
@@ -207,10 +211,10 @@ impl Access {
     })
   }
 
-  /// Adds to a number; the sum.
+  /// Adds to a number; returns the sum.
   pub fn increment(&self, key: &str, delta: i64, interruption: &Interruption) -> Result<i64> {
-    self.counted(|| {
-      let key = self.writable(key)?;
+    self.count_errors(|| {
+      let key = self.prefixed_for_write(key)?;
       let reservation = self.reserve_key(&key, interruption)?;
       let sum = self
         .store
@@ -221,7 +225,8 @@ impl Access {
     })
   }
 
-  /// Sets a key, or with `None` removes it, if its value is the expected one; whether it was.
+  /// Sets a key, or removes it if `value` is `None`, provided that its value is `expected`. Returns whether
+  /// it did.
   pub fn compare_and_swap(
     &self,
     key: &str,
@@ -230,8 +235,8 @@ impl Access {
     lifetime: Option<Duration>,
     interruption: &Interruption,
   ) -> Result<bool> {
-    self.counted(|| {
-      let key = self.writable(key)?;
+    self.count_errors(|| {
+      let key = self.prefixed_for_write(key)?;
       self.check_value(value.unwrap_or_default())?;
       let reservation = match (expected, value) {
         (None, Some(_)) => self.reserve_key(&key, interruption)?,
@@ -250,23 +255,23 @@ impl Access {
     })
   }
 
-  /// The key in the store of one that a guest names.
-  fn full<'a>(&self, key: &'a str) -> Cow<'a, str> {
+  /// Prepends the plugin's prefix to a key.
+  fn prefixed<'a>(&self, key: &'a str) -> Cow<'a, str> {
     match &*self.permissions.prefix {
       "" => Cow::Borrowed(key),
       prefix => Cow::Owned([prefix, key].concat()),
     }
   }
 
-  fn writable<'a>(&self, key: &'a str) -> Result<Cow<'a, str>> {
+  fn prefixed_for_write<'a>(&self, key: &'a str) -> Result<Cow<'a, str>> {
     if !self.permissions.can_write {
       return Err(Error::new(
         Code::AccessDenied,
-        "the plugin may only read its store; { store, access: 'write' } lets it write",
+        "the plugin may only read its store; pass { store, access: 'write' } to let it write",
       ));
     }
-    let key = self.full(key);
-    checked(&key)?;
+    let key = self.prefixed(key);
+    check_key(&key)?;
     Ok(key)
   }
 
@@ -278,13 +283,13 @@ impl Access {
     Err(Error::new(
       Code::ValueTooLarge,
       format!(
-        "the value has {} bytes, and this plugin may set {max} (maxValueBytes)",
+        "the value has {} bytes, more than the plugin's limit of {max} (maxValueBytes)",
         value.len()
       ),
     ))
   }
 
-  fn counted<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+  fn count_errors<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
     work().inspect_err(|error| {
       self.counters.failed[error.code.number() as usize - 1].fetch_add(1, Ordering::Relaxed);
     })
@@ -301,7 +306,7 @@ impl Access {
     self.counters.writes.fetch_add(1, Ordering::Relaxed);
   }
 
-  fn lock(&self) -> MutexGuard<'_, Count> {
+  fn lock(&self) -> MutexGuard<'_, KeyCount> {
     self.count.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
@@ -315,7 +320,7 @@ impl Access {
     }
     if self.lock().is_due(max) {
       let _counting = wait::lock(&self.counting)?;
-      // Another thread may just have counted.
+      // Another thread may have counted in the meantime.
       if self.lock().is_due(max) {
         self.count_keys(max, interruption)?;
       }
@@ -325,7 +330,7 @@ impl Access {
     if keys >= max {
       return Err(Error::new(
         Code::StoreFull,
-        format!("the plugin has {keys} keys in its store, and may have {max} (maxKeys)"),
+        format!("the plugin has {keys} keys in its store, and its limit is {max} (maxKeys)"),
       ));
     }
     count.keys = Some(keys + 1);
@@ -335,32 +340,33 @@ impl Access {
     })
   }
 
-  /// Counts the keys. The store may take its time, so `count` is not locked meanwhile.
+  /// Counts the keys. This may take long, so `count` is not locked meanwhile.
   fn count_keys(&self, max: u64, interruption: &Interruption) -> Result<()> {
     let started = Instant::now();
     let keys = self.number_of_keys(max, interruption)?;
-    // A tenth of the time may go into counting.
-    let pause = LEAST_TIME_BETWEEN_COUNTS.max(started.elapsed() * 10);
-    *self.lock() = Count {
+    // Spend at most a tenth of the time counting.
+    let pause = MIN_COUNT_INTERVAL.max(started.elapsed() * 10);
+    *self.lock() = KeyCount {
       keys: Some(keys),
-      again: Some(Instant::now() + pause),
+      next_count: Some(Instant::now() + pause),
     };
     Ok(())
   }
 
-  /// How many keys there are, as far as it matters.
+  /// The number of keys. Stops counting at `max`.
   fn number_of_keys(&self, max: u64, interruption: &Interruption) -> Result<u64> {
     let mut number = 0;
     let mut cursor: Option<String> = None;
     loop {
       if interruption.is_canceled() {
-        return Err(Error::new(Code::Canceled, "nobody waits for the count"));
+        return Err(Error::new(
+          Code::Canceled,
+          "the call ended while the keys of its store were counted",
+        ));
       }
-      let page = self.store.list(
-        &self.permissions.prefix,
-        cursor.as_deref(),
-        COUNTED_AT_A_TIME,
-      )?;
+      let page = self
+        .store
+        .list(&self.permissions.prefix, cursor.as_deref(), COUNT_PAGE_SIZE)?;
       number += page.keys.len() as u64;
       cursor = page.cursor;
       if cursor.is_none() || number >= max {
@@ -378,21 +384,21 @@ impl Access {
   }
 }
 
-/// One of the keys that a plugin may have, for a key that is about to be set.
+/// A reservation of one of `maxKeys`, for a key that is about to be set.
 struct KeyReservation<'a> {
-  access: &'a Access,
+  access: &'a StoreAccess,
   is_taken: bool,
 }
 
 impl<'a> KeyReservation<'a> {
-  fn not_needed(access: &'a Access) -> Self {
+  fn not_needed(access: &'a StoreAccess) -> Self {
     Self {
       access,
       is_taken: false,
     }
   }
 
-  /// The key has not been added.
+  /// Releases the reservation: the key was not added.
   fn release(&self) {
     if self.is_taken {
       let mut count = self.access.lock();
@@ -400,7 +406,7 @@ impl<'a> KeyReservation<'a> {
     }
   }
 
-  /// Gives it back if the store has failed. One that has not answered in time may have the key.
+  /// Releases the reservation if the store fails, except if it may have added the key after all.
   fn release_on_error(&self) -> impl Fn(Error) -> Error + '_ {
     |error| {
       if !matches!(error.code, Code::StoreUnavailable | Code::Canceled) {
@@ -411,15 +417,15 @@ impl<'a> KeyReservation<'a> {
   }
 }
 
-/// A key that stores take.
-fn checked(key: &str) -> Result<&str> {
+/// Fails if a key is too long for stores.
+fn check_key(key: &str) -> Result<&str> {
   if key.len() <= MAX_KEY {
     return Ok(key);
   }
   Err(Error::new(
     Code::InvalidArgument,
     format!(
-      "a key may have {MAX_KEY} bytes of UTF-8 with the plugin's prefix, and this one has {}",
+      "the key has {} bytes of UTF-8 with the plugin's prefix, more than the {MAX_KEY} allowed",
       key.len()
     ),
   ))
@@ -430,9 +436,9 @@ mod tests {
   use super::*;
   use crate::store::MemoryStore;
 
-  fn access(permissions: Permissions) -> (Arc<MemoryStore>, Access) {
+  fn access(permissions: Permissions) -> (Arc<MemoryStore>, StoreAccess) {
     let store = Arc::new(MemoryStore::new());
-    (Arc::clone(&store), Access::new(store, permissions))
+    (Arc::clone(&store), StoreAccess::new(store, permissions))
   }
 
   fn writing() -> Permissions {
@@ -447,7 +453,7 @@ mod tests {
   }
 
   #[test]
-  fn without_permissions_everything_is_read_and_nothing_changed() -> Result<()> {
+  fn by_default_guests_can_read_everything_and_change_nothing() -> Result<()> {
     let (store, access) = access(Permissions::default());
     let idle = Interruption::default();
     store.set("key", b"1", None)?;
@@ -467,7 +473,7 @@ mod tests {
   }
 
   #[test]
-  fn a_prefix_is_put_before_every_key_and_hidden() -> Result<()> {
+  fn the_prefix_is_prepended_to_every_key_and_hidden() -> Result<()> {
     let (store, access) = access(Permissions {
       prefix: "p:".into(),
       ..writing()
@@ -486,7 +492,7 @@ mod tests {
     assert_eq!(access.get_many(&["p", "key"])?[0], None);
     let all = ["", "../n", "key", "swapped", "z"];
     assert_eq!(access.list("", None, 100)?.keys, all);
-    // Cursors are the guest's to choose.
+    // A guest can pass any cursor.
     for cursor in ["", "a", "p", "p:", "q", "\u{10FFFF}"] {
       let keys = access.list("", Some(cursor), 100)?.keys;
       assert!(keys.iter().all(|key| all.contains(&&**key)), "{keys:?}");
@@ -527,7 +533,7 @@ mod tests {
   }
 
   #[test]
-  fn no_more_keys_are_added_than_allowed_and_those_that_are_there_can_be_changed() -> Result<()> {
+  fn the_key_limit_stops_new_keys_but_not_changes_to_existing_ones() -> Result<()> {
     let (store, access) = access(Permissions {
       prefix: "p:".into(),
       max_keys: Some(3),
@@ -559,7 +565,7 @@ mod tests {
   }
 
   #[test]
-  fn room_that_others_have_made_is_found_when_the_keys_are_counted_again() -> Result<()> {
+  fn keys_that_others_removed_are_noticed_by_the_next_count() -> Result<()> {
     let (store, access) = access(Permissions {
       max_keys: Some(1),
       ..writing()
@@ -567,33 +573,33 @@ mod tests {
     let idle = Interruption::default();
     access.set("1", b"", None, &idle)?;
     store.delete("1")?;
-    let again = access.lock().again;
-    assert!(again.is_some_and(|again| again > Instant::now()));
+    let next_count = access.lock().next_count;
+    assert!(next_count.is_some_and(|at| at > Instant::now()));
     assert_eq!(
       code(access.set("2", b"", None, &idle)),
       Some(Code::StoreFull)
     );
-    access.lock().again = None;
+    access.lock().next_count = None;
     access.set("2", b"", None, &idle)
   }
 
   #[test]
-  fn who_is_not_waited_for_does_not_count() -> Result<()> {
+  fn a_canceled_call_does_not_count_keys() -> Result<()> {
     let (_, access) = access(Permissions {
       max_keys: Some(1),
       ..writing()
     });
-    let struck = Interruption::default();
-    struck.cancel();
+    let canceled = Interruption::default();
+    canceled.cancel();
     assert_eq!(
-      code(access.set("1", b"", None, &struck)),
+      code(access.set("1", b"", None, &canceled)),
       Some(Code::Canceled)
     );
     access.set("1", b"", None, &Interruption::default())
   }
 
   #[test]
-  fn threads_that_add_keys_at_the_same_time_add_no_more_than_allowed() {
+  fn concurrent_threads_do_not_exceed_the_key_limit() {
     let (store, access) = access(Permissions {
       max_keys: Some(100),
       ..writing()

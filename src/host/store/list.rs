@@ -1,14 +1,14 @@
-//! Lists of bytes as guests have them: simple enough to be read and written without a library, and any
-//! bytes can be in them. Each item is its length, as four bytes with the least first, and then its bytes.
+//! The encoding of lists of bytes for guests: simple enough to read and write without a library, and
+//! binary-safe. Each item is its length, as four little-endian bytes, followed by its bytes.
 
-/// The length that stands for an item that is missing.
+/// The length that marks a missing item.
 const MISSING: u32 = u32::MAX;
 
-/// Puts a list together.
+/// Encodes a list.
 pub fn encode<'a>(items: impl IntoIterator<Item = Option<&'a [u8]>>) -> Vec<u8> {
   let mut list = Vec::new();
   for item in items {
-    // No item has as many bytes as that: it would not fit into a guest's memory.
+    // Items fit into a guest's 32-bit memory, so no length reaches `MISSING`.
     let length = item.map_or(MISSING, |item| item.len() as u32);
     list.extend_from_slice(&length.to_le_bytes());
     list.extend_from_slice(item.unwrap_or_default());
@@ -16,8 +16,8 @@ pub fn encode<'a>(items: impl IntoIterator<Item = Option<&'a [u8]>>) -> Vec<u8> 
   list
 }
 
-/// Takes a list of text apart. `None` where it is none: an item is missing or no UTF-8, a length is not
-/// right, or there are more than `max`.
+/// Decodes a list of text. `None` if it is malformed: an item is missing or not UTF-8, a length is wrong, or
+/// there are more than `max` items.
 pub fn decode(mut list: &[u8], max: usize) -> Option<Vec<&str>> {
   let mut items = Vec::new();
   while !list.is_empty() {
@@ -38,7 +38,7 @@ mod tests {
   use super::*;
 
   #[test]
-  fn a_list_comes_back_as_it_was_and_what_is_missing_is_not_empty() {
+  fn a_list_round_trips_and_a_missing_item_is_not_an_empty_one() {
     let list = encode([Some(&b"key"[..]), Some(b""), Some("👋".as_bytes())]);
     assert_eq!(decode(&list, 3), Some(vec!["key", "", "👋"]));
     assert_eq!(decode(&[], 0), Some(vec![]));
@@ -49,7 +49,7 @@ mod tests {
   }
 
   #[test]
-  fn what_is_no_list_of_text_is_refused() {
+  fn a_malformed_list_is_refused() {
     let list = encode([Some(&b"key"[..]), Some(b"other")]);
     for length in (1..list.len()).filter(|length| *length != 7) {
       assert_eq!(decode(&list[..length], 9), None, "{length}");

@@ -1,7 +1,7 @@
-//! What guests may do with the store of their plugin, beside [`hostMemoryGet`](super::host_memory_get).
+//! Host functions for the plugin's store, besides [`hostMemoryGet`](super::host_memory_get).
 //!
-//! The functions take offsets and return offsets, as all of Extism's do; a negative number says what was
-//! missing or went wrong, for the guest to deal with. Only what no guest could deal with ends the call.
+//! The functions take and return offsets, like all of Extism's. A negative result is a status for the guest
+//! to handle: a missing key or an error. Only errors that no guest can handle end the call.
 
 mod access;
 mod list;
@@ -14,15 +14,15 @@ use crate::abi::USER;
 use crate::abi::ValueType::{self, I64};
 use crate::{Code, Error, Result};
 
-pub use access::{Access, DEFAULT_MAX_VALUE, Permissions, StoreCounters, StoreStats};
+pub use access::{DEFAULT_MAX_VALUE, Permissions, StoreAccess, StoreCounters, StoreStats};
 
-/// There is no such key.
+/// The status for a missing key.
 const MISSING: i64 = -1;
 
-/// What stands for "no such key" where a value is expected, or is to be set.
+/// The argument that means "no value" as an expected or new value.
 const NONE: i64 = -1;
 
-/// What the codes of a store are to guests.
+/// The status of each error code that guests can handle.
 const STATUS: [(Code, i64); 6] = [
   (Code::AccessDenied, -2),
   (Code::StoreUnavailable, -3),
@@ -32,12 +32,12 @@ const STATUS: [(Code, i64); 6] = [
   (Code::Closed, -7),
 ];
 
-/// The most keys that one call may name or be told.
+/// The largest number of keys that one call can pass or return.
 const MAX_KEYS: usize = 1_000;
 
-/// The functions, all in `extism:host/user` and with a result of type i64.
-pub fn functions(access: &Arc<Access>) -> Vec<HostFunction> {
-  type Body = fn(&Access, &mut Invocation<'_>) -> Result<Answer>;
+/// The host functions, all in `extism:host/user`, with i64 parameters and an i64 result.
+pub fn functions(access: &Arc<StoreAccess>) -> Vec<HostFunction> {
+  type Body = fn(&StoreAccess, &mut Invocation<'_>) -> Result<Answer>;
   let functions: [(&str, usize, Body); 8] = [
     ("hostStoreGet", 1, get),
     ("hostStoreSet", 3, set),
@@ -58,7 +58,7 @@ pub fn functions(access: &Arc<Access>) -> Vec<HostFunction> {
   functions.into_iter().map(function).collect()
 }
 
-/// What a guest is told of an error.
+/// Converts an error to a status, or fails the call.
 fn status(error: Error) -> std::result::Result<Answer, HostFunctionError> {
   match STATUS.iter().find(|(code, _)| *code == error.code) {
     Some((_, status)) => Ok(Answer::I64(*status)),
@@ -67,13 +67,13 @@ fn status(error: Error) -> std::result::Result<Answer, HostFunctionError> {
 }
 
 /// `hostStoreGet(key) -> value`
-fn get(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn get(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let value = access.get(text(call, 0)?)?;
   Ok(value.map_or(Answer::I64(MISSING), Answer::Bytes))
 }
 
 /// `hostStoreSet(key, value, ttl) -> 0`
-fn set(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn set(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let (key, lifetime) = (text(call, 0)?.to_owned(), lifetime(call, 2)?);
   let interruption = call.interruption();
   access.set(&key, bytes(call, 1)?, lifetime, &interruption)?;
@@ -81,17 +81,18 @@ fn set(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
 }
 
 /// `hostStoreDelete(key) -> 1 | 0`
-fn delete(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn delete(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   Ok(flag(access.delete(text(call, 0)?)?))
 }
 
 /// `hostStoreExists(key) -> 1 | 0`
-fn exists(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn exists(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   Ok(flag(access.exists(text(call, 0)?)?))
 }
 
-/// `hostStoreKeys(prefix, cursor, limit) -> list` of the next cursor, empty at the end, and the keys.
-fn keys(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+/// `hostStoreKeys(prefix, cursor, limit) -> list`: the next cursor, which is empty on the last page, then the
+/// keys.
+fn keys(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let prefix = text(call, 0)?.to_owned();
   let limit = match number(call, 2) {
     0 => MAX_KEYS,
@@ -110,14 +111,14 @@ fn keys(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
 }
 
 /// `hostStoreIncrement(key, delta) -> sum`, as decimal digits.
-fn increment(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn increment(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let (delta, interruption) = (number(call, 1), call.interruption());
   let sum = access.increment(text(call, 0)?, delta, &interruption)?;
   Ok(Answer::Bytes(sum.to_string().into_bytes().into()))
 }
 
 /// `hostStoreCompareAndSwap(key, expected, value, ttl) -> 1 | 0`
-fn compare_and_swap(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
+fn compare_and_swap(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
   let (key, lifetime) = (text(call, 0)?.to_owned(), lifetime(call, 3)?);
   let interruption = call.interruption();
   let expected = optional_bytes(call, 1)?.map(<[u8]>::to_vec);
@@ -127,10 +128,13 @@ fn compare_and_swap(access: &Access, call: &mut Invocation<'_>) -> Result<Answer
   Ok(flag(swapped))
 }
 
-/// `hostStoreGetMany(keys) -> values`, lists both.
-fn get_many(access: &Access, call: &mut Invocation<'_>) -> Result<Answer> {
-  let keys = list::decode(bytes(call, 0)?, MAX_KEYS)
-    .ok_or_else(|| invalid(&format!("the keys are no list of up to {MAX_KEYS} texts")))?;
+/// `hostStoreGetMany(keys) -> values`, both as lists.
+fn get_many(access: &StoreAccess, call: &mut Invocation<'_>) -> Result<Answer> {
+  let keys = list::decode(bytes(call, 0)?, MAX_KEYS).ok_or_else(|| {
+    invalid(&format!(
+      "the keys are not a list of up to {MAX_KEYS} strings"
+    ))
+  })?;
   let values = access.get_many(&keys)?;
   let list = list::encode(values.iter().map(Option::as_deref));
   Ok(Answer::Bytes(list.into()))
@@ -147,10 +151,10 @@ fn invalid(message: &str) -> Error {
 fn bytes<'a>(call: &'a mut Invocation<'_>, argument: usize) -> Result<&'a [u8]> {
   call
     .bytes(argument)
-    .ok_or_else(|| invalid("what was passed is not the offset of a block"))
+    .ok_or_else(|| invalid("an argument is not the offset of a block"))
 }
 
-/// The bytes of a block, or `None` for the number that says so.
+/// The bytes of a block, or `None` for [`NONE`].
 fn optional_bytes<'a>(call: &'a mut Invocation<'_>, argument: usize) -> Result<Option<&'a [u8]>> {
   match number(call, argument) {
     NONE => Ok(None),
@@ -163,18 +167,18 @@ fn text<'a>(call: &'a mut Invocation<'_>, argument: usize) -> Result<&'a str> {
 }
 
 fn number(call: &Invocation<'_>, argument: usize) -> i64 {
-  // All parameters of these functions have this type.
+  // All parameters of these functions are i64.
   call
     .value(argument)
     .and_then(|value| value.i64())
     .unwrap_or(0)
 }
 
-/// Milliseconds; 0 is for ever.
+/// A lifetime in milliseconds; 0 means forever.
 fn lifetime(call: &Invocation<'_>, argument: usize) -> Result<Option<Duration>> {
   match u64::try_from(number(call, argument)) {
     Ok(0) => Ok(None),
     Ok(milliseconds) => Ok(Some(Duration::from_millis(milliseconds))),
-    Err(_) => Err(invalid("a lifetime is negative")),
+    Err(_) => Err(invalid("the lifetime is negative")),
   }
 }

@@ -1,20 +1,20 @@
-//! Keeps a damaged file from ending the process.
+//! Keeps a damaged file from aborting the process.
 //!
-//! The database panics over some of what it finds, and a panic can be caught. But a destructor that runs while the
-//! stack unwinds may panic too, over a lock that the first panic has poisoned, and then Rust aborts. So a thread
-//! does not survive a second panic: the panic hook, which comes before any unwinding, has it say what must be
-//! said, and then it sleeps forever, with all that it holds. That includes the panic hook: whoever wants to replace it
-//! afterwards waits forever, too.
+//! The database panics on some kinds of damage, and a panic can be caught. But a destructor that runs during
+//! unwinding may panic too, on a lock that the first panic poisoned, and then Rust aborts. So a thread never
+//! starts a second panic's unwinding: the panic hook, which runs before unwinding, reports the failure and
+//! then parks the thread forever, with everything it holds. That includes the panic hook itself: replacing
+//! the hook afterwards blocks forever too.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 use std::thread;
 
-/// What a thread does instead of unwinding a second time.
+/// What a thread does on a second panic, instead of unwinding.
 struct Containment {
   give_up: Option<Box<dyn FnOnce()>>,
-  /// Panics that have not been caught yet.
+  /// Panics that are not caught yet.
   panics: u32,
 }
 
@@ -22,8 +22,9 @@ thread_local! {
   static CONTAINMENT: RefCell<Option<Containment>> = const { RefCell::new(None) };
 }
 
-/// Does something in which a panic while another unwinds, on this thread, runs `give_up` and does not return.
-/// Panics must be caught by [`catch`]. `give_up` must neither panic nor need a lock that the thread may hold.
+/// Runs `work`. If a panic occurs on this thread while another unwinds, runs `give_up` and does not return.
+/// `work` must catch panics with [`catch`]. `give_up` must not panic, and must not need a lock that the
+/// thread may hold.
 pub fn contained<T>(give_up: impl FnOnce() + 'static, work: impl FnOnce() -> T) -> T {
   static HOOK: Once = Once::new();
   HOOK.call_once(|| {
@@ -86,9 +87,10 @@ mod tests {
     }
   }
 
-  /// The thread keeps the panic hook, and the test harness waits for that at its end: so this is a process of its own.
+  /// The parked thread keeps the panic hook, for which the test harness waits when it ends, so this runs in a
+  /// child process.
   #[test]
-  fn a_thread_that_panics_while_it_unwinds_gives_up_and_the_process_goes_on() {
+  fn a_thread_that_panics_while_unwinding_gives_up_and_the_process_survives() {
     const CHILD: &str = "EXTISM_HOST_TEST_CONTAINMENT";
     if std::env::var_os(CHILD).is_some() {
       std::process::exit(i32::from(!gives_up()));
@@ -109,7 +111,7 @@ mod tests {
       contained(
         move || given_up.send("given up").unwrap(),
         || {
-          // One after the other is not one while the other unwinds.
+          // Two panics in sequence are not a panic during unwinding.
           drop(catch(|| panic!("the first")));
           drop(catch(|| panic!("another")));
           sender.send("caught").unwrap();

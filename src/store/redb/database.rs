@@ -1,4 +1,4 @@
-//! The file itself: finding it, opening it, and what its failures mean.
+//! The database file: locating it, opening it, and mapping its errors.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -9,28 +9,31 @@ use redb::{
   Builder, Database, ReadableDatabase, TableDefinition, TableHandle, backends::FileBackend,
 };
 
-use super::Stored;
+use super::StoredEntry;
 use crate::{Code, Error, Result};
 
-/// The entries by their keys.
-pub const ENTRIES: TableDefinition<'static, &'static [u8], Stored> =
+/// The entries, by key.
+pub const ENTRIES: TableDefinition<'static, &'static [u8], StoredEntry> =
   TableDefinition::new("extism-host entries");
 
-/// The keys of entries that have a lifetime, by when it is over.
+/// The keys of entries that have a lifetime, sorted by deadline.
 pub const DEADLINES: TableDefinition<'static, (u64, &'static [u8]), ()> =
   TableDefinition::new("extism-host deadlines");
 
-/// How many bytes at the beginning are the magic number. It is the last that is written of a new database.
+/// What a panic of the database says about a file.
+pub const INCONSISTENT: &str = "its contents are inconsistent";
+
+/// The length of the magic number at the start of the file. It is written last when a database is created.
 const MAGIC: usize = 9;
 
-/// How many bytes at the beginning say what is in the file.
+/// The length of the database's header.
 const HEADER: usize = 4096;
 
-/// The most that a new database has.
+/// The largest size of a file whose database is still being created.
 const MAX_NEW: u64 = 16 << 20;
 
-/// Where a file is, by the one path that has no links. It is made, empty and for its owner only, where it
-/// is not there.
+/// The canonical path of a file. If the file does not exist, creates it, empty and accessible by its owner
+/// only.
 pub fn locate(path: &Path) -> Result<PathBuf> {
   let found = match fs::canonicalize(path) {
     Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -43,7 +46,7 @@ pub fn locate(path: &Path) -> Result<PathBuf> {
   if !metadata.is_file() {
     let what = match metadata.is_dir() {
       true => "a directory; name a file in it",
-      false => "no regular file; name another",
+      false => "not a regular file; name another",
     };
     let message = format!("{} is {what}", found.display());
     return Err(Error::new(Code::InvalidArgument, message));
@@ -57,7 +60,7 @@ fn create(path: &Path) -> io::Result<()> {
   #[cfg(unix)]
   std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
   options.open(path)?;
-  // The directory's entry must be as durable as what will be in the file.
+  // The directory's entry must be as durable as the file's contents.
   #[cfg(unix)]
   if let Some(directory) = fs::canonicalize(path)?.parent() {
     File::open(directory)?.sync_all()?;
@@ -65,8 +68,8 @@ fn create(path: &Path) -> io::Result<()> {
   Ok(())
 }
 
-/// Opens a file. One that was not closed is repaired, which takes longer the larger it is. May panic where
-/// the file is damaged.
+/// Opens a file. If it was not closed properly, the database repairs it, which takes time proportional to its
+/// size. May panic if the file is damaged.
 pub fn open(path: &Path, cache_bytes: usize) -> Result<Database> {
   let mut file = OpenOptions::new()
     .read(true)
@@ -76,17 +79,17 @@ pub fn open(path: &Path, cache_bytes: usize) -> Result<Database> {
   empty_unfinished(&mut file).map_err(|error| cannot_open(&error, path))?;
   let opened = Builder::new()
     .set_cache_size(cache_bytes)
-    .create_with_backend(FileBackend::new(file).map_err(|error| error_of(error.into(), path))?);
-  let database = opened.map_err(|error| error_of(error.into(), path))?;
+    .create_with_backend(FileBackend::new(file).map_err(|error| map_error(error.into(), path))?);
+  let database = opened.map_err(|error| map_error(error.into(), path))?;
   create_tables(&database, path)?;
   Ok(database)
 }
 
-/// A process that ends while it makes a new database leaves a file that is none and has nothing in it. That
-/// file is emptied, and no other.
+/// A process that ends while it creates a database leaves a file that has no magic number and holds no data.
+/// Truncates such a file, and no other.
 fn empty_unfinished(file: &mut File) -> io::Result<()> {
   if is_unfinished(file)? && file.try_lock().is_ok() {
-    // Somebody may have been at it until now.
+    // Another process may have completed it before we got the lock.
     if is_unfinished(file)? {
       file.set_len(0)?;
     }
@@ -95,7 +98,7 @@ fn empty_unfinished(file: &mut File) -> io::Result<()> {
   Ok(())
 }
 
-/// Whether there is no magic number and nothing but zeros behind the header.
+/// Whether the magic number is missing and everything after the header is zero.
 fn is_unfinished(file: &mut File) -> io::Result<bool> {
   let length = file.metadata()?.len();
   if length <= HEADER as u64 || length > MAX_NEW {
@@ -109,14 +112,14 @@ fn is_unfinished(file: &mut File) -> io::Result<bool> {
   Ok(is_zero(bytes.get(..MAGIC)) && is_zero(bytes.get(HEADER..)))
 }
 
-/// Makes the tables of a new database. One with others is somebody else's.
+/// Creates the tables of a new database. A database with other tables belongs to another program.
 fn create_tables(database: &Database, path: &Path) -> Result<()> {
   let names = || -> Result<Vec<String>, redb::Error> {
     let transaction = database.begin_read()?;
     let tables = transaction.list_tables()?;
     Ok(tables.map(|table| table.name().to_owned()).collect())
   };
-  let names = names().map_err(|error| error_of(error, path))?;
+  let names = names().map_err(|error| map_error(error, path))?;
   if names.iter().any(|name| name == ENTRIES.name()) {
     return Ok(());
   }
@@ -129,15 +132,14 @@ fn create_tables(database: &Database, path: &Path) -> Result<()> {
     transaction.open_table(DEADLINES)?;
     Ok(transaction.commit()?)
   };
-  create().map_err(|error| error_of(error, path))
+  create().map_err(|error| map_error(error, path))
 }
 
-/// The error for a file that cannot be read as a store.
 pub fn damaged(path: &Path, what: &str) -> Error {
   Error::new(
     Code::StoreDamaged,
     format!(
-      "{} is damaged, or no store of this library ({what}); restore it from a copy, or name another file",
+      "{} is damaged, or is not a store of this library ({what}); restore it from a backup, or name another file",
       path.display()
     ),
   )
@@ -148,7 +150,7 @@ fn cannot_open(error: &io::Error, path: &Path) -> Error {
     ErrorKind::NotFound => Error::new(
       Code::FileNotFound,
       format!(
-        "the directory of {} does not exist; make it first",
+        "the directory of {} does not exist; create it first",
         path.display()
       ),
     ),
@@ -162,18 +164,18 @@ fn io_error(error: &io::Error, path: &Path) -> Error {
     ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Error::new(
       Code::AccessDenied,
       format!(
-        "{path} cannot be read and written by this process ({error}); change its permissions, or those of its directory"
+        "this process may not read and write {path} ({error}); change the permissions of the file or its directory"
       ),
     ),
     ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Error::new(
       Code::StoreFull,
       format!(
-        "there is no room for more in {path} ({error}); what is in it is kept; make room and try again"
+        "{path} cannot grow ({error}); its contents are intact; free some space and try again"
       ),
     ),
     ErrorKind::NotADirectory => Error::new(
       Code::FileNotFound,
-      format!("a part of the path {path} is no directory"),
+      format!("a parent in the path {path} is not a directory; name another path"),
     ),
     _ => {
       let message = format!("{path} cannot be read or written: {error}");
@@ -183,10 +185,10 @@ fn io_error(error: &io::Error, path: &Path) -> Error {
   }
 }
 
-/// What a failure of the database means.
-pub fn error_of(error: redb::Error, path: &Path) -> Error {
+/// Maps an error of the database.
+pub fn map_error(error: redb::Error, path: &Path) -> Error {
   match error {
-    // Not the file's magic number, or shorter than it says.
+    // The magic number is wrong, or the file is shorter than its header says.
     redb::Error::Io(error)
       if matches!(
         error.kind(),
@@ -199,14 +201,14 @@ pub fn error_of(error: redb::Error, path: &Path) -> Error {
     redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Error::new(
       Code::StoreUnavailable,
       format!(
-        "{} is open in another process, and one at a time can have it; close it there, or use a store that processes share",
+        "{} is open in another process; close it there, or use a store that processes can share",
         path.display()
       ),
     ),
     redb::Error::Corrupted(what) => damaged(path, &what),
     redb::Error::UpgradeRequired(version) => damaged(
       path,
-      &format!("its format is version {version}, of an older redb"),
+      &format!("its format is version {version}, from an older redb"),
     ),
     error @ (redb::Error::TableTypeMismatch { .. } | redb::Error::TypeDefinitionChanged { .. }) => {
       damaged(path, &error.to_string())
@@ -223,7 +225,7 @@ mod tests {
   use super::*;
 
   #[test]
-  fn what_the_system_says_of_a_file_has_its_code_and_names_the_file() {
+  fn an_io_error_of_a_file_has_a_code_and_names_the_file() {
     for (kind, code) in [
       (ErrorKind::PermissionDenied, Code::AccessDenied),
       (ErrorKind::ReadOnlyFilesystem, Code::AccessDenied),

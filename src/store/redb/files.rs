@@ -1,4 +1,4 @@
-//! The files that are open: each once in the process, whoever opens it and by whatever path.
+//! The open files. Each file is opened once per process, however many stores open it and by whatever path.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,53 +8,53 @@ use super::shared::OpenFile;
 use super::{CACHE_BYTES, database, writer};
 use crate::{Code, Error, Result};
 
-/// The place of a file. Who opens it holds the lock until it is open, so that others wait for that, and
-/// not those who open other files.
+/// The state of one file. Opening holds the lock until the file is open, so that other openings of this file
+/// wait, and those of other files do not.
 #[derive(Default)]
 pub struct FileSlot {
-  current: Mutex<Current>,
+  state: Mutex<FileState>,
   closed: Condvar,
-  /// Why the file cannot be opened any more in this process: its writer sleeps forever, and holds it.
+  /// Why this process cannot open the file again: its writer is parked forever, and holds the file.
   given_up: OnceLock<Error>,
 }
 
 #[derive(Default)]
-struct Current {
+struct FileState {
   store: Option<Arc<OpenFile>>,
-  /// How many have it. Where nobody has it any more and it is still here, it is being closed.
+  /// The number of openings. If it is 0 and `store` is still set, the file is being closed.
   users: usize,
 }
 
 static SLOTS: LazyLock<Mutex<HashMap<PathBuf, Arc<FileSlot>>>> = LazyLock::new(Mutex::default);
 
-/// Opens a file for another user, who is to [`release`](FileSlot::release) it once.
+/// Opens a file. The caller must [`release`](FileSlot::release) it once.
 pub fn open(path: &Path, cache_bytes: Option<usize>) -> Result<(Arc<OpenFile>, Arc<FileSlot>)> {
   let path = database::locate(path)?;
   let slot = slot(&path);
-  let is_closing = |current: &mut Current| current.store.is_some() && current.users == 0;
-  let mut current = slot
+  let is_closing = |state: &mut FileState| state.store.is_some() && state.users == 0;
+  let mut state = slot
     .closed
     .wait_while(slot.lock(), is_closing)
     .unwrap_or_else(PoisonError::into_inner);
   if let Some(error) = slot.given_up.get() {
     return Err(error.clone());
   }
-  let shared = match &current.store {
+  let shared = match &state.store {
     Some(shared) => {
       check_cache(shared, cache_bytes)?;
       Arc::clone(shared)
     }
     None => writer::start(path, cache_bytes.unwrap_or(CACHE_BYTES), &slot)?,
   };
-  current.store = Some(Arc::clone(&shared));
-  current.users += 1;
-  drop(current);
+  state.store = Some(Arc::clone(&shared));
+  state.users += 1;
+  drop(state);
   Ok((shared, slot))
 }
 
 fn slot(path: &Path) -> Arc<FileSlot> {
   let mut slots = SLOTS.lock().unwrap_or_else(PoisonError::into_inner);
-  // Who has a file open, or opens it, has its slot.
+  // Every opening, finished or not, holds a reference to its slot.
   slots.retain(|_, slot| Arc::strong_count(slot) > 1);
   Arc::clone(slots.entry(path.into()).or_default())
 }
@@ -64,7 +64,7 @@ fn check_cache(shared: &OpenFile, cache_bytes: Option<usize>) -> Result<()> {
     Some(bytes) if bytes != shared.cache_bytes => Err(Error::new(
       Code::InvalidArgument,
       format!(
-        "{} is open in this process already, with cacheBytes {}; leave cacheBytes out, or say the same",
+        "{} is already open in this process, with cacheBytes {}; leave out cacheBytes, or pass the same value",
         shared.path.display(),
         shared.cache_bytes
       ),
@@ -74,36 +74,36 @@ fn check_cache(shared: &OpenFile, cache_bytes: Option<usize>) -> Result<()> {
 }
 
 impl FileSlot {
-  fn lock(&self) -> MutexGuard<'_, Current> {
-    self.current.lock().unwrap_or_else(PoisonError::into_inner)
+  fn lock(&self) -> MutexGuard<'_, FileState> {
+    self.state.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// Lets go of the file. The last who does has it closed, by its writer.
+  /// Ends one opening. The last one makes the writer close the file.
   pub fn release(&self) {
-    let mut current = self.lock();
-    current.users = current.users.saturating_sub(1);
-    if let Some(store) = current.store.as_ref().filter(|_| current.users == 0) {
+    let mut state = self.lock();
+    state.users = state.users.saturating_sub(1);
+    if let Some(store) = state.store.as_ref().filter(|_| state.users == 0) {
       store.queue.close();
     }
   }
 
-  /// Waits until that is closed, unless somebody has it.
+  /// Waits until `shared` is closed, unless it has been opened again.
   pub fn wait_until_closed(&self, shared: &Arc<OpenFile>) {
-    let is_closing = |current: &mut Current| {
+    let is_closing = |state: &mut FileState| {
       let is_this = |store: &Arc<OpenFile>| Arc::ptr_eq(store, shared);
-      current.users == 0 && current.store.as_ref().is_some_and(is_this)
+      state.users == 0 && state.store.as_ref().is_some_and(is_this)
     };
     let waited = self.closed.wait_while(self.lock(), is_closing);
     drop(waited);
   }
 
-  /// Says that the file cannot be used any more. Locks nothing.
+  /// Marks the file as unusable in this process. Takes no lock.
   pub fn give_up(&self, error: &Error) {
     drop(self.given_up.set(error.clone()));
   }
 
-  /// Says that the file is closed.
-  pub fn closed(&self) {
+  /// Marks the file as closed.
+  pub fn mark_closed(&self) {
     self.lock().store = None;
     self.closed.notify_all();
   }

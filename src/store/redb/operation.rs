@@ -1,10 +1,9 @@
-//! What changes a store in a file.
+//! Operations on a store in a file.
 
 use crate::store::Bytes;
 
-/// A change that somebody waits for. What comes of it is a number: the sum of an increment, how many keys
-/// were there for those that remove some, 1 for a swap that was made, and 0 otherwise. Lifetimes are
-/// milliseconds.
+/// A queued operation. Its result is a number: the sum for an increment, the number of keys that existed for
+/// a deletion, 1 for a swap that was made, and 0 otherwise. Lifetimes are in milliseconds.
 pub enum Operation {
   /// Sets keys.
   Set {
@@ -15,20 +14,20 @@ pub enum Operation {
   Delete { keys: Vec<String> },
   /// Adds to a number.
   Increment { key: String, delta: i64 },
-  /// Sets a key, or removes it, if it has the expected value.
+  /// Sets or removes a key if it has the expected value.
   Swap {
     key: String,
     expected: Option<Bytes>,
     value: Option<Bytes>,
     lifetime: Option<u64>,
   },
-  /// Opens the file again if it has not been since this opening of it, whose number that is: a reader has
-  /// found that it can be read no more.
-  Reopen { opening: u64 },
+  /// Opens the file again unless that has happened since `generation`: a reader found that this generation of
+  /// the file can no longer be read.
+  Reopen { generation: u64 },
 }
 
 impl Operation {
-  /// How many bytes it takes, about.
+  /// Its approximate size in bytes.
   pub fn bytes(&self) -> usize {
     let length = |value: &Option<Bytes>| value.as_ref().map_or(0, |value| value.len());
     match self {

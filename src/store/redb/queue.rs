@@ -1,4 +1,4 @@
-//! What waits for the writer.
+//! The writer's queue.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -9,61 +9,61 @@ use super::operation::Operation;
 use crate::store::wait;
 use crate::{Code, Error, Result};
 
-/// How many bytes may wait. Who has more waits until there is room; one that is larger by itself waits for
-/// all others.
-const MAX_WAITING: usize = 64 << 20;
+/// The queue's size limit in bytes; `add` blocks while the queue is full. An operation that alone exceeds the
+/// limit waits until the queue is empty.
+const MAX_QUEUED_BYTES: usize = 64 << 20;
 
-/// How many operations, and about how many bytes, go into one transaction: so that those that are in it
-/// do not wait for too many others.
+/// The largest number of operations, and approximately of bytes, in one transaction, so that operations do
+/// not wait for too many others.
 const MAX_GROUP: usize = 1024;
 const MAX_GROUP_BYTES: usize = 16 << 20;
 
-/// An operation, and where the answer goes.
+/// An operation and the sender for its result.
 pub struct QueuedOperation {
   pub operation: Operation,
-  pub answer: SyncSender<Result<i64>>,
+  pub reply: SyncSender<Result<i64>>,
 }
 
-/// What the writer is to do next.
+/// What the writer does next.
 pub enum Next {
-  /// To do these.
+  /// Perform these operations.
   Group(Vec<QueuedOperation>),
-  /// To see what else is due: the time is over.
-  Due,
-  /// To end: nothing waits, and nothing will.
-  End,
+  /// The wait timed out: check for expired keys.
+  Timeout,
+  /// Stop: the queue is closed and empty.
+  Closed,
 }
 
 #[derive(Default)]
-struct QueueState {
-  waiting: VecDeque<QueuedOperation>,
+struct OperationQueueState {
+  queued: VecDeque<QueuedOperation>,
   bytes: usize,
   is_closed: bool,
-  /// Why there is nobody who would do anything.
+  /// Why the writer has failed.
   failure: Option<Error>,
 }
 
-/// Operations that wait, in their order.
+/// A bounded queue of operations.
 #[derive(Default)]
-pub struct Queue {
-  state: Mutex<QueueState>,
+pub struct OperationQueue {
+  state: Mutex<OperationQueueState>,
   added: Condvar,
   taken: Condvar,
 }
 
-impl Queue {
-  fn lock(&self) -> MutexGuard<'_, QueueState> {
+impl OperationQueue {
+  fn lock(&self) -> MutexGuard<'_, OperationQueueState> {
     self.state.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// Adds an operation; its answer can be received. Waits for room.
+  /// Queues an operation, and returns the receiver for its result. Blocks while the queue is full.
   pub fn add(&self, operation: Operation) -> Result<Receiver<Result<i64>>> {
-    let (answer, receiver) = sync_channel(1);
+    let (reply, receiver) = sync_channel(1);
     let bytes = operation.bytes();
-    let has_no_room = |state: &mut QueueState| {
-      !state.is_closed && !state.waiting.is_empty() && state.bytes + bytes > MAX_WAITING
+    let is_full = |state: &mut OperationQueueState| {
+      !state.is_closed && !state.queued.is_empty() && state.bytes + bytes > MAX_QUEUED_BYTES
     };
-    let mut state = wait::wait_while(&self.taken, self.lock(), has_no_room)?;
+    let mut state = wait::wait_while(&self.taken, self.lock(), is_full)?;
     if let Some(error) = &state.failure {
       return Err(error.clone());
     }
@@ -71,25 +71,23 @@ impl Queue {
       return Err(Error::new(Code::Closed, "the store is closed"));
     }
     state.bytes += bytes;
-    state
-      .waiting
-      .push_back(QueuedOperation { operation, answer });
+    state.queued.push_back(QueuedOperation { operation, reply });
     drop(state);
     self.added.notify_one();
     Ok(receiver)
   }
 
-  /// Takes what waits, or waits for it for as long as that.
-  pub fn take(&self, longest: Duration) -> Next {
-    let is_idle = |state: &mut QueueState| state.waiting.is_empty() && !state.is_closed;
+  /// Takes a group of operations. Waits up to `max_wait` for the first.
+  pub fn take(&self, max_wait: Duration) -> Next {
+    let is_idle = |state: &mut OperationQueueState| state.queued.is_empty() && !state.is_closed;
     let (mut state, _) = self
       .added
-      .wait_timeout_while(self.lock(), longest, is_idle)
+      .wait_timeout_while(self.lock(), max_wait, is_idle)
       .unwrap_or_else(PoisonError::into_inner);
     let mut group = Vec::new();
     let mut bytes = 0;
     while group.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
-      let Some(next) = state.waiting.pop_front() else {
+      let Some(next) = state.queued.pop_front() else {
         break;
       };
       bytes += next.operation.bytes();
@@ -97,8 +95,8 @@ impl Queue {
     }
     state.bytes = state.bytes.saturating_sub(bytes);
     match (group.is_empty(), state.is_closed) {
-      (true, true) => return Next::End,
-      (true, false) => return Next::Due,
+      (true, true) => return Next::Closed,
+      (true, false) => return Next::Timeout,
       (false, _) => {}
     }
     drop(state);
@@ -106,20 +104,20 @@ impl Queue {
     Next::Group(group)
   }
 
-  /// Answers what waits, and what comes, with this error.
+  /// Fails all queued and all future operations with `error`.
   pub fn fail(&self, error: &Error) {
     let mut state = self.lock();
     state.failure = Some(error.clone());
     state.is_closed = true;
-    let waiting = std::mem::take(&mut state.waiting);
+    let queued = std::mem::take(&mut state.queued);
     drop(state);
     self.taken.notify_all();
-    for waiting in waiting {
-      drop(waiting.answer.try_send(Err(error.clone())));
+    for operation in queued {
+      drop(operation.reply.try_send(Err(error.clone())));
     }
   }
 
-  /// Takes no more operations. Those that wait are still done.
+  /// Refuses further operations. Queued ones are still performed.
   pub fn close(&self) {
     self.lock().is_closed = true;
     self.added.notify_all();
@@ -140,16 +138,16 @@ mod tests {
     }
   }
 
-  fn take(queue: &Queue) -> usize {
+  fn take(queue: &OperationQueue) -> usize {
     match queue.take(SHORT) {
       Next::Group(group) => group.len(),
-      Next::Due | Next::End => 0,
+      Next::Timeout | Next::Closed => 0,
     }
   }
 
   #[test]
-  fn what_waits_is_taken_together_in_groups_of_bounded_size() -> Result<()> {
-    let queue = Queue::default();
+  fn queued_operations_are_taken_in_groups_of_bounded_size() -> Result<()> {
+    let queue = OperationQueue::default();
     for _ in 0..MAX_GROUP + 5 {
       queue.add(set(1))?;
     }
@@ -165,9 +163,9 @@ mod tests {
   }
 
   #[test]
-  fn who_would_exceed_the_bound_waits_for_room_unless_he_is_alone() -> Result<()> {
-    let queue = Queue::default();
-    queue.add(set(MAX_WAITING + 1))?;
+  fn an_operation_that_exceeds_the_limit_waits_unless_the_queue_is_empty() -> Result<()> {
+    let queue = OperationQueue::default();
+    queue.add(set(MAX_QUEUED_BYTES + 1))?;
     std::thread::scope(|scope| {
       let second = scope.spawn(|| queue.add(set(1)).map(drop));
       std::thread::sleep(Duration::from_millis(20));
@@ -179,14 +177,14 @@ mod tests {
   }
 
   #[test]
-  fn a_closed_queue_ends_after_what_waits_and_takes_no_more() -> Result<()> {
-    let queue = Queue::default();
+  fn a_closed_queue_delivers_queued_operations_and_refuses_others() -> Result<()> {
+    let queue = OperationQueue::default();
     queue.add(set(1))?;
     queue.close();
     let refused = queue.add(set(1)).map(drop).map_err(|error| error.code);
     assert_eq!(refused, Err(Code::Closed));
     assert_eq!(take(&queue), 1);
-    assert!(matches!(queue.take(SHORT), Next::End));
+    assert!(matches!(queue.take(SHORT), Next::Closed));
     Ok(())
   }
 }

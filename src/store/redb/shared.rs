@@ -1,36 +1,35 @@
-//! What all have who have opened a file.
+//! The state that all openings of a file share.
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{ReadOnlyTable, StorageError};
 
-use super::Stored;
+use super::StoredEntry;
 use super::containment::catch;
-use super::database::{damaged, error_of};
+use super::database::{INCONSISTENT, damaged, map_error};
 use super::operation::Operation;
-use super::queue::Queue;
+use super::queue::OperationQueue;
 use crate::store::wait;
 use crate::store::watch::Watchers;
 use crate::{Code, Error, Result};
 
-/// What the last transaction has left. To read is to look into a tree: half a microsecond, and two to three times
-/// that with a transaction of its own for each read.
-pub struct Snapshot {
-  /// Which opening of the file it is of.
-  pub opening: u64,
-  /// The entries.
-  pub entries: ReadOnlyTable<&'static [u8], Stored>,
+/// The tables as of the last commit. Reading from it is one tree lookup: half a microsecond, where a read
+/// transaction per read takes two to three times that.
+pub struct ReadSnapshot {
+  /// How many times the file had been opened, to tell this snapshot's database from later ones.
+  pub generation: u64,
+  pub entries: ReadOnlyTable<&'static [u8], StoredEntry>,
 }
 
-/// Whether there is something to read.
+/// What readers can read.
 pub enum ReadState {
-  /// There is.
-  Open(Arc<Snapshot>),
-  /// The file is being opened again after a failure, or could not be: the writer knows. Who needs it asks
-  /// the writer to see to it.
+  /// The last committed snapshot.
+  Open(Arc<ReadSnapshot>),
+  /// The file is being reopened after a failure, or could not be reopened. A reader queues
+  /// [`Operation::Reopen`] and waits for the writer.
   Failed(Error),
-  /// It has been closed.
+  /// The file is closed.
   Closed,
 }
 
@@ -38,59 +37,60 @@ pub enum ReadState {
 pub struct OpenFile {
   pub path: PathBuf,
   pub cache_bytes: usize,
-  pub queue: Queue,
-  /// Never locked for long.
+  pub queue: OperationQueue,
+  /// Only ever locked briefly.
   pub state: RwLock<ReadState>,
   pub watchers: Arc<Watchers>,
 }
 
 impl OpenFile {
-  /// Has an operation done, and waits until it is, durably. It is done too if the waiting is interrupted.
+  /// Queues an operation and waits until it is durable. If the wait is interrupted, the operation is still
+  /// performed.
   pub fn change(&self, operation: Operation) -> Result<i64> {
-    let answer = self.queue.add(operation)?;
-    wait::receive(&answer)?.unwrap_or_else(|| {
-      let message = "the thread that writes the store has ended";
+    let result = self.queue.add(operation)?;
+    wait::receive(&result)?.unwrap_or_else(|| {
+      let message = "the store's writer thread has ended";
       Err(Error::new(Code::Internal, message))
     })
   }
 
-  /// Reads.
-  pub fn read<T>(&self, read: impl Fn(&Snapshot) -> Result<T, StorageError>) -> Result<T> {
-    let opening = match self.snapshot() {
+  /// Reads from the last snapshot. After a failure, has the writer reopen the file and tries again.
+  pub fn read<T>(&self, read: impl Fn(&ReadSnapshot) -> Result<T, StorageError>) -> Result<T> {
+    let generation = match self.snapshot() {
       Ok(snapshot) => match self.attempt(&snapshot, &read) {
         Ok(result) => return result,
-        Err(_) => snapshot.opening,
+        Err(_) => snapshot.generation,
       },
       Err(error) if error.code == Code::Closed => return Err(error),
       Err(_) => 0,
     };
-    // After a failure the database refuses everything until it is opened again. Whoever writes has noticed
-    // already, and then this only waits for it.
-    self.change(Operation::Reopen { opening })?;
+    // After a failure the database refuses everything until it is reopened. If a writer has noticed already,
+    // this only waits for the reopening.
+    self.change(Operation::Reopen { generation })?;
     let snapshot = self.snapshot()?;
     match self.attempt(&snapshot, &read) {
       Ok(result) => result,
-      Err(error) => Err(error_of(error.into(), &self.path)),
+      Err(error) => Err(map_error(error.into(), &self.path)),
     }
   }
 
-  /// Reads; an error where another opening of the file may do better.
+  /// Reads from a snapshot. Returns an outer error if reopening the file may help.
   fn attempt<T>(
     &self,
-    snapshot: &Snapshot,
-    read: &impl Fn(&Snapshot) -> Result<T, StorageError>,
+    snapshot: &ReadSnapshot,
+    read: &impl Fn(&ReadSnapshot) -> Result<T, StorageError>,
   ) -> Result<Result<T>, StorageError> {
-    // What was changed by others than the database is not always noticed when the file is opened, and the
-    // database panics over some of it, or returns what it finds.
+    // The database does not detect all outside modifications when it opens a file. It may panic on them, or
+    // return damaged data.
     match catch(|| read(snapshot)) {
       Ok(Ok(value)) => Ok(Ok(value)),
       Ok(Err(StorageError::Corrupted(what))) => Ok(Err(damaged(&self.path, &what))),
       Ok(Err(error)) => Err(error),
-      Err(_) => Ok(Err(damaged(&self.path, "it makes no sense"))),
+      Err(_) => Ok(Err(damaged(&self.path, INCONSISTENT))),
     }
   }
 
-  fn snapshot(&self) -> Result<Arc<Snapshot>> {
+  fn snapshot(&self) -> Result<Arc<ReadSnapshot>> {
     match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
       ReadState::Open(snapshot) => Ok(Arc::clone(snapshot)),
       ReadState::Failed(error) => Err(error.clone()),
@@ -98,12 +98,12 @@ impl OpenFile {
     }
   }
 
-  /// Says what there is to read from now on.
+  /// Replaces what readers can read.
   pub fn set_state(&self, state: ReadState) {
     let mut current = self.state.write().unwrap_or_else(PoisonError::into_inner);
     let old = std::mem::replace(&mut *current, state);
     drop(current);
-    // What nobody reads any more is let go of without keeping readers waiting.
+    // Dropped outside the lock, so that readers do not wait for it.
     drop(old);
   }
 }

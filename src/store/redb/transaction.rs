@@ -1,4 +1,4 @@
-//! One transaction: what operations do to the tables.
+//! One transaction: applies operations to the tables.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,15 +6,15 @@ use redb::{ReadableTable, StorageError, Table, WriteTransaction};
 
 use super::database::{DEADLINES, ENTRIES};
 use super::operation::Operation;
-use super::{NEVER, Stored};
+use super::{NEVER, StoredEntry};
 use crate::Result;
 use crate::store::checks::sum;
 use crate::store::{Bytes, Change};
 
-/// Keys whose time is over that one transaction removes at most.
-pub const SWEEP: usize = 1024;
+/// How many expired keys one transaction removes at most.
+pub const MAX_SWEEP: usize = 1024;
 
-/// Milliseconds since 1970. Lifetimes must hold when the process is another, so it is the system's clock.
+/// Milliseconds since 1970. Uses the system clock, as deadlines must stay valid across processes.
 pub fn now() -> u64 {
   let since = SystemTime::now().duration_since(UNIX_EPOCH);
   since.map_or(0, |since| {
@@ -22,29 +22,29 @@ pub fn now() -> u64 {
   })
 }
 
-/// Changes that are made together.
+/// A group of operations in one write transaction.
 pub struct Transaction<'a> {
-  entries: Table<'a, &'static [u8], Stored>,
-  /// The keys that have a lifetime, by when it is over.
+  entries: Table<'a, &'static [u8], StoredEntry>,
+  /// The keys that have a lifetime, sorted by deadline.
   deadlines: Table<'a, (u64, &'static [u8]), ()>,
   now: u64,
-  /// What watchers are to be told; nothing where there are none.
+  /// The changes for watchers; `None` if there are no watchers.
   changes: Option<Vec<Change>>,
   has_changed: bool,
 }
 
-/// What a transaction has come to.
+/// The outcome of a transaction, before it is committed.
 pub struct TransactionResult {
-  /// What watchers are to be told.
+  /// The changes for watchers.
   pub changes: Vec<Change>,
-  /// Whether there is something to commit.
+  /// Whether there is anything to commit.
   pub has_changed: bool,
-  /// When the next lifetime is over; [`NEVER`] where nothing has one.
+  /// The earliest deadline; [`NEVER`] if no key has a lifetime.
   pub next_deadline: u64,
 }
 
 impl<'a> Transaction<'a> {
-  /// Begins to change the tables.
+  /// Opens the tables.
   pub fn new(transaction: &'a WriteTransaction, is_watched: bool) -> Result<Self, redb::Error> {
     Ok(Self {
       entries: transaction.open_table(ENTRIES)?,
@@ -55,8 +55,8 @@ impl<'a> Transaction<'a> {
     })
   }
 
-  /// Does an operation. An error of the inner kind is its own: it has changed nothing, and the others go
-  /// on. One of the outer kind is the end of the transaction.
+  /// Applies an operation. An inner error is the operation's own: it has changed nothing, and the transaction
+  /// goes on. An outer error ends the transaction.
   pub fn apply(&mut self, operation: &Operation) -> Result<Result<i64>, StorageError> {
     match operation {
       Operation::Set { entries, lifetime } => {
@@ -94,9 +94,9 @@ impl<'a> Transaction<'a> {
     }
   }
 
-  /// Removes keys whose time is over, [`SWEEP`] at most.
+  /// Removes up to [`MAX_SWEEP`] expired keys.
   pub fn sweep(&mut self) -> Result<(), StorageError> {
-    for _ in 0..SWEEP {
+    for _ in 0..MAX_SWEEP {
       let first = self.deadlines.first()?;
       let key = match first.as_ref().map(|(first, _)| first.value()) {
         Some((deadline, key)) if deadline <= self.now => String::from_utf8_lossy(key).into_owned(),
@@ -108,7 +108,7 @@ impl<'a> Transaction<'a> {
     Ok(())
   }
 
-  /// Ends; nothing is committed yet.
+  /// Finishes the operations. The caller commits.
   pub fn end(self) -> Result<TransactionResult, StorageError> {
     let first = self.deadlines.first()?;
     Ok(TransactionResult {
@@ -122,25 +122,25 @@ impl<'a> Transaction<'a> {
     lifetime.map_or(NEVER, |lifetime| self.now.saturating_add(lifetime))
   }
 
-  /// What there is under a key, and when that is over.
+  /// The deadline and value of a key that has not expired.
   fn get(&self, key: &str) -> Result<Option<(u64, Bytes)>, StorageError> {
     let stored = self.entries.get(key.as_bytes())?;
     let stored = stored.as_ref().map(|stored| stored.value());
-    let living = stored.filter(|(deadline, _)| *deadline > self.now);
-    Ok(living.map(|(deadline, value)| (deadline, value.into())))
+    let alive = stored.filter(|(deadline, _)| *deadline > self.now);
+    Ok(alive.map(|(deadline, value)| (deadline, value.into())))
   }
 
   fn set(&mut self, key: &str, value: &Bytes, deadline: u64) -> Result<(), StorageError> {
     let new = (deadline, &**value);
     let old = self.entries.insert(key.as_bytes(), new)?;
     let old = old.map(|old| old.value().0);
-    self.forget(key, old)?;
+    self.remove_deadline(key, old)?;
     if deadline != NEVER {
       self.deadlines.insert((deadline, key.as_bytes()), ())?;
     }
     self.has_changed = true;
     if let Some(changes) = &mut self.changes {
-      // What had lived its time and was still there is told as gone before.
+      // An expired entry that was still in the table counts as deleted first.
       if old.is_some_and(|old| old <= self.now) {
         changes.push(Change::Deleted { key: key.into() });
       }
@@ -152,11 +152,11 @@ impl<'a> Transaction<'a> {
     Ok(())
   }
 
-  /// Removes a key; whether it was there, its time not over.
+  /// Removes a key; returns whether it existed and had not expired.
   fn remove(&mut self, key: &str) -> Result<bool, StorageError> {
     let old = self.entries.remove(key.as_bytes())?;
     let old = old.map(|old| old.value().0);
-    self.forget(key, old)?;
+    self.remove_deadline(key, old)?;
     let Some(deadline) = old else {
       return Ok(false);
     };
@@ -167,8 +167,8 @@ impl<'a> Transaction<'a> {
     Ok(deadline > self.now)
   }
 
-  /// Takes the deadline of what is replaced or removed out of the table.
-  fn forget(&mut self, key: &str, deadline: Option<u64>) -> Result<(), StorageError> {
+  /// Removes the deadline of a replaced or deleted entry.
+  fn remove_deadline(&mut self, key: &str, deadline: Option<u64>) -> Result<(), StorageError> {
     if let Some(deadline) = deadline.filter(|deadline| *deadline != NEVER) {
       self.deadlines.remove((deadline, key.as_bytes()))?;
     }
@@ -201,7 +201,7 @@ mod tests {
     Database::builder().create_with_backend(backend).unwrap()
   }
 
-  /// Makes one transaction of operations, at a time of its own.
+  /// Commits operations in one transaction, at the time `now`.
   fn transact(
     database: &Database,
     now: u64,
@@ -212,10 +212,10 @@ mod tests {
     tables.now = now;
     tables.sweep().unwrap();
     let apply = |operation| tables.apply(operation).unwrap();
-    let answers = operations.iter().map(apply).collect();
+    let results = operations.iter().map(apply).collect();
     let outcome = tables.end().unwrap();
     transaction.commit().unwrap();
-    (answers, outcome)
+    (results, outcome)
   }
 
   fn set(key: &str, value: &str, lifetime: Option<u64>) -> Operation {
@@ -230,13 +230,13 @@ mod tests {
     Operation::Increment { key, delta: 1 }
   }
 
-  fn told(changes: &[Change]) -> Vec<String> {
-    let said = |change: &Change| match change {
+  fn formatted(changes: &[Change]) -> Vec<String> {
+    let format = |change: &Change| match change {
       Change::Set { key, .. } => format!("+{key}"),
       Change::Deleted { key } => format!("-{key}"),
       Change::Lost => "lost".to_owned(),
     };
-    changes.iter().map(said).collect()
+    changes.iter().map(format).collect()
   }
 
   #[test]
@@ -257,23 +257,23 @@ mod tests {
         keys: vec!["text".into(), "text".into(), "none".into()],
       },
     ];
-    let (answers, outcome) = transact(&database(), 1, &operations);
-    let answers: Vec<_> = answers
+    let (results, outcome) = transact(&database(), 1, &operations);
+    let results: Vec<_> = results
       .into_iter()
-      .map(|answer| answer.map_err(|error| error.code))
+      .map(|result| result.map_err(|error| error.code))
       .collect();
     let refused = Err(Code::InvalidArgument);
     assert_eq!(
-      answers,
+      results,
       [Ok(1), Ok(0), refused, Ok(2), Ok(1), Ok(11), Ok(1)]
     );
     let changes = ["+count", "+text", "+count", "+count", "+count", "-text"];
-    assert_eq!(told(&outcome.changes), changes);
+    assert_eq!(formatted(&outcome.changes), changes);
     assert!(outcome.has_changed && outcome.next_deadline == NEVER);
   }
 
   #[test]
-  fn what_changes_nothing_needs_no_commit() {
+  fn operations_that_change_nothing_need_no_commit() {
     let operations = [
       Operation::Delete {
         keys: vec!["none".into()],
@@ -285,13 +285,13 @@ mod tests {
         lifetime: None,
       },
     ];
-    let (answers, outcome) = transact(&database(), 1, &operations);
-    assert_eq!(answers, [Ok(0), Ok(0)]);
+    let (results, outcome) = transact(&database(), 1, &operations);
+    assert_eq!(results, [Ok(0), Ok(0)]);
     assert!(!outcome.has_changed && outcome.changes.is_empty());
   }
 
   #[test]
-  fn what_has_lived_its_time_is_removed_told_and_counted_as_gone() {
+  fn expired_keys_are_removed_reported_and_counted_as_missing() {
     let database = database();
     let lifetimes = [
       set("a", "1", Some(10)),
@@ -300,20 +300,20 @@ mod tests {
     ];
     assert_eq!(transact(&database, 100, &lifetimes).1.next_deadline, 110);
     let again = [increment("b"), set("a", "2", Some(50))];
-    let (answers, outcome) = transact(&database, 115, &again);
-    assert_eq!(answers, [Ok(2), Ok(0)]);
+    let (results, outcome) = transact(&database, 115, &again);
+    assert_eq!(results, [Ok(2), Ok(0)]);
     // An increment keeps the lifetime.
     assert_eq!(
-      (told(&outcome.changes), outcome.next_deadline),
+      (formatted(&outcome.changes), outcome.next_deadline),
       (vec!["-a".into(), "+b".into(), "+a".into()], 120)
     );
-    let (answers, outcome) = transact(&database, 120, &[increment("b")]);
-    assert_eq!((answers, outcome.next_deadline), (vec![Ok(1)], 165));
-    assert_eq!(told(&outcome.changes), ["-b", "+b"]);
+    let (results, outcome) = transact(&database, 120, &[increment("b")]);
+    assert_eq!((results, outcome.next_deadline), (vec![Ok(1)], 165));
+    assert_eq!(formatted(&outcome.changes), ["-b", "+b"]);
   }
 
   #[test]
-  fn the_deadlines_are_those_of_the_entries_whatever_is_done() {
+  fn the_deadline_table_always_matches_the_entries() {
     let database = database();
     let mut random = 7_u64;
     let mut next = |most: u64| {
@@ -353,16 +353,19 @@ mod tests {
   }
 
   #[test]
-  fn more_than_one_transaction_removes_are_left_for_the_next() {
+  fn expired_keys_beyond_the_limit_are_left_for_the_next_transaction() {
     let database = database();
-    let keys = (0..SWEEP + 10).map(|number| (number.to_string(), b"x"[..].into()));
+    let keys = (0..MAX_SWEEP + 10).map(|number| (number.to_string(), b"x"[..].into()));
     let operation = Operation::Set {
       entries: keys.collect(),
       lifetime: Some(5),
     };
     transact(&database, 0, &[operation]);
     let (_, outcome) = transact(&database, 5, &[]);
-    assert_eq!((outcome.changes.len(), outcome.next_deadline), (SWEEP, 5));
+    assert_eq!(
+      (outcome.changes.len(), outcome.next_deadline),
+      (MAX_SWEEP, 5)
+    );
     let (_, outcome) = transact(&database, 5, &[]);
     assert_eq!((outcome.changes.len(), outcome.next_deadline), (10, NEVER));
   }

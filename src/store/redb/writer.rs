@@ -1,5 +1,5 @@
-//! The thread of a file that changes it, and that makes a transaction of all changes that wait: so that
-//! they cost the disk no more than one.
+//! The writer thread of a file. It commits all queued operations in one transaction, so that they share the
+//! cost of one disk sync.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -11,64 +11,62 @@ use redb::{Database, ReadableDatabase};
 
 use super::NEVER;
 use super::containment::{catch, contained};
-use super::database::{self, ENTRIES, damaged, error_of};
+use super::database::{self, ENTRIES, INCONSISTENT, damaged, map_error};
 use super::files::FileSlot;
 use super::operation::Operation;
-use super::queue::{Next, Queue, QueuedOperation};
-use super::shared::{OpenFile, ReadState, Snapshot};
+use super::queue::{Next, OperationQueue, QueuedOperation};
+use super::shared::{OpenFile, ReadSnapshot, ReadState};
 use super::transaction::{Transaction, TransactionResult, now};
 use crate::{Code, Error, Result};
 
-/// How long keys whose time is over may stay in the file: each time that some are removed costs a
-/// transaction.
-const PAUSE: Duration = Duration::from_millis(100);
+/// How long expired keys may stay in the file, as each sweep costs a transaction.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long others have their turn where there are more than one transaction removes.
-const SHORT_PAUSE: Duration = Duration::from_millis(10);
+/// How long to pause if one transaction could not remove all expired keys.
+const SHORT_SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How long it sleeps at most where there are lifetimes: when the system's clock is set, they are over at
-/// another moment than was thought.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// How long the thread sleeps at most: if the system clock is set, deadlines come sooner or later than
+/// computed.
+const MAX_SLEEP: Duration = Duration::from_secs(60);
 
-/// After a failure the file is opened again, which takes as long as the file is large, and readers wait for
-/// it. So nothing is tried for that many times as long: a tenth of the time at most is spent with it.
-const REST: u32 = 10;
+/// After a failure the file is reopened, which takes time proportional to its size, while readers wait. The
+/// next attempt waits for this many times as long, so that reopening takes at most a tenth of the time.
+const BACKOFF_FACTOR: u32 = 10;
 
-/// How long nothing is tried where the file could not be opened again, and keys whose time is over are left
-/// alone after any failure.
-const LONG_REST: Duration = Duration::from_secs(1);
+/// The shortest backoff after the file could not be reopened, and the shortest pause of sweeps after any
+/// failure.
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
 
 struct FileWriter {
   shared: Arc<OpenFile>,
   slot: Arc<FileSlot>,
-  /// Nothing after a failure to open the file again.
+  /// `None` after a failure to reopen the file.
   database: Option<Database>,
-  /// How often the file has been opened.
-  opening: u64,
-  /// When the next lifetime is over.
+  /// How many times the file has been opened.
+  generation: u64,
+  /// The earliest deadline of an entry.
   next_deadline: u64,
-  /// When those may be removed whose is.
+  /// When the next sweep may run.
   next_sweep: Instant,
-  /// Until when nothing is tried, and why.
+  /// The last failure, and when its backoff ends.
   failure: Option<(Instant, Error)>,
 }
 
-/// Opens a file, on a thread that serves it from then on.
+/// Opens a file on a new writer thread.
 pub fn start(path: PathBuf, cache_bytes: usize, slot: &Arc<FileSlot>) -> Result<Arc<OpenFile>> {
   let (opened, is_open) = sync_channel(1);
   let slot = Arc::clone(slot);
-  // It ends with the process, whatever it is doing: what is half done then is not in the file.
+  // The thread may be killed with the process at any point: an uncommitted transaction is not in the file.
   thread::Builder::new()
     .name("extism-redb".to_owned())
     .spawn(move || serve_file(path, cache_bytes, slot, &opened))
     .map_err(|error| Error::no_thread("that writes the store", &error))?;
   is_open.recv().unwrap_or_else(|_| {
-    let message = "the thread that opens the store has ended";
+    let message = "the store's writer thread has ended";
     Err(Error::new(Code::Internal, message))
   })
 }
 
-/// What the thread does.
 fn serve_file(
   path: PathBuf,
   cache_bytes: usize,
@@ -76,7 +74,7 @@ fn serve_file(
   opened: &SyncSender<Result<Arc<OpenFile>>>,
 ) {
   let give_up = {
-    let (slot, opened, error) = (Arc::clone(&slot), opened.clone(), given_up(&path));
+    let (slot, opened, error) = (Arc::clone(&slot), opened.clone(), given_up_error(&path));
     move || {
       slot.give_up(&error);
       drop(opened.send(Err(error)));
@@ -89,18 +87,18 @@ fn serve_file(
   let shared = Arc::new(OpenFile {
     path,
     cache_bytes,
-    queue: Queue::default(),
+    queue: OperationQueue::default(),
     state: RwLock::new(ReadState::Open(Arc::new(snapshot))),
     watchers: Arc::default(),
   });
-  // Nobody may wait any more.
+  // The receiver may be gone.
   drop(opened.send(Ok(Arc::clone(&shared))));
   let writer = FileWriter {
     shared,
     slot,
     database: Some(database),
-    opening: 1,
-    // Looked for at once.
+    generation: 1,
+    // Sweep at once.
     next_deadline: 0,
     next_sweep: Instant::now(),
     failure: None,
@@ -108,35 +106,38 @@ fn serve_file(
   writer.run();
 }
 
-fn given_up(path: &Path) -> Error {
-  let mut error = damaged(path, "it makes no sense");
+fn given_up_error(path: &Path) -> Error {
+  let mut error = damaged(path, INCONSISTENT);
   error
     .message
     .push_str("; this process cannot open it again");
   error
 }
 
-fn open(path: &Path, cache_bytes: usize, opening: u64) -> Result<(Database, Snapshot)> {
+fn open(path: &Path, cache_bytes: usize, generation: u64) -> Result<(Database, ReadSnapshot)> {
   let opened = catch(|| {
     let database = database::open(path, cache_bytes)?;
-    let snapshot = snapshot(&database, opening).map_err(|error| error_of(error, path))?;
+    let snapshot = snapshot(&database, generation).map_err(|error| map_error(error, path))?;
     Ok((database, snapshot))
   });
-  // The database trusts a file that was closed as it should be, and panics over some that others have
-  // changed since. Where it does not, it may return what it finds: it checks sums only after a crash.
-  opened.unwrap_or_else(|_| Err(damaged(path, "it makes no sense")))
+  // The database trusts a file that was closed cleanly, and panics on some outside modifications. It may also
+  // return damaged data: it only verifies checksums after a crash.
+  opened.unwrap_or_else(|_| Err(damaged(path, INCONSISTENT)))
 }
 
-fn snapshot(database: &Database, opening: u64) -> Result<Snapshot, redb::Error> {
+fn snapshot(database: &Database, generation: u64) -> Result<ReadSnapshot, redb::Error> {
   let entries = database.begin_read()?.open_table(ENTRIES)?;
-  Ok(Snapshot { opening, entries })
+  Ok(ReadSnapshot {
+    generation,
+    entries,
+  })
 }
 
-fn reopening(path: &Path) -> Error {
+fn reopening_error(path: &Path) -> Error {
   let path = path.display();
   Error::new(
     Code::StoreUnavailable,
-    format!("the store {path} is being opened again after a failure"),
+    format!("the store {path} is being reopened after a failure; try again"),
   )
 }
 
@@ -145,14 +146,14 @@ impl FileWriter {
     loop {
       let group = match self.shared.queue.take(self.sleep()) {
         Next::Group(group) => group,
-        Next::Due => Vec::new(),
-        Next::End => break,
+        Next::Timeout => Vec::new(),
+        Next::Closed => break,
       };
-      let answers = group.iter().map(|waiting| waiting.answer.clone()).collect();
-      let give_up = self.give_up(answers);
+      let replies = group.iter().map(|queued| queued.reply.clone()).collect();
+      let give_up = self.give_up(replies);
       let served = contained(give_up, || catch(|| self.serve(group)));
       if served.is_err() {
-        // Where no panic is known to happen.
+        // No panic is known to reach this point.
         self.give_up(Vec::new())();
         return;
       }
@@ -162,107 +163,108 @@ impl FileWriter {
       drop(catch(|| self.shared.set_state(ReadState::Closed)));
       self.close();
     });
-    self.slot.closed();
+    self.slot.mark_closed();
   }
 
-  /// What the thread does if it cannot go on: it tells those who wait for these answers, and all others.
-  fn give_up(&self, answers: Vec<SyncSender<Result<i64>>>) -> impl FnOnce() + use<> {
+  /// What the thread does if it cannot go on: fails the operations of these `replies`, and all others.
+  fn give_up(&self, replies: Vec<SyncSender<Result<i64>>>) -> impl FnOnce() + use<> {
     let (shared, slot) = (Arc::clone(&self.shared), Arc::clone(&self.slot));
     move || {
-      let error = given_up(&shared.path);
+      let error = given_up_error(&shared.path);
       slot.give_up(&error);
       shared.queue.fail(&error);
-      for answer in answers {
-        // Some may have been answered already.
-        drop(answer.try_send(Err(error.clone())));
+      for reply in replies {
+        // This one may have its reply already.
+        drop(reply.try_send(Err(error.clone())));
       }
-      slot.closed();
+      slot.mark_closed();
     }
   }
 
-  /// How long there is nothing to do, as far as is known.
+  /// How long the thread can sleep.
   fn sleep(&self) -> Duration {
     if self.next_deadline == NEVER {
-      return LONGEST_SLEEP;
+      return MAX_SLEEP;
     }
-    let left = Duration::from_millis(self.next_deadline.saturating_sub(now()));
-    let rest = self.next_sweep.saturating_duration_since(Instant::now());
-    left.max(rest).min(LONGEST_SLEEP)
+    let until_deadline = Duration::from_millis(self.next_deadline.saturating_sub(now()));
+    let until_sweep = self.next_sweep.saturating_duration_since(Instant::now());
+    until_deadline.max(until_sweep).min(MAX_SLEEP)
   }
 
-  /// Does what waits, all of it or nothing, and answers; what is due if nothing waits.
+  /// Performs a group of operations, all or none, and sends the results. Sweeps if the group is empty.
   fn serve(&mut self, group: Vec<QueuedOperation>) {
     if group.is_empty() {
       return self.sweep();
     }
     let mut changes = Vec::new();
-    for waiting in group {
-      match waiting.operation {
-        // Nobody may wait any more, here and below.
-        Operation::Reopen { opening } => drop(waiting.answer.send(self.reopened(opening))),
-        _ => changes.push(waiting),
+    for queued in group {
+      match queued.operation {
+        // The receiver may be gone, here and below.
+        Operation::Reopen { generation } => {
+          drop(queued.reply.send(self.ensure_reopened(generation)))
+        }
+        _ => changes.push(queued),
       }
     }
     if changes.is_empty() {
       return;
     }
     match self.change(&changes) {
-      Ok(answers) => {
-        for (waiting, answer) in changes.into_iter().zip(answers) {
-          drop(waiting.answer.send(answer));
+      Ok(results) => {
+        for (queued, result) in changes.into_iter().zip(results) {
+          drop(queued.reply.send(result));
         }
       }
       Err(error) => {
-        for waiting in changes {
-          drop(waiting.answer.send(Err(error.clone())));
+        for queued in changes {
+          drop(queued.reply.send(Err(error.clone())));
         }
       }
     }
   }
 
-  /// Removes keys whose time is over.
+  /// Removes expired keys.
   fn sweep(&mut self) {
     if self.next_deadline <= now() && self.next_sweep <= Instant::now() {
-      // What fails is tried again later, and who writes is told.
+      // A failure is retried later, and reported to the next write.
       drop(self.change(&[]));
     }
   }
 
-  /// Makes a transaction of operations; what comes of each. Watchers are told.
+  /// Commits operations in one transaction, and returns their results. Notifies watchers.
   fn change(&mut self, group: &[QueuedOperation]) -> Result<Vec<Result<i64>>> {
-    self.is_at_rest()?;
+    self.check_backoff()?;
     if self.database.is_none() {
       self.reopen(None)?;
     }
-    let mut done = self.attempt(group);
-    if matches!(done, Err(redb::Error::PreviousIo)) {
-      // A reader has met a failure, of which this change may know nothing.
+    let mut attempted = self.attempt(group);
+    if matches!(attempted, Err(redb::Error::PreviousIo)) {
+      // A reader hit an I/O error, which need not affect this transaction.
       self.reopen(None)?;
-      done = self.attempt(group);
+      attempted = self.attempt(group);
     }
-    let done = done.map_err(|error| error_of(error, &self.shared.path));
-    match done {
-      Ok((answers, outcome)) => {
-        self.committed(outcome);
-        Ok(answers)
+    let attempted = attempted.map_err(|error| map_error(error, &self.shared.path));
+    match attempted {
+      Ok((results, transaction_result)) => {
+        self.publish_commit(transaction_result);
+        Ok(results)
       }
       Err(error) => {
-        // The database refuses everything from here on. What it was about is in the file as a whole or
-        // not at all: not at all where there was no room for it, unless the disk says so only when it is
-        // asked to keep what it has taken.
+        // The database now refuses everything until it is reopened. The transaction is in the file entirely
+        // or not at all. If the disk was full it is not, unless the disk reports that only on sync.
         drop(self.reopen(Some(error.clone())));
         Err(error)
       }
     }
   }
 
-  /// Makes the transaction; a panic is an error of the file.
+  /// Runs the transaction. Reports a panic as damage.
   fn attempt(
     &self,
     group: &[QueuedOperation],
   ) -> Result<(Vec<Result<i64>>, TransactionResult), redb::Error> {
     catch(|| self.transact(group))
-      .unwrap_or_else(|_| Err(redb::Error::Corrupted("it makes no sense".to_owned())))
+      .unwrap_or_else(|_| Err(redb::Error::Corrupted(INCONSISTENT.to_owned())))
   }
 
   fn transact(
@@ -271,73 +273,73 @@ impl FileWriter {
   ) -> Result<(Vec<Result<i64>>, TransactionResult), redb::Error> {
     let database = self.database.as_ref();
     let database = database.ok_or(redb::Error::DatabaseClosed)?;
-    // As durable as it can be, which is what transactions are if nothing else is said.
+    // Durability is immediate by default.
     let transaction = database.begin_write()?;
     let mut tables = Transaction::new(&transaction, !self.shared.watchers.is_empty())?;
     tables.sweep()?;
-    let answers = group
+    let results = group
       .iter()
-      .map(|waiting| tables.apply(&waiting.operation))
+      .map(|queued| tables.apply(&queued.operation))
       .collect::<Result<_, _>>()?;
-    let outcome = tables.end()?;
-    match outcome.has_changed {
+    let transaction_result = tables.end()?;
+    match transaction_result.has_changed {
       true => transaction.commit()?,
       false => transaction.abort()?,
     }
-    Ok((answers, outcome))
+    Ok((results, transaction_result))
   }
 
-  /// What has been committed is there to be read, before anybody is told.
-  fn committed(&mut self, outcome: TransactionResult) {
-    self.next_deadline = outcome.next_deadline;
+  /// Publishes the committed snapshot to readers, then notifies watchers.
+  fn publish_commit(&mut self, transaction_result: TransactionResult) {
+    self.next_deadline = transaction_result.next_deadline;
     let pause = match self.next_deadline <= now() {
-      true => SHORT_PAUSE,
-      false => PAUSE,
+      true => SHORT_SWEEP_INTERVAL,
+      false => SWEEP_INTERVAL,
     };
     self.next_sweep = Instant::now() + pause;
-    if !outcome.has_changed {
+    if !transaction_result.has_changed {
       return;
     }
     let snapshot = match &self.database {
-      Some(database) => snapshot(database, self.opening),
+      Some(database) => snapshot(database, self.generation),
       None => return,
     };
     match snapshot {
       Ok(snapshot) => self.shared.set_state(ReadState::Open(Arc::new(snapshot))),
-      // It has been committed all the same.
-      Err(error) => drop(self.reopen(Some(error_of(error, &self.shared.path)))),
+      // The commit itself succeeded.
+      Err(error) => drop(self.reopen(Some(map_error(error, &self.shared.path)))),
     }
-    for change in &outcome.changes {
-      self.shared.watchers.tell(change);
+    for change in &transaction_result.changes {
+      self.shared.watchers.notify(change);
     }
   }
 
-  /// Sees to it that the file has been opened since that opening of it.
-  fn reopened(&mut self, opening: u64) -> Result<i64> {
-    if self.database.is_none() || self.opening == opening {
-      self.is_at_rest()?;
+  /// Reopens the file unless that has happened since `generation`.
+  fn ensure_reopened(&mut self, generation: u64) -> Result<i64> {
+    if self.database.is_none() || self.generation == generation {
+      self.check_backoff()?;
       self.reopen(None)?;
     }
     Ok(0)
   }
 
-  /// Fails where there was a failure lately.
-  fn is_at_rest(&self) -> Result<()> {
+  /// Fails with the last error during its backoff.
+  fn check_backoff(&self) -> Result<()> {
     match &self.failure {
       Some((until, error)) if Instant::now() < *until => Err(error.clone()),
       _ => Ok(()),
     }
   }
 
-  /// Opens the file again, because of that failure.
+  /// Reopens the file. `error` is the failure that caused this.
   fn reopen(&mut self, error: Option<Error>) -> Result<()> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let shared = Arc::clone(&self.shared);
-    // Readers wait in the queue meanwhile: there an interruption reaches them.
-    shared.set_state(ReadState::Failed(reopening(&shared.path)));
+    // Readers wait in the queue meanwhile, where an interruption reaches them.
+    shared.set_state(ReadState::Failed(reopening_error(&shared.path)));
     self.close();
-    self.opening += 1;
-    let opened = match open(&shared.path, shared.cache_bytes, self.opening) {
+    self.generation += 1;
+    let opened = match open(&shared.path, shared.cache_bytes, self.generation) {
       Ok((database, snapshot)) => {
         shared.set_state(ReadState::Open(Arc::new(snapshot)));
         self.database = Some(database);
@@ -348,18 +350,18 @@ impl FileWriter {
         Err(error)
       }
     };
-    let least = match opened {
-      Ok(()) => SHORT_PAUSE,
-      Err(_) => LONG_REST,
+    let min_backoff = match opened {
+      Ok(()) => SHORT_SWEEP_INTERVAL,
+      Err(_) => MIN_BACKOFF,
     };
-    let rest = (begun.elapsed() * REST).max(least);
+    let backoff = (started.elapsed() * BACKOFF_FACTOR).max(min_backoff);
     let error = opened.clone().err().or(error);
-    self.failure = error.map(|error| (begun + rest, error));
-    self.next_sweep = begun + rest.max(LONG_REST);
+    self.failure = error.map(|error| (started + backoff, error));
+    self.next_sweep = started + backoff.max(MIN_BACKOFF);
     opened
   }
 
-  /// Lets go of the file. All that has been committed is in it, so it does not matter whether that fails.
+  /// Closes the file. Everything committed is already in it, so a failure does not matter.
   fn close(&mut self) {
     let database = self.database.take();
     drop(catch(|| drop(database)));

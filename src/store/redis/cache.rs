@@ -1,9 +1,9 @@
-//! What the server has told and has not taken back since: the cache of one connection.
+//! The cache of one connection: values that the server sent and has not invalidated since.
 //!
-//! The server remembers which keys this connection has read (`CLIENT TRACKING`), and says on the same
-//! connection when one of them changes. So what is in here is right for as long as the connection stands,
-//! and when it is lost all of it is dropped. A connection can also be lost without a sign; so nothing is
-//! answered unless the server has been heard of within [`FRESH`].
+//! The server remembers which keys this connection has read (`CLIENT TRACKING`), and sends an invalidation on
+//! the same connection when one of them changes. So the cache is correct for as long as the connection lives,
+//! and is dropped when the connection is lost. A connection can also be lost without a sign, so nothing is
+//! answered from the cache unless the server has replied within [`FRESH`].
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,15 +12,16 @@ use std::time::{Duration, Instant};
 
 use crate::store::Bytes;
 
-/// For how long what is in here is believed after the server was asked something that it has answered.
+/// How long the cache may be used after sending a request to which the server has replied.
 pub const FRESH: Duration = Duration::from_secs(1);
 
-/// What an entry costs beside its key and its value: in the map, in the queue, and what the allocator adds.
-const ENTRY: usize = 200;
+/// The memory that an entry takes besides its key and value: in the map and the queue, plus the allocator's
+/// overhead.
+const ENTRY_OVERHEAD: usize = 200;
 
 const NEVER: u64 = u64::MAX;
 
-/// The moment from which times count, in nanoseconds.
+/// Times count from here, in nanoseconds.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -31,14 +32,13 @@ fn since_epoch(moment: Instant) -> u64 {
   nanoseconds(moment.saturating_duration_since(*EPOCH))
 }
 
-/// How many bytes the caches of one store take together, and how many they may.
+/// The memory that the caches of one store use together, and its limit.
 pub struct Budget {
   used: AtomicUsize,
   max: usize,
 }
 
 impl Budget {
-  /// A budget of that many bytes.
   pub fn new(max: usize) -> Self {
     Self {
       used: AtomicUsize::new(0),
@@ -46,69 +46,69 @@ impl Budget {
     }
   }
 
-  /// Whether there is to be no cache at all.
-  pub fn is_none(&self) -> bool {
+  /// Whether caching is off.
+  pub fn is_zero(&self) -> bool {
     self.max == 0
   }
 }
 
-struct Entry {
-  /// `None` where the server has no such key.
+struct CacheEntry {
+  /// `None` if the key does not exist on the server.
   value: Option<Bytes>,
-  /// From when on it is gone.
+  /// When the entry expires.
   deadline: u64,
-  /// Tells this entry from one that had the key before.
+  /// Distinguishes this entry from earlier ones with the same key.
   number: u64,
-  /// Whether it has been read since eviction last looked at it.
+  /// Whether the entry was read since eviction last inspected it.
   is_used: AtomicBool,
 }
 
 fn cost(key: &str, value: Option<&Bytes>) -> usize {
-  key.len() + value.map_or(0, |value| value.len()) + ENTRY
+  key.len() + value.map_or(0, |value| value.len()) + ENTRY_OVERHEAD
 }
 
 #[derive(Default)]
-struct Ledger {
-  /// Keys that have been asked for and neither answered nor changed since, each with the number of the
-  /// question. A key that changes is taken out; so an answer that comes later is not kept.
-  asked: HashMap<Arc<str>, u64>,
+struct CacheIndex {
+  /// Keys with a read in flight, each with the number of the read. An invalidation removes the key, so that a
+  /// reply that arrives later is not cached.
+  pending: HashMap<Arc<str>, u64>,
   next_number: u64,
-  /// Keys with the numbers of their entries, in the order in which eviction looks at them. What is gone
-  /// stays in here until it is looked at, or until there are too many of its kind.
+  /// Keys with the numbers of their entries, in the order in which eviction inspects them. A removed entry
+  /// stays in the queue until eviction reaches it, or until removed entries outnumber the others.
   queue: VecDeque<(Arc<str>, u64)>,
   bytes: usize,
   is_closed: bool,
 }
 
-/// Readers wait for nobody; who changes it waits for others who do, for microseconds.
+/// A read cache. Readers never block; writers wait for each other, for microseconds.
 pub struct Cache {
-  entries: papaya::HashMap<Arc<str>, Entry>,
-  ledger: Mutex<Ledger>,
-  /// Until when what is in here is believed.
+  entries: papaya::HashMap<Arc<str>, CacheEntry>,
+  index: Mutex<CacheIndex>,
+  /// Until when entries may be returned.
   fresh_until: AtomicU64,
-  /// Whether it has been read since somebody asked.
+  /// Whether the cache was read since the last [`was_used`](Self::was_used).
   is_used: AtomicBool,
   budget: Arc<Budget>,
 }
 
 impl Cache {
-  /// An empty one, of a connection on which the server has begun to remember what is read.
+  /// An empty cache, for a connection on which the server tracks reads.
   pub fn new(budget: Arc<Budget>) -> Self {
     LazyLock::force(&EPOCH);
     Self {
       entries: papaya::HashMap::new(),
-      ledger: Mutex::default(),
+      index: Mutex::default(),
       fresh_until: AtomicU64::new(0),
       is_used: AtomicBool::new(false),
       budget,
     }
   }
 
-  fn lock(&self) -> MutexGuard<'_, Ledger> {
-    self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+  fn lock(&self) -> MutexGuard<'_, CacheIndex> {
+    self.index.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// The value of a key, where it is known and can be believed. What runs most often: no lock.
+  /// The value of a key, if it is cached and fresh. This is the hot path: it takes no lock.
   pub fn get_now(&self, key: &str) -> Option<Option<Bytes>> {
     let now = since_epoch(Instant::now());
     if now >= self.fresh_until.load(Ordering::Acquire) {
@@ -119,7 +119,7 @@ impl Cache {
     if now >= entry.deadline {
       return None;
     }
-    // Looked at first: a write would take the cache line away from other readers.
+    // Load before storing: a store would take the cache line away from other readers.
     for is_used in [&entry.is_used, &self.is_used] {
       if !is_used.load(Ordering::Relaxed) {
         is_used.store(true, Ordering::Relaxed);
@@ -128,129 +128,129 @@ impl Cache {
     Some(entry.value.clone())
   }
 
-  /// Whether it has been read since this was called before.
+  /// Whether the cache was read since the last call.
   pub fn was_used(&self) -> bool {
     self.is_used.swap(false, Ordering::Relaxed)
   }
 
-  /// The server has answered a question that was sent at that moment: what it had changed until then has
-  /// been heard of.
-  pub fn heard(&self, asked_at: Instant) {
-    let until = since_epoch(asked_at + FRESH);
+  /// Records that the server replied to a request sent at `sent_at`: every invalidation up to then has been
+  /// received.
+  pub fn mark_fresh(&self, sent_at: Instant) {
+    let until = since_epoch(sent_at + FRESH);
     self.fresh_until.fetch_max(until, Ordering::AcqRel);
   }
 
-  /// To be called before the server is asked for a key.
-  pub fn ask(&self, key: &str) -> Asked<'_> {
-    let mut ledger = self.lock();
-    let (key, number) = match ledger.asked.get_key_value(key) {
-      // Neither answered nor changed meanwhile: whichever answer comes first is right.
+  /// Registers a read of a key. Call this before sending the request.
+  pub fn begin_read(&self, key: &str) -> PendingRead<'_> {
+    let mut index = self.lock();
+    let (key, number) = match index.pending.get_key_value(key) {
+      // Another read is in flight and the key has not changed: either reply is correct.
       Some((key, number)) => (Arc::clone(key), *number),
       None => {
         let key = Arc::<str>::from(key);
-        let number = ledger.next_number;
-        ledger.next_number += 1;
-        if !ledger.is_closed {
-          ledger.asked.insert(Arc::clone(&key), number);
+        let number = index.next_number;
+        index.next_number += 1;
+        if !index.is_closed {
+          index.pending.insert(Arc::clone(&key), number);
         }
         (key, number)
       }
     };
-    drop(ledger);
-    Asked {
+    drop(index);
+    PendingRead {
       cache: self,
       key,
       number,
-      asked_at: Instant::now(),
+      sent_at: Instant::now(),
     }
   }
 
-  /// A key has changed, or may have.
-  pub fn forget(&self, key: &str) {
-    let mut ledger = self.lock();
-    ledger.asked.remove(key);
-    self.remove(&mut ledger, key);
-    self.tidy(&mut ledger);
+  /// Invalidates a key.
+  pub fn invalidate(&self, key: &str) {
+    let mut index = self.lock();
+    index.pending.remove(key);
+    self.remove(&mut index, key);
+    self.compact_queue(&mut index);
   }
 
-  /// All keys may have changed.
-  pub fn forget_all(&self) {
-    let mut ledger = self.lock();
-    ledger.asked.clear();
-    ledger.queue.clear();
+  /// Invalidates all keys.
+  pub fn invalidate_all(&self) {
+    let mut index = self.lock();
+    index.pending.clear();
+    index.queue.clear();
     self.entries.pin().clear();
-    self.take_off(&mut ledger, usize::MAX);
+    self.release_bytes(&mut index, usize::MAX);
   }
 
-  /// The connection is lost: nothing is answered any more, and nothing kept.
+  /// Drops all entries and stops caching: the connection is lost.
   pub fn close(&self) {
     self.fresh_until.store(0, Ordering::Release);
     self.lock().is_closed = true;
-    self.forget_all();
+    self.invalidate_all();
   }
 
-  fn take_off(&self, ledger: &mut Ledger, bytes: usize) {
-    let bytes = bytes.min(ledger.bytes);
-    ledger.bytes -= bytes;
+  fn release_bytes(&self, index: &mut CacheIndex, bytes: usize) {
+    let bytes = bytes.min(index.bytes);
+    index.bytes -= bytes;
     self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
   }
 
-  fn remove(&self, ledger: &mut Ledger, key: &str) {
+  fn remove(&self, index: &mut CacheIndex, key: &str) {
     if let Some((key, entry)) = self.entries.pin().remove_entry(key) {
-      self.take_off(ledger, cost(key, entry.value.as_ref()));
+      self.release_bytes(index, cost(key, entry.value.as_ref()));
     }
   }
 
-  fn insert(&self, ledger: &mut Ledger, key: &Arc<str>, value: Option<Bytes>, deadline: u64) {
-    self.remove(ledger, key);
+  fn insert(&self, index: &mut CacheIndex, key: &Arc<str>, value: Option<Bytes>, deadline: u64) {
+    self.remove(index, key);
     let cost = cost(key, value.as_ref());
     if cost > self.budget.max {
       return;
     }
-    ledger.bytes += cost;
+    index.bytes += cost;
     self.budget.used.fetch_add(cost, Ordering::Relaxed);
-    let number = ledger.next_number;
-    ledger.next_number += 1;
-    ledger.queue.push_back((Arc::clone(key), number));
+    let number = index.next_number;
+    index.next_number += 1;
+    index.queue.push_back((Arc::clone(key), number));
     let is_used = AtomicBool::new(false);
-    let entry = Entry {
+    let entry = CacheEntry {
       value,
       deadline,
       number,
       is_used,
     };
     self.entries.pin().insert(Arc::clone(key), entry);
-    self.evict(ledger);
-    self.tidy(ledger);
+    self.evict(index);
+    self.compact_queue(index);
   }
 
-  /// Makes room: the clock algorithm, so that what is read often stays.
-  fn evict(&self, ledger: &mut Ledger) {
+  /// Evicts entries by the clock algorithm, so that entries in use stay.
+  fn evict(&self, index: &mut CacheIndex) {
     let entries = self.entries.pin();
-    // Each entry is passed by once at most, so that this ends.
-    let mut may_pass = ledger.queue.len();
+    // Skip each entry at most once, so that this terminates.
+    let mut skips_left = index.queue.len();
     while self.budget.used.load(Ordering::Relaxed) > self.budget.max {
-      let Some((key, number)) = ledger.queue.pop_front() else {
+      let Some((key, number)) = index.queue.pop_front() else {
         return;
       };
       let Some(entry) = entries.get(&*key).filter(|entry| entry.number == number) else {
         continue;
       };
-      if may_pass > 0 && entry.is_used.swap(false, Ordering::Relaxed) {
-        may_pass -= 1;
-        ledger.queue.push_back((key, number));
+      if skips_left > 0 && entry.is_used.swap(false, Ordering::Relaxed) {
+        skips_left -= 1;
+        index.queue.push_back((key, number));
         continue;
       }
-      self.remove(ledger, &key);
+      self.remove(index, &key);
     }
   }
 
-  /// Takes out of the queue what is gone, where that is more than half.
-  fn tidy(&self, ledger: &mut Ledger) {
-    const SMALL: usize = 64;
+  /// Drops removed entries from the queue once they outnumber the others.
+  fn compact_queue(&self, index: &mut CacheIndex) {
+    const MIN_LENGTH: usize = 64;
     let entries = self.entries.pin();
-    if ledger.queue.len() > SMALL + 2 * entries.len() {
-      ledger.queue.retain(|(key, number)| {
+    if index.queue.len() > MIN_LENGTH + 2 * entries.len() {
+      index.queue.retain(|(key, number)| {
         let entry = entries.get(&**key);
         entry.is_some_and(|entry| entry.number == *number)
       });
@@ -264,34 +264,34 @@ impl Drop for Cache {
   }
 }
 
-/// A key that the server is being asked for. Dropped, it is as if it had not been.
-pub struct Asked<'a> {
+/// A read in flight. Dropping it cancels the registration.
+pub struct PendingRead<'a> {
   cache: &'a Cache,
   key: Arc<str>,
   number: u64,
-  asked_at: Instant,
+  sent_at: Instant,
 }
 
-impl Asked<'_> {
-  /// The server has answered: the value, and for how long it has it yet, counted from when it was asked.
-  /// It is kept if the key has not changed meanwhile.
-  pub fn answered(self, value: Option<Bytes>, lifetime: Option<Duration>) {
+impl PendingRead<'_> {
+  /// Caches the server's reply, unless the key was invalidated meanwhile. The lifetime counts from when the
+  /// request was sent.
+  pub fn complete(self, value: Option<Bytes>, lifetime: Option<Duration>) {
     let deadline = lifetime.map_or(NEVER, |lifetime| {
-      since_epoch(self.asked_at).saturating_add(nanoseconds(lifetime))
+      since_epoch(self.sent_at).saturating_add(nanoseconds(lifetime))
     });
-    let mut ledger = self.cache.lock();
-    if ledger.asked.get(&self.key) == Some(&self.number) {
-      ledger.asked.remove(&self.key);
-      self.cache.insert(&mut ledger, &self.key, value, deadline);
+    let mut index = self.cache.lock();
+    if index.pending.get(&self.key) == Some(&self.number) {
+      index.pending.remove(&self.key);
+      self.cache.insert(&mut index, &self.key, value, deadline);
     }
   }
 }
 
-impl Drop for Asked<'_> {
+impl Drop for PendingRead<'_> {
   fn drop(&mut self) {
-    let mut ledger = self.cache.lock();
-    if ledger.asked.get(&self.key) == Some(&self.number) {
-      ledger.asked.remove(&self.key);
+    let mut index = self.cache.lock();
+    if index.pending.get(&self.key) == Some(&self.number) {
+      index.pending.remove(&self.key);
     }
   }
 }
@@ -302,7 +302,7 @@ mod tests {
 
   fn cache(max: usize) -> Cache {
     let cache = Cache::new(Arc::new(Budget::new(max)));
-    cache.heard(Instant::now());
+    cache.mark_fresh(Instant::now());
     cache
   }
 
@@ -311,98 +311,97 @@ mod tests {
   }
 
   #[test]
-  fn an_answer_is_kept_until_the_key_changes_also_that_there_is_none() {
+  fn a_reply_is_cached_until_the_key_changes_even_for_a_missing_key() {
     let cache = cache(10_000);
     assert_eq!(cache.get_now("key"), None);
-    cache.ask("key").answered(bytes("value"), None);
-    cache.ask("none").answered(None, None);
+    cache.begin_read("key").complete(bytes("value"), None);
+    cache.begin_read("none").complete(None, None);
     assert_eq!(cache.get_now("key"), Some(bytes("value")));
     assert_eq!(cache.get_now("none"), Some(None));
-    cache.forget("key");
+    cache.invalidate("key");
     assert_eq!(cache.get_now("key"), None);
-    cache.forget_all();
+    cache.invalidate_all();
     assert_eq!(cache.get_now("none"), None);
   }
 
   #[test]
-  fn an_answer_is_not_kept_when_the_key_has_changed_since_it_was_asked_for() {
+  fn a_reply_is_not_cached_if_the_key_changed_after_the_request() {
     let cache = cache(10_000);
-    let first = cache.ask("key");
-    let second = cache.ask("key");
-    cache.forget("key");
-    let third = cache.ask("key");
-    first.answered(bytes("old"), None);
+    let first = cache.begin_read("key");
+    let second = cache.begin_read("key");
+    cache.invalidate("key");
+    let third = cache.begin_read("key");
+    first.complete(bytes("old"), None);
     assert_eq!(cache.get_now("key"), None);
-    third.answered(bytes("new"), None);
-    second.answered(bytes("old"), None);
+    third.complete(bytes("new"), None);
+    second.complete(bytes("old"), None);
     assert_eq!(cache.get_now("key"), Some(bytes("new")));
-    let late = cache.ask("key");
-    cache.forget_all();
-    late.answered(bytes("new"), None);
+    let late = cache.begin_read("key");
+    cache.invalidate_all();
+    late.complete(bytes("new"), None);
     assert_eq!(cache.get_now("key"), None);
   }
 
   #[test]
-  fn a_question_that_was_given_up_leaves_nothing_behind() {
+  fn an_abandoned_read_leaves_nothing_behind() {
     let cache = cache(10_000);
-    drop(cache.ask("key"));
-    assert!(cache.lock().asked.is_empty());
+    drop(cache.begin_read("key"));
+    assert!(cache.lock().pending.is_empty());
   }
 
   #[test]
-  fn nothing_is_answered_when_the_server_has_not_been_heard_of_for_long_or_the_connection_is_lost()
-  {
+  fn the_cache_is_not_used_when_the_server_is_silent_or_the_connection_is_lost() {
     let cache = Cache::new(Arc::new(Budget::new(10_000)));
-    cache.ask("key").answered(bytes("value"), None);
+    cache.begin_read("key").complete(bytes("value"), None);
     assert_eq!(cache.get_now("key"), None);
     if let Some(long_ago) = Instant::now().checked_sub(FRESH) {
-      cache.heard(long_ago);
+      cache.mark_fresh(long_ago);
     }
     assert_eq!(cache.get_now("key"), None);
-    cache.heard(Instant::now());
+    cache.mark_fresh(Instant::now());
     assert_eq!(cache.get_now("key"), Some(bytes("value")));
-    let late = cache.ask("late");
+    let late = cache.begin_read("late");
     cache.close();
-    cache.heard(Instant::now());
-    late.answered(bytes("value"), None);
-    cache.ask("later").answered(bytes("value"), None);
+    cache.mark_fresh(Instant::now());
+    late.complete(bytes("value"), None);
+    cache.begin_read("later").complete(bytes("value"), None);
     for key in ["key", "late", "later"] {
       assert_eq!(cache.get_now(key), None);
     }
   }
 
   #[test]
-  fn a_value_is_gone_when_its_lifetime_is_over() {
+  fn a_value_expires_with_its_lifetime() {
     let cache = cache(10_000);
     cache
-      .ask("short")
-      .answered(bytes("value"), Some(Duration::ZERO));
+      .begin_read("short")
+      .complete(bytes("value"), Some(Duration::ZERO));
     cache
-      .ask("long")
-      .answered(bytes("value"), Some(Duration::from_secs(60)));
+      .begin_read("long")
+      .complete(bytes("value"), Some(Duration::from_secs(60)));
     assert_eq!(cache.get_now("short"), None);
     assert_eq!(cache.get_now("long"), Some(bytes("value")));
   }
 
   #[test]
-  fn it_takes_no_more_than_it_may_and_keeps_what_is_read() {
+  fn the_cache_stays_within_its_budget_and_keeps_entries_in_use() {
     let budget = Arc::new(Budget::new(10_000));
     let cache = Cache::new(Arc::clone(&budget));
     let other = Cache::new(Arc::clone(&budget));
-    cache.heard(Instant::now());
-    cache.ask("read").answered(bytes("value"), None);
+    cache.mark_fresh(Instant::now());
+    cache.begin_read("read").complete(bytes("value"), None);
     for number in 0..1_000 {
       assert_eq!(cache.get_now("read"), Some(bytes("value")));
       cache
-        .ask(&number.to_string())
-        .answered(bytes("value"), None);
-      other.ask(&number.to_string()).answered(None, None);
+        .begin_read(&number.to_string())
+        .complete(bytes("value"), None);
+      other.begin_read(&number.to_string()).complete(None, None);
       assert!(budget.used.load(Ordering::Relaxed) <= 10_000);
     }
     assert_eq!(cache.get_now("0"), None);
     cache
-      .ask("large")
-      .answered(Some(vec![0; 10_000].into()), None);
+      .begin_read("large")
+      .complete(Some(vec![0; 10_000].into()), None);
     assert_eq!(cache.get_now("large"), None);
     drop((cache, other));
     assert_eq!(budget.used.load(Ordering::Relaxed), 0);
@@ -412,8 +411,8 @@ mod tests {
   fn a_key_that_changes_often_leaves_no_trail() {
     let cache = cache(10_000);
     for _ in 0..1_000 {
-      cache.ask("key").answered(bytes("value"), None);
-      cache.forget("key");
+      cache.begin_read("key").complete(bytes("value"), None);
+      cache.invalidate("key");
     }
     assert!(cache.lock().queue.len() < 100);
     assert_eq!(cache.budget.used.load(Ordering::Relaxed), 0);

@@ -14,70 +14,65 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::errors;
-use super::settings::{Address, Settings};
+use super::settings::{RedisSettings, ServerAddress};
 use crate::{Code, Error, Result};
 
-/// What a server pushes without a request.
+/// A push message from a server.
 pub enum PushEvent {
-  /// These keys have changed.
+  /// These keys changed.
   KeysChanged(Vec<String>),
   /// Any key may have changed.
   AllChanged,
-  /// The connection is lost.
+  /// The connection was lost.
   Disconnected,
 }
 
-/// A connection over which many requests are under way at a time. It ends when it is dropped everywhere and
-/// has no request under way.
+/// A multiplexed connection. It closes once all clones are dropped and no request is in flight.
 #[derive(Clone)]
 pub struct Connection {
-  pub server: Address,
-  /// Whether the server can push events over it.
+  pub server: ServerAddress,
+  /// Whether the server can push messages over it.
   pub has_push: bool,
   inner: MultiplexedConnection,
   driver: AbortHandle,
 }
 
 impl Connection {
-  /// Connects. `on_push` is called in the order in which things arrive, replies included, and must be quick.
+  /// Connects. `on_push` is called in the order in which messages arrive, also in relation to replies, and
+  /// must be quick.
   pub async fn open(
-    settings: &Settings,
-    server: &Address,
+    settings: &RedisSettings,
+    server: &ServerAddress,
     on_push: impl Fn(PushEvent) + Send + Sync + 'static,
   ) -> Result<Self> {
     let on_push = Arc::new(on_push);
     let opening = async {
-      match Self::of_protocol(settings, server, ProtocolVersion::RESP3, &on_push).await? {
+      match Self::open_with_protocol(settings, server, ProtocolVersion::RESP3, &on_push).await? {
         Ok(connection) => Ok(connection),
-        // Before Redis 6 there was no HELLO.
+        // Redis before version 6 has no HELLO.
         Err(error) if has_no_hello(&error) => {
           let opened =
-            Self::of_protocol(settings, server, ProtocolVersion::RESP2, &on_push).await?;
-          opened.map_err(|error| errors::of_client(&error, server))
+            Self::open_with_protocol(settings, server, ProtocolVersion::RESP2, &on_push).await?;
+          opened.map_err(|error| errors::from_client(&error, server))
         }
-        Err(error) => Err(errors::of_client(&error, server)),
+        Err(error) => Err(errors::from_client(&error, server)),
       }
     };
     timeout(settings.timeout, opening)
       .await
-      .unwrap_or_else(|_| {
-        Err(errors::unreachable_for(
-          server,
-          "it has not answered in time",
-        ))
-      })
+      .unwrap_or_else(|_| Err(errors::unreachable(server, errors::TIMED_OUT)))
   }
 
-  async fn of_protocol(
-    settings: &Settings,
-    server: &Address,
+  async fn open_with_protocol(
+    settings: &RedisSettings,
+    server: &ServerAddress,
     protocol: ProtocolVersion,
     on_push: &Arc<impl Fn(PushEvent) + Send + Sync + 'static>,
   ) -> Result<std::result::Result<Self, RedisError>> {
     let stream = stream(settings, server).await?;
     let login = settings.login.clone().set_protocol(protocol);
     let has_push = protocol == ProtocolVersion::RESP3;
-    // Who asks has a time limit of his own.
+    // Callers have their own time limits.
     let mut config = AsyncConnectionConfig::new().set_response_timeout(None);
     if has_push {
       let on_push = Arc::clone(on_push);
@@ -104,29 +99,29 @@ impl Connection {
     }))
   }
 
-  /// Sends a command. A refusal is an answer too: [`Value::ServerError`].
+  /// Sends a command. An error reply is returned as [`Value::ServerError`].
   pub async fn send(&self, command: &Cmd) -> Result<Value> {
     let sent = self.inner.clone().send_packed_command(command).await;
-    sent.map_err(|error| errors::of_client(&error, &self.server))
+    sent.map_err(|error| errors::from_client(&error, &self.server))
   }
 
-  /// Sends commands one after the other, without waiting in between. As [`send`](Self::send) otherwise.
+  /// Sends commands in a pipeline. Error replies are returned as in [`send`](Self::send).
   pub async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>> {
     let mut inner = self.inner.clone();
     let count = commands.len();
     let sent = inner.send_packed_commands(commands, 0, count).await;
-    let answers = sent.map_err(|error| errors::of_client(&error, &self.server))?;
-    match answers.len() == count {
-      true => Ok(answers),
+    let replies = sent.map_err(|error| errors::from_client(&error, &self.server))?;
+    match replies.len() == count {
+      true => Ok(replies),
       false => Err(self.unexpected_reply()),
     }
   }
 
-  /// Sends a command; a refusal is an error.
+  /// Sends a command. An error reply is an error.
   pub async fn send_checked(&self, command: &Cmd) -> Result<Value> {
     match self.send(command).await? {
-      Value::ServerError(error) => Err(errors::of_server(&error, &self.server)),
-      answer => Ok(answer),
+      Value::ServerError(error) => Err(errors::from_server(&error, &self.server)),
+      reply => Ok(reply),
     }
   }
 
@@ -135,11 +130,11 @@ impl Connection {
     let server = &self.server;
     Error::new(
       Code::StoreUnavailable,
-      format!("the Redis server {server} has given an answer of the wrong type"),
+      format!("the Redis server {server} sent a reply of the wrong type"),
     )
   }
 
-  /// Ends it now; requests under way fail.
+  /// Closes the connection now; requests in flight fail.
   pub fn abort(&self) {
     self.driver.abort();
   }
@@ -165,7 +160,7 @@ fn push_event(info: PushInfo) -> Option<PushEvent> {
   }
 }
 
-/// What is no UTF-8 is the key of somebody else.
+/// The text of a reply. `None` if it is not UTF-8: such a key belongs to another program.
 pub fn text(value: Value) -> Option<String> {
   match value {
     Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
@@ -177,8 +172,8 @@ pub fn text(value: Value) -> Option<String> {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-async fn stream(settings: &Settings, server: &Address) -> Result<Box<dyn Stream>> {
-  let failed = |reason: &str| errors::unreachable_for(server, reason);
+async fn stream(settings: &RedisSettings, server: &ServerAddress) -> Result<Box<dyn Stream>> {
+  let failed = |reason: &str| errors::unreachable(server, reason);
   let found = lookup_host((server.host.as_str(), server.port)).await;
   let found = found.map_err(|_| failed("the host was not found"))?;
   let mut result = Err(failed("the host was not found"));
@@ -188,22 +183,22 @@ async fn stream(settings: &Settings, server: &Address) -> Result<Box<dyn Stream>
         result = Ok(stream);
         break;
       }
-      Err(error) => result = Err(failed(&errors::of_io(&error))),
+      Err(error) => result = Err(failed(&errors::describe_io(&error))),
     }
   }
   let stream = result?;
   let set = stream.set_nodelay(true);
-  set.map_err(|error| failed(&errors::of_io(&error)))?;
+  set.map_err(|error| failed(&errors::describe_io(&error)))?;
   let Some(tls) = &settings.tls else {
     return Ok(Box::new(stream));
   };
   let name = ServerName::try_from(server.host.clone());
-  let name = name.map_err(|_| failed("its name can be in no certificate"))?;
+  let name = name.map_err(|_| failed("the host is not a valid name for a TLS certificate"))?;
   let connected = TlsConnector::from(Arc::clone(tls))
     .connect(name, stream)
     .await;
   match connected {
     Ok(stream) => Ok(Box::new(stream)),
-    Err(error) => Err(failed(&errors::of_io(&error))),
+    Err(error) => Err(failed(&errors::describe_io(&error))),
   }
 }

@@ -1,4 +1,4 @@
-//! A server, and the connection to it that is kept up: what is asked of it, and the cache of its answers.
+//! A server: its connection, which reconnects in the background, and the cache of that connection.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,111 +11,119 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::cache::{Asked, Cache};
+use super::cache::{Cache, PendingRead};
 use super::connection::{Connection, PushEvent};
 use super::errors;
-use super::settings::{Address, Settings};
+use super::settings::{RedisSettings, ServerAddress};
 use crate::store::Bytes;
 use crate::{Error, Result};
 
-/// How often the server is asked for a sign of life while it is used: several times in the time for which
-/// the cache is believed.
+/// The heartbeat's interval while the server is in use: several heartbeats within the time for which the
+/// cache stays fresh.
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
-/// How often otherwise.
-const IDLE: Duration = Duration::from_secs(5);
+/// The heartbeat's interval while the server is idle.
+const IDLE_HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// How long it takes until the next attempt to connect, at first and at most.
+/// The pause before reconnecting: the first, and the longest.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 
-/// How long to wait after so many attempts: longer each time, and not as long as others who lost the same
-/// server at the same moment.
+/// The pause after so many failed attempts: exponential backoff, with jitter so that clients that lost the
+/// same server do not reconnect at the same moment.
 pub fn backoff(attempt: u32) -> Duration {
   let longest = BACKOFF[0]
     .saturating_mul(1 << attempt.min(16))
     .min(BACKOFF[1]);
-  // A hasher with random keys is as random as it has to be here.
+  // A hasher with random keys is random enough for jitter.
   let random = RandomState::new().build_hasher().finish() as u32;
   longest.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
 }
 
-/// What a command does with its key.
+/// What a command does to its key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-  /// It is `GET`, whose answer is cached.
+  /// `GET`, whose reply is cached.
   Get,
-  /// It reads something else.
-  Look,
-  /// It changes it.
+  /// Another read.
+  Read,
+  /// A write.
   Write,
 }
 
-/// A command for a key.
+/// A command on one key.
 pub struct Request<'a> {
   pub key: &'a str,
   pub effect: Effect,
   pub command: Cmd,
 }
 
-/// The reply of a server to a [`Request`].
+/// A server's reply to a [`Request`].
 pub enum RedisReply {
-  /// To [`Effect::Get`].
+  /// The value that [`Effect::Get`] read.
   Value(Option<Bytes>),
-  /// To others, and a refusal to any.
+  /// The reply to any other command, and error replies.
   Other(Value),
 }
 
-/// A server. The connection is made anew in the background when it is lost; meanwhile all is refused at
-/// once.
+/// A server. If the connection is lost, it reconnects in the background; meanwhile requests fail at once.
 pub struct Node {
-  pub server: Address,
-  settings: Arc<Settings>,
+  pub server: ServerAddress,
+  settings: Arc<RedisSettings>,
   session: ArcSwapOption<Session>,
-  /// Why there is no session.
-  why: Mutex<Error>,
-  is_tried: watch::Sender<bool>,
-  /// A key that the server of a cluster has, if it has what we think it has.
+  /// The error of requests while there is no session.
+  disconnect_error: Mutex<Error>,
+  has_tried: watch::Sender<bool>,
+  /// In a cluster: a key that this server owns according to the slot map.
   probe: Mutex<Option<String>>,
-  /// PushEvent when the servers of a cluster may not be what they were.
-  trouble: Arc<Notify>,
-  keeper: OnceLock<AbortHandle>,
+  /// Notified when the topology of the cluster may have changed.
+  topology_hint: Arc<Notify>,
+  reconnect_task: OnceLock<AbortHandle>,
 }
 
 impl Node {
-  /// Begins to connect.
-  pub fn start(settings: &Arc<Settings>, server: Address, trouble: &Arc<Notify>) -> Arc<Self> {
-    let why = errors::unreachable_for(&server, "it is being connected to");
+  /// Starts connecting.
+  pub fn start(
+    settings: &Arc<RedisSettings>,
+    server: ServerAddress,
+    topology_hint: &Arc<Notify>,
+  ) -> Arc<Self> {
+    let disconnect_error = errors::unreachable(&server, "the connection is not open yet");
     let node = Arc::new(Self {
       server,
       settings: Arc::clone(settings),
       session: ArcSwapOption::empty(),
-      why: Mutex::new(why),
-      is_tried: watch::Sender::new(false),
+      disconnect_error: Mutex::new(disconnect_error),
+      has_tried: watch::Sender::new(false),
       probe: Mutex::default(),
-      trouble: Arc::clone(trouble),
-      keeper: OnceLock::new(),
+      topology_hint: Arc::clone(topology_hint),
+      reconnect_task: OnceLock::new(),
     });
-    let keeper = tokio::spawn(Arc::clone(&node).keep());
-    node.keeper.get_or_init(|| keeper.abort_handle());
+    let reconnect_task = tokio::spawn(Arc::clone(&node).stay_connected());
+    node
+      .reconnect_task
+      .get_or_init(|| reconnect_task.abort_handle());
     node
   }
 
-  /// Waits for the first attempt to connect.
-  pub async fn tried(&self) -> Result<()> {
-    // It cannot be dropped before `self` is.
+  /// Waits for the first attempt to connect; its error if it failed.
+  pub async fn wait_for_first_attempt(&self) -> Result<()> {
+    // The sender lives as long as `self`, so this cannot fail.
     drop(
       self
-        .is_tried
+        .has_tried
         .subscribe()
-        .wait_for(|is_tried| *is_tried)
+        .wait_for(|has_tried| *has_tried)
         .await,
     );
     self.session().map(drop)
   }
 
-  /// The connection as it is.
+  /// The current session, or why there is none.
   pub fn session(&self) -> Result<Arc<Session>> {
-    self.session.load_full().ok_or_else(|| self.why())
+    self
+      .session
+      .load_full()
+      .ok_or_else(|| self.disconnect_error())
   }
 
   pub fn is_connected(&self) -> bool {
@@ -124,48 +132,51 @@ impl Node {
 
   /// Whether the last attempt to connect failed.
   pub fn connect_failed(&self) -> bool {
-    *self.is_tried.borrow() && !self.is_connected()
+    *self.has_tried.borrow() && !self.is_connected()
   }
 
-  /// The value of a key, if it is known.
+  /// The value of a key, if it is cached.
   pub fn get_now(&self, key: &str) -> Option<Option<Bytes>> {
     self.session.load().as_ref()?.cache.as_ref()?.get_now(key)
   }
 
-  /// A key may have changed.
-  pub fn forget(&self, key: &str) {
+  /// Invalidates a key in the cache.
+  pub fn invalidate(&self, key: &str) {
     if let Some(session) = &*self.session.load()
       && let Some(cache) = &session.cache
     {
-      cache.forget(key);
+      cache.invalidate(key);
     }
   }
 
-  /// Names a key that the server should have.
+  /// Sets the key whose ownership each heartbeat checks.
   pub fn set_probe(&self, key: Option<String>) {
     *self.probe.lock().unwrap_or_else(PoisonError::into_inner) = key;
   }
 
-  /// Ends it. What is under way is answered, and the rest refused with that.
-  pub fn stop(&self, why: Error) {
-    if let Some(keeper) = self.keeper.get() {
-      keeper.abort();
+  /// Stops the node. Requests in flight complete; later ones fail with `disconnect_error`.
+  pub fn stop(&self, disconnect_error: Error) {
+    if let Some(reconnect_task) = self.reconnect_task.get() {
+      reconnect_task.abort();
     }
-    self.lose(why);
-    // Who waits for the first attempt waits no longer.
-    self.is_tried.send_replace(true);
+    self.end_session(disconnect_error);
+    // Wakes up everyone who waits for the first attempt.
+    self.has_tried.send_replace(true);
   }
 
-  fn why(&self) -> Error {
+  fn disconnect_error(&self) -> Error {
     self
-      .why
+      .disconnect_error
       .lock()
       .unwrap_or_else(PoisonError::into_inner)
       .clone()
   }
 
-  fn lose(&self, why: Error) {
-    *self.why.lock().unwrap_or_else(PoisonError::into_inner) = why;
+  fn end_session(&self, disconnect_error: Error) {
+    *self
+      .disconnect_error
+      .lock()
+      .unwrap_or_else(PoisonError::into_inner) = disconnect_error;
     if let Some(session) = self.session.swap(None)
       && let Some(cache) = &session.cache
     {
@@ -173,7 +184,7 @@ impl Node {
     }
   }
 
-  async fn keep(self: Arc<Self>) {
+  async fn stay_connected(self: Arc<Self>) {
     let mut attempt = 0;
     loop {
       match Session::open(&self.settings, &self.server).await {
@@ -181,98 +192,94 @@ impl Node {
           attempt = 0;
           let session = Arc::new(session);
           self.session.store(Some(Arc::clone(&session)));
-          self.is_tried.send_replace(true);
-          let why = self.watch_over(&session).await;
-          self.lose(why);
+          self.has_tried.send_replace(true);
+          let disconnect_error = self.send_heartbeats(&session).await;
+          self.end_session(disconnect_error);
           session.connection.abort();
         }
         Err(error) => {
-          self.lose(error);
-          self.is_tried.send_replace(true);
+          self.end_session(error);
+          self.has_tried.send_replace(true);
         }
       }
-      self.trouble.notify_one();
+      self.topology_hint.notify_one();
       sleep(backoff(attempt)).await;
       attempt += 1;
     }
   }
 
-  /// Returns when the connection is lost, and why. A server that is silent for as long as it may take to
-  /// answer is lost too.
-  async fn watch_over(&self, session: &Session) -> Error {
+  /// Returns the reason when the connection is lost. A server that does not reply within the time limit
+  /// counts as lost.
+  async fn send_heartbeats(&self, session: &Session) -> Error {
     loop {
       session.pause().await;
       if session.is_lost.load(Ordering::Acquire) {
-        return errors::unreachable_for(&self.server, "the connection was lost");
+        return errors::unreachable(&self.server, "the connection was lost");
       }
-      let asked_at = Instant::now();
+      let sent_at = Instant::now();
       let probe = self
         .probe
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
       let has_probe = probe.is_some();
-      let question = match probe {
+      let command = match probe {
         Some(key) => cmd("EXISTS").arg(key).take(),
         None => cmd("PING"),
       };
-      match timeout(self.settings.timeout, session.connection.send(&question)).await {
+      match timeout(self.settings.timeout, session.connection.send(&command)).await {
         Ok(Ok(Value::ServerError(error))) => match (error.code(), has_probe) {
-          // It is there, and says so in its own way.
-          ("NOPERM", false) => session.heard(asked_at),
-          // Nobody knows then whether it has still the keys that it had.
+          // The server is alive, even though it denies `PING`.
+          ("NOPERM", false) => session.mark_fresh(sent_at),
+          // We cannot tell whether the server still owns its keys.
           ("NOPERM", true) => {}
-          // It may have become a replica of another, or have lost the others.
-          _ => self.trouble.notify_one(),
+          // It may have become a replica, or have lost the rest of the cluster.
+          _ => self.topology_hint.notify_one(),
         },
-        Ok(Ok(_)) => session.heard(asked_at),
+        Ok(Ok(_)) => session.mark_fresh(sent_at),
         Ok(Err(error)) => return error,
-        Err(_) => return errors::unreachable_for(&self.server, "it has not answered in time"),
+        Err(_) => return errors::unreachable(&self.server, errors::TIMED_OUT),
       }
     }
   }
 }
 
-/// One connection to a server, from when it is made to when it is lost, with its cache.
+/// One connection to a server, with its cache.
 pub struct Session {
   pub connection: Connection,
   cache: Option<Arc<Cache>>,
   is_lost: Arc<AtomicBool>,
-  /// Whether something was asked since the last heartbeat.
+  /// Whether a request was sent since the last heartbeat.
   is_used: AtomicBool,
   is_idle: AtomicBool,
-  /// Ends a pause.
-  stirred: Arc<Notify>,
+  /// Wakes up the heartbeat.
+  wake: Arc<Notify>,
 }
 
 impl Session {
-  async fn open(settings: &Settings, server: &Address) -> Result<Self> {
+  async fn open(settings: &RedisSettings, server: &ServerAddress) -> Result<Self> {
     let cache = Arc::new(Cache::new(Arc::clone(&settings.budget)));
     let is_lost = Arc::new(AtomicBool::new(false));
-    let stirred = Arc::new(Notify::new());
+    let wake = Arc::new(Notify::new());
     let connection = Connection::open(settings, server, {
-      let (cache, is_lost, stirred) = (
-        Arc::clone(&cache),
-        Arc::clone(&is_lost),
-        Arc::clone(&stirred),
-      );
-      move |told| match told {
-        PushEvent::KeysChanged(keys) => keys.iter().for_each(|key| cache.forget(key)),
-        PushEvent::AllChanged => cache.forget_all(),
+      let (cache, is_lost, wake) = (Arc::clone(&cache), Arc::clone(&is_lost), Arc::clone(&wake));
+      move |event| match event {
+        PushEvent::KeysChanged(keys) => keys.iter().for_each(|key| cache.invalidate(key)),
+        PushEvent::AllChanged => cache.invalidate_all(),
         PushEvent::Disconnected => {
           cache.close();
           is_lost.store(true, Ordering::Release);
-          stirred.notify_one();
+          wake.notify_one();
         }
       }
     })
     .await?;
-    let is_cached = !settings.budget.is_none() && connection.has_push && {
+    let is_cached = !settings.budget.is_zero() && connection.has_push && {
       let track = cmd("CLIENT").arg("TRACKING").arg("ON").take();
       let tracked = timeout(settings.timeout, connection.send(&track)).await;
-      let late = || errors::unreachable_for(server, "it has not answered in time");
-      // Who may not have it, or where there is none, does without.
-      !matches!(tracked.map_err(|_| late())??, Value::ServerError(_))
+      let timed_out = || errors::unreachable(server, errors::TIMED_OUT);
+      // If the server denies tracking or does not support it, there is no cache.
+      !matches!(tracked.map_err(|_| timed_out())??, Value::ServerError(_))
     };
     Ok(Self {
       connection,
@@ -280,7 +287,7 @@ impl Session {
       is_lost,
       is_used: AtomicBool::new(false),
       is_idle: AtomicBool::new(false),
-      stirred,
+      wake,
     })
   }
 
@@ -293,61 +300,62 @@ impl Session {
     let mut is_awake = was_used();
     if !is_awake {
       self.is_idle.store(true, Ordering::SeqCst);
-      // Somebody may not have seen that in time.
+      // A request may have missed the flag.
       is_awake = was_used();
     }
-    let pause = if is_awake { HEARTBEAT } else { IDLE };
-    // That it is over, or that somebody stirred, is the same here.
-    drop(timeout(pause, self.stirred.notified()).await);
+    let pause = if is_awake { HEARTBEAT } else { IDLE_HEARTBEAT };
+    // A timeout and a wake-up are equivalent here.
+    drop(timeout(pause, self.wake.notified()).await);
     self.is_idle.store(false, Ordering::SeqCst);
   }
 
-  fn stir(&self) {
+  fn mark_used(&self) {
     self.is_used.store(true, Ordering::SeqCst);
     if self.is_idle.swap(false, Ordering::SeqCst) {
-      self.stirred.notify_one();
+      self.wake.notify_one();
     }
   }
 
-  fn heard(&self, asked_at: Instant) {
+  fn mark_fresh(&self, sent_at: Instant) {
     if let Some(cache) = &self.cache {
-      cache.heard(asked_at);
+      cache.mark_fresh(sent_at);
     }
   }
 
-  /// Sends requests, one after the other, and returns the answers. With `is_asking` they are for keys that
-  /// are on their way from another server of the cluster to this one.
+  /// Sends requests in a pipeline, and returns the replies. `is_asking` is for keys that are migrating from
+  /// another server of the cluster to this one.
   pub async fn exchange(
     &self,
     requests: &[&Request<'_>],
     is_asking: bool,
   ) -> Result<Vec<RedisReply>> {
-    self.stir();
-    let asked_at = Instant::now();
+    self.mark_used();
+    let sent_at = Instant::now();
     let cache = self.cache.as_deref();
-    // What is written is forgotten when that is answered, or given up: before whoever waits is told.
-    let _written: Vec<_> = requests
+    // Written keys are invalidated when this function ends, also if it is canceled: before the caller sees
+    // the reply.
+    let _invalidations: Vec<_> = requests
       .iter()
       .filter(|request| request.effect == Effect::Write)
-      .filter_map(|request| Some(Written(cache?, request.key)))
+      .filter_map(|request| Some(InvalidateOnDrop(cache?, request.key)))
       .collect();
-    let mut asked: Vec<Option<Asked<'_>>> = requests
+    let mut pending_reads: Vec<Option<PendingRead<'_>>> = requests
       .iter()
       .map(|request| match request.effect {
-        Effect::Get if !is_asking => cache.map(|cache| cache.ask(request.key)),
+        Effect::Get if !is_asking => cache.map(|cache| cache.begin_read(request.key)),
         _ => None,
       })
       .collect();
-    let values = match (requests, &asked[..]) {
+    let values = match (requests, &pending_reads[..]) {
       ([request], [None]) if !is_asking => vec![self.connection.send(&request.command).await?],
       _ => {
         let mut pipeline = Pipeline::with_capacity(requests.len() * 2);
-        for (request, asked) in requests.iter().zip(&asked) {
+        for (request, pending_read) in requests.iter().zip(&pending_reads) {
           if is_asking {
             pipeline.cmd("ASKING");
           }
           pipeline.add_command(request.command.clone());
-          if asked.is_some() {
+          if pending_read.is_some() {
             pipeline.cmd("PTTL").arg(request.key);
           }
         }
@@ -360,25 +368,25 @@ impl Session {
         .next()
         .ok_or_else(|| self.connection.unexpected_reply())
     };
-    let mut answers = Vec::with_capacity(requests.len());
-    for (request, asked) in requests.iter().zip(&mut asked) {
+    let mut replies = Vec::with_capacity(requests.len());
+    for (request, pending_read) in requests.iter().zip(&mut pending_reads) {
       if is_asking {
         next()?;
       }
-      let answer = self.answer(request, next()?)?;
-      if let Some(asked) = asked.take() {
+      let reply = self.parse_reply(request, next()?)?;
+      if let Some(pending_read) = pending_read.take() {
         let lifetime = next()?;
-        if let RedisReply::Value(value) = &answer {
-          self.heard(asked_at);
-          keep(asked, value.clone(), &lifetime);
+        if let RedisReply::Value(value) = &reply {
+          self.mark_fresh(sent_at);
+          cache_value(pending_read, value.clone(), &lifetime);
         }
       }
-      answers.push(answer);
+      replies.push(reply);
     }
-    Ok(answers)
+    Ok(replies)
   }
 
-  fn answer(&self, request: &Request<'_>, value: Value) -> Result<RedisReply> {
+  fn parse_reply(&self, request: &Request<'_>, value: Value) -> Result<RedisReply> {
     match (request.effect, value) {
       (Effect::Get, Value::Nil) => Ok(RedisReply::Value(None)),
       (Effect::Get, Value::BulkString(bytes)) => Ok(RedisReply::Value(Some(bytes.into()))),
@@ -389,26 +397,26 @@ impl Session {
   }
 }
 
-/// Puts a value into the cache, given what `PTTL` says.
-fn keep(asked: Asked<'_>, value: Option<Bytes>, lifetime: &Value) {
-  const FOR_EVER: i64 = -1;
+/// Caches a value, with the lifetime that `PTTL` returned.
+fn cache_value(pending_read: PendingRead<'_>, value: Option<Bytes>, lifetime: &Value) {
+  const NO_LIFETIME: i64 = -1;
   const NO_KEY: i64 = -2;
   match (value, lifetime) {
-    (None, Value::Int(NO_KEY)) => asked.answered(None, None),
-    (Some(value), Value::Int(FOR_EVER)) => asked.answered(Some(value), None),
+    (None, Value::Int(NO_KEY)) => pending_read.complete(None, None),
+    (Some(value), Value::Int(NO_LIFETIME)) => pending_read.complete(Some(value), None),
     (Some(value), Value::Int(milliseconds @ 1..)) => {
       let lifetime = Duration::from_millis(milliseconds.unsigned_abs());
-      asked.answered(Some(value), Some(lifetime));
+      pending_read.complete(Some(value), Some(lifetime));
     }
-    // It has changed in between.
+    // The key changed between the two commands.
     _ => {}
   }
 }
 
-struct Written<'a>(&'a Cache, &'a str);
+struct InvalidateOnDrop<'a>(&'a Cache, &'a str);
 
-impl Drop for Written<'_> {
+impl Drop for InvalidateOnDrop<'_> {
   fn drop(&mut self) {
-    self.0.forget(self.1);
+    self.0.invalidate(self.1);
   }
 }

@@ -1,9 +1,8 @@
-//! The servers of a store: one, or those of a cluster, and which of them has which key.
+//! The servers of a store: a single one, or a cluster's, and the routing of keys to them.
 //!
-//! The routing is our own, and not that of the library's cluster client, since the cache and its
-//! correctness hang on single connections: each must have been told to track before it reads, is to drop
-//! its cache when it is lost, and has a heartbeat. Inside the library's client connections come and go
-//! without a sign.
+//! We route requests ourselves rather than with the library's cluster client, because the cache depends on
+//! individual connections: each must start tracking before its first read, drop its cache when it is lost,
+//! and send heartbeats. The library's client opens and closes connections without notice.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,29 +19,30 @@ use tokio::time::{sleep, timeout};
 use super::connection::{Connection, text};
 use super::errors;
 use super::node::{Node, RedisReply, Request};
-use super::settings::{Address, Settings};
+use super::settings::{RedisSettings, ServerAddress};
 use crate::store::Bytes;
 use crate::{Code, Error, Result};
 
-/// Into how many slots a cluster divides its keys.
+/// The number of hash slots of a cluster.
 const SLOTS: u16 = 16_384;
 
-/// How often a cluster is asked for its servers where nothing happens.
+/// How often to refresh the topology of a healthy cluster.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often while one of them is missing.
+/// How often to refresh it while a server is unreachable.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long there is between two looks, whatever happens.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The shortest interval between two refreshes.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How often a request is sent on to another server.
+/// How many redirects a request may follow.
 const MAX_REDIRECTS: usize = 8;
 
-/// How long to wait where keys of a request are just moving.
-const MOVING: Duration = Duration::from_millis(10);
+/// How long to wait before retrying while keys of a request migrate.
+const MIGRATION_RETRY: Duration = Duration::from_millis(10);
 
-/// The slot of a key: of what is between the first { and the next }, if there is something.
+/// The hash slot of a key, computed from its hash tag: the text between the first { and the next }, unless it
+/// is empty.
 fn slot(key: &str) -> u16 {
   let tag = key
     .split_once('{')
@@ -52,15 +52,15 @@ fn slot(key: &str) -> u16 {
   crc16::State::<crc16::XMODEM>::calculate(tag.unwrap_or(key).as_bytes()) % SLOTS
 }
 
-/// Which server has which key.
-struct Map {
-  /// In the order of their addresses.
+/// Maps keys to servers.
+struct SlotMap {
+  /// Sorted by address.
   nodes: Vec<Arc<Node>>,
-  /// The place of the node of each slot; nothing where there is one node for all keys.
+  /// For each slot, the index of its node. Empty if there is a single server.
   slots: Vec<Option<u16>>,
 }
 
-impl Map {
+impl SlotMap {
   fn node(&self, key: &str) -> Option<&Arc<Node>> {
     match self.slots.is_empty() {
       true => self.nodes.first(),
@@ -72,42 +72,42 @@ impl Map {
   }
 }
 
-/// Servers to which others have sent us and which are not in the map, or not yet.
+/// Nodes that are not in the map, or not yet: targets of redirects.
 #[derive(Default)]
-struct Others {
-  nodes: HashMap<Address, Arc<Node>>,
+struct UnmappedNodes {
+  nodes: HashMap<ServerAddress, Arc<Node>>,
   is_stopped: bool,
 }
 
-/// The servers.
+/// The servers of a store.
 pub struct Servers {
-  pub settings: Arc<Settings>,
-  map: ArcSwap<Map>,
-  /// Locked while the map is changed too, so that nothing begins when all has been stopped.
-  others: Mutex<Others>,
-  primaries: watch::Sender<Vec<Address>>,
-  trouble: Arc<Notify>,
-  /// Whom to ask first, so that it is not always the same.
-  turn: AtomicUsize,
-  keeper: OnceLock<AbortHandle>,
+  pub settings: Arc<RedisSettings>,
+  map: ArcSwap<SlotMap>,
+  /// Also locked while the map is replaced, so that no node starts after `stop`.
+  unmapped: Mutex<UnmappedNodes>,
+  primaries: watch::Sender<Vec<ServerAddress>>,
+  topology_hint: Arc<Notify>,
+  /// Round-robin counter: which server to ask first for the topology.
+  next_server: AtomicUsize,
+  refresh_task: OnceLock<AbortHandle>,
 }
 
 impl Servers {
-  /// Connects to them.
-  pub async fn open(settings: Settings) -> Result<Arc<Self>> {
+  /// Connects to the servers.
+  pub async fn open(settings: RedisSettings) -> Result<Arc<Self>> {
     let settings = Arc::new(settings);
-    let trouble = Arc::new(Notify::new());
-    let map = Map {
+    let topology_hint = Arc::new(Notify::new());
+    let map = SlotMap {
       nodes: Vec::new(),
       slots: Vec::new(),
     };
     let servers = Arc::new(Self {
       map: ArcSwap::from_pointee(map),
-      others: Mutex::default(),
+      unmapped: Mutex::default(),
       primaries: watch::Sender::default(),
-      trouble,
-      turn: AtomicUsize::new(0),
-      keeper: OnceLock::new(),
+      topology_hint,
+      next_server: AtomicUsize::new(0),
+      refresh_task: OnceLock::new(),
       settings,
     });
     let opened = servers.connect().await;
@@ -120,26 +120,28 @@ impl Servers {
   async fn connect(self: &Arc<Self>) -> Result<()> {
     if !self.settings.is_cluster {
       let servers = self.settings.servers.iter();
-      let nodes: Vec<_> = servers.map(|server| self.other(server)).collect();
-      let tried = join_all(nodes.iter().map(|node| node.tried())).await;
+      let nodes: Vec<_> = servers.map(|server| self.unmapped_node(server)).collect();
+      let attempts = join_all(nodes.iter().map(|node| node.wait_for_first_attempt())).await;
       self.publish(nodes, Vec::new());
-      return self.unless_required(tried.into_iter().collect());
+      return self.unless_required(attempts.into_iter().collect());
     }
     self.unless_required(self.connect_to_cluster().await)?;
     let this = Arc::clone(self);
-    let keeper = tokio::spawn(async move { this.keep().await });
-    self.keeper.get_or_init(|| keeper.abort_handle());
+    let refresh_task = tokio::spawn(async move { this.keep_topology_fresh().await });
+    self
+      .refresh_task
+      .get_or_init(|| refresh_task.abort_handle());
     Ok(())
   }
 
   async fn connect_to_cluster(self: &Arc<Self>) -> Result<()> {
     self.refresh_topology().await?;
     let map = self.map.load_full();
-    let tried = join_all(map.nodes.iter().map(|node| node.tried())).await;
-    tried.into_iter().collect()
+    let attempts = join_all(map.nodes.iter().map(|node| node.wait_for_first_attempt())).await;
+    attempts.into_iter().collect()
   }
 
-  /// Lets it pass that servers cannot be reached, if they need not be there yet.
+  /// Ignores unreachable servers if they are not required.
   fn unless_required(&self, connected: Result<()>) -> Result<()> {
     match connected {
       Err(error) if error.code == Code::StoreUnavailable && !self.settings.is_required => Ok(()),
@@ -147,36 +149,36 @@ impl Servers {
     }
   }
 
-  fn others(&self) -> MutexGuard<'_, Others> {
-    self.others.lock().unwrap_or_else(PoisonError::into_inner)
+  fn unmapped(&self) -> MutexGuard<'_, UnmappedNodes> {
+    self.unmapped.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
-  /// A server that is not in the map.
-  fn other(&self, server: &Address) -> Arc<Node> {
-    let mut others = self.others();
-    let is_stopped = others.is_stopped;
-    let node = others
+  /// Gets or starts the node of a server that is not in the map.
+  fn unmapped_node(&self, server: &ServerAddress) -> Arc<Node> {
+    let mut unmapped = self.unmapped();
+    let is_stopped = unmapped.is_stopped;
+    let node = unmapped
       .nodes
       .entry(server.clone())
-      .or_insert_with(|| Node::start(&self.settings, server.clone(), &self.trouble));
+      .or_insert_with(|| Node::start(&self.settings, server.clone(), &self.topology_hint));
     if is_stopped {
       node.stop(closed());
     }
     Arc::clone(node)
   }
 
-  /// Goes by another map.
+  /// Replaces the map.
   fn publish(&self, nodes: Vec<Arc<Node>>, slots: Vec<Option<u16>>) {
-    let mut others = self.others();
-    if others.is_stopped {
+    let mut unmapped = self.unmapped();
+    if unmapped.is_stopped {
       return;
     }
-    others.nodes.retain(|server, other| {
+    unmapped.nodes.retain(|server, node| {
       let is_in_map = nodes.iter().any(|node| node.server == *server);
-      if !is_in_map && other.connect_failed() {
-        other.stop(errors::unreachable_for(
+      if !is_in_map && node.connect_failed() {
+        node.stop(errors::unreachable(
           server,
-          "it is no server of the cluster any more",
+          "it is no longer part of the cluster",
         ));
         return false;
       }
@@ -187,7 +189,7 @@ impl Servers {
 
   fn publish_locked(&self, nodes: Vec<Arc<Node>>, slots: Vec<Option<u16>>) {
     let primaries: Vec<_> = nodes.iter().map(|node| node.server.clone()).collect();
-    self.map.store(Arc::new(Map { nodes, slots }));
+    self.map.store(Arc::new(SlotMap { nodes, slots }));
     self.primaries.send_if_modified(|before| {
       let has_changed = *before != primaries;
       *before = primaries;
@@ -195,18 +197,17 @@ impl Servers {
     });
   }
 
-  /// The servers that keys are read from and written to, as they are and as they change. None when all is
-  /// over.
-  pub fn primaries(&self) -> watch::Receiver<Vec<Address>> {
+  /// The addresses of the primaries, and their changes. Empty once the store is closed.
+  pub fn primaries(&self) -> watch::Receiver<Vec<ServerAddress>> {
     self.primaries.subscribe()
   }
 
-  /// The same, as of now, in a fixed order.
+  /// The current primaries, in a fixed order.
   pub fn nodes(&self) -> Vec<Arc<Node>> {
     self.map.load().nodes.clone()
   }
 
-  /// The server that has a key, for messages.
+  /// The address of the server that owns a key, for messages.
   pub fn server_of(&self, key: &str) -> String {
     let map = self.map.load();
     map
@@ -215,103 +216,104 @@ impl Servers {
       .unwrap_or_default()
   }
 
-  /// The value of a key, if it is known.
+  /// The value of a key, if it is cached.
   pub fn get_now(&self, key: &str) -> Option<Option<Bytes>> {
     self.map.load().node(key)?.get_now(key)
   }
 
-  /// A key may have changed.
-  pub fn forget(&self, key: &str) {
+  /// Invalidates a key in its server's cache.
+  pub fn invalidate(&self, key: &str) {
     if let Some(node) = self.map.load().node(key) {
-      node.forget(key);
+      node.invalidate(key);
     }
   }
 
-  /// Ends all connections. What is under way is answered.
+  /// Closes all connections. Requests in flight complete.
   pub fn stop(&self) {
-    if let Some(keeper) = self.keeper.get() {
-      keeper.abort();
+    if let Some(refresh_task) = self.refresh_task.get() {
+      refresh_task.abort();
     }
-    let mut others = self.others();
-    others.is_stopped = true;
-    let others = std::mem::take(&mut others.nodes);
-    for node in self.map.load().nodes.iter().chain(others.values()) {
+    let mut unmapped = self.unmapped();
+    unmapped.is_stopped = true;
+    let unmapped = std::mem::take(&mut unmapped.nodes);
+    for node in self.map.load().nodes.iter().chain(unmapped.values()) {
       node.stop(closed());
     }
     self.publish_locked(Vec::new(), Vec::new());
   }
 
-  /// Sends requests to the servers that have their keys, and returns the answers.
+  /// Sends requests to the servers that own their keys, and returns the replies.
   pub async fn run(&self, requests: &[Request<'_>]) -> Result<Vec<RedisReply>> {
     let running = timeout(self.settings.timeout, self.route(requests)).await;
     running.unwrap_or_else(|_| {
       let limit = self.settings.timeout.as_millis();
       let message = format!(
-        "Redis has not answered within {limit} ms (timeoutMs); what was asked may have been done"
+        "Redis did not answer within {limit} ms (timeoutMs); the operation may have been performed"
       );
       Err(Error::new(Code::StoreUnavailable, message))
     })
   }
 
   async fn route(&self, requests: &[Request<'_>]) -> Result<Vec<RedisReply>> {
-    let mut answers: Vec<Option<RedisReply>> = requests.iter().map(|_| None).collect();
-    let mut todo = Vec::with_capacity(requests.len());
+    let mut replies: Vec<Option<RedisReply>> = requests.iter().map(|_| None).collect();
+    let mut pending = Vec::with_capacity(requests.len());
     let map = self.map.load_full();
     for (index, request) in requests.iter().enumerate() {
-      let node = map.node(request.key).ok_or_else(|| self.nobody_has())?;
-      todo.push((index, Arc::clone(node), false));
+      let node = map
+        .node(request.key)
+        .ok_or_else(|| self.no_server_error())?;
+      pending.push((index, Arc::clone(node), false));
     }
     drop(map);
     for _ in 0..=MAX_REDIRECTS {
-      let groups = grouped(std::mem::take(&mut todo));
+      let groups = group_by_node(std::mem::take(&mut pending));
       let exchanges = groups.iter().map(async |(node, is_asking, indices)| {
         let requests: Vec<_> = indices.iter().map(|index| &requests[*index]).collect();
         node.session()?.exchange(&requests, *is_asking).await
       });
       let exchanged = join_all(exchanges).await;
-      let mut is_moving = false;
+      let mut is_migrating = false;
       for ((node, is_asking, indices), exchanged) in groups.into_iter().zip(exchanged) {
-        for (index, answer) in indices.into_iter().zip(exchanged?) {
-          match self.redirected(&node, &answer) {
-            None => answers[index] = Some(answer),
+        for (index, reply) in indices.into_iter().zip(exchanged?) {
+          match self.redirect(&node, &reply) {
+            None => replies[index] = Some(reply),
             Some(Redirect::Wait) => {
-              is_moving = true;
-              todo.push((index, Arc::clone(&node), is_asking));
+              is_migrating = true;
+              pending.push((index, Arc::clone(&node), is_asking));
             }
             Some(Redirect::To(server, is_asking)) => {
-              node.forget(requests[index].key);
-              todo.push((index, self.node_at(&server).await?, is_asking));
+              node.invalidate(requests[index].key);
+              pending.push((index, self.node_at(&server).await?, is_asking));
             }
           }
         }
       }
-      if todo.is_empty() {
-        return answers
+      if pending.is_empty() {
+        return replies
           .into_iter()
-          .map(|answer| answer.ok_or_else(|| self.nobody_has()))
+          .map(|reply| reply.ok_or_else(|| self.no_server_error()))
           .collect();
       }
-      if is_moving {
-        sleep(MOVING).await;
+      if is_migrating {
+        sleep(MIGRATION_RETRY).await;
       }
     }
-    Err(self.nobody_has())
+    Err(self.no_server_error())
   }
 
-  /// There is no server that can be asked.
-  fn nobody_has(&self) -> Error {
-    match self.others().is_stopped {
+  fn no_server_error(&self) -> Error {
+    match self.unmapped().is_stopped {
       true => closed(),
       false => Error::new(
         Code::StoreUnavailable,
-        "no server of the Redis cluster has the key now; the cluster is being changed, or is not whole",
+        "no server of the Redis cluster holds the key now: the cluster is being reconfigured, or is incomplete; try again",
       ),
     }
   }
 
-  /// Whether the cluster wants the request to go elsewhere.
-  fn redirected(&self, node: &Node, answer: &RedisReply) -> Option<Redirect> {
-    let RedisReply::Other(Value::ServerError(error)) = answer else {
+  /// Whether the reply redirects the request.
+  fn redirect(&self, node: &Node, reply: &RedisReply) -> Option<Redirect> {
+    let RedisReply::Other(Value::ServerError(error)) = reply else {
       return None;
     };
     if !self.settings.is_cluster {
@@ -326,65 +328,65 @@ impl Servers {
     let (_, server) = error.details()?.split_once(' ')?;
     let (host, port) = server.rsplit_once(':')?;
     if !is_asking {
-      self.trouble.notify_one();
+      self.topology_hint.notify_one();
     }
-    // It leaves out the host where that is its own.
+    // A server leaves out the host if it is its own.
     let host = if host.is_empty() {
       &node.server.host
     } else {
       host
     };
-    let server = Address {
+    let server = ServerAddress {
       host: host.to_owned(),
       port: port.parse().ok()?,
     };
     Some(Redirect::To(server, is_asking))
   }
 
-  /// The node of a server, in the map or not.
-  async fn node_at(&self, server: &Address) -> Result<Arc<Node>> {
+  /// The node of a server, whether or not it is in the map.
+  async fn node_at(&self, server: &ServerAddress) -> Result<Arc<Node>> {
     let map = self.map.load_full();
     if let Some(node) = map.nodes.iter().find(|node| node.server == *server) {
       return Ok(Arc::clone(node));
     }
-    let node = self.other(server);
-    node.tried().await?;
+    let node = self.unmapped_node(server);
+    node.wait_for_first_attempt().await?;
     Ok(node)
   }
 
-  /// Looks after the cluster.
-  async fn keep(&self) {
+  /// Refreshes the topology periodically and on hints.
+  async fn keep_topology_fresh(&self) {
     loop {
-      let is_whole = self.map.load().nodes.iter().all(|node| node.is_connected());
-      let pause = if is_whole {
+      let is_healthy = self.map.load().nodes.iter().all(|node| node.is_connected());
+      let pause = if is_healthy {
         REFRESH_INTERVAL
       } else {
         RETRY_INTERVAL
       };
-      // That it is over, or that there is trouble, is the same here.
-      drop(timeout(pause, self.trouble.notified()).await);
-      // Who cannot be asked now is asked soon.
+      // A timeout and a hint are equivalent here.
+      drop(timeout(pause, self.topology_hint.notified()).await);
+      // A failed refresh is retried soon.
       drop(self.refresh_topology().await);
-      sleep(PAUSE).await;
+      sleep(MIN_REFRESH_INTERVAL).await;
     }
   }
 
-  /// Asks which server has which slots, and uses that from now on.
+  /// Asks the cluster which server owns which slots, and replaces the map.
   async fn refresh_topology(&self) -> Result<()> {
-    let ranges = self.ranges().await?;
+    let slot_ranges = self.slot_ranges().await?;
     let map = self.map.load_full();
     let mut nodes = BTreeMap::new();
-    for (_, _, server) in &ranges {
+    for (_, _, server) in &slot_ranges {
       nodes.entry(server.clone()).or_insert_with(|| {
         let node = map.nodes.iter().find(|node| node.server == *server);
-        node.cloned().unwrap_or_else(|| self.other(server))
+        node.cloned().unwrap_or_else(|| self.unmapped_node(server))
       });
     }
-    // Who is new is published when it can be used.
-    drop(join_all(nodes.values().map(|node| node.tried())).await);
+    // Wait until new nodes are usable, or have failed.
+    drop(join_all(nodes.values().map(|node| node.wait_for_first_attempt())).await);
     let mut slots = vec![None; SLOTS.into()];
     let indices: HashMap<_, _> = nodes.keys().zip(0_u16..).collect();
-    for (first, last, server) in &ranges {
+    for (first, last, server) in &slot_ranges {
       if let Some(slots) = slots.get_mut(usize::from(*first)..=usize::from(*last)) {
         slots.fill(indices.get(server).copied());
       }
@@ -402,27 +404,27 @@ impl Servers {
     }
     self.publish(nodes, slots);
     for node in gone {
-      let why = "it is no primary of the cluster any more";
-      node.stop(errors::unreachable_for(&node.server, why));
+      let why = "it is no longer a primary of the cluster";
+      node.stop(errors::unreachable(&node.server, why));
     }
     Ok(())
   }
 
-  async fn ranges(&self) -> Result<Vec<(u16, u16, Address)>> {
+  async fn slot_ranges(&self) -> Result<Vec<(u16, u16, ServerAddress)>> {
     let nodes = self.nodes();
-    let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+    let next_server = self.next_server.fetch_add(1, Ordering::Relaxed);
     for index in 0..nodes.len() {
-      let node = &nodes[(turn + index) % nodes.len()];
+      let node = &nodes[(next_server + index) % nodes.len()];
       if let Ok(session) = node.session()
-        && let Ok(ranges) = self.ranges_from(&session.connection).await
+        && let Ok(slot_ranges) = self.slot_ranges_from(&session.connection).await
       {
-        return Ok(ranges);
+        return Ok(slot_ranges);
       }
     }
-    let mut result = Err(self.nobody_has());
+    let mut result = Err(self.no_server_error());
     for server in &self.settings.servers {
       result = match Connection::open(&self.settings, server, |_| {}).await {
-        Ok(connection) => self.ranges_from(&connection).await,
+        Ok(connection) => self.slot_ranges_from(&connection).await,
         Err(error) => Err(error),
       };
       if result.is_ok() {
@@ -432,25 +434,28 @@ impl Servers {
     result
   }
 
-  async fn ranges_from(&self, connection: &Connection) -> Result<Vec<(u16, u16, Address)>> {
-    let question = cmd("CLUSTER").arg("SLOTS").take();
-    let asked = timeout(self.settings.timeout, connection.send_checked(&question)).await;
-    let late = || errors::unreachable_for(&connection.server, "it has not answered in time");
-    let Value::Array(ranges) = asked.map_err(|_| late())?? else {
+  async fn slot_ranges_from(
+    &self,
+    connection: &Connection,
+  ) -> Result<Vec<(u16, u16, ServerAddress)>> {
+    let command = cmd("CLUSTER").arg("SLOTS").take();
+    let reply = timeout(self.settings.timeout, connection.send_checked(&command)).await;
+    let timed_out = || errors::unreachable(&connection.server, errors::TIMED_OUT);
+    let Value::Array(slot_ranges) = reply.map_err(|_| timed_out())?? else {
       return Err(connection.unexpected_reply());
     };
-    let ranges = ranges
+    let slot_ranges = slot_ranges
       .into_iter()
-      .map(|range| range_of(range, &connection.server.host));
-    ranges
+      .map(|range| parse_slot_range(range, &connection.server.host));
+    slot_ranges
       .collect::<Option<_>>()
       .ok_or_else(|| connection.unexpected_reply())
   }
 }
 
 enum Redirect {
-  /// To that server, and whether the key is only on its way there.
-  To(Address, bool),
+  /// To a server, and whether the key is still migrating to it.
+  To(ServerAddress, bool),
   Wait,
 }
 
@@ -458,12 +463,12 @@ fn closed() -> Error {
   Error::new(Code::Closed, "the store is closed")
 }
 
-type Group = (Arc<Node>, bool, Vec<usize>);
+type RequestGroup = (Arc<Node>, bool, Vec<usize>);
 
-/// The requests for each server, in their order.
-fn grouped(todo: Vec<(usize, Arc<Node>, bool)>) -> Vec<Group> {
-  let mut groups: Vec<Group> = Vec::new();
-  for (index, node, is_asking) in todo {
+/// Groups requests by server, preserving their order.
+fn group_by_node(pending: Vec<(usize, Arc<Node>, bool)>) -> Vec<RequestGroup> {
+  let mut groups: Vec<RequestGroup> = Vec::new();
+  for (index, node, is_asking) in pending {
     let same = groups
       .iter_mut()
       .find(|(other, other_asking, _)| Arc::ptr_eq(other, &node) && *other_asking == is_asking);
@@ -475,8 +480,9 @@ fn grouped(todo: Vec<(usize, Arc<Node>, bool)>) -> Vec<Group> {
   groups
 }
 
-/// A line of `CLUSTER SLOTS`: the first slot, the last, the primary, its replicas. `host` is who says so.
-fn range_of(range: Value, host: &str) -> Option<(u16, u16, Address)> {
+/// Parses a line of `CLUSTER SLOTS`: the first slot, the last, the primary, its replicas. `host` is the
+/// server that sent it.
+fn parse_slot_range(range: Value, host: &str) -> Option<(u16, u16, ServerAddress)> {
   let Value::Array(range) = range else {
     return None;
   };
@@ -487,12 +493,12 @@ fn range_of(range: Value, host: &str) -> Option<(u16, u16, Address)> {
   };
   let mut primary = primary.into_iter();
   let named = primary.next().and_then(text);
-  // It leaves out the host where that is its own, and says ? where it has no name.
+  // A server leaves out the host if it is its own, and sends ? if it has no name.
   let host = named
     .filter(|named| !named.is_empty() && named != "?")
     .unwrap_or_else(|| host.to_owned());
   let port = number(&primary.next()?)?;
-  (first <= last && last < SLOTS).then_some((first, last, Address { host, port }))
+  (first <= last && last < SLOTS).then_some((first, last, ServerAddress { host, port }))
 }
 
 fn number(value: &Value) -> Option<u16> {
@@ -502,12 +508,12 @@ fn number(value: &Value) -> Option<u16> {
   }
 }
 
-/// Finds a key for each node that it should have.
+/// Sets, for each node, a probe key that it owns according to the map.
 fn set_probes(nodes: &[Arc<Node>], slots: &[Option<u16>]) {
-  // Of so many keys each slot has some.
-  const TRIED: u32 = 300_000;
+  // Enough keys to hit every slot.
+  const MAX_PROBES: u32 = 300_000;
   let mut probes = vec![None; nodes.len()];
-  for number in 0..TRIED {
+  for number in 0..MAX_PROBES {
     if probes.iter().all(Option::is_some) {
       break;
     }
@@ -529,8 +535,8 @@ mod tests {
   use super::*;
 
   #[test]
-  fn the_slot_of_a_key_is_that_of_what_stands_in_braces() {
-    // As CLUSTER KEYSLOT says.
+  fn the_slot_of_a_key_is_that_of_its_hash_tag() {
+    // The results of CLUSTER KEYSLOT.
     assert_eq!(slot("123456789"), 12_739);
     assert_eq!(slot("foo"), 12_182);
     assert_eq!(slot("{foo}.bar"), slot("foo"));

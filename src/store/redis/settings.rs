@@ -1,4 +1,4 @@
-//! What a URL and its options say.
+//! Parses a URL and its options.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,15 +18,15 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 const DEFAULT_CACHE_BYTES: usize = 64 << 20;
 const DEFAULT_PORT: u16 = 6379;
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Address {
-  /// A name or an IP address, that of IPv6 without brackets.
+pub struct ServerAddress {
+  /// A name or an IP address, IPv6 without brackets.
   pub host: String,
   pub port: u16,
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for ServerAddress {
   fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match self.host.contains(':') {
       true => write!(f, "[{}]:{}", self.host, self.port),
@@ -35,22 +35,23 @@ impl fmt::Display for Address {
   }
 }
 
-/// How the servers of a store are connected to.
-pub struct Settings {
-  /// One, or some of a cluster.
-  pub servers: Vec<Address>,
+/// How to connect to the servers of a store.
+pub struct RedisSettings {
+  /// The server, or some servers of the cluster.
+  pub servers: Vec<ServerAddress>,
   pub is_cluster: bool,
   pub login: RedisConnectionInfo,
   pub tls: Option<Arc<rustls::ClientConfig>>,
-  /// How long it may take to connect, and to answer.
+  /// The time limit for connecting, and for each answer.
   pub timeout: Duration,
-  /// Whether the store is not opened before they can be reached.
+  /// Whether opening the store fails if a server cannot be reached.
   pub is_required: bool,
   pub budget: Arc<Budget>,
 }
 
-impl Settings {
-  /// From the scheme of a URL and what follows its colon. Errors quote nothing of it.
+impl RedisSettings {
+  /// Parses a URL, given as its scheme and everything after the colon. Errors quote nothing of it, as it may
+  /// contain a password.
   pub fn new(scheme: &str, rest: &str, options: &OpenOptions) -> Result<Self> {
     let (has_tls, is_cluster) = match scheme {
       "redis" => (false, false),
@@ -61,8 +62,8 @@ impl Settings {
     let rest = rest.strip_prefix("//").ok_or_else(bad_url)?;
     if rest.contains(['?', '#']) {
       return Err(invalid(
-        "the URL of a Redis server has no query and no fragment; pass options to openStore, and write \
-         special characters of a password as %3F and the like",
+        "the URL of a Redis server cannot have a query or a fragment; pass options to openStore, and write \
+         special characters of a password as percent escapes, such as %3F",
       ));
     }
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -72,7 +73,9 @@ impl Settings {
       false => vec![address(hosts)?],
     };
     if is_cluster && !matches!(path, "" | "0") {
-      return Err(invalid("a Redis cluster has database 0 only"));
+      return Err(invalid(
+        "a Redis cluster only has database 0; leave the database out of the URL",
+      ));
     }
     Ok(Self {
       servers,
@@ -94,13 +97,13 @@ fn invalid(message: &str) -> Error {
 
 fn bad_url() -> Error {
   invalid(
-    "the URL of a Redis server is redis://user:password@host:port/database, of which only the host has to \
-     be there, and that of a cluster redis+cluster://user:password@host:port,host:port; write special \
-     characters of a password as %40 and the like",
+    "the Redis URL is invalid; write redis://user:password@host:port/database for a server, where only the \
+     host is required, or redis+cluster://user:password@host:port,host:port for a cluster, with special \
+     characters of a password as percent escapes, such as %40",
   )
 }
 
-fn address(text: &str) -> Result<Address> {
+fn address(text: &str) -> Result<ServerAddress> {
   if text.contains(',') {
     return Err(bad_url());
   }
@@ -109,7 +112,7 @@ fn address(text: &str) -> Result<Address> {
     url::Host::Ipv6(address) => address.to_string(),
     host => host.to_string(),
   };
-  Ok(Address {
+  Ok(ServerAddress {
     host,
     port: url.port().unwrap_or(DEFAULT_PORT),
   })
@@ -138,12 +141,15 @@ fn login(user: &str, database: &str) -> Result<RedisConnectionInfo> {
 }
 
 fn tls(has_tls: bool, ca: Option<&[u8]>) -> Result<Option<Arc<rustls::ClientConfig>>> {
-  let bad_ca =
-    || invalid("ca must be certificates as PEM text: -----BEGIN CERTIFICATE----- and so on");
+  let bad_ca = || {
+    invalid("ca must be certificates as PEM text, each beginning with -----BEGIN CERTIFICATE-----")
+  };
   let roots = match (has_tls, ca) {
     (false, None) => return Ok(None),
     (false, Some(_)) => {
-      return Err(invalid("ca is for rediss:// and rediss+cluster://"));
+      return Err(invalid(
+        "ca only applies to rediss:// and rediss+cluster://; leave it out",
+      ));
     }
     (true, None) => rustls::RootCertStore {
       roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
@@ -173,18 +179,22 @@ fn tls(has_tls: bool, ca: Option<&[u8]>) -> Result<Option<Arc<rustls::ClientConf
 mod tests {
   use super::*;
 
-  fn settings(url: &str) -> Result<Settings> {
+  fn settings(url: &str) -> Result<RedisSettings> {
     let (scheme, rest) = url.split_once(':').unwrap_or((url, ""));
-    Settings::new(scheme, rest, &OpenOptions::default())
+    RedisSettings::new(scheme, rest, &OpenOptions::default())
   }
 
   fn addresses(url: &str) -> Vec<String> {
     let settings = settings(url).unwrap();
-    settings.servers.iter().map(Address::to_string).collect()
+    settings
+      .servers
+      .iter()
+      .map(ServerAddress::to_string)
+      .collect()
   }
 
   #[test]
-  fn a_url_says_where_and_as_whom() {
+  fn a_url_names_the_servers_and_the_login() {
     assert_eq!(addresses("redis://localhost"), ["localhost:6379"]);
     assert_eq!(addresses("rediss://[::1]:7000/"), ["[::1]:7000"]);
     assert_eq!(
@@ -203,7 +213,7 @@ mod tests {
   }
 
   #[test]
-  fn a_url_that_means_nothing_is_refused_without_quoting_it() {
+  fn an_invalid_url_is_refused_without_quoting_it() {
     for url in [
       "redis:",
       "redis:host:6379",

@@ -1,8 +1,8 @@
-//! Tells of changes that anybody makes: over a connection to each server on which that says which keys with
-//! the prefix have changed (`CLIENT TRACKING` with `BCAST`).
+//! Watches for changes by any client. A connection to each server receives the changed keys with the prefix
+//! (`CLIENT TRACKING` with `BCAST`).
 //!
-//! Keyspace notifications would say what has happened to a key, but the server has to be configured for
-//! them, and pays for them with every write.
+//! Keyspace notifications would also tell what happened to a key, but the server must be configured for them,
+//! and they make every write slower.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -18,146 +18,148 @@ use super::connection::{Connection, PushEvent};
 use super::errors;
 use super::node::backoff;
 use super::servers::Servers;
-use super::settings::{Address, Settings};
-use crate::store::{Change, Watch, Watcher};
+use super::settings::{RedisSettings, ServerAddress};
+use crate::store::{Change, WatchGuard, Watcher};
 use crate::{Code, Error, Result};
 
-/// How long a server may be silent before it is asked for a sign of life.
+/// How long a server may be silent before it is pinged.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// Changed keys that wait to be looked at; when there are more, some are lost.
+/// How many changed keys may be queued; if there are more, the watcher gets [`Change::Lost`].
 const MAX_KEYS: usize = 100_000;
 
-/// Keys that are looked at at once.
+/// How many keys one pipeline looks up.
 const BATCH: usize = 1_000;
 
-/// Begins to watch.
+/// Starts watching.
 pub async fn watch(
   servers: &Arc<Servers>,
   prefix: &str,
   watcher: Arc<dyn Watcher>,
-) -> Result<Watch> {
+) -> Result<WatchGuard> {
   let shared = Arc::new(WatchState {
     settings: Arc::clone(&servers.settings),
     servers: Arc::downgrade(servers),
     prefix: prefix.to_owned(),
     watcher,
   });
-  // Where a server is known to be away, nobody waits for it.
+  // Fail fast if a server is known to be unreachable.
   for node in servers.nodes() {
     node.session()?;
   }
   let mut primaries = servers.primaries();
   let first = primaries.borrow_and_update().clone();
-  let opened = join_all(first.iter().map(|server| shared.follow(server))).await;
-  let mut followed = HashMap::new();
+  let opened = join_all(first.iter().map(|server| shared.subscribe(server))).await;
+  let mut subscriptions = HashMap::new();
   for (server, opened) in first.into_iter().zip(opened) {
-    let follower = Arc::clone(&shared).keep_following(server.clone(), Some(opened?));
-    followed.insert(server, Task::start(follower));
+    let subscription = Arc::clone(&shared).stay_subscribed(server.clone(), Some(opened?));
+    subscriptions.insert(server, AbortOnDrop::start(subscription));
   }
   let supervisor = tokio::spawn(async move {
     while primaries.changed().await.is_ok() {
       let now = primaries.borrow_and_update().clone();
-      followed.retain(|server, _| now.contains(server));
+      subscriptions.retain(|server, _| now.contains(server));
       for server in now {
-        followed.entry(server).or_insert_with_key(|server| {
-          Task::start(Arc::clone(&shared).keep_following(server.clone(), None))
+        subscriptions.entry(server).or_insert_with_key(|server| {
+          AbortOnDrop::start(Arc::clone(&shared).stay_subscribed(server.clone(), None))
         });
       }
     }
   });
-  Ok(Watch::new(move || supervisor.abort()))
+  Ok(WatchGuard::new(move || supervisor.abort()))
 }
 
-/// Ends when it is dropped.
-struct Task(AbortHandle);
+/// A task that is aborted when this is dropped.
+struct AbortOnDrop(AbortHandle);
 
-impl Task {
+impl AbortOnDrop {
   fn start(work: impl Future<Output = ()> + Send + 'static) -> Self {
     Self(tokio::spawn(work).abort_handle())
   }
 }
 
-impl Drop for Task {
+impl Drop for AbortOnDrop {
   fn drop(&mut self) {
     self.0.abort();
   }
 }
 
-/// What a server has said and nobody has looked at yet.
+/// Events from a server that are not processed yet.
 #[derive(Default)]
-struct Said {
-  /// Each once, in their order.
+struct QueuedEvents {
+  /// Distinct keys, in order of arrival.
   keys: Vec<String>,
-  has: HashSet<String>,
+  known_keys: HashSet<String>,
   are_all_changed: bool,
   is_lost: bool,
 }
 
 #[derive(Default)]
-struct Inbox {
-  said: Mutex<Said>,
+struct EventInbox {
+  events: Mutex<QueuedEvents>,
   arrived: Notify,
 }
 
-impl Inbox {
+impl EventInbox {
   fn put(&self, event: PushEvent) {
-    let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
     match event {
       PushEvent::KeysChanged(keys) => {
         for key in keys {
-          if said.has.insert(key.clone()) {
-            said.keys.push(key);
+          if events.known_keys.insert(key.clone()) {
+            events.keys.push(key);
           }
         }
-        if said.keys.len() > MAX_KEYS {
-          *said = Said {
+        if events.keys.len() > MAX_KEYS {
+          *events = QueuedEvents {
             are_all_changed: true,
-            ..Said::default()
+            ..QueuedEvents::default()
           };
         }
       }
-      PushEvent::AllChanged => said.are_all_changed = true,
-      PushEvent::Disconnected => said.is_lost = true,
+      PushEvent::AllChanged => events.are_all_changed = true,
+      PushEvent::Disconnected => events.is_lost = true,
     }
-    drop(said);
+    drop(events);
     self.arrived.notify_one();
   }
 
-  fn take(&self) -> Said {
-    std::mem::take(&mut *self.said.lock().unwrap_or_else(PoisonError::into_inner))
+  fn take(&self) -> QueuedEvents {
+    std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner))
   }
 }
 
-struct Follower {
+struct Subscription {
   connection: Connection,
-  inbox: Arc<Inbox>,
+  inbox: Arc<EventInbox>,
 }
 
-impl Drop for Follower {
+impl Drop for Subscription {
   fn drop(&mut self) {
     self.connection.abort();
   }
 }
 
 struct WatchState {
-  settings: Arc<Settings>,
+  settings: Arc<RedisSettings>,
   servers: Weak<Servers>,
   prefix: String,
   watcher: Arc<dyn Watcher>,
 }
 
 impl WatchState {
-  /// Has a server tell of changes.
-  async fn follow(&self, server: &Address) -> Result<Follower> {
-    let inbox = Arc::new(Inbox::default());
+  /// Subscribes to the changes on a server.
+  async fn subscribe(&self, server: &ServerAddress) -> Result<Subscription> {
+    let inbox = Arc::new(EventInbox::default());
     let pushed = Arc::clone(&inbox);
     let on_push = move |event| pushed.put(event);
     let connection = Connection::open(&self.settings, server, on_push).await?;
     if !connection.has_push {
       return Err(Error::new(
         Code::StoreUnavailable,
-        format!("the Redis server {server} cannot tell of changes: that takes version 6 or later"),
+        format!(
+          "the Redis server {server} cannot report changes; watching requires Redis 6 or later"
+        ),
       ));
     }
     let mut track = cmd("CLIENT");
@@ -166,47 +168,51 @@ impl WatchState {
       track.arg("PREFIX").arg(&self.prefix);
     }
     let tracked = timeout(self.settings.timeout, connection.send_checked(&track)).await;
-    tracked.map_err(|_| errors::unreachable_for(server, "it has not answered in time"))??;
-    Ok(Follower { connection, inbox })
+    tracked.map_err(|_| errors::unreachable(server, errors::TIMED_OUT))??;
+    Ok(Subscription { connection, inbox })
   }
 
-  /// Follows a server for as long as it is not ended. Without a follower to begin with, and whenever the
-  /// connection was lost, changes may have been missed.
-  async fn keep_following(self: Arc<Self>, server: Address, follower: Option<Follower>) {
-    if let Some(follower) = follower {
-      self.tell_from(&follower).await;
+  /// Stays subscribed to a server until aborted. Without an initial subscription, and whenever the connection
+  /// was lost, changes may have been missed.
+  async fn stay_subscribed(
+    self: Arc<Self>,
+    server: ServerAddress,
+    subscription: Option<Subscription>,
+  ) {
+    if let Some(subscription) = subscription {
+      self.process_events(&subscription).await;
     }
     let mut attempt = 0;
     loop {
-      if let Ok(follower) = self.follow(&server).await {
+      if let Ok(subscription) = self.subscribe(&server).await {
         attempt = 0;
-        self.watcher.changed(&Change::Lost);
-        self.tell_from(&follower).await;
+        self.watcher.on_change(&Change::Lost);
+        self.process_events(&subscription).await;
       }
       sleep(backoff(attempt)).await;
       attempt += 1;
     }
   }
 
-  /// Returns when the connection is lost.
-  async fn tell_from(&self, follower: &Follower) {
+  /// Processes events until the connection is lost.
+  async fn process_events(&self, subscription: &Subscription) {
     loop {
-      let said = follower.inbox.take();
-      if said.is_lost {
+      let events = subscription.inbox.take();
+      if events.is_lost {
         return;
       }
-      if said.are_all_changed {
-        self.watcher.changed(&Change::Lost);
+      if events.are_all_changed {
+        self.watcher.on_change(&Change::Lost);
       }
-      for keys in said.keys.chunks(BATCH) {
-        if self.tell(follower, keys).await.is_err() {
+      for keys in events.keys.chunks(BATCH) {
+        if self.notify(subscription, keys).await.is_err() {
           return;
         }
       }
-      let arrived = timeout(SILENCE, follower.inbox.arrived.notified()).await;
+      let arrived = timeout(SILENCE, subscription.inbox.arrived.notified()).await;
       if arrived.is_err() {
         let ping = cmd("PING");
-        let asked = timeout(self.settings.timeout, follower.connection.send(&ping)).await;
+        let asked = timeout(self.settings.timeout, subscription.connection.send(&ping)).await;
         if !matches!(asked, Ok(Ok(_))) {
           return;
         }
@@ -214,8 +220,8 @@ impl WatchState {
     }
   }
 
-  /// Looks whether keys are there, and tells.
-  async fn tell(&self, follower: &Follower, keys: &[String]) -> Result<()> {
+  /// Looks up whether keys exist, and notifies the watcher.
+  async fn notify(&self, subscription: &Subscription, keys: &[String]) -> Result<()> {
     let keys: Vec<_> = keys
       .iter()
       .filter(|key| key.starts_with(&self.prefix))
@@ -223,25 +229,29 @@ impl WatchState {
     if keys.is_empty() {
       return Ok(());
     }
-    let mut looks = Pipeline::with_capacity(keys.len());
+    let mut lookups = Pipeline::with_capacity(keys.len());
     for key in &keys {
-      looks.cmd("EXISTS").arg(key);
+      lookups.cmd("EXISTS").arg(key);
     }
-    let looked = timeout(self.settings.timeout, follower.connection.send_all(&looks)).await;
-    let late =
-      |_| errors::unreachable_for(&follower.connection.server, "it has not answered in time");
-    let found = looked.map_err(late)??;
+    let replies = timeout(
+      self.settings.timeout,
+      subscription.connection.send_all(&lookups),
+    )
+    .await;
+    let timed_out = |_| errors::unreachable(&subscription.connection.server, errors::TIMED_OUT);
+    let found = replies.map_err(timed_out)??;
     let servers = self.servers.upgrade();
     for (key, found) in keys.into_iter().zip(found) {
-      // Who reads the key now must not get what it was: the other connection may be behind this one.
+      // The cache's connection may lag behind this one; a reader must not see the old value after this
+      // change.
       if let Some(servers) = &servers {
-        servers.forget(key);
+        servers.invalidate(key);
       }
       let key = key.clone();
-      self.watcher.changed(&match found {
+      self.watcher.on_change(&match found {
         Value::Int(0) => Change::Deleted { key },
         Value::Int(_) => Change::Set { key, value: None },
-        // It has just moved to another server, say.
+        // For example, the key has just moved to another server.
         _ => Change::Lost,
       });
     }
