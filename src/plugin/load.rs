@@ -1,5 +1,6 @@
 //! From a manifest to a compiled module: read, link, take a snapshot, compile; or take all that from the cache.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::manifest::{
   DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, ModuleDigest, OutputTo,
 };
 use super::snapshot;
+use crate::abi::{self, KERNEL, WASI};
 use crate::host::output::Output;
 use crate::host::{self, Environment, HostFunction, Vars, log};
 use crate::{Code, Error, Result, kernel};
@@ -246,11 +248,7 @@ impl Loader<'_> {
       options.checks,
       options.limits,
       options.functions,
-      options
-        .untyped
-        .iter()
-        .map(|function| (&function.namespace, &function.name))
-        .collect::<Vec<_>>(),
+      replacing(options),
     );
     let compatibility = compatibility(engine);
     let mut parts: Vec<&[u8]> = vec![
@@ -286,6 +284,27 @@ impl Loader<'_> {
       allowed_paths: manifest.allowed_paths.clone(),
     }
   }
+}
+
+/// The names of the untyped functions that may change how an import is resolved: they belong to the cache's key.
+///
+/// Any other one resolves an import that is missing otherwise, and a hit checks that it is there
+/// ([`Linked::from_description`]). So functions that no module imports make no difference, and a plugin that was
+/// compiled with placeholders is a hit for one that has the functions.
+fn replacing<'a>(options: &link::Options<'a>) -> BTreeSet<(&'a str, &'a str)> {
+  let names = options.untyped.iter();
+  let names: BTreeSet<_> = names
+    .map(|function| (function.namespace.as_str(), function.name.as_str()))
+    .collect();
+  let is_given_twice =
+    |namespace: &str, name| abi::twin(namespace).is_some_and(|twin| names.contains(&(twin, name)));
+  let may_replace = |&&(namespace, name): &&(&'a str, &'a str)| {
+    [KERNEL, WASI].contains(&namespace)
+      || name.starts_with("extism_")
+      || options.functions.iter().any(|known| known.name == name)
+      || is_given_twice(namespace, name)
+  };
+  names.iter().filter(may_replace).copied().collect()
 }
 
 /// Pages by which the memories of an instance may grow together.

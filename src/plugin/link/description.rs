@@ -6,7 +6,7 @@ use super::{
   Callable, ExportDescription, ImportDescription, Initializer, Kind, Linked, Options, Snapshot,
   StateExports,
 };
-use crate::abi::{FunctionType, ValueType};
+use crate::abi::{self, FunctionType, ValueType};
 
 impl Linked {
   /// Everything but the bytes.
@@ -103,7 +103,9 @@ impl Linked {
             None => {
               let (namespace, name) = (text(function, 1)?, text(function, 2)?);
               let is_it = |untyped: &&crate::host::UntypedFunction| {
-                untyped.namespace == namespace && untyped.name == name
+                // Two of one name, in a namespace and in its twin, have a key of the cache that others have not.
+                let is_twin = abi::twin(&namespace) == Some(untyped.namespace.as_str());
+                (untyped.namespace == namespace || is_twin) && untyped.name == name
               };
               let untyped = options.untyped.iter().find(is_it)?;
               let ty = FunctionType::from_letters(&text(function, 3)?);
