@@ -13,6 +13,7 @@ const { setTimeout: sleep } = require('node:timers/promises')
 const { assemble, guest } = require('./support/guest.js')
 const { ROOT, runNode } = require('./support/processes.js')
 
+const PORT_0 = 'server: { port: 0 }\n'
 const TOKEN = 'a token that nobody can guess'
 
 let directory
@@ -206,6 +207,19 @@ describe('host functions of a configuration', () => {
   })
 })
 
+test('routes of a configuration validate bodies, and tell clients errors of the plugin', async () => {
+  writeFileSync(path('many.wasm'), await guest('many'))
+  const schema = { body: { type: 'object', required: ['name'] } }
+  writeFileSync(path('extism-host.yaml'), `${PORT_0}plugins: { many: { wasm: many.wasm } }\nroutes: ${JSON.stringify([
+    { url: '/echo', plugin: 'many', function: 'echo', schema }, { url: '/fail', plugin: 'many', function: 'fail', errors: { PLUGIN_ERROR: 422 } }
+  ])}\n`)
+  const { url } = await serve(['--config', path('extism-host.yaml')])
+  const post = (place, body, type = 'application/json') => fetch(url + place, { method: 'POST', body, headers: { 'content-type': type } })
+  expect(await (await post('/echo', '{ "name": "Jane" }')).text()).toBe('{"name":"Jane"}')
+  expect((await post('/echo', '{}')).status).toBe(400)
+  expect(await (await post('/fail', 'no name')).json()).toMatchObject({ statusCode: 422, message: expect.stringContaining('no name') })
+})
+
 test('a configuration has several plugins, one store, metrics, and routes for who has the token', async () => {
   await writePlugin('word.wasm', 'one')
   const { url } = await serve(writeConfig('health: true\nmetrics: true\nadmin: { token: "$' + '{TOKEN}" }\n'))
@@ -234,7 +248,6 @@ test('SIGHUP loads all plugins again; a broken one stays as it is, and it is sai
   expect(await get(`${server.url}/word`)).toBe('two')
 })
 
-const PORT_0 = 'server: { port: 0 }\n'
 const ROUTES = 'routes: [{ method: GET, url: /word, plugin: word, function: answer }]\n'
 const ANSWERING = { input: '', function: 'answer' }
 
