@@ -4,7 +4,7 @@ const { readFile } = require('node:fs/promises')
 const { precompile } = require('extism-host')
 const { readConfig } = require('./config.js')
 const { interfaceOf, providerOf } = require('./module-interface.js')
-const { optionsOf, sourceOf } = require('./plugin-flags.js')
+const { checkAllowedWithConfig, optionsOf, sourceOf } = require('./plugin-flags.js')
 const { UsageError } = require('./usage-error.js')
 
 /** What is to be compiled: a name for people, a source and options, which are part of what is compiled. */
@@ -16,6 +16,7 @@ function subjects (paths, { config, ...flags }) {
       return { name: path, source, options: optionsOf(source, flags) }
     })
   }
+  checkAllowedWithConfig(flags, ['cacheDir'])
   return Object.entries(readConfig(config).plugins).map(([name, { source, permissions, smoke, functions, ...options }]) => ({ name, source, options }))
 }
 

@@ -41,6 +41,14 @@ function addPluginFlags (command) {
     .option('--store-write', 'let it change the store')
 }
 
+/** Refuses flags of a plugin beside a configuration file, which says how to open its plugins. */
+function checkAllowedWithConfig (flags, allowed) {
+  const misplaced = Object.keys(flags).find((name) => !allowed.includes(name))
+  if (misplaced === undefined) return
+  const flag = misplaced.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
+  throw new UsageError(`--${flag} cannot go with --config: put it into the configuration file`)
+}
+
 /** Splits `key=value`. */
 function asPair (text, flag) {
   const index = text.indexOf('=')
@@ -119,4 +127,4 @@ function optionsOf (source, flags) {
 /** What the plugin may do with the store. */
 const permissionsOf = ({ storeWrite }) => ({ access: storeWrite ? 'write' : 'read' })
 
-module.exports = { addCompileFlags, addPluginFlags, isManifest, number, optionsOf, permissionsOf, sourceOf }
+module.exports = { addCompileFlags, addPluginFlags, checkAllowedWithConfig, isManifest, number, optionsOf, permissionsOf, sourceOf }

@@ -11,14 +11,11 @@ const { FileWatcher } = require('./file-watcher.js')
 const { loadFunctions } = require('./functions.js')
 const { definitionsOf, LiveConfiguration } = require('./live-configuration.js')
 const { whenNpxIsGone } = require('./parent.js')
-const { isManifest, optionsOf, permissionsOf, sourceOf } = require('./plugin-flags.js')
+const { checkAllowedWithConfig, isManifest, optionsOf, permissionsOf, sourceOf } = require('./plugin-flags.js')
 const { UsageError } = require('./usage-error.js')
 
 /** How long answers have to be written after their calls have been interrupted. */
 const FLUSH_MS = 5_000
-
-/** The flags of `serve` that go with a configuration file. */
-const WITH_CONFIG = ['config', 'port', 'host', 'watch']
 
 /** The configuration of one function at `POST /`. */
 function ofOneFunction (place, functionName, flags) {
@@ -46,11 +43,7 @@ function asConfiguration (plugin, functionName, { config, port, host, ...flags }
     throw new UsageError('serve takes a plugin and a function, or --config with a file')
   }
   if (plugin !== undefined && functionName === undefined) throw new UsageError('serve takes a function after the plugin')
-  const [misplaced] = config === undefined ? [] : Object.keys(flags).filter((name) => !WITH_CONFIG.includes(name))
-  if (misplaced !== undefined) {
-    const flag = misplaced.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
-    throw new UsageError(`--${flag} is for serve with a plugin and a function; with --config, the file says it`)
-  }
+  if (config !== undefined) checkAllowedWithConfig(flags, ['watch'])
   const configuration = config === undefined ? ofOneFunction(plugin, functionName, flags) : readConfig(config)
   const { server } = configuration
   return { ...configuration, server: { ...server, port: port ?? server.port, host: host ?? server.host } }
