@@ -41,6 +41,12 @@ describe('a route takes the options of Fastify', () => {
     expect(app.extism.plugin('many').stats().calls.succeeded).toBe(0)
   })
 
+  test.each(['text/plain', 'application/json'])('a hook that answers in place of the plugin, whose type is %s', async (contentType) => {
+    await build({ contentType, preHandler: async (request, reply) => reply.send({ isCached: true }) })
+    const response = await post('hello')
+    expect([response.statusCode, response.json()]).toEqual([200, { isCached: true }])
+  })
+
   test('an error handler, constraints and a level of its log', async () => {
     await build({
       function: 'trap',

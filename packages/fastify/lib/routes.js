@@ -65,18 +65,21 @@ function optionsFor (request, reply, timeoutMs) {
 
 const HANDLERS = { raw: rawHandler, http: httpHandler }
 
+const isJson = (mediaType) => /[/+]json$/i.test(mediaType)
+
 /** The bytes of a body that was parsed and validated. JSON is written anew, so that the guest reads what was validated. */
 function validatedInput ({ body, mediaType = '' }) {
   if (body === undefined) return undefined
-  const isJson = typeof body !== 'string' || /[/+]json$/.test(mediaType)
-  return Buffer.isBuffer(body) ? body : Buffer.from(isJson ? JSON.stringify(body) : body)
+  if (Buffer.isBuffer(body)) return body
+  return Buffer.from(typeof body !== 'string' || isJson(mediaType) ? JSON.stringify(body) : body)
 }
 
 /** The schema of a route, with the type of its answer for those who document the app. */
 function schemaOf ({ contentType, functionName, fastify: { schema } }) {
   if (contentType === undefined || schema?.response !== undefined) return schema
-  const [mediaType] = contentType.split(';')
-  const content = { [mediaType.trim()]: { schema: { type: 'string' } } }
+  const mediaType = contentType.split(';')[0].trim()
+  // A hook may also answer in place of the plugin: JSON can be anything.
+  const content = { [mediaType]: { schema: isJson(mediaType) ? {} : { type: 'string' } } }
   return { ...schema, response: { 200: { description: `The output of ${functionName}`, content } } }
 }
 
