@@ -45,10 +45,12 @@ plugins:
     maxCalls: 1000
     maxAgeMs: 60000
     openTimeoutMs: 5000
+    functions: host.mjs
+    allowHttpResponseHeaders: true
     allowedPaths: [{ host: data, guest: /data, readOnly: true }]
     store: { prefix: 'g:', access: write }
     smoke: { function: greet, input: Jane }
-routes: [{ url: /greet, plugin: greeter, function: greet }]
+routes: [{ url: /greet, plugin: greeter, function: greet, schema: { body: { type: object } }, errors: { PLUGIN_ERROR: 422 } }]
 health: true
 metrics: true
 admin: { token: '\${TOKEN}' }
@@ -62,12 +64,14 @@ admin: { token: '\${TOKEN}' }
     maxCalls: 1_000,
     maxAgeMs: 60_000,
     openTimeoutMs: 5_000,
+    functions: join(directory, 'host.mjs'),
+    allowHttpResponseHeaders: true,
     allowedPaths: [{ host: join(directory, 'data'), guest: '/data', readOnly: true }],
     permissions: { prefix: 'g:', access: 'write' },
     smoke: { function: 'greet', input: 'Jane' }
   })
   expect({ routes, health, metrics, admin }).toEqual({
-    routes: [{ url: '/greet', plugin: 'greeter', function: 'greet' }], health: true, metrics: true, admin: { token: 'a token that nobody can guess' }
+    routes: [{ url: '/greet', plugin: 'greeter', function: 'greet', schema: { body: { type: 'object' } }, errors: { PLUGIN_ERROR: 422 } }], health: true, metrics: true, admin: { token: 'a token that nobody can guess' }
   })
 })
 

@@ -4,6 +4,7 @@
 
 const { execFileSync, spawn } = require('node:child_process')
 const { copyFileSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
+const { createServer } = require('node:http')
 const { Agent, request } = require('node:https')
 const { connect } = require('node:tls')
 const { tmpdir } = require('node:os')
@@ -12,6 +13,7 @@ const { setTimeout: sleep } = require('node:timers/promises')
 const { assemble, guest } = require('./support/guest.js')
 const { ROOT, runNode } = require('./support/processes.js')
 
+const PORT_0 = 'server: { port: 0 }\n'
 const TOKEN = 'a token that nobody can guess'
 
 let directory
@@ -88,7 +90,7 @@ ${more}`)
 const get = async (url) => (await fetch(url)).text()
 
 test('one function of a plugin is served at POST /, with health and metrics', async () => {
-  const { url, child, ended } = await serve([join(ROOT, 'plugins/visits-go/visits.wasm'), 'visit', '--port', '0'])
+  const { url, child, ended } = await serve([join(ROOT, 'plugins/visits-go/visits.wasm'), 'visit', '--wasi', '--port', '0'])
   const response = await fetch(url, { method: 'POST', body: 'Jane' })
   // It may not write to the store.
   expect(response.status).toBe(500)
@@ -98,6 +100,124 @@ test('one function of a plugin is served at POST /, with health and metrics', as
   expect((await fetch(`${url}/admin/plugins/plugin/reload`, { method: 'POST' })).status).toBe(404)
   child.kill('SIGTERM')
   expect(await ended).toEqual({ code: 0, signal: null })
+})
+
+describe('one function takes the flags of call', () => {
+  const serveAndPost = async (args, body) => fetch((await serve(args)).url, { method: 'POST', body })
+
+  test('a store, and the type of the answers', async () => {
+    const { url } = await serve([join(ROOT, 'plugins/visits-rust/visits.wasm'), 'visit', '--port', '0', '--store', `redb:${path('store')}`, '--store-write', '--content-type', 'text/plain; charset=utf-8'])
+    await fetch(url, { method: 'POST', body: 'Jane' })
+    const response = await fetch(url, { method: 'POST', body: 'Joe' })
+    expect(response.headers.get('content-type')).toBe('text/plain; charset=utf-8')
+    expect(await response.text()).toBe('visit 1 of Joe, after Jane')
+  })
+
+  test('a configuration, and a limit of time', async () => {
+    writeFileSync(path('many.wasm'), await guest('many'))
+    const flags = ['--port', '0', '--plugin-config', 'color=red', '--timeout', '50', '--memory-max', '100']
+    const config = await serveAndPost([path('many.wasm'), 'read_config', ...flags], 'color')
+    expect([config.status, await config.text()]).toEqual([200, 'red'])
+    expect((await serveAndPost([path('many.wasm'), 'loop_for_ever', ...flags])).status).toBe(504)
+  })
+
+  test('hosts that it may send requests to', async () => {
+    const server = createServer((request, response) => response.end('hello')).listen(0, '127.0.0.1')
+    try {
+      await new Promise((resolve) => server.once('listening', resolve))
+      writeFileSync(path('http.wasm'), await guest('http'))
+      const input = JSON.stringify({ url: `http://127.0.0.1:${server.address().port}/` })
+      expect((await serveAndPost([path('http.wasm'), 'body', '--port', '0'], input)).status).toBe(500)
+      const flags = ['--allow-host', '127.0.0.1', '--allow-http-response-headers']
+      expect(await (await serveAndPost([path('http.wasm'), 'headers', '--port', '0', ...flags], input)).text()).toContain('content-length')
+    } finally {
+      server.closeAllConnections()
+      server.close()
+    }
+  })
+
+  test('a manifest, which --watch reads again', async () => {
+    for (const word of ['one', 'two']) await writePlugin(`${word}.wasm`, word)
+    const describe = (word) => writeFileSync(path('plugin.json'), JSON.stringify({ wasm: [{ path: path(`${word}.wasm`) }] }))
+    describe('one')
+    const { url } = await serve([path('plugin.json'), 'answer', '--port', '0', '--watch'])
+    const post = async () => (await fetch(url, { method: 'POST' })).text()
+    expect(await post()).toBe('one')
+    describe('two')
+    await until(async () => await post() === 'two')
+    await writePlugin('two.wasm', 'six')
+    await until(async () => await post() === 'six')
+  })
+})
+
+describe('host functions of a configuration', () => {
+  const READING = `(module
+    (import "extism:host/user" "word" (func $word (result i64)))
+    (import "extism:host/env" "length" (func $length (param i64) (result i64)))
+    (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+    (func (export "answer") (result i32) (local $block i64)
+      (local.set $block (call $word))
+      (call $output (local.get $block) (call $length (local.get $block)))
+      (i32.const 0)))`
+  const exportWord = (word) => writeFileSync(path('host.mjs'), `let calls = 0\nexport const env = { word: () => '${word}' + ++calls }`)
+  const plugin = { wasm: 'reading.wasm', functions: 'host.mjs' }
+
+  beforeEach(async () => writeFileSync(path('reading.wasm'), await assemble(READING)))
+
+  test('are those of the file, which plugins share', async () => {
+    exportWord('hello')
+    const { url } = await serve(configure({ word: plugin, other: { ...plugin, smoke: { function: 'answer', expect: 'hello1' } } }))
+    // The first call of the module's function was the other plugin's.
+    expect(await get(`${url}/word`)).toBe('hello2')
+  })
+
+  test.each([['SIGHUP', [], (server) => server.child.kill('SIGHUP')], ['--watch', ['--watch'], () => {}]])('%s loads them again when their file has changed', async (_, flags, tell) => {
+    exportWord('one')
+    const server = await serve([...configure({ word: plugin }), ...flags])
+    expect(await get(`${server.url}/word`)).toBe('one1')
+    exportWord('two')
+    tell(server)
+    await until(async () => (await get(`${server.url}/word`)).startsWith('two'))
+    writeFileSync(path('host.mjs'), 'throw new Error("no database")')
+    tell(server)
+    await until(() => server.log.includes('no database'))
+    expect(server.log).toMatch(/plugin \\"word\\" stays as it is, as the new version was refused: cannot load host functions from .*host.mjs: no database/)
+    expect(await get(`${server.url}/word`)).toMatch(/^two/)
+    exportWord('three')
+    tell(server)
+    await until(async () => (await get(`${server.url}/word`)).startsWith('three'))
+  })
+
+  test('change with the configuration', async () => {
+    exportWord('one')
+    writeFileSync(path('other.cjs'), "exports.env = { word: () => 'other' }")
+    const server = await serve(configure({ word: plugin }))
+    configure({ word: { ...plugin, functions: 'other.cjs' } })
+    server.child.kill('SIGHUP')
+    await until(async () => await get(`${server.url}/word`) === 'other')
+    writeFileSync(path('other.cjs'), "exports.env = { word: () => 'another' }")
+    server.child.kill('SIGHUP')
+    await until(async () => await get(`${server.url}/word`) === 'another')
+  })
+
+  test('that cannot be loaded end the start, in one line', async () => {
+    const { code, errors } = await runNode(['bin/extism-host.js', 'serve', ...configure({ word: plugin })])
+    expect(code).toBe(1)
+    expect(errors).toMatch(/^extism-host: FILE_NOT_FOUND: cannot load host functions from .*host.mjs: .*\n$/)
+  })
+})
+
+test('routes of a configuration validate bodies, and tell clients errors of the plugin', async () => {
+  writeFileSync(path('many.wasm'), await guest('many'))
+  const schema = { body: { type: 'object', required: ['name'] } }
+  writeFileSync(path('extism-host.yaml'), `${PORT_0}plugins: { many: { wasm: many.wasm } }\nroutes: ${JSON.stringify([
+    { url: '/echo', plugin: 'many', function: 'echo', schema }, { url: '/fail', plugin: 'many', function: 'fail', errors: { PLUGIN_ERROR: 422 } }
+  ])}\n`)
+  const { url } = await serve(['--config', path('extism-host.yaml')])
+  const post = (place, body, type = 'application/json') => fetch(url + place, { method: 'POST', body, headers: { 'content-type': type } })
+  expect(await (await post('/echo', '{ "name": "Jane" }')).text()).toBe('{"name":"Jane"}')
+  expect((await post('/echo', '{}')).status).toBe(400)
+  expect(await (await post('/fail', 'no name')).json()).toMatchObject({ statusCode: 422, message: expect.stringContaining('no name') })
 })
 
 test('a configuration has several plugins, one store, metrics, and routes for who has the token', async () => {
@@ -128,7 +248,6 @@ test('SIGHUP loads all plugins again; a broken one stays as it is, and it is sai
   expect(await get(`${server.url}/word`)).toBe('two')
 })
 
-const PORT_0 = 'server: { port: 0 }\n'
 const ROUTES = 'routes: [{ method: GET, url: /word, plugin: word, function: answer }]\n'
 const ANSWERING = { input: '', function: 'answer' }
 

@@ -19,6 +19,15 @@ pub const WASI: &str = "wasi_snapshot_preview1";
 /// The name of the main module, whose functions are called.
 pub const MAIN: &str = "main";
 
+/// The other of the two namespaces whose host functions stand in for each other.
+pub fn twin(namespace: &str) -> Option<&'static str> {
+  match namespace {
+    ENV => Some(USER),
+    USER => Some(ENV),
+    _ => None,
+  }
+}
+
 /// The type of a number that a function takes or returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "their names are WebAssembly's")]

@@ -1,4 +1,5 @@
 import Fastify from 'fastify'
+import { Registry } from 'prom-client'
 import { expectError, expectType } from 'tsd'
 import extismHost, { extismHost as byName } from '@extism-host/fastify'
 import type { HostedPlugin } from '@extism-host/fastify'
@@ -27,7 +28,16 @@ expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, admin:
 expectError(app.register(extismHost, { plugins: { file: 42 } }))
 expectError(app.register(extismHost, {}))
 expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/' }] }))
-expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/', plugin: 'file', function: 'f', schema: { body: {} } }] }))
+app.register(extismHost, {
+  plugins: { file: 'greeter.wasm' },
+  routes: [{
+    url: '/', plugin: 'file', function: 'f', schema: { body: {} }, config: { role: 'admin' }, preHandler: async (request, reply) => {}, onRequest: [], errors: { PLUGIN_ERROR: 422 }
+  }],
+  health: { config: { isPublic: true } },
+  metrics: { register: new Registry(), config: { rateLimit: { max: 1 } } }
+})
+expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/', plugin: 'file', function: 'f', errors: { TRAP: 422 } }] }))
+expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/', plugin: 'file', function: 'f', handler: () => {} }] }))
 
 expectType<string[]>(app.extism.names)
 expectType<HostedPlugin>(app.extism.plugin('file'))

@@ -1,4 +1,5 @@
-import type { FastifyPluginAsync, FastifySchema, HTTPMethods } from 'fastify'
+import type { FastifyContextConfig, FastifyPluginAsync, HTTPMethods, RouteShorthandOptions } from 'fastify'
+import type { OpenMetricsContentType, Registry } from 'prom-client'
 import type { CallOptions, ManifestLike, MemoryStore, Plugin, PluginOptions, PluginOutput, PluginStats, Store, StoreAccess, Bytes } from 'extism-host'
 
 declare module 'fastify' {
@@ -27,8 +28,8 @@ declare namespace extismHost {
     timeoutMs?: number
   }
 
-  /** A route that runs a function of a plugin. */
-  export interface PluginRoute {
+  /** A route that runs a function of a plugin, with the options that Fastify's routes have: hooks, `config`, `constraints`… */
+  export interface PluginRoute extends RouteShorthandOptions {
     /** @default 'POST' */
     method?: HTTPMethods | HTTPMethods[]
     url: string
@@ -51,8 +52,17 @@ declare namespace extismHost {
     timeoutMs?: number
     /** How many bytes the body may have, in place of the app's `bodyLimit`; else 413. */
     bodyLimit?: number
-    /** As in Fastify; without `body`, which is the plugin's business. */
-    schema?: FastifySchema & { body?: undefined }
+    /**
+     * As in Fastify. With `body`, the app's parsers read the body, Fastify validates it, and the plugin gets the validated
+     * value as JSON. Without `response`, the API's description has the `contentType` of the answer.
+     */
+    schema?: RouteShorthandOptions['schema']
+    /**
+     * The status of a `PLUGIN_ERROR`, from 400 to 599: the client then gets the plugin's message. All other messages stay
+     * hidden.
+     * @default 500, without the message
+     */
+    errors?: { PLUGIN_ERROR?: number }
   }
 
   /** What a function of the mode `'http'` gets, as JSON. */
@@ -100,16 +110,19 @@ declare namespace extismHost {
     /**
      * `GET /health/live`, which answers as long as the process does, and `GET /health/ready`: 200 where all plugins
      * are open and serve calls, all their stores that are known here answer within a second, and none is full, else 503. `prefix` stands in place of
-     * `/health`.
+     * `/health`. `config` is the routes' configuration, in which `rateLimit` is `false` unless it says otherwise.
      * @default false
      */
-    health?: boolean | { prefix?: string }
+    health?: boolean | { prefix?: string, config?: FastifyContextConfig & Record<string, unknown> }
     /**
      * `GET /metrics` for Prometheus: calls by plugin, function and code, how long they took, and what `stats()` has.
-     * `prefix` stands in place of `/metrics`.
+     * `prefix` stands in place of `/metrics`, `config` is the route's configuration, as in `health`.
+     *
+     * With `register`, a registry of prom-client, the metrics are added to that one until the app is closed. Then there is
+     * a route only with a `prefix`; it shows all that the registry has.
      * @default false
      */
-    metrics?: boolean | { prefix?: string }
+    metrics?: boolean | { prefix?: string, config?: FastifyContextConfig & Record<string, unknown>, register?: Registry | Registry<OpenMetricsContentType> }
     /**
      * Routes for who has the token, of at least 16 characters of ASCII, and sends it as `authorization: Bearer …`. `prefix`
      * stands in place of `/admin`.

@@ -1,6 +1,7 @@
 //! From a manifest to a compiled module: read, link, take a snapshot and compile, or load the result from the
 //! cache.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use super::manifest::{
   DEFAULT_MAX_OUTPUT, DEFAULT_MAX_PAGES, LoadedModule, Manifest, ModuleDigest, OutputTo,
 };
 use super::snapshot;
+use crate::abi::{self, KERNEL, WASI};
 use crate::host::output::Output;
 use crate::host::{self, Environment, HostFunction, Vars, log};
 use crate::{Code, Error, Result, kernel};
@@ -248,11 +250,7 @@ impl Loader<'_> {
       options.checks,
       options.limits,
       options.functions,
-      options
-        .untyped
-        .iter()
-        .map(|function| (&function.namespace, &function.name))
-        .collect::<Vec<_>>(),
+      replacing(options),
     );
     let compatibility = compatibility(engine);
     let mut parts: Vec<&[u8]> = vec![
@@ -288,6 +286,27 @@ impl Loader<'_> {
       allowed_paths: manifest.allowed_paths.clone(),
     }
   }
+}
+
+/// The names of the untyped functions that can change how an import is resolved. The cache's key contains them.
+///
+/// Any other function can only resolve an import that would be missing without it, and a cache hit checks that it exists
+/// ([`Linked::from_description`]). So functions that no module imports do not change the key, and a plugin that was
+/// compiled with placeholders is a hit once it has the functions.
+fn replacing<'a>(options: &LinkOptions<'a>) -> BTreeSet<(&'a str, &'a str)> {
+  let names = options.untyped.iter();
+  let names: BTreeSet<_> = names
+    .map(|function| (function.namespace.as_str(), function.name.as_str()))
+    .collect();
+  let is_given_twice =
+    |namespace: &str, name| abi::twin(namespace).is_some_and(|twin| names.contains(&(twin, name)));
+  let may_replace = |&&(namespace, name): &&(&'a str, &'a str)| {
+    [KERNEL, WASI].contains(&namespace)
+      || name.starts_with("extism_")
+      || options.functions.iter().any(|known| known.name == name)
+      || is_given_twice(namespace, name)
+  };
+  names.iter().filter(may_replace).copied().collect()
 }
 
 /// The number of pages by which all memories of an instance together may grow.

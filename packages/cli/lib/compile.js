@@ -1,16 +1,51 @@
 'use strict'
 
+const { readFile } = require('node:fs/promises')
 const { precompile } = require('extism-host')
 const { readConfig } = require('./config.js')
+const { interfaceOf, providerOf } = require('./module-interface.js')
+const { checkAllowedWithConfig, optionsOf, sourceOf } = require('./plugin-flags.js')
 const { UsageError } = require('./usage-error.js')
 
 /** What is to be compiled: a name for people, a source and options, which are part of what is compiled. */
-function subjects (paths, { config, wasi, memoryMax }) {
+function subjects (paths, { config, ...flags }) {
   if ((config === undefined) === (paths.length === 0)) throw new UsageError('compile takes plugins, or --config with a file')
   if (config === undefined) {
-    return paths.map((path) => ({ name: path, source: path, options: { useWasi: wasi, memory: { maxPages: memoryMax } } }))
+    return paths.map((path) => {
+      const source = sourceOf(path, flags)
+      return { name: path, source, options: optionsOf(source, flags) }
+    })
   }
-  return Object.entries(readConfig(config).plugins).map(([name, { source, permissions, smoke, ...options }]) => ({ name, source, options }))
+  checkAllowedWithConfig(flags, ['cacheDir'])
+  return Object.entries(readConfig(config).plugins).map(([name, { source, permissions, smoke, functions, ...options }]) => ({ name, source, options }))
+}
+
+/** The bytes of a module; none if it cannot be loaded, which the compiler reports. */
+async function bytesOf ({ path, url }) {
+  try {
+    return path === undefined ? Buffer.from(await (await fetch(url)).arrayBuffer()) : await readFile(path)
+  } catch {
+    return undefined
+  }
+}
+
+/** Functions in place of the host functions that a plugin imports: what is compiled depends on their types alone. */
+async function placeholders ({ wasm = [] }) {
+  const functions = { __proto__: null }
+  const isMissing = (one) => one.kind === 'function' && providerOf(one) === undefined && !wasm.some(({ name }) => name === one.module)
+  for (const { module, name } of (await Promise.all(wasm.map(bytesOf))).flatMap(importsOf).filter(isMissing)) {
+    functions[module] ??= { __proto__: null }
+    functions[module][name] = () => {}
+  }
+  return functions
+}
+
+function importsOf (bytes) {
+  try {
+    return interfaceOf(bytes).imports
+  } catch {
+    return []
+  }
 }
 
 async function compile (paths, flags) {
@@ -20,7 +55,7 @@ async function compile (paths, flags) {
     const start = performance.now()
     process.stderr.write(`${index + 1} of ${all.length}: ${name} `)
     try {
-      await precompile(source, { ...options, compileCache })
+      await precompile(source, { ...options, functions: await placeholders(source), compileCache })
     } catch (error) {
       process.stderr.write('cannot be compiled\n')
       throw error

@@ -132,10 +132,11 @@ function complete ({ server, store = 'memory:', plugins, ...rest }, absolute) {
       tls: tls === undefined ? undefined : { cert: read(absolute(tls.cert), 'server.tls.cert'), key: read(absolute(tls.key), 'server.tls.key') }
     },
     store: { url, startTimeoutMs, options: ca === undefined ? storeOptions : { ...storeOptions, ca: read(absolute(ca), 'store.ca') } },
-    plugins: Object.fromEntries(Object.entries(plugins).map(([name, { wasm, hash, wasi, allowedPaths, store, ...options }]) => [name, {
+    plugins: Object.fromEntries(Object.entries(plugins).map(([name, { wasm, hash, wasi, functions, allowedPaths, store, ...options }]) => [name, {
       ...options,
       source: asSource({ wasm, hash }, absolute),
       useWasi: wasi,
+      functions: functions && absolute(functions),
       allowedPaths: allowedPaths?.map((path) => ({ ...path, host: absolute(path.host) })),
       permissions: store
     }])),

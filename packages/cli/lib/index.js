@@ -2,20 +2,13 @@
 
 // The command `extism-host`: what there is, and what becomes of errors.
 
-const { Argument, Command, InvalidArgumentError, Option } = require('commander')
+const { Argument, Command, Option } = require('commander')
 const { version } = require('../package.json')
-const { LEVELS } = require('extism-host/internal')
+const { addCompileFlags, addPluginFlags, number } = require('./plugin-flags.js')
 const { UsageError } = require('./usage-error.js')
 
 /** The exit code where the command was used wrongly; that of anything else that goes wrong is 1. */
 const WRONG_USE = 2
-
-function number (text) {
-  if (!/^\d+$/.test(text)) throw new InvalidArgumentError('It must be a whole number.')
-  return Number(text)
-}
-
-const collect = (value, values = []) => [...values, value]
 
 /** Each command is loaded when it is used, so that none waits for what only others need. */
 function program () {
@@ -25,52 +18,38 @@ function program () {
     .showHelpAfterError('(--help says more)')
     .exitOverride((error) => { throw Object.assign(error, { exitCode: error.exitCode === 0 ? 0 : WRONG_USE }) })
 
-  program.command('call')
+  addPluginFlags(program.command('call')
     .description('Calls a function of a plugin, and writes its output as it is.')
-    .argument('<plugin>', 'a .wasm file, or its URL')
+    .argument('<plugin>', 'a .wasm file, a .json manifest, or the URL of either')
     .argument('<function>')
     .option('-i, --input <text>', 'the input')
     .option('--stdin', 'take the input from standard input')
-    .option('--loop <times>', 'call it so often', number, 1)
-    .option('--wasi', 'let the plugin import WASI')
-    .option('--config <key=value>', 'a value that the plugin can ask for; may be repeated', collect)
-    .option('--set-config <json>', 'such values as JSON; --config comes before them')
-    .option('--allow-host <host>', 'a host that it may send requests to, * for any part of a name; may be repeated', collect)
-    .option('--allow-path <directory[:guest]>', 'a directory that it may use, with ro: before it to read only; may be repeated', collect)
-    .option('--timeout <ms>', 'how long a call may take', number)
-    .option('--open-timeout <ms>', 'how long opening the plugin may take', number)
-    .option('--memory-max <pages>', 'how many pages of 64 KiB it may add to its memory', number)
-    .option('--memory-http-max <bytes>', 'how large the answer to a request may be', number)
-    .option('--memory-var-max <bytes>', 'how much its variables may hold', number)
-    .addOption(new Option('--log-level <level>', 'write messages of the plugin to standard error').choices(LEVELS))
-    .option('-m, --manifest', 'the file is a manifest as JSON')
-    .option('--store <url>', 'the store that it may read, as openStore takes it')
-    .option('--store-write', 'let it change the store')
+    .option('--loop <times>', 'call it so often', number, 1))
     .action((...args) => require('./call.js').call(...args))
 
-  program.command('serve')
+  addPluginFlags(program.command('serve')
     .description('Serves plugins over HTTP: those of a configuration file, or one function at POST /.')
-    .addArgument(new Argument('[plugin]', 'a .wasm file, or its URL').argOptional())
+    .addArgument(new Argument('[plugin]', 'a .wasm file, a .json manifest, or the URL of either').argOptional())
     .argument('[function]')
     .option('-c, --config <file>', 'a configuration file, YAML or JSON')
     .option('-p, --port <port>', 'where to listen; 0 for any that is free', number)
     .option('--host <host>', 'where to listen')
-    .option('--watch', 'load a plugin, or the configuration, again when its file changes')
+    .option('--content-type <type>', 'the type of the answers')
+    .option('--watch', 'load a plugin, or the configuration, again when its file changes'))
     .action((...args) => require('./serve.js').serve(...args))
 
   program.command('inspect')
     .description('Says what a plugin exports, imports and needs. Nothing of it runs.')
     .argument('<plugin>', 'a .wasm file')
     .option('--json', 'for programs')
+    .addOption(new Option('--stub <language>', 'write a module with the host functions that it needs, to be filled in').choices(['js', 'ts']))
     .action((...args) => require('./inspect.js').inspect(...args))
 
-  program.command('compile')
+  addCompileFlags(program.command('compile')
     .description('Fills the compile cache, so that plugins start in milliseconds later.')
-    .argument('[plugins...]', '.wasm files')
+    .argument('[plugins...]', '.wasm files, or .json manifests')
     .option('-c, --config <file>', 'the plugins of a configuration, as serve will open them')
-    .option('--wasi', 'as they will be opened')
-    .option('--memory-max <pages>', 'as they will be opened', number)
-    .option('--cache-dir <directory>', 'where the cache is, in place of the usual place')
+    .option('--cache-dir <directory>', 'where the cache is, in place of the usual place'))
     .action((...args) => require('./compile.js').compile(...args))
 
   return program
@@ -99,6 +78,8 @@ async function main (argv) {
     console.error(`extism-host: ${hasCode ? '' : `${error.code}: `}${inTermsOfFlags(error.message)}`)
     process.exitCode = isUsage ? WRONG_USE : 1
   }
+  // Host functions may have left timers or connections open.
+  if (argv[2] === 'call') process.stdout.write('', () => process.exit())
 }
 
 module.exports = { main }

@@ -1,16 +1,15 @@
 'use strict'
 
 const { readFile } = require('node:fs/promises')
-const { codedError, KERNEL_NAMESPACE: KERNEL, USER_NAMESPACE: USER, WASI_NAMESPACE: WASI } = require('extism-host/internal')
-
-/** The functions that come with this library, beside the kernel's. */
-const OURS = new Set(['hostMemoryGet', 'hostStoreGet', 'hostStoreSet', 'hostStoreDelete', 'hostStoreExists', 'hostStoreKeys',
-  'hostStoreIncrement', 'hostStoreCompareAndSwap', 'hostStoreGetMany'])
+const { codedError } = require('extism-host/internal')
+const { interfaceOf, providerOf } = require('./module-interface.js')
+const { printable } = require('./printable.js')
+const { signature, stub } = require('./stub.js')
 
 /** Exports that belong to a plugin's start, and are not for callers. */
 const START = new Set(['_start', '_initialize', '__wasm_call_ctors', 'hs_init'])
 
-async function moduleOf (path) {
+async function readModule (path) {
   let bytes
   try {
     bytes = await readFile(path)
@@ -18,7 +17,8 @@ async function moduleOf (path) {
     throw codedError('FILE_NOT_FOUND', `${path} cannot be read: ${error.code}`)
   }
   try {
-    return new WebAssembly.Module(bytes)
+    await WebAssembly.compile(bytes)
+    return interfaceOf(bytes)
   } catch (error) {
     throw codedError('INVALID_WASM', `${path} is no WebAssembly module: ${error.message}`)
   }
@@ -26,23 +26,14 @@ async function moduleOf (path) {
 
 const unique = (names) => [...new Set(names)].sort()
 
-/** Who provides an import: the kernel, WASI, this library, or somebody else. */
-function providerOf ({ module, name }) {
-  if (module === WASI) return 'wasi'
-  if (module === KERNEL) return 'kernel'
-  // PDKs of 2023 have all of it in env.
-  if (module === 'env' && name.startsWith('extism_')) return 'kernel'
-  return (module === USER || module === 'env') && OURS.has(name) ? 'host' : undefined
-}
-
 async function describe (path) {
-  const module = await moduleOf(path)
-  const imports = WebAssembly.Module.imports(module)
-  const exports = WebAssembly.Module.exports(module)
+  const { imports, exports } = await readModule(path)
   const of = (provider) => unique(imports.filter((one) => providerOf(one) === provider).map(({ name }) => name))
   const kernel = of('kernel').map((name) => name.replace(/^extism_/, ''))
+  const functions = exports.filter(({ name, kind }) => kind === 'function' && !START.has(name))
   return {
-    functions: unique(exports.filter(({ name, kind }) => kind === 'function' && !START.has(name)).map(({ name }) => name)),
+    functions: unique(functions.map(({ name }) => name)),
+    signatures: Object.fromEntries(functions.map(({ name, params, results }) => [name, { params, results }])),
     otherExports: exports.filter(({ name, kind }) => kind !== 'function' || START.has(name)).map(({ name, kind }) => ({ name, kind })),
     needs: {
       wasi: of('wasi').length > 0,
@@ -51,16 +42,13 @@ async function describe (path) {
       config: kernel.includes('config_get'),
       store: of('host')
     },
-    hostFunctions: imports.filter((one) => providerOf(one) === undefined).map(({ module, name, kind }) => ({ namespace: module, name, kind })),
+    hostFunctions: imports.filter((one) => providerOf(one) === undefined).map(({ module, ...rest }) => ({ namespace: module, ...rest })),
     kernel,
     wasi: of('wasi')
   }
 }
 
-/** Names are the module's, and might do something to the terminal of who reads them. */
-const printable = (text) => text.replace(/\p{C}/gu, (character) => `\\u{${character.codePointAt(0).toString(16)}}`)
-
-function forPeople ({ functions, needs, hostFunctions, kernel, wasi }) {
+function forPeople ({ functions, signatures, needs, hostFunctions, kernel, wasi }) {
   const list = (names) => names.length === 0 ? 'none' : printable(names.join(', '))
   const wants = [
     needs.wasi && 'WASI (--wasi)',
@@ -70,16 +58,17 @@ function forPeople ({ functions, needs, hostFunctions, kernel, wasi }) {
     needs.store.length > 0 && `a store (${needs.store.join(', ')})`
   ].filter(Boolean)
   return [
-    `exports functions:       ${list(functions)}`,
+    `exports functions:       ${list(functions.map((name) => name + signature(signatures[name])))}`,
     `uses:                    ${list(wants)}`,
-    `host functions to write: ${list(hostFunctions.map(({ namespace, name }) => `${namespace} ${name}`))}`,
+    `host functions to write: ${list(hostFunctions.map((one) => `${one.namespace} ${one.name}${signature(one)}`))}`,
     `imports of the kernel:   ${list(kernel)}`,
     `imports of WASI:         ${list(wasi)}`
   ].join('\n')
 }
 
-async function inspect (path, { json }) {
+async function inspect (path, { json, stub: language }) {
   const described = await describe(path)
+  if (language !== undefined) return console.log(stub(described.hostFunctions, language))
   console.log(json ? JSON.stringify(described, null, 2) : forPeople(described))
 }
 

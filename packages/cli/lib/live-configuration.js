@@ -9,6 +9,15 @@ const { UsageError } = require('./usage-error.js')
 const keysOf = (...objects) => [...new Set(objects.flatMap((object) => Object.keys(object)))]
 const differing = (before, after) => keysOf(before, after).filter((key) => !isDeepStrictEqual(before[key], after[key]))
 
+/** The files that a plugin is loaded from. */
+const filesOf = ({ source, functions }) => [...(source.wasm ?? []).map(({ path }) => path), functions].filter((file) => file !== undefined)
+
+/** The app's definitions of plugins of the configuration; `null` of those that are not there. */
+async function definitionsOf (plugins, define, names = Object.keys(plugins)) {
+  const definition = async (name) => [name, Object.hasOwn(plugins, name) ? await define(plugins[name]) : null]
+  return Object.fromEntries(await Promise.all(names.map(definition)))
+}
+
 /** Only the contents of certificates can change while the server listens, not whether there are any. */
 function hasOtherCertificate ({ server: { tls: before } }, { server: { tls: after } }) {
   return before !== undefined && after !== undefined && !isDeepStrictEqual(before, after)
@@ -45,7 +54,7 @@ class LiveConfiguration {
 
   /** The files that plugins are loaded from. */
   get files () {
-    return Object.values(this.#current.plugins).map(({ source: { wasm: [{ path }] } }) => path).filter((path) => path !== undefined)
+    return Object.values(this.#current.plugins).flatMap(filesOf)
   }
 
   /** Reads the configuration again and applies it. Changes follow one another. */
@@ -64,7 +73,7 @@ class LiveConfiguration {
   /** Loads the plugins of a file again. */
   reloadFile (file) {
     return this.#enqueue(() => this.#load(Object.entries(this.#current.plugins)
-      .filter(([, { source: { wasm: [{ path }] } }]) => path === file).map(([name]) => name)))
+      .filter(([, plugin]) => filesOf(plugin).includes(file)).map(([name]) => name)))
   }
 
   warn (message) {
@@ -102,8 +111,7 @@ class LiveConfiguration {
     // Throws if the certificate and the key do not belong together, before anything has changed.
     if (hasNewCertificate) createSecureContext(next.server.tls)
     if (changed.length > 0) {
-      const definition = (name) => Object.hasOwn(next.plugins, name) ? this.#define(next.plugins[name]) : null
-      await this.#app.extism.update(Object.fromEntries(changed.map((name) => [name, definition(name)])))
+      await this.#app.extism.update(await definitionsOf(next.plugins, this.#define, changed))
     }
     if (hasNewCertificate) {
       this.#app.server.setSecureContext(next.server.tls)
@@ -115,7 +123,9 @@ class LiveConfiguration {
     const { extism, log } = this.#app
     for (const name of names) {
       try {
-        await extism.reload(name)
+        // A reload would go on with the host functions that there are.
+        if (this.#current.plugins[name].functions === undefined) await extism.reload(name)
+        else await extism.update(await definitionsOf(this.#current.plugins, this.#define, [name]))
         log.info({ plugin: name }, `plugin "${name}" has been loaded again`)
       } catch (error) {
         log.error({ plugin: name, code: error.code }, `plugin "${name}" stays as it is, as the new version was refused: ${error.message}`)
@@ -124,4 +134,4 @@ class LiveConfiguration {
   }
 }
 
-module.exports = { LiveConfiguration }
+module.exports = { definitionsOf, LiveConfiguration }

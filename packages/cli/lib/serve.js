@@ -4,36 +4,47 @@ const { onHangup } = require('./hangup.js')
 const { resolve } = require('node:path')
 const closeWithGrace = require('close-with-grace')
 const Fastify = require('fastify')
-const { closeWithoutLoss, LogOutput, openStoreInTime } = require('extism-host/internal')
+const { closeWithoutLoss, LogOutput, openStoreInTime, STORE_START_MS } = require('extism-host/internal')
 const extismHost = require('@extism-host/fastify')
 const { DEFAULT_SERVER, readConfig } = require('./config.js')
 const { FileWatcher } = require('./file-watcher.js')
-const { LiveConfiguration } = require('./live-configuration.js')
+const { loadFunctions } = require('./functions.js')
+const { definitionsOf, LiveConfiguration } = require('./live-configuration.js')
 const { whenNpxIsGone } = require('./parent.js')
+const { checkAllowedWithConfig, isManifest, optionsOf, permissionsOf, sourceOf } = require('./plugin-flags.js')
 const { UsageError } = require('./usage-error.js')
 
 /** How long answers have to be written after their calls have been interrupted. */
 const FLUSH_MS = 5_000
 
 /** The configuration of one function at `POST /`. */
-function ofOneFunction (wasm, functionName) {
-  const isUrl = /^https?:/.test(wasm)
+function ofOneFunction (place, functionName, flags) {
+  const source = sourceOf(place, flags)
   return {
-    server: DEFAULT_SERVER,
-    store: { url: 'memory:', startTimeoutMs: 0, options: {} },
-    plugins: { plugin: { source: { wasm: [isUrl ? { url: wasm } : { path: resolve(wasm) }] }, useWasi: true } },
-    routes: [{ method: 'POST', url: '/', plugin: 'plugin', function: functionName }],
+    server: { ...DEFAULT_SERVER, logLevel: flags.logLevel ?? DEFAULT_SERVER.logLevel },
+    store: { url: flags.store ?? 'memory:', startTimeoutMs: STORE_START_MS, options: {} },
+    plugins: {
+      plugin: {
+        ...optionsOf(source, flags),
+        source,
+        functions: flags.functions,
+        enableWasiOutput: flags.wasi && 'logger',
+        permissions: permissionsOf(flags)
+      }
+    },
+    routes: [{ method: 'POST', url: '/', plugin: 'plugin', function: functionName, contentType: flags.contentType }],
     health: true,
     metrics: true
   }
 }
 
-function asConfiguration (plugin, functionName, { config, port, host }) {
+function asConfiguration (plugin, functionName, { config, port, host, ...flags }) {
   if ((config === undefined) === (plugin === undefined)) {
     throw new UsageError('serve takes a plugin and a function, or --config with a file')
   }
   if (plugin !== undefined && functionName === undefined) throw new UsageError('serve takes a function after the plugin')
-  const configuration = config === undefined ? ofOneFunction(plugin, functionName) : readConfig(config)
+  if (config !== undefined) checkAllowedWithConfig(flags, ['watch'])
+  const configuration = config === undefined ? ofOneFunction(plugin, functionName, flags) : readConfig(config)
   const { server } = configuration
   return { ...configuration, server: { ...server, port: port ?? server.port, host: host ?? server.host } }
 }
@@ -57,9 +68,13 @@ async function openPlugins (app, { server, store: storeConfiguration, plugins, .
   const store = await openStoreInTime(url, options, startTimeoutMs, app.log)
   // Hooks of this kind run in the opposite order: the plugins are closed before their store.
   app.addHook('onClose', () => store.close())
-  const define = ({ permissions, ...plugin }) => ({ ...plugin, store: { store, ...permissions } })
-  const definitions = Object.entries(plugins).map(([name, plugin]) => [name, define(plugin)])
-  app.register(extismHost, { ...rest, store, plugins: Object.fromEntries(definitions) })
+  const define = async ({ permissions, functions, ...plugin }) => ({
+    ...plugin,
+    functions: functions && await loadFunctions(functions),
+    store: { store, ...permissions }
+  })
+  const definitions = await definitionsOf(plugins, define)
+  app.register(extismHost, { ...rest, store, plugins: definitions })
   await app.ready()
   return define
 }
@@ -81,7 +96,8 @@ async function serve (plugin, functionName, flags) {
   onHangup(() => live.reload())
   const app = createApp(server)
   const drain = closeWithoutLoss(app)
-  const stopWatching = flags.watch ? watchFiles(live, flags.config && resolve(flags.config)) : () => {}
+  const configurationFile = flags.config ?? (isManifest(plugin, flags) ? plugin : undefined)
+  const stopWatching = flags.watch ? watchFiles(live, configurationFile && resolve(configurationFile)) : () => {}
   let isServing = false
   const delay = server.drainMs + server.shutdownTimeoutMs + FLUSH_MS
   const grace = closeWithGrace({ delay, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {

@@ -5,6 +5,7 @@
 const { createHash, timingSafeEqual } = require('node:crypto')
 const createError = require('@fastify/error')
 const { listKeys } = require('extism-host/internal')
+const { takeAnyBody } = require('./routes.js')
 
 const Unauthorized = createError('UNAUTHORIZED', 'the request is not authorized', 401)
 const PluginNotFound = createError('PLUGIN_NOT_FOUND', 'there is no such plugin', 404)
@@ -78,6 +79,7 @@ function addStore (scope, store, options) {
 
 function addAdmin (scope, { token, prefix }, plugins, store) {
   scope.register(async (admin) => {
+    takeAnyBody(admin)
     admin.addHook('onRequest', requireToken(token))
     admin.addHook('onSend', async (request, reply) => { reply.header('cache-control', 'no-store') })
     const options = { schema: { hide: true } }

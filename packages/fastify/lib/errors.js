@@ -3,6 +3,7 @@
 // What an HTTP client learns of a call that failed. The details are the error's cause, for the log.
 
 const createError = require('@fastify/error')
+const { PluginError } = require('extism-host')
 const { errorCodes } = require('extism-host/internal')
 
 const MESSAGE = 'the plugin gave no answer'
@@ -19,10 +20,14 @@ function codeOf (error) {
   return CODES.has(error?.code) ? error.code : 'HOST_FUNCTION_ERROR'
 }
 
-/** The error that Fastify answers with, in place of one of a call. */
-function asHttpError (cause) {
-  const HttpError = errors.get(codeOf(cause))
+/** The error that Fastify answers with, in place of one of a call. `exposed` has statuses of codes whose message is for clients. */
+function asHttpError (cause, exposed) {
+  const code = codeOf(cause)
+  const HttpError = errors.get(code)
   const error = new HttpError({ cause })
+  // A host function may throw anything with that code.
+  const statusCode = cause instanceof PluginError ? exposed[code] : undefined
+  if (statusCode !== undefined) Object.assign(error, { statusCode, message: cause.message })
   if (error.statusCode === 503) error.headers = { 'retry-after': RETRY_AFTER_SECONDS }
   return error
 }

@@ -63,11 +63,18 @@ async function statusOf (checks, log) {
   return failed.length === 0 ? 'ok' : 'unavailable'
 }
 
-function addHealth (scope, { prefix }, plugins) {
-  // Of no interest to who reads the log or the API's documentation.
+/**
+ * The options of routes that machines ask again and again: of no interest to who reads the log or the API's documentation,
+ * and not to be refused by @fastify/rate-limit.
+ */
+function probeOptions (config) {
+  return { logLevel: 'warn', schema: { hide: true }, config: { rateLimit: false, ...config } }
+}
+
+function addHealth (scope, { prefix, config }, plugins) {
   plugins.noteRefusals()
   const storeChecks = new StoreChecks(plugins)
-  const options = { logLevel: 'warn', schema: { hide: true } }
+  const options = probeOptions(config)
 
   scope.get(`${prefix}/live`, options, async () => ({ status: 'ok' }))
 
@@ -86,4 +93,4 @@ function addHealth (scope, { prefix }, plugins) {
   })
 }
 
-module.exports = { addHealth }
+module.exports = { addHealth, probeOptions }

@@ -16,7 +16,7 @@ const REFUSED_HEADERS = new Set([
 const BASE64 = /^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/
 
 /** A request as its function gets it. What the body has as text is JSON's text, other bytes are base64. */
-function requestAsJson ({ method, url, query, params, headers, body = Buffer.alloc(0) }) {
+function requestAsJson ({ method, url, query, params, headers }, body = Buffer.alloc(0)) {
   const isBase64 = !isUtf8(body)
   const end = url.indexOf('?')
   return JSON.stringify({

@@ -26,9 +26,9 @@ async function extismHost (fastify, options) {
   })
   fastify.addHook('onClose', () => plugins.close())
   fastify.decorate('extism', plugins)
-  // A scope of their own, so that the app's other routes keep their parsers.
+  // Scopes of their own, so that the app's other routes keep their parsers, and probes get none of the routes' hooks.
+  fastify.register(async (scope) => addRoutes(scope, plugins, routes), { prefix })
   fastify.register(async (scope) => {
-    addRoutes(scope, plugins, routes)
     if (health !== undefined) addHealth(scope, health, plugins)
     if (metrics !== undefined) addMetrics(scope, metrics, plugins)
     if (admin !== undefined) addAdmin(scope, admin, plugins, store)

@@ -3,6 +3,7 @@
 // What plugins do, for Prometheus.
 
 const { Counter, Gauge, Histogram, Registry } = require('prom-client')
+const { probeOptions } = require('./health.js')
 
 // Calls take from some ten microseconds to seconds.
 const BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
@@ -64,13 +65,19 @@ function showStats (registers, plugins) {
   show(Counter, 'store_failures_total', 'What was refused to guests or failed, by code', ({ store }) => store.failed, 'code')
 }
 
-function addMetrics (scope, { prefix }, plugins) {
+/** Adds metrics to a registry of their own and to `register`, which outlives the app. */
+function addMetrics (scope, { prefix, config, register }, plugins) {
   const registry = new Registry()
-  observeCalls([registry], plugins)
-  showStats([registry], plugins)
-  scope.get(prefix, { logLevel: 'warn', schema: { hide: true } }, async (request, reply) => {
-    reply.type(registry.contentType)
-    return registry.metrics()
+  const registers = register === undefined ? [registry] : [register, registry]
+  observeCalls(registers, plugins)
+  showStats(registers, plugins)
+  scope.addHook('onClose', async () => {
+    for (const { name } of registry.getMetricsAsArray()) register?.removeSingleMetric(name)
+  })
+  if (prefix === undefined) return
+  scope.get(prefix, probeOptions(config), async (request, reply) => {
+    reply.type(registers[0].contentType)
+    return registers[0].metrics()
   })
 }
 

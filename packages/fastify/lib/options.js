@@ -8,13 +8,19 @@ const { asBytes, asInteger, asStore, describe, invalidArgument, isObject, LEVELS
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
 const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'admin', 'closeTimeoutMs', 'prefix', 'logLevel')
-const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'bodyLimit', 'schema')
+/** Fastify itself checks those from `schema` on. */
+const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'errors', 'bodyLimit', 'schema',
+  'attachValidation', 'childLoggerFactory', 'config', 'constraints', 'errorHandler', 'exposeHeadRoute', 'handlerTimeout', 'logLevel', 'logSerializers',
+  'prefixTrailingSlash', 'schemaErrorFormatter', 'serializerCompiler', 'validatorCompiler', 'onError', 'onRequest', 'onRequestAbort', 'onResponse', 'onSend',
+  'onTimeout', 'preHandler', 'preParsing', 'preSerialization', 'preValidation')
+const ERROR_KEYS = keys('PLUGIN_ERROR')
 const SMOKE_KEYS = keys('function', 'input', 'expect', 'timeoutMs')
 const DEFAULT_SMOKE_MILLISECONDS = 5_000
 const DEFAULT_CLOSE_TIMEOUT_MS = 10_000
 const ADMIN_KEYS = keys('token', 'prefix')
 const LEAST_TOKEN_CHARACTERS = 16
-const PREFIX_KEYS = keys('prefix')
+const HEALTH_KEYS = keys('prefix', 'config')
+const METRICS_KEYS = keys('prefix', 'config', 'register')
 const MODES = ['raw', 'http']
 
 function asName (value, what) {
@@ -72,27 +78,32 @@ function asPlugins (plugins, defaults) {
 
 function asRoute (route, place, plugins) {
   const what = `routes[${place}]`
-  const picked = pick(route, ROUTE_KEYS, what)
-  const plugin = asName(picked.plugin, `${what}.plugin`)
+  const {
+    method = 'POST', url, plugin: pluginName, function: functionName, mode = 'raw', contentType, timeoutMs, errors, bodyLimit, ...fastify
+  } = pick(route, ROUTE_KEYS, what)
+  const plugin = asName(pluginName, `${what}.plugin`)
   if (!plugins.some(({ name }) => name === plugin)) {
     throw invalidArgument(`${what} is of plugin "${plugin}", but plugins has only ${plugins.map(({ name }) => `"${name}"`).join(', ')}`)
   }
-  const { mode = 'raw', contentType, schema } = picked
   if (!MODES.includes(mode)) throw invalidArgument(`${what}.mode must be 'raw' or 'http'`)
-  if (schema?.body !== undefined) {
-    throw invalidArgument(`${what}.schema.body cannot be checked, as the plugin gets the body as it is; leave it to the plugin`)
-  }
   return {
-    method: picked.method ?? 'POST',
-    url: asName(picked.url, `${what}.url`),
+    method,
+    url: asName(url, `${what}.url`),
     plugin,
-    functionName: asName(picked.function, `${what}.function`),
+    functionName: asName(functionName, `${what}.function`),
     mode,
     contentType: contentType === undefined ? undefined : asContentType(contentType, `${what}.contentType`),
-    timeoutMs: asInteger(picked.timeoutMs, `${what}.timeoutMs`, undefined, MAX_U32),
-    bodyLimit: asInteger(picked.bodyLimit, `${what}.bodyLimit`, undefined, Number.MAX_SAFE_INTEGER),
-    schema
+    timeoutMs: asInteger(timeoutMs, `${what}.timeoutMs`, undefined, MAX_U32),
+    errors: errors === undefined ? {} : asErrors(errors, `${what}.errors`),
+    bodyLimit: asInteger(bodyLimit, `${what}.bodyLimit`, undefined, Number.MAX_SAFE_INTEGER),
+    fastify
   }
+}
+
+/** The status of each code whose message clients may see: only a plugin's own messages are meant for others. */
+function asErrors (errors, what) {
+  const { PLUGIN_ERROR: status } = pick(errors, ERROR_KEYS, what)
+  return { PLUGIN_ERROR: asInteger(status, `${what}.PLUGIN_ERROR`, undefined, 599, 400) }
 }
 
 function asRoutes (routes, plugins) {
@@ -107,11 +118,20 @@ function asPrefix (prefix, name) {
   return prefix
 }
 
-/** Where routes are that are on with `true` or an object; `undefined` where they are off. */
-function asPlace (option, name, fallback) {
-  if (option === undefined || option === false) return undefined
-  const { prefix = fallback } = pick(option === true ? {} : option, PREFIX_KEYS, name)
-  return { prefix: asPrefix(prefix, name) }
+function asHealth (option = false) {
+  if (option === false) return undefined
+  const { prefix = '/health', config } = pick(option === true ? {} : option, HEALTH_KEYS, 'health')
+  return { prefix: asPrefix(prefix, 'health'), config }
+}
+
+/** Without a prefix there is no route: who passes a registry shows it already. */
+function asMetrics (option = false) {
+  if (option === false) return undefined
+  const { register, prefix = register === undefined ? '/metrics' : undefined, config } = pick(option === true ? {} : option, METRICS_KEYS, 'metrics')
+  if (register !== undefined && typeof register.registerMetric !== 'function') {
+    throw invalidArgument(`metrics.register must be a Registry of prom-client, not ${describe(register)}`)
+  }
+  return { prefix: prefix === undefined ? undefined : asPrefix(prefix, 'metrics'), config, register }
 }
 
 function asAdmin (option) {
@@ -146,8 +166,8 @@ function asOptions (options, log) {
     routes,
     store: storesOf([store])[0],
     stores: storesOf([store, ...list.map(({ options }) => options?.store)]),
-    health: asPlace(health, 'health', '/health'),
-    metrics: asPlace(metrics, 'metrics', '/metrics'),
+    health: asHealth(health),
+    metrics: asMetrics(metrics),
     admin: asAdmin(admin),
     closeTimeoutMs: asInteger(closeTimeoutMs, 'closeTimeoutMs', DEFAULT_CLOSE_TIMEOUT_MS, MAX_TIMER_MS, 0),
     prefix

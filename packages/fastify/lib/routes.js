@@ -21,13 +21,13 @@ function takeAnyBody (scope) {
 }
 
 /** A handler that runs a function on the body, and answers with its output. */
-function rawHandler (plugin, { functionName, contentType = 'application/octet-stream', timeoutMs }) {
+function rawHandler (plugin, { functionName, contentType = 'application/octet-stream', timeoutMs, errors, inputOf }) {
   return async function handler (request, reply) {
     let output
     try {
-      output = await plugin.call(functionName, request.body, request, optionsFor(request, reply, timeoutMs))
+      output = await plugin.call(functionName, inputOf(request), request, optionsFor(request, reply, timeoutMs))
     } catch (error) {
-      throw asHttpError(error)
+      throw asHttpError(error, errors)
     }
     reply.type(contentType)
     return output === null ? '' : output.bytes()
@@ -35,13 +35,13 @@ function rawHandler (plugin, { functionName, contentType = 'application/octet-st
 }
 
 /** A handler that runs a function on the request, and answers as its output says. */
-function httpHandler (plugin, { functionName, contentType, timeoutMs }) {
+function httpHandler (plugin, { functionName, contentType, timeoutMs, errors, inputOf }) {
   return async function handler (request, reply) {
     let output
     try {
-      output = await plugin.call(functionName, requestAsJson(request), request, optionsFor(request, reply, timeoutMs))
+      output = await plugin.call(functionName, requestAsJson(request, inputOf(request)), request, optionsFor(request, reply, timeoutMs))
     } catch (error) {
-      throw asHttpError(error)
+      throw asHttpError(error, errors)
     }
     const { status, headers, body, defaultType } = checkedAnswer(output)
     const isEmpty = body.length === 0
@@ -65,13 +65,38 @@ function optionsFor (request, reply, timeoutMs) {
 
 const HANDLERS = { raw: rawHandler, http: httpHandler }
 
-function addRoutes (scope, plugins, routes) {
-  takeAnyBody(scope)
-  for (const route of routes) {
-    const { method, url, mode, bodyLimit, schema } = route
-    const handler = HANDLERS[mode](plugins.plugin(route.plugin), route)
-    scope.route({ method, url, bodyLimit, schema, handler })
-  }
+const isJson = (mediaType) => /[/+]json$/i.test(mediaType)
+
+/** The bytes of a body that was parsed and validated. JSON is written anew, so that the guest reads what was validated. */
+function validatedInput ({ body, mediaType = '' }) {
+  if (body === undefined) return undefined
+  if (Buffer.isBuffer(body)) return body
+  return Buffer.from(typeof body !== 'string' || isJson(mediaType) ? JSON.stringify(body) : body)
 }
 
-module.exports = { addRoutes }
+/** The schema of a route, with the type of its answer for those who document the app. */
+function schemaOf ({ contentType, functionName, fastify: { schema } }) {
+  if (contentType === undefined || schema?.response !== undefined) return schema
+  const mediaType = contentType.split(';')[0].trim()
+  // A hook may also answer in place of the plugin: JSON can be anything.
+  const content = { [mediaType]: { schema: isJson(mediaType) ? {} : { type: 'string' } } }
+  return { ...schema, response: { 200: { description: `The output of ${functionName}`, content } } }
+}
+
+function addRoute (scope, plugins, route, inputOf) {
+  const { method, url, mode, bodyLimit, fastify } = route
+  const handler = HANDLERS[mode](plugins.plugin(route.plugin), { ...route, inputOf })
+  scope.route({ ...fastify, method, url, bodyLimit, schema: schemaOf(route), handler })
+}
+
+/** Routes whose body is validated need the app's parsers. The others take any bytes. */
+function addRoutes (scope, plugins, routes) {
+  const isValidated = ({ fastify: { schema } }) => schema?.body !== undefined
+  for (const route of routes.filter(isValidated)) addRoute(scope, plugins, route, validatedInput)
+  scope.register(async (scope) => {
+    takeAnyBody(scope)
+    for (const route of routes) if (!isValidated(route)) addRoute(scope, plugins, route, ({ body }) => body)
+  })
+}
+
+module.exports = { addRoutes, takeAnyBody }

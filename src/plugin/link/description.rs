@@ -6,7 +6,7 @@ use super::{
   Callable, ExportDescription, ImportDescription, Initializer, Kind, LinkOptions, Linked,
   LinkedSnapshot, StateExports,
 };
-use crate::abi::{FunctionType, ValueType};
+use crate::abi::{self, FunctionType, ValueType};
 
 impl Linked {
   /// Serializes everything except the bytes.
@@ -104,7 +104,9 @@ impl Linked {
             None => {
               let (namespace, name) = (text(function, 1)?, text(function, 2)?);
               let is_it = |untyped: &&crate::host::UntypedFunction| {
-                untyped.namespace == namespace && untyped.name == name
+                // If two functions have one name, in a namespace and in its twin, the cache key contains both.
+                let is_twin = abi::twin(&namespace) == Some(untyped.namespace.as_str());
+                (untyped.namespace == namespace || is_twin) && untyped.name == name
               };
               let untyped = options.untyped.iter().find(is_it)?;
               let ty = FunctionType::from_letters(&text(function, 3)?);

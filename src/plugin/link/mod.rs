@@ -55,7 +55,7 @@ impl Default for LinkLimits {
   }
 }
 
-/// LinkOptions of the linker.
+/// How modules are linked.
 #[derive(Clone, Copy)]
 pub struct LinkOptions<'a> {
   /// Whether guests may import WASI.

@@ -350,14 +350,9 @@ impl<'m, 'a> Resolver<'m, 'a> {
     if self.types.add_function(&function).map_err(internal)? != number {
       return Ok(None);
     }
-    let other = match import.module {
-      ENV => USER,
-      USER => ENV,
-      module => module,
-    };
     let found = self.untyped.get(&(import.module, import.name));
     let Some(found) = found
-      .or_else(|| self.untyped.get(&(other, import.name)))
+      .or_else(|| self.untyped.get(&(abi::twin(import.module)?, import.name)))
       .copied()
     else {
       return Ok(None);

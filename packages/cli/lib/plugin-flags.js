@@ -1,0 +1,130 @@
+'use strict'
+
+// The flags that say which plugin to open, and how. They mean the same in every command.
+
+const { readFileSync } = require('node:fs')
+const { InvalidArgumentError, Option } = require('commander')
+const { LEVELS } = require('extism-host/internal')
+const { UsageError } = require('./usage-error.js')
+
+function number (text) {
+  if (!/^\d+$/.test(text)) throw new InvalidArgumentError('It must be a whole number.')
+  return Number(text)
+}
+
+const collect = (value, values = []) => [...values, value]
+
+/** Adds the flags that change what is compiled. */
+function addCompileFlags (command) {
+  return command
+    .option('--wasi', 'let the plugin import WASI, and write its standard output')
+    .option('--memory-max <pages>', 'how many pages of 64 KiB it may add to its memory', number)
+    .option('-m, --manifest', 'the file is a manifest, as each .json file is')
+    .option('--link <name=file>', 'a further module that the plugin imports under this name; may be repeated', collect)
+}
+
+/** Adds all flags of a plugin that runs. */
+function addPluginFlags (command) {
+  return addCompileFlags(command)
+    .option('--functions <file>', 'a JavaScript module that exports host functions, by namespace and name')
+    .option('--plugin-config <key=value>', 'a value that the plugin can ask for; may be repeated', collect)
+    .option('--set-config <json>', 'such values as JSON; --plugin-config comes before them')
+    .option('--allow-host <host>', 'a host that it may send requests to, * for any part of a name; may be repeated', collect)
+    .option('--allow-http-response-headers', 'let it read the headers of responses')
+    .option('--allow-path <directory[:guest]>', 'a directory that it may use, with ro: before it to read only; may be repeated', collect)
+    .option('--timeout <ms>', 'how long a call may take', number)
+    .option('--open-timeout <ms>', 'how long opening the plugin may take', number)
+    .option('--memory-http-max <bytes>', 'how large the answer to a request may be', number)
+    .option('--memory-var-max <bytes>', 'how much its variables may hold', number)
+    .addOption(new Option('--log-level <level>', 'write messages of this level and above').choices(LEVELS))
+    .option('--store <url>', 'the store that it may read, as openStore takes it')
+    .option('--store-write', 'let it change the store')
+}
+
+/** Refuses flags of a plugin beside a configuration file, which says how to open its plugins. */
+function checkAllowedWithConfig (flags, allowed) {
+  const misplaced = Object.keys(flags).find((name) => !allowed.includes(name))
+  if (misplaced === undefined) return
+  const flag = misplaced.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
+  throw new UsageError(`--${flag} cannot go with --config: put it into the configuration file`)
+}
+
+/** Splits `key=value`. */
+function asPair (text, flag) {
+  const index = text.indexOf('=')
+  if (index < 1) throw new UsageError(`${flag}, not "${text}"`)
+  return [text.slice(0, index), text.slice(index + 1)]
+}
+
+const isUrl = (place) => /^https?:/i.test(place)
+
+function asLinkedModule (text) {
+  const [name, place] = asPair(text, '--link must be name=file')
+  if (name === 'main') throw new UsageError('--link cannot name a module "main": that is the plugin itself')
+  return isUrl(place) ? { name, url: place } : { name, path: place }
+}
+
+function readManifest (file) {
+  const text = readFileSync(file, 'utf8')
+  try {
+    return JSON.parse(text)
+  } catch {
+    throw new UsageError(`${file} must be a manifest, but is not valid JSON`)
+  }
+}
+
+/** Whether the place of a plugin is a file with a manifest. */
+const isManifest = (place, { manifest }) => !isUrl(place) && (manifest || /\.json$/i.test(place))
+
+/** What createPlugin loads: a manifest, or the URL of either a manifest or a module. */
+function sourceOf (place, { manifest, link = [] }) {
+  if (isUrl(place) && link.length === 0) return place
+  const source = isManifest(place, { manifest }) ? readManifest(place) : { wasm: [isUrl(place) ? { url: place } : { path: place }] }
+  if (link.length === 0) return source
+  if (!Array.isArray(source?.wasm)) throw new UsageError(`${place} must be a manifest with "wasm"`)
+  // The plugin's own modules come last, since the last one can be the main module.
+  return { ...source, wasm: [...link.map(asLinkedModule), ...source.wasm] }
+}
+
+/** The plugin's configuration: that of the manifest, of --set-config and of --plugin-config; the last one wins. */
+function configOf (source, { setConfig, pluginConfig = [] }) {
+  if (setConfig === undefined && pluginConfig.length === 0) return undefined
+  let values
+  try {
+    values = JSON.parse(setConfig ?? '{}')
+  } catch {
+    throw new UsageError('--set-config must be JSON, such as {"key": "value"}')
+  }
+  return { ...source?.config, ...values, ...Object.fromEntries(pluginConfig.map((pair) => asPair(pair, '--plugin-config must be key=value'))) }
+}
+
+/** `directory` is what the guest calls it too; `directory:guest` gives it another name. */
+function asAllowedPaths (paths) {
+  return paths?.map((path) => {
+    const isReadOnly = path.startsWith('ro:')
+    const [host, guest = host] = path.slice(isReadOnly ? 3 : 0).split(':')
+    return { host, guest, readOnly: isReadOnly }
+  })
+}
+
+/** The options of createPlugin that flags set, without host functions and the store, which have to be opened. */
+function optionsOf (source, flags) {
+  if (flags.storeWrite && flags.store === undefined) throw new UsageError('--store-write needs --store')
+  const options = {
+    useWasi: flags.wasi,
+    config: configOf(source, flags),
+    allowedHosts: flags.allowHost,
+    allowHttpResponseHeaders: flags.allowHttpResponseHeaders,
+    allowedPaths: asAllowedPaths(flags.allowPath),
+    timeoutMs: flags.timeout,
+    openTimeoutMs: flags.openTimeout,
+    memory: { maxPages: flags.memoryMax, maxHttpResponseBytes: flags.memoryHttpMax, maxVarBytes: flags.memoryVarMax },
+    logLevel: flags.logLevel
+  }
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined))
+}
+
+/** What the plugin may do with the store. */
+const permissionsOf = ({ storeWrite }) => ({ access: storeWrite ? 'write' : 'read' })
+
+module.exports = { addCompileFlags, addPluginFlags, checkAllowedWithConfig, isManifest, number, optionsOf, permissionsOf, sourceOf }
