@@ -181,4 +181,4 @@ function makeCertificates (directory) {
   return { ca: join(directory, 'ca.pem'), certificate: join(directory, 'server.pem'), key: join(directory, 'server.key') }
 }
 
-module.exports = { HOST, clusterUrl, freePort, hasRedis, makeCertificates, startCluster, startRedis }
+module.exports = { HOST, clusterUrl, freePort, hasRedis, isListening, makeCertificates, startCluster, startRedis }

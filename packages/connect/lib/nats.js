@@ -1,0 +1,167 @@
+'use strict'
+
+// Publish and request on a connection to NATS.
+
+const { MAX_TIMER_MS, asInteger, describe, invalidArgument, pick } = require('extism-host/internal')
+const { Connection } = require('./connection.js')
+const { peer } = require('./peer.js')
+const { GuestError, replyWithPayload } = require('./protocol.js')
+const { isSubject, subjectMatcher } = require('./subjects.js')
+
+const OPTIONS = {
+  publish: 'publish',
+  request: 'request',
+  maxPayloadBytes: 'maxPayloadBytes',
+  maxUnflushedBytes: 'maxUnflushedBytes',
+  timeoutMs: 'timeoutMs'
+}
+
+const MAX_BYTES = 2 ** 31 - 1
+
+const OK = '{}'
+
+function nats (connection, options = {}) {
+  if (typeof connection?.publish !== 'function' || typeof connection.request !== 'function' || typeof connection.flush !== 'function') {
+    throw invalidArgument(`nats takes a connection of @nats-io/transport-node, not ${describe(connection)}`)
+  }
+  const { headers } = peer('@nats-io/transport-node', () => require('@nats-io/transport-node'))
+  const given = pick(options, OPTIONS, 'the options of nats')
+  const mayPublish = subjectMatcher(given.publish, 'publish')
+  const mayRequest = subjectMatcher(given.request, 'request')
+  const maxPayloadBytes = asInteger(given.maxPayloadBytes, 'maxPayloadBytes', MAX_BYTES, MAX_BYTES)
+  const timeoutMs = asInteger(given.timeoutMs, 'timeoutMs', 30_000, MAX_TIMER_MS)
+  const flow = new Flow(connection, asInteger(given.maxUnflushedBytes, 'maxUnflushedBytes', 2 ** 20, MAX_BYTES), timeoutMs)
+
+  function messageOf (request, payload, isAllowed) {
+    const { subject } = request
+    if (!isSubject(subject)) throw new GuestError('INVALID_REQUEST', 'subject must be a subject of NATS without wildcards')
+    if (!isAllowed(subject)) throw new GuestError('NOT_ALLOWED', 'this plugin may not use this subject')
+    const head = request.headers === undefined ? undefined : headersOf(request.headers, headers())
+    const size = payload.length + (head === undefined ? 0 : head.encode().length)
+    const most = Math.min(maxPayloadBytes, connection.info?.max_payload ?? MAX_BYTES)
+    if (size > most) throw new GuestError('TOO_LARGE', `a message has up to ${most} bytes, headers included`)
+    return { subject, head, size }
+  }
+
+  return new Connection({
+    publish (request, payload) {
+      const { subject, head, size } = messageOf(request, payload, mayPublish)
+      const send = () => {
+        try {
+          connection.publish(subject, payload, { headers: head })
+        } catch (error) {
+          throw guestErrorOf(error)
+        }
+        return OK
+      }
+      const wait = flow.add(size)
+      return wait === undefined ? send() : wait.then(send)
+    },
+
+    async request (request, payload) {
+      const { subject, head } = messageOf(request, payload, mayRequest)
+      const timeout = Math.min(timeoutOf(request.timeoutMs), timeoutMs)
+      let answer
+      try {
+        answer = await connection.request(subject, payload, { timeout, headers: head })
+      } catch (error) {
+        throw guestErrorOf(error)
+      }
+      if (answer.data.length > maxPayloadBytes) throw new GuestError('TOO_LARGE', `an answer has up to ${maxPayloadBytes} bytes`)
+      return replyWithPayload({ headers: asRecord(answer.headers) }, answer.data)
+    }
+  })
+}
+
+/**
+ * Back-pressure. The client buffers without limit while the connection is slow or lost, so guests wait for a flush
+ * whenever that many bytes have been published since the last one.
+ */
+class Flow {
+  #connection
+  #most
+  #timeoutMs
+  #unflushed = 0
+  #flushing
+
+  constructor (connection, most, timeoutMs) {
+    this.#connection = connection
+    this.#most = most
+    this.#timeoutMs = timeoutMs
+  }
+
+  /** Counts a message. Returns a promise if it must wait. */
+  add (size) {
+    if (this.#flushing === undefined && this.#unflushed + size <= this.#most) {
+      this.#unflushed += size
+      return undefined
+    }
+    this.#flushing ??= this.#flush()
+    return this.#inTime(this.#flushing)
+  }
+
+  async #flush () {
+    try {
+      await this.#connection.flush()
+      this.#unflushed = 0
+    } catch (error) {
+      throw guestErrorOf(error)
+    } finally {
+      this.#flushing = undefined
+    }
+  }
+
+  async #inTime (flushing) {
+    let timer
+    const late = new Promise((resolve, reject) => {
+      timer = setTimeout(() => reject(new GuestError('UNAVAILABLE', 'the broker cannot be reached')), this.#timeoutMs)
+    })
+    try {
+      await Promise.race([flushing, late])
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+}
+
+function timeoutOf (value) {
+  if (value === undefined) return Infinity
+  if (!Number.isInteger(value) || value < 1) throw new GuestError('INVALID_REQUEST', 'timeoutMs must be a whole number from 1')
+  return value
+}
+
+/** Adds a guest's headers. Those that begin with `Nats-` steer the server, except the one that detects duplicates. */
+function headersOf (given, headers) {
+  const isText = (value) => typeof value === 'string'
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) {
+    throw new GuestError('INVALID_REQUEST', 'headers must be an object {name: value}')
+  }
+  for (const [name, value] of Object.entries(given)) {
+    const values = Array.isArray(value) ? value : [value]
+    if (!values.every(isText)) throw new GuestError('INVALID_REQUEST', 'a header must be a string or an array of strings')
+    if (/^nats-(?!msg-id$)/i.test(name)) throw new GuestError('NOT_ALLOWED', 'this plugin may not set headers that begin with "Nats-"')
+    try {
+      for (const value of values) headers.append(name, value)
+    } catch {
+      throw new GuestError('INVALID_REQUEST', 'a header has a character that headers cannot have')
+    }
+  }
+  return headers
+}
+
+function asRecord (headers) {
+  const record = Object.create(null)
+  for (const name of headers?.keys() ?? []) record[name] = headers.values(name)
+  return record
+}
+
+function guestErrorOf (cause) {
+  const names = [cause?.name, cause?.cause?.name]
+  const is = (name) => names.includes(name)
+  if (is('TimeoutError')) return new GuestError('TIMEOUT', 'nobody has answered in time')
+  if (is('NoResponders')) return new GuestError('NO_RESPONDERS', 'nobody subscribes to this subject')
+  if (is('PermissionViolationError')) return new GuestError('NOT_ALLOWED', 'the broker refuses this subject', { cause })
+  return new GuestError('UNAVAILABLE', 'the broker cannot be reached', { cause })
+}
+
+module.exports = { nats }

@@ -1,0 +1,55 @@
+'use strict'
+
+// What guests and host write into blocks. A request is JSON. With `publish` and `request` its first line is JSON, and
+// the bytes after that line are the message's. A reply is built in the same way.
+
+const NEWLINE = 10
+
+/** The operations whose requests and replies have a payload. */
+const WITH_PAYLOAD = new Set(['publish', 'request'])
+
+const decoder = new TextDecoder('utf-8', { fatal: true })
+const EMPTY = new Uint8Array(0)
+
+/** An error that the guest is told. Its `cause` is for the host only: it may have hosts, users and values in it. */
+class GuestError extends Error {
+  constructor (code, message, { cause, ...details } = {}) {
+    super(message, { cause })
+    this.code = code
+    this.details = details
+  }
+}
+
+function errorReply (error) {
+  const { code, message, details } = error instanceof GuestError
+    ? error
+    : { code: 'INTERNAL', message: 'the host has failed' }
+  return JSON.stringify({ error: { code, message, ...details } })
+}
+
+/** The request in a block, and its payload. */
+function readRequest (block, operation, maxBytes) {
+  if (block === null) throw new GuestError('INVALID_REQUEST', 'no block starts at this offset')
+  const bytes = block.bytes()
+  const newline = WITH_PAYLOAD.has(operation) ? bytes.indexOf(NEWLINE) : -1
+  const json = newline === -1 ? bytes : bytes.subarray(0, newline)
+  if (json.length > maxBytes) throw new GuestError('TOO_LARGE', `a request has up to ${maxBytes} bytes`)
+  let request
+  try {
+    request = JSON.parse(decoder.decode(json))
+  } catch {
+    throw new GuestError('INVALID_REQUEST', 'the request is not valid JSON')
+  }
+  if (typeof request !== 'object' || request === null || Array.isArray(request)) {
+    throw new GuestError('INVALID_REQUEST', 'the request is not a JSON object')
+  }
+  return { request, payload: newline === -1 ? EMPTY : bytes.subarray(newline + 1) }
+}
+
+/** A reply whose first line is JSON, with the bytes that follow it. */
+function replyWithPayload (head, payload) {
+  const line = Buffer.from(`${JSON.stringify(head)}\n`)
+  return Buffer.concat([line, payload])
+}
+
+module.exports = { GuestError, errorReply, readRequest, replyWithPayload }

@@ -1,0 +1,24 @@
+'use strict'
+
+/** So many may run at the same time; the others wait in a queue. */
+class Slots {
+  #free
+  #waiting = []
+
+  constructor (count) {
+    this.#free = count
+  }
+
+  async acquire () {
+    if (this.#free > 0) this.#free--
+    else await new Promise((resolve) => this.#waiting.push(resolve))
+  }
+
+  release () {
+    const next = this.#waiting.shift()
+    if (next === undefined) this.#free++
+    else next()
+  }
+}
+
+module.exports = { Slots }
