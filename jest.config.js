@@ -1,17 +1,23 @@
 'use strict'
 
+const { hasNats } = require('./__test__/support/nats.js')
+const { hasPostgres } = require('./__test__/support/postgres.js')
 const { hasRedis } = require('./__test__/support/redis.js')
 
-const needRedis = ['<rootDir>/__test__/redis']
-
-if (!hasRedis()) {
-  console.log('There is no redis-server here: the tests of stores on Redis are left out.')
-}
+const leftOut = [
+  [hasRedis, 'redis-server', 'stores on Redis', '<rootDir>/__test__/redis'],
+  [hasNats, 'nats-server', 'connections to NATS', '<rootDir>/__test__/connect-nats'],
+  [hasPostgres, 'PostgreSQL server', 'connections to PostgreSQL', '<rootDir>/__test__/connect-postgres']
+].flatMap(([isHere, server, tests, path]) => {
+  if (isHere()) return []
+  console.log(`There is no ${server} here: the tests of ${tests} are left out.`)
+  return [path]
+})
 
 module.exports = {
   testEnvironment: 'node',
   testTimeout: 30_000,
   testMatch: ['<rootDir>/__test__/**/*.test.js'],
-  testPathIgnorePatterns: ['/node_modules/', ...(hasRedis() ? [] : needRedis)],
+  testPathIgnorePatterns: ['/node_modules/', ...leftOut],
   modulePathIgnorePatterns: ['<rootDir>/target/']
 }

@@ -2,6 +2,7 @@
 
 // Publish and request on a connection to NATS.
 
+const { setTimeout: sleep } = require('node:timers/promises')
 const { MAX_TIMER_MS, asInteger, describe, invalidArgument, pick } = require('extism-host/internal')
 const { Connection } = require('./connection.js')
 const { peer } = require('./peer.js')
@@ -17,6 +18,9 @@ const OPTIONS = {
 }
 
 const MAX_BYTES = 2 ** 31 - 1
+
+/** How long to wait after a flush has failed. */
+const FLUSH_PAUSE_MS = 50
 
 const OK = '{}'
 
@@ -102,12 +106,21 @@ class Flow {
 
   async #flush () {
     try {
-      await this.#connection.flush()
+      while (!await this.#tryFlush()) await sleep(FLUSH_PAUSE_MS, undefined, { ref: false })
       this.#unflushed = 0
-    } catch (error) {
-      throw guestErrorOf(error)
     } finally {
       this.#flushing = undefined
+    }
+  }
+
+  /** A flush fails whenever the client fails to connect again. */
+  async #tryFlush () {
+    try {
+      await this.#connection.flush()
+      return true
+    } catch (error) {
+      if (this.#connection.isClosed()) throw guestErrorOf(error)
+      return false
     }
   }
 

@@ -199,6 +199,7 @@ class Rows {
 
 /** Codes of SQL errors (https://www.postgresql.org/docs/current/errcodes-appendix.html), from the most specific. */
 const SQL_ERRORS = [
+  ['08P01', 'INVALID_REQUEST', 'the statement has another number of parameters'],
   ['25006', 'NOT_ALLOWED', 'this plugin may only read'],
   ['42501', 'NOT_ALLOWED', 'the database refuses this'],
   ['57014', 'TIMEOUT', 'the statement was canceled'],
