@@ -74,10 +74,11 @@ describe('all packages', () => {
       import createPlugin, { MemoryStore } from 'extism-host'
       import extismHost from 'extism-host/fastify'
       import ownName from '@extism-host/fastify'
+      import { connect } from 'extism-host/connect'
       const plugin = await createPlugin(${GUEST})
-      console.log(await plugin.call('run'), extismHost === ownName, new MemoryStore().size)
+      console.log(await plugin.call('run'), extismHost === ownName, new MemoryStore().size, Object.keys(connect({})))
       await plugin.close()`)
-    expect(await app.run('main.mjs')).toEqual({ code: 0, output: 'null true 0\n', errors: '' })
+    expect(await app.run('main.mjs')).toEqual({ code: 0, output: "null true 0 [ 'extism:host/user' ]\n", errors: '' })
   })
 
   test.each([CORE, COMMAND])('have the command, in %s', async (name) => {
@@ -85,16 +86,31 @@ describe('all packages', () => {
     expect({ code, output }).toEqual({ code: 0, output: `${version}\n` })
   })
 
+  test('say which client a connection needs', async () => {
+    app.write('clients.cjs', `
+      const { nats, postgres } = require('extism-host/connect')
+      const none = () => {}
+      for (const make of [() => nats({ publish: none, request: none, flush: none }), () => postgres({ connect: none, options: { max: 2 } }, { statements: {} })]) {
+        try { make() } catch ({ code, message }) { console.log(code, message) }
+      }`)
+    expect((await app.run('clients.cjs')).output).toBe([
+      'NOT_INSTALLED this connection needs the package @nats-io/transport-node: npm install @nats-io/transport-node',
+      'NOT_INSTALLED this connection needs the package pg: npm install pg\n'
+    ].join('\n'))
+  })
+
   test('have types, for require and for import', async () => {
     const program = `
       import createPlugin, { type Plugin, openStore } from 'extism-host'
       import extismHost from 'extism-host/fastify'
+      import { connect } from 'extism-host/connect'
       import Fastify from 'fastify'
       const app = Fastify()
       app.register(extismHost, { plugins: { guest: 'guest.wasm' } })
       export const plugin: Promise<Plugin> = createPlugin('guest.wasm', { store: { access: 'write' } })
       export const names: readonly string[] = app.extism.names
       export const store = openStore('memory:')
+      createPlugin('guest.wasm', { functions: connect({}) })
       // @ts-expect-error -- there is no such option
       createPlugin('guest.wasm', { nonsense: true })`
     app.write('types.mts', program)
@@ -127,10 +143,10 @@ describe('the core', () => {
     expect(files.filter((file) => /\.(node|rs|toml)$/.test(file))).toEqual([])
   })
 
-  test('says how to get the plugin for Fastify', async () => {
-    app.write('fastify.cjs', "try { require('extism-host/fastify') } catch ({ code, message }) { console.log(code, message) }")
-    const { output } = await app.run('fastify.cjs')
-    expect(output).toBe('NOT_INSTALLED this is a package of its own: npm install @extism-host/fastify\n')
+  test.each(['fastify', 'connect'])('says how to get the package %s', async (name) => {
+    app.write(`${name}.cjs`, `try { require('extism-host/${name}') } catch ({ code, message }) { console.log(code, message) }`)
+    const { output } = await app.run(`${name}.cjs`)
+    expect(output).toBe(`NOT_INSTALLED this is a package of its own: npm install @extism-host/${name}\n`)
   })
 
   test('says how to get the command, in one line', async () => {

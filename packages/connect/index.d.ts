@@ -1,0 +1,163 @@
+import type { CallContext } from 'extism-host'
+
+declare const made: unique symbol
+
+/** A connection that guests may name, made by `nats` or `postgres`. */
+export interface Connection {
+  readonly [made]: true
+}
+
+/** What `nats` needs of a connection of `@nats-io/transport-node`. */
+export interface NatsClient {
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  publish (subject: string, payload?: any, options?: any): void
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  request (subject: string, payload?: any, options?: any): Promise<any>
+  flush (): Promise<void>
+  isClosed (): boolean
+}
+
+/** What `postgres` needs of a `Pool` of `pg`. */
+export interface PostgresPool {
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  connect (): Promise<any>
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  query (text: string, values?: any[]): Promise<any>
+  options: { max?: number }
+}
+
+/** The permissions and limits of guests on a connection to NATS. */
+export interface NatsOptions {
+  /**
+   * The subjects that guests may publish to. `*` stands for one token, `>` for one or more at the end. A wildcard in
+   * the first place does not match tokens that begin with `$` or `_`, such as `$JS` and `_INBOX`.
+   * @default []
+   */
+  publish?: string[]
+  /**
+   * The subjects that guests may send requests to, in the same form.
+   * @default []
+   */
+  request?: string[]
+  /**
+   * The bytes that a message may have, headers included, and that an answer may have.
+   * @default the server's limit
+   */
+  maxPayloadBytes?: number
+  /**
+   * The bytes that guests may publish ahead of the server. A guest that would exceed it waits until the server has
+   * received what was published before.
+   * @default 1048576 (1 MiB)
+   */
+  maxUnflushedBytes?: number
+  /**
+   * The longest that a guest waits for an answer, or for the server. The deadline of its call may end the wait earlier,
+   * and so may the guest's own `timeoutMs`.
+   * @default 30000
+   */
+  timeoutMs?: number
+}
+
+/** The permissions and limits of guests on a PostgreSQL database. */
+export interface PostgresOptions {
+  /**
+   * The statements that guests may run: SQL by name, with parameters `$1`, `$2`, …. With `'any'`, guests send SQL of their
+   * own; then the pool should be theirs alone, with a role that may do nothing else.
+   */
+  statements: Record<string, string> | 'any'
+  /**
+   * Whether each statement runs in a read-only transaction.
+   * @default true
+   */
+  readOnly?: boolean
+  /**
+   * The rows that a result may have. A statement that exceeds it is canceled, and its changes are undone.
+   * @default 1000
+   */
+  maxRows?: number
+  /**
+   * The bytes that the rows of a result may have, as JSON. A statement that exceeds it is canceled, and its changes are
+   * undone. A single row is received as a whole before it is measured.
+   * @default 1048576 (1 MiB)
+   */
+  maxBytes?: number
+  /**
+   * The longest that a statement may take, with the wait for a connection. The deadline of the guest's call may end it
+   * earlier.
+   * @default 30000
+   */
+  timeoutMs?: number
+}
+
+/** The operation that a guest wanted. */
+export type Operation = 'publish' | 'request' | 'query' | 'execute'
+
+/** The place of an error: the connection, as the guest named it, and the operation. */
+export interface ErrorOrigin {
+  connection: unknown
+  operation: Operation
+}
+
+/** Options of `connect`. */
+export interface ConnectOptions {
+  /**
+   * The bytes that the JSON of a request may have; the payload of a message does not count.
+   * @default 1048576 (1 MiB)
+   */
+  maxRequestBytes?: number
+  /**
+   * Called with errors of brokers and databases. Guests are told codes only, because these errors may have hosts, users
+   * and values in them. If it throws, the guest's call rejects with that value.
+   */
+  onError?: (error: unknown, origin: ErrorOrigin) => void
+}
+
+/** Takes the offset of a request, and returns that of a reply. */
+export type ConnectFunction = (context: CallContext, offset: bigint) => string | Uint8Array | Promise<string | Uint8Array>
+
+/** The host functions of `connect`, for the option `functions` of a plugin. */
+export type ConnectFunctions = {
+  'extism:host/user': Record<'hostPublish' | 'hostRequest' | 'hostQuery' | 'hostExecute', ConnectFunction>
+}
+
+/**
+ * The codes of errors that guests are told, as `error.code` of a reply:
+ *
+ * - `INVALID_REQUEST`: the request is not what the function takes.
+ * - `UNKNOWN_CONNECTION`: the host has no connection of this name.
+ * - `UNSUPPORTED`: the connection does not have this operation.
+ * - `NOT_ALLOWED`: the host, the broker or the database refuses this.
+ * - `TOO_LARGE`: the request, the message, the answer or the result is too large.
+ * - `TIMEOUT`: nobody has answered in time, or the statement took too long.
+ * - `NO_RESPONDERS`: nobody subscribes to the subject of a request.
+ * - `UNAVAILABLE`: the broker or the database cannot be reached.
+ * - `INVALID_VALUE`: a parameter, or a value that SQL computes, is not valid for its type.
+ * - `CONSTRAINT`: a constraint of the database is violated.
+ * - `CONFLICT`: other transactions are in the way; a later attempt may succeed.
+ * - `SQL_ERROR`: another error of the statement; `error.sqlstate` says which.
+ * - `INTERNAL`: a defect in the host.
+ */
+export type GuestErrorCode =
+  | 'INVALID_REQUEST' | 'UNKNOWN_CONNECTION' | 'UNSUPPORTED' | 'NOT_ALLOWED' | 'TOO_LARGE' | 'TIMEOUT' | 'NO_RESPONDERS'
+  | 'UNAVAILABLE' | 'INVALID_VALUE' | 'CONSTRAINT' | 'CONFLICT' | 'SQL_ERROR' | 'INTERNAL'
+
+/**
+ * Makes the host functions by which guests use connections. A guest names a connection by its key.
+ *
+ * @example
+ * const functions = connect({ events: nats(connection, { publish: ['orders.*'] }) })
+ * const plugin = await createPlugin('orders.wasm', { functions })
+ */
+export function connect (connections: Record<string, Connection>, options?: ConnectOptions): ConnectFunctions
+
+/**
+ * Lets guests publish and send requests on a connection of `@nats-io/transport-node`. The connection stays yours: nothing
+ * here closes it.
+ */
+export function nats (connection: NatsClient, options?: NatsOptions): Connection
+
+/**
+ * Lets guests run statements on a `Pool` of `pg`, each in a transaction of its own. The pool stays yours: nothing here
+ * ends it. It needs a `max` of 2 or more, because one connection stays free to cancel statements.
+ */
+export function postgres (pool: PostgresPool, options: PostgresOptions): Connection
