@@ -8,6 +8,8 @@ const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { guest } = require('./support/guest.js')
 const { ROOT, runNode, startServer } = require('./support/processes.js')
+const { hasNats, startNats } = require('./support/nats.js')
+const { hasPostgres, startPostgres } = require('./support/postgres.js')
 const { freePort, hasRedis, startRedis } = require('./support/redis.js')
 
 function examples (file, language) {
@@ -260,6 +262,29 @@ if (hasRedis()) {
       await expectPrints(program.replaceAll('redis://localhost:6379', server.url), examples('docs/reference/store-redis.md', 'text')[0])
     } finally {
       await server.stop()
+    }
+  })
+}
+
+if (hasNats() && hasPostgres()) {
+  test('docs/how-to/connect.md: its plugin and its program print what is said', async () => {
+    const file = 'docs/how-to/connect.md'
+    const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
+    const servers = []
+    try {
+      servers.push(await startNats(), await startPostgres())
+      const [broker, database] = servers
+      symlinkSync(join(ROOT, 'node_modules'), join(directory, 'node_modules'), 'dir')
+      writeFileSync(join(directory, 'orders.ts'), examples(file, 'ts')[0])
+      const [program] = examples(file, 'js')
+      writeFileSync(join(directory, 'main.js'), program
+        .replace('nats://localhost:4222', broker.url)
+        .replace('postgresql://postgres@localhost:5432/postgres', database.url))
+      const printed = await shell(`cd ${JSON.stringify(directory)}\n${examples(file, 'bash')[0]}${JSON.stringify(process.execPath)} main.js`)
+      expect(printed).toBe(examples(file, 'text')[0])
+    } finally {
+      await Promise.all(servers.map((server) => server.stop()))
+      rmSync(directory, { recursive: true, maxRetries: 10 })
     }
   })
 }
