@@ -267,7 +267,7 @@ if (hasRedis()) {
 }
 
 if (hasNats() && hasPostgres()) {
-  test('docs/how-to/connect.md: its plugin and its program print what is said', async () => {
+  test('docs/how-to/connect.md: its plugins and its programs print what is said', async () => {
     const file = 'docs/how-to/connect.md'
     const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
     const servers = []
@@ -275,13 +275,17 @@ if (hasNats() && hasPostgres()) {
       servers.push(await startNats(), await startPostgres())
       const [broker, database] = servers
       symlinkSync(join(ROOT, 'node_modules'), join(directory, 'node_modules'), 'dir')
-      writeFileSync(join(directory, 'orders.ts'), examples(file, 'ts')[0])
-      const [program] = examples(file, 'js')
-      writeFileSync(join(directory, 'main.js'), program
+      const here = (program) => program
         .replace('nats://localhost:4222', broker.url)
-        .replace('postgresql://postgres@localhost:5432/postgres', database.url))
-      const printed = await shell(`cd ${JSON.stringify(directory)}\n${examples(file, 'bash')[0]}${JSON.stringify(process.execPath)} main.js`)
-      expect(printed).toBe(examples(file, 'text')[0])
+        .replace('postgresql://postgres@localhost:5432/postgres', database.url)
+      const run = (script) => shell(`cd ${JSON.stringify(directory)}\n${script}`)
+      const [plugins, builds, programs, outputs] = ['ts', 'bash', 'js', 'text'].map((language) => examples(file, language))
+      for (const [place, name] of ['orders', 'greeter'].entries()) {
+        writeFileSync(join(directory, `${name}.ts`), plugins[place])
+        writeFileSync(join(directory, 'main.js'), here(programs[place]))
+        await run(builds[place])
+        expect(await run(`${JSON.stringify(process.execPath)} main.js`)).toBe(outputs[place])
+      }
     } finally {
       await Promise.all(servers.map((server) => server.stop()))
       rmSync(directory, { recursive: true, maxRetries: 10 })

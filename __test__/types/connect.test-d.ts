@@ -1,8 +1,9 @@
+import Fastify from 'fastify'
 import { connect as openConnection } from '@nats-io/transport-node'
 import { Pool } from 'pg'
 import { expectAssignable, expectError, expectType } from 'tsd'
-import { connect, nats, postgres } from '@extism-host/connect'
-import type { Connection, ConnectFunctions, GuestErrorCode } from '@extism-host/connect'
+import { connect, nats, natsTrigger, postgres } from '@extism-host/connect'
+import type { Connection, ConnectFunctions, GuestErrorCode, NatsTrigger } from '@extism-host/connect'
 import { createPlugin } from '../..'
 import type { HostFunctions } from '../..'
 
@@ -31,3 +32,13 @@ expectError(nats({}))
 expectError(nats(await openConnection(), { publish: 'orders.*' }))
 expectError(postgres(new Pool(), { statements: 'all' }))
 expectError(postgres(new Pool(), {}))
+
+const trigger = natsTrigger(await openConnection(), {
+  subject: 'orders.>', queue: 'workers', plugin: await createPlugin('orders.wasm'), function: 'order', concurrency: 1, maxPending: 0, timeoutMs: 1, onError () {}
+})
+expectType<NatsTrigger>(trigger)
+expectType<number>(trigger.stats().dropped)
+expectType<Promise<void>>(trigger.close())
+natsTrigger(await openConnection(), { subject: 'orders.>', plugin: Fastify().extism.plugin('orders'), function: 'order', onError: console.error })
+expectError(natsTrigger(await openConnection(), { subject: 'orders.>', function: 'order', onError () {} }))
+expectError(natsTrigger(await openConnection(), { subject: 'orders.>', plugin: await createPlugin('orders.wasm'), function: 'order' }))

@@ -1,4 +1,4 @@
-import type { CallContext } from 'extism-host'
+import type { CallContext, CallOptions, PluginOutput } from 'extism-host'
 
 declare const made: unique symbol
 
@@ -161,3 +161,74 @@ export function nats (connection: NatsClient, options?: NatsOptions): Connection
  * ends it. It needs a `max` of 2 or more, because one connection stays free to cancel statements.
  */
 export function postgres (pool: PostgresPool, options: PostgresOptions): Connection
+
+/** What a trigger needs of a connection of `@nats-io/transport-node`. */
+export interface NatsSubscriber {
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  subscribe (subject: string, options?: any): any
+}
+
+/** A plugin of `createPlugin`, or one of `app.extism.plugin(name)`, which reloads do not change. */
+export interface TriggeredPlugin {
+  call (name: string, input: Uint8Array, hostContext: undefined, options?: CallOptions): Promise<PluginOutput | null>
+}
+
+/** Options of `natsTrigger`. */
+export interface NatsTriggerOptions {
+  /** The subject to subscribe to, with wildcards if you like. */
+  subject: string
+  /** The queue group. Each message goes to one of its members, in whichever process that is. */
+  queue?: string
+  /** The plugin to call. */
+  plugin: TriggeredPlugin
+  /**
+   * The function to call. Its input is a line of JSON, `{"subject": …, "headers": …}`, and after that line the message. Its
+   * output is the answer, if the sender waits for one.
+   */
+  function: string
+  /**
+   * The number of calls at the same time.
+   * @default 16
+   */
+  concurrency?: number
+  /**
+   * The number of messages that may wait for a call. One more is dropped; its sender gets the error 503, `BUSY`.
+   * @default 1000
+   */
+  maxPending?: number
+  /** The milliseconds that a call may run, instead of the plugin's `timeoutMs`. */
+  timeoutMs?: number
+  /**
+   * Called with the error of a call, or of the subscription. It must not throw. The sender, if it waits for an answer, gets
+   * the headers `Nats-Service-Error-Code: 500` and `Nats-Service-Error` with the error's code.
+   */
+  onError: (error: unknown, origin: { subject: string }) => void
+}
+
+/** The numbers of a trigger's messages. */
+export interface NatsTriggerStats {
+  received: number
+  /** Messages whose call has succeeded. */
+  succeeded: number
+  /** Messages whose call has failed. */
+  failed: number
+  /** Messages that came when `maxPending` others were waiting. */
+  dropped: number
+  /** Calls that are running. */
+  running: number
+  /** Messages that wait for a call. */
+  pending: number
+}
+
+/** A subscription whose messages a plugin processes. */
+export interface NatsTrigger {
+  stats (): NatsTriggerStats
+  /** Takes no further messages, and resolves once those that have come are processed. The connection stays open. */
+  close (): Promise<void>
+}
+
+/**
+ * Calls a plugin for each message of a subject. Messages are delivered at most once, as always in NATS without JetStream: a
+ * message whose call fails is not delivered again.
+ */
+export function natsTrigger (connection: NatsSubscriber, options: NatsTriggerOptions): NatsTrigger

@@ -5,6 +5,7 @@
 const { USER_NAMESPACE, asInteger, describe, invalidArgument, isObject, pick } = require('extism-host/internal')
 const { Connection } = require('./connection.js')
 const { nats } = require('./nats.js')
+const { natsTrigger } = require('./nats-trigger.js')
 const { postgres } = require('./postgres.js')
 const { GuestError, errorReply, readRequest } = require('./protocol.js')
 
@@ -48,4 +49,4 @@ function connect (connections, options = {}) {
   }
 }
 
-module.exports = { connect, nats, postgres }
+module.exports = { connect, nats, natsTrigger, postgres }

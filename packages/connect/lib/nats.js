@@ -5,8 +5,8 @@
 const { setTimeout: sleep } = require('node:timers/promises')
 const { MAX_TIMER_MS, asInteger, describe, invalidArgument, pick } = require('extism-host/internal')
 const { Connection } = require('./connection.js')
-const { peer } = require('./peer.js')
-const { GuestError, replyWithPayload } = require('./protocol.js')
+const { asRecord, headersOf, newHeaders } = require('./nats-headers.js')
+const { GuestError, withPayload } = require('./protocol.js')
 const { isSubject, subjectMatcher } = require('./subjects.js')
 
 const OPTIONS = {
@@ -28,7 +28,7 @@ function nats (connection, options = {}) {
   if (typeof connection?.publish !== 'function' || typeof connection.request !== 'function' || typeof connection.flush !== 'function') {
     throw invalidArgument(`nats takes a connection of @nats-io/transport-node, not ${describe(connection)}`)
   }
-  const { headers } = peer('@nats-io/transport-node', () => require('@nats-io/transport-node'))
+  const makeHeaders = newHeaders()
   const given = pick(options, OPTIONS, 'the options of nats')
   const mayPublish = subjectMatcher(given.publish, 'publish')
   const mayRequest = subjectMatcher(given.request, 'request')
@@ -40,7 +40,7 @@ function nats (connection, options = {}) {
     const { subject } = request
     if (!isSubject(subject)) throw new GuestError('INVALID_REQUEST', 'subject must be a subject of NATS without wildcards')
     if (!isAllowed(subject)) throw new GuestError('NOT_ALLOWED', 'this plugin may not use this subject')
-    const head = request.headers === undefined ? undefined : headersOf(request.headers, headers())
+    const head = request.headers === undefined ? undefined : headersOf(request.headers, makeHeaders())
     const size = payload.length + (head === undefined ? 0 : head.encode().length)
     const most = Math.min(maxPayloadBytes, connection.info?.max_payload ?? MAX_BYTES)
     if (size > most) throw new GuestError('TOO_LARGE', `a message has up to ${most} bytes, headers included`)
@@ -72,7 +72,7 @@ function nats (connection, options = {}) {
         throw guestErrorOf(error)
       }
       if (answer.data.length > maxPayloadBytes) throw new GuestError('TOO_LARGE', `an answer has up to ${maxPayloadBytes} bytes`)
-      return replyWithPayload({ headers: asRecord(answer.headers) }, answer.data)
+      return withPayload({ headers: asRecord(answer.headers) }, answer.data)
     }
   })
 }
@@ -141,31 +141,6 @@ function timeoutOf (value) {
   if (value === undefined) return Infinity
   if (!Number.isInteger(value) || value < 1) throw new GuestError('INVALID_REQUEST', 'timeoutMs must be a whole number from 1')
   return value
-}
-
-/** Adds a guest's headers. Those that begin with `Nats-` steer the server, except the one that detects duplicates. */
-function headersOf (given, headers) {
-  const isText = (value) => typeof value === 'string'
-  if (typeof given !== 'object' || given === null || Array.isArray(given)) {
-    throw new GuestError('INVALID_REQUEST', 'headers must be an object {name: value}')
-  }
-  for (const [name, value] of Object.entries(given)) {
-    const values = Array.isArray(value) ? value : [value]
-    if (!values.every(isText)) throw new GuestError('INVALID_REQUEST', 'a header must be a string or an array of strings')
-    if (/^nats-(?!msg-id$)/i.test(name)) throw new GuestError('NOT_ALLOWED', 'this plugin may not set headers that begin with "Nats-"')
-    try {
-      for (const value of values) headers.append(name, value)
-    } catch {
-      throw new GuestError('INVALID_REQUEST', 'a header has a character that headers cannot have')
-    }
-  }
-  return headers
-}
-
-function asRecord (headers) {
-  const record = Object.create(null)
-  for (const name of headers?.keys() ?? []) record[name] = headers.values(name)
-  return record
 }
 
 function guestErrorOf (cause) {

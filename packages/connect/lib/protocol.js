@@ -46,10 +46,10 @@ function readRequest (block, operation, maxBytes) {
   return { request, payload: newline === -1 ? EMPTY : bytes.subarray(newline + 1) }
 }
 
-/** A reply whose first line is JSON, with the bytes that follow it. */
-function replyWithPayload (head, payload) {
+/** Bytes whose first line is JSON, and which the payload follows. */
+function withPayload (head, payload) {
   const line = Buffer.from(`${JSON.stringify(head)}\n`)
   return Buffer.concat([line, payload])
 }
 
-module.exports = { GuestError, errorReply, readRequest, replyWithPayload }
+module.exports = { GuestError, errorReply, readRequest, withPayload }

@@ -40,4 +40,4 @@ function matches (pattern, tokens) {
   return pattern.every((token, index) => token === '*' || token === '>' || token === tokens[index])
 }
 
-module.exports = { isSubject, subjectMatcher }
+module.exports = { isPattern, isSubject, subjectMatcher }

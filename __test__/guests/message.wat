@@ -1,0 +1,12 @@
+;; What a trigger calls.
+(module
+  (import "extism:host/env" "input_offset" (func $input (result i64)))
+  (import "extism:host/env" "input_length" (func $input_length (result i64)))
+  (import "extism:host/env" "output_set" (func $output_set (param i64 i64)))
+
+  ;; Answers with its input.
+  (func (export "echo") (call $output_set (call $input) (call $input_length)))
+  ;; Answers with nothing.
+  (func (export "silent"))
+  (func (export "trap") unreachable)
+  (func (export "endless") (loop $again (br $again))))
