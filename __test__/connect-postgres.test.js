@@ -295,6 +295,23 @@ describe('free SQL', () => {
     expect((await admin.query("SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory'")).rows).toEqual([{ count: 0 }])
   })
 
+  test('may be empty, and may copy, without an effect on the next statement', async () => {
+    const call = await connected({ statements: 'any', readOnly: false, timeoutMs: 500 })
+    const next = async () => expect(await call('query', { sql: 'SELECT 1 AS one' })).toEqual({ rows: [{ one: 1 }] })
+    for (const sql of ['', '-- nothing', ';']) {
+      expect(await call('query', { sql })).toEqual({ rows: [] })
+      await next()
+    }
+    expect(await call('execute', { sql: 'COPY users TO STDOUT' })).toEqual({ rowCount: 2 })
+    await next()
+    expect(await call('execute', { sql: 'COPY users FROM STDIN' })).toMatchObject({ error: {} })
+    await next()
+    for (const sql of ['COMMIT', 'ROLLBACK', 'BEGIN', 'START TRANSACTION READ WRITE']) {
+      expect(await call('execute', { sql })).toEqual({ rowCount: 0 })
+      await next()
+    }
+  })
+
   test.each([[{}], [{ sql: 5 }], [{ sql: 'SELECT 1\0' }]])('refuses %j', async (request) => {
     const call = await connected({ statements: 'any' })
     expect(await call('query', request)).toEqual(withCode('INVALID_REQUEST'))

@@ -2,13 +2,16 @@
 
 // PostgreSQL servers for tests: on free ports of the loopback interface, in a directory that does not outlive them.
 
-const { execFileSync, spawn } = require('node:child_process')
+const { execFile, execFileSync, spawn } = require('node:child_process')
 const { once } = require('node:events')
 const { chownSync, mkdtempSync, readdirSync, rmSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
-const { HOST, freePort, isListening } = require('./redis.js')
+const { promisify } = require('node:util')
+const { HOST, freePort } = require('./redis.js')
+
+const run = promisify(execFile)
 
 /** Debian keeps the servers of several versions apart, outside the PATH. */
 const DEBIAN = '/usr/lib/postgresql'
@@ -71,11 +74,21 @@ class PostgresServer {
     const settings = [`listen_addresses=${HOST}`, `port=${this.port}`, 'unix_socket_directories=', 'fsync=off']
     const [command, args] = as('postgres', ['-D', this.#data, ...settings.flatMap((setting) => ['-c', setting])])
     this.#process = spawn(command, args, { cwd: '/', stdio: 'ignore' })
-    for (let tries = 0; !await isListening(this.port); tries++) {
+    for (let tries = 0; !await this.#isReady(); tries++) {
       if (this.#process.exitCode !== null || tries > 500) throw new Error('postgres has not started')
       await sleep(20)
     }
     return this
+  }
+
+  /** Whether it takes connections; it listens before that. */
+  async #isReady () {
+    try {
+      await run(join(binaries(), 'pg_isready'), ['-h', HOST, '-p', String(this.port)])
+      return true
+    } catch {
+      return false
+    }
   }
 
   /** Ends it: SIGQUIT closes all connections at once. It reaches the server's own process, whoever started that. */

@@ -9,6 +9,7 @@ const { peer } = require('./peer.js')
 const { GuestError } = require('./protocol.js')
 const { Slots } = require('./slots.js')
 const { jsonTypes, parametersOf } = require('./sql-values.js')
+const { transactionQuery } = require('./transaction-query.js')
 
 const OPTIONS = {
   statements: 'statements', readOnly: 'readOnly', maxRows: 'maxRows', maxBytes: 'maxBytes', timeoutMs: 'timeoutMs'
@@ -40,7 +41,8 @@ function postgres (pool, options) {
     maxBytes: asInteger(given.maxBytes, 'maxBytes', 2 ** 20, MAX_U31)
   }
   const timeoutMs = asInteger(given.timeoutMs, 'timeoutMs', 30_000, MAX_TIMER_MS)
-  const begin = `BEGIN TRANSACTION ${readOnly ? 'READ ONLY' : 'READ WRITE'}; SET LOCAL statement_timeout = ${timeoutMs}`
+  const begin = [`BEGIN TRANSACTION ${readOnly ? 'READ ONLY' : 'READ WRITE'}`, `SET LOCAL statement_timeout = ${timeoutMs}`]
+  const TransactionQuery = transactionQuery(Query)
   const jsonParsers = jsonTypes(types)
   const slots = new Slots(pool.options.max - 1)
 
@@ -99,11 +101,9 @@ function postgres (pool, options) {
 
   /** Throws a `RolledBack` if the connection can be used again. */
   async function transaction (client, signal, { text, values }) {
-    const control = (sql) => client.query(sql).catch((cause) => { throw guestErrorOf(cause) })
-    await control(begin)
+    const control = (sql) => untilAborted(signal, client.query(sql).catch((cause) => { throw guestErrorOf(cause) }), () => {})
     const rows = new Rows(limits)
-    // The extended protocol takes one statement only, so a guest cannot end the transaction and go on.
-    const query = new Query({ text, values, queryMode: 'extended', rowMode: 'array', types: jsonParsers })
+    const query = new TransactionQuery({ begin, isReadOnly: readOnly, text, values, types: jsonParsers })
     const done = new Promise((resolve, reject) => {
       query.on('row', (row, result) => {
         if (rows.add(row, result.fields)) stop()
@@ -113,13 +113,13 @@ function postgres (pool, options) {
     })
     let stopping
     const stop = () => { stopping ??= cancel(client, done) }
-    if (signal.aborted) throw signal.reason
+    if (signal.aborted) throw new RolledBack(signal.reason)
     signal.addEventListener('abort', stop, { once: true })
-    let result
+    let results
     let failure
     try {
       client.query(query)
-      result = await done
+      results = await done
     } catch (cause) {
       failure = guestErrorOf(cause)
     } finally {
@@ -130,12 +130,12 @@ function postgres (pool, options) {
       await stopping
       throw signal.aborted ? signal.reason : rows.excess ?? failure
     }
-    failure ??= rows.excess
-    await control(failure === undefined && !readOnly ? 'COMMIT' : 'ROLLBACK')
+    if (failure !== undefined) await control('ROLLBACK')
+    else if (!readOnly) await control('COMMIT')
     // Free SQL can leave settings, locks and temporary tables behind.
     if (isFree) await control('DISCARD ALL')
     if (failure !== undefined) throw new RolledBack(failure)
-    return { rows: rows.toJson(), rowCount: result.rowCount ?? 0 }
+    return { rows: rows.toJson(), rowCount: results[begin.length]?.rowCount ?? 0 }
   }
 
   async function cancel (client, done) {
@@ -158,7 +158,7 @@ function postgres (pool, options) {
   })
 }
 
-/** A statement has failed, and its transaction has been rolled back: the connection can be used again. */
+/** A statement has failed or was not begun, and no transaction is open: the connection can be used again. */
 class RolledBack extends Error {
   constructor (cause) {
     super('rolled back', { cause })
