@@ -10,7 +10,7 @@ const { Plugin, createPlugin, precompile } = require('./lib/plugin.js')
 const { PluginOutput } = require('./lib/plugin-output.js')
 const { Store, openStore } = require('./lib/store.js')
 
-// A function, as the default export of Extism's JavaScript SDK is.
+// The export is the function createPlugin, like the default export of Extism's JavaScript SDK.
 module.exports = Object.assign(createPlugin, {
   createPlugin,
   newPlugin: createPlugin,
@@ -28,5 +28,5 @@ module.exports = Object.assign(createPlugin, {
   default: createPlugin
 })
 
-// Compilers that turn `import` into `require` look for the default export only where this is set.
+// Compilers that turn `import` into `require` look for the default export only if this is set.
 Object.defineProperty(module.exports, '__esModule', { value: true })

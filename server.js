@@ -1,7 +1,7 @@
 'use strict'
 
-// The article's service: POST / runs a plugin's function on the request's body and answers with
-// its output. The plugin reads its messages from a store that lives here, or at STORE_URL.
+// The article's service: POST / runs a plugin's function on the request's body and responds with its output. The
+// plugin reads its messages from a store, in this process or at STORE_URL.
 
 const { availableParallelism } = require('node:os')
 const { join } = require('node:path')
@@ -15,13 +15,13 @@ const { STORE_START_MS, openStoreInTime } = require('./lib/store-start.js')
 
 const SAY_HELLO = join(__dirname, 'plugins/say-hello/say-hello.wasm')
 
-// What an HTTP client learns of a call that failed; all else is 500. The details go to the log.
+// The HTTP status of a failed call, by error code; any other code is 500. The details go to the log only.
 const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503, STORE_UNAVAILABLE: 503 }
 
 /**
- * Builds the server without starting to listen. Closing it closes the plugin.
+ * Builds the server, but does not listen yet. Closing it also closes the plugin.
  *
- * `wasm` is anything that createPlugin takes; `plugin` holds further options for it.
+ * `wasm` is any source that createPlugin takes; `plugin` holds more options for it.
  */
 async function buildServer ({
   wasm = SAY_HELLO,
@@ -36,7 +36,7 @@ async function buildServer ({
   app.addHook('onClose', () => plugin.close())
   app.decorate('drain', closeWithoutLoss(app))
 
-  // The body is the plugin's input, byte for byte, whatever its type is said to be, or misspelt.
+  // The body is the plugin's input, byte for byte. Fastify would reject a malformed content-type.
   app.addHook('onRequest', (request, reply, done) => {
     delete request.headers['content-type']
     done()

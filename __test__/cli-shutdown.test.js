@@ -132,7 +132,7 @@ describe.each([['extism-host serve', serve], ['server.js', () => serverJs('small
     unread.child.kill('SIGTERM')
     expect((await once(unread.child, 'exit'))[0]).toBe(0)
     server.child.stdout.resume()
-    while (!/\d+ lines of the log were lost/.test(server.log)) await once(server.child.stdout, 'data')
+    while (!/dropped \d+ log lines: nobody reads/.test(server.log)) await once(server.child.stdout, 'data')
     server.child.kill('SIGTERM')
     expect(await server.ended).toEqual({ code: 0, signal: null })
   }, 60_000)

@@ -126,7 +126,7 @@ describe('a message names the culprit', () => {
     await expect(many.call('f')).rejects.toThrow(/"f9"|and 5 more$/)
     await many.close()
     const none = await createPlugin(await assemble('(module)'))
-    await expect(none.call('f')).rejects.toThrow('does not exist; the plugin has no functions that can be called')
+    await expect(none.call('f')).rejects.toThrow('does not exist; the plugin exports no functions that can be called')
     await none.close()
   })
 })

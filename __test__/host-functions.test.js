@@ -308,18 +308,18 @@ describe('the context of a host function', () => {
     })
     await plugin.call('ask')
     expect(refused).toEqual([
-      'the size of a block must be a whole number that is not negative, not a number',
-      'the size of a block must be a whole number that is not negative, not a string',
-      'what is stored must be a string or bytes, not an instance of Object',
+      'the size of a block must be a non-negative whole number, not a number',
+      'the size of a block must be a non-negative whole number, not a string',
+      'the content of a block must be a string or bytes, not an instance of Object',
       'an offset must be a bigint, not a string',
       'the name of a variable must be a string, not a number',
       'the value of a variable must be a string or bytes, not a number',
       'an error must be a string or bytes, not a number'
     ].map((message) => ['INVALID_ARGUMENT', message]))
-    expect(() => new CallContext()).toThrow('is made for a host function')
+    expect(() => new CallContext()).toThrow('CallContext cannot be constructed')
   })
 
-  test('ends with a call whose guest has no room for its block', async () => {
+  test('ends with a call whose guest has no memory for its block', async () => {
     let inside
     const plugin = await asking((context) => {
       try {
@@ -476,7 +476,7 @@ test.each([
   [1, 'functions must be an object'],
   [{ env: 1 }, 'functions["env"] must be an object'],
   [{ env: { f: 1 } }, 'functions["env"]["f"] must be a function'],
-  [{ 'extism:host/env': { alloc: none } }, 'cannot be added to "extism:host/env"'],
+  [{ 'extism:host/env': { alloc: none } }, 'cannot be added to the namespace "extism:host/env"'],
   [{ 'extism-host:host': { take: none } }, 'cannot be added']
 ])('functions cannot be %p', async (functions, message) => {
   await expect(open(wasm, { functions })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) })
@@ -502,6 +502,6 @@ test('a block of more bytes than there can be is refused, and the guest goes on'
       }
     }
   })
-  expect((await plugin.call('ask')).text().split(',').filter((part) => part.startsWith('OUT_OF_MEMORY: a block has up to 2147483647 bytes'))).toHaveLength(5)
+  expect((await plugin.call('ask')).text().split(',').filter((part) => part.startsWith('OUT_OF_MEMORY: a block can have at most 2147483647 bytes'))).toHaveLength(5)
   expect(plugin.stats().replaced.trap).toBe(0)
 })

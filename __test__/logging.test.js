@@ -116,7 +116,7 @@ test.each([
   [{ logLevel: 'loud' }, 'logLevel must be one of trace'],
   [{ logLevel: 3 }, 'logLevel must be one of'],
   [{ logger: 'console' }, 'logger must be an object'],
-  [{ logger: { info () {} }, logLevel: 'warn' }, 'logger must have methods']
+  [{ logger: { info () {} }, logLevel: 'warn' }, 'logger must have a method']
 ])('%p is refused', async (options, message) => {
   await expect(open(wasm, options)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) })
 })

@@ -146,13 +146,13 @@ describe('the core', () => {
   test.each(['fastify', 'connect'])('says how to get the package %s', async (name) => {
     app.write(`${name}.cjs`, `try { require('extism-host/${name}') } catch ({ code, message }) { console.log(code, message) }`)
     const { output } = await app.run(`${name}.cjs`)
-    expect(output).toBe(`NOT_INSTALLED this is a package of its own: npm install @extism-host/${name}\n`)
+    expect(output).toBe(`NOT_INSTALLED @extism-host/${name} is not installed; run npm install @extism-host/${name}\n`)
   })
 
   test('says how to get the command, in one line', async () => {
     const said = await app.run('node_modules/extism-host/bin/extism-host.js', 'serve')
     expect(said).toEqual({
-      code: 1, output: '', errors: 'extism-host: this is a package of its own: npm install @extism-host/cli, or run npx @extism-host/cli\n'
+      code: 1, output: '', errors: 'extism-host: @extism-host/cli is not installed; run npm install @extism-host/cli, or run npx @extism-host/cli\n'
     })
   })
 })

@@ -121,7 +121,7 @@ describe('createPlugin rejects', () => {
     'an answer that is cut off': () => [`${base}/cut`, 'FETCH_FAILED', /\/cut/],
     'a port where nobody listens': () => ['http://127.0.0.1:1/plugin.wasm', 'FETCH_FAILED', /cannot fetch/],
     'another content-type': () => [`${base}/page`, 'INVALID_ARGUMENT', /text\/html; it must be one of application\/wasm/],
-    'a manifest where a module must be': () => [{ wasm: [{ url: `${base}/manifest.json` }] }, 'INVALID_ARGUMENT', /where a module must be/],
+    'a manifest instead of a module': () => [{ wasm: [{ url: `${base}/manifest.json` }] }, 'INVALID_ARGUMENT', /must be a module, not a manifest/],
     'a Response that has been read': async () => {
       const response = await fetch(`${base}/plugin.wasm`)
       await response.arrayBuffer()
@@ -129,7 +129,7 @@ describe('createPlugin rejects', () => {
     },
     'a "response" that is none': () => [{ wasm: [{ response: wasm }] }, 'INVALID_ARGUMENT', /must be a Response/],
     'a URL of another protocol': () => [new URL('ftp://example.com/plugin.wasm'), 'INVALID_ARGUMENT', /http:, https: or file:/],
-    'a "url" that is none': () => [{ wasm: [{ url: 'plugin.wasm' }] }, 'INVALID_ARGUMENT', /is no URL/],
+    'an invalid "url"': () => [{ wasm: [{ url: 'plugin.wasm' }] }, 'INVALID_ARGUMENT', /is not a valid URL/],
     'a file: URL of another machine': () => ['file://example.com/plugin.wasm', 'INVALID_ARGUMENT', /this machine/],
     'JSON without modules': () => ['{}', 'INVALID_ARGUMENT', /must be a path/],
     'JSON with data that names memory of this process': () =>
@@ -177,7 +177,7 @@ describe('a manifest from the network', () => {
       routes['/evil'] = send('application/json', json({ wasm: [item()] }))
       for (const source of [`${base}/evil`, fetch(`${base}/evil`), new Response(json({ wasm: [item()] }), { headers: { 'content-type': 'text/json' } })]) {
         await expect(createPlugin(source)).rejects.toMatchObject({
-          code: 'INVALID_ARGUMENT', message: expect.stringContaining('comes from the network')
+          code: 'INVALID_ARGUMENT', message: expect.stringContaining('from the network must not')
         })
       }
     })

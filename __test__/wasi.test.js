@@ -97,9 +97,9 @@ describe('the order of allowedPaths', () => {
   test('is never guessed', async () => {
     const other = join(directory, 'other')
     const missing = join(directory, 'missing')
-    await expect(withPaths({ [missing]: data() })).rejects.toEqual(refusal('INVALID_ARGUMENT', 'name it first'))
-    await expect(withPaths({ [missing]: '/mnt-of-guest' })).rejects.toEqual(refusal('INVALID_ARGUMENT', 'is no directory'))
-    await expect(withPaths({ [`ro:${missing}`]: '/mnt' })).rejects.toEqual(refusal('INVALID_ARGUMENT', 'is no directory'))
+    await expect(withPaths({ [missing]: data() })).rejects.toEqual(refusal('INVALID_ARGUMENT', 'put it first'))
+    await expect(withPaths({ [missing]: '/mnt-of-guest' })).rejects.toEqual(refusal('INVALID_ARGUMENT', 'is not a directory'))
+    await expect(withPaths({ [`ro:${missing}`]: '/mnt' })).rejects.toEqual(refusal('INVALID_ARGUMENT', 'is not a directory'))
     const plugin = await withPaths([{ host: data(), guest: other }])
     expect((await plugin.call('read', 'hello.txt')).text()).toBe('hello world!')
   })
@@ -125,8 +125,8 @@ describe('the order of allowedPaths', () => {
   test.each([
     ['paths', 'must be an object'],
     [[{ host: '/' }], 'guest of allowedPaths[0]'],
-    [[{ host: '/no/such/directory', guest: '/' }], 'is no directory'],
-    [[{ host: __filename, guest: '/' }], 'is no directory'],
+    [[{ host: '/no/such/directory', guest: '/' }], 'is not a directory'],
+    [[{ host: __filename, guest: '/' }], 'is not a directory'],
     [[{ host: '/', guest: '/', mode: 1 }], 'has no "mode"'],
     [[{ host: '/', guest: '/', readOnly: 1 }], 'must be a boolean'],
     [{ '': '/' }, 'must be a path'],

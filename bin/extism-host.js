@@ -1,13 +1,13 @@
 #!/usr/bin/env node
 'use strict'
 
-const { missingPart } = require('../lib/part.js')
+const { missingPackageError } = require('../lib/optional-package.js')
 
 function loadCommand () {
   try {
     return require('@extism-host/cli')
   } catch (error) {
-    throw missingPart('@extism-host/cli', error)
+    throw missingPackageError('@extism-host/cli', error)
   }
 }
 

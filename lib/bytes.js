@@ -2,7 +2,7 @@
 
 const { isAnyArrayBuffer, isSharedArrayBuffer } = require('node:util').types
 
-/** Bytes as a Uint8Array over unshared memory, or `undefined` for what is not bytes. */
+/** Returns bytes as a Uint8Array over unshared memory, or `undefined` if the value is not bytes. */
 function asBytes (value) {
   let bytes
   if (value instanceof Uint8Array) {
@@ -14,7 +14,7 @@ function asBytes (value) {
   } else {
     return undefined
   }
-  // Another thread could change shared memory while it is read.
+  // Copied, because another thread could change shared memory during the read.
   return isSharedArrayBuffer(bytes.buffer) ? new Uint8Array(bytes) : bytes
 }
 

@@ -1,6 +1,6 @@
 'use strict'
 
-// What a host function in JavaScript has of the guest that has called it.
+// CallContext: a host function's access to the guest that called it.
 
 const { NO_CALL } = require('../binding.js')
 const { asBytes } = require('./bytes.js')
@@ -8,7 +8,7 @@ const { codedError, describe, invalidArgument } = require('./errors.js')
 const { LEVELS, SILENT } = require('./logging.js')
 const { PluginOutput } = require('./plugin-output.js')
 
-// Lets `host-functions.js` make what only it may make.
+// Only `host-functions.js` may construct a CallContext.
 const SECRET = Symbol('extism-host')
 
 const MAX_OFFSET = 0xFFFF_FFFF
@@ -17,7 +17,7 @@ const MAX_BLOCK_BYTES = 0x7FFF_FFFF
 const encoder = new TextEncoder()
 
 function ended () {
-  return codedError('CONTEXT_ENDED', 'this context belongs to a host function that has returned, or to a call that is over')
+  return codedError('CONTEXT_ENDED', 'this CallContext has ended: its host function has returned, or its call has ended')
 }
 
 function asContent (content, what) {
@@ -32,7 +32,7 @@ function asName (name) {
   return name
 }
 
-/** An offset as a number; -1 for what is none. */
+/** Returns an offset as a number, or -1 if no block can have it. */
 function asOffset (offset) {
   if (typeof offset !== 'bigint' && !Number.isInteger(offset)) {
     throw invalidArgument(`an offset must be a bigint, not ${describe(offset)}`)
@@ -53,7 +53,7 @@ class CallContext {
   #hostContext
 
   constructor (secret, boundary, hostCall, blocks, pluginState, hostContext) {
-    if (secret !== SECRET) throw invalidArgument('a CallContext is made for a host function')
+    if (secret !== SECRET) throw invalidArgument('CallContext cannot be constructed: it is the first argument of host functions')
     this.#boundary = boundary
     this.#hostCall = hostCall
     this.#blocks = blocks
@@ -73,24 +73,24 @@ class CallContext {
   alloc (size) {
     const length = typeof size === 'bigint' ? Number(size) : size
     if (!Number.isSafeInteger(length) || length < 0) {
-      throw invalidArgument(`the size of a block must be a whole number that is not negative, not ${describe(size)}`)
+      throw invalidArgument(`the size of a block must be a non-negative whole number, not ${describe(size)}`)
     }
-    if (length > MAX_BLOCK_BYTES) throw codedError('OUT_OF_MEMORY', `a block has up to ${MAX_BLOCK_BYTES} bytes, not ${length}`)
-    return this.#made(this.#boundary.allocate(this.#hostCall, length), length)
+    if (length > MAX_BLOCK_BYTES) throw codedError('OUT_OF_MEMORY', `a block can have at most ${MAX_BLOCK_BYTES} bytes, not ${length}`)
+    return this.#blockOffset(this.#boundary.allocate(this.#hostCall, length), length)
   }
 
   store (content) {
-    const bytes = typeof content === 'string' ? content : asContent(content, 'what is stored')
-    return this.#made(this.#boundary.store(this.#hostCall, bytes), Buffer.byteLength(bytes))
+    const bytes = typeof content === 'string' ? content : asContent(content, 'the content of a block')
+    return this.#blockOffset(this.#boundary.store(this.#hostCall, bytes), Buffer.byteLength(bytes))
   }
 
-  #made (offset, length) {
+  #blockOffset (offset, length) {
     if (offset < 0) throw ended()
-    if (offset === 0 && length > 0) throw codedError('OUT_OF_MEMORY', `the plugin has no room for a block of ${length} bytes`)
+    if (offset === 0 && length > 0) throw codedError('OUT_OF_MEMORY', `the plugin's memory has no space for a block of ${length} bytes`)
     return BigInt(offset)
   }
 
-  /** Whether all that this context knew has been forgotten. */
+  /** Whether the plugin was reset since this host call began; its blocks are gone then. */
   get #isReset () {
     return this.#pluginState.resets !== this.#resets
   }

@@ -1,17 +1,17 @@
 'use strict'
 
-// The JavaScript end of the boundary; `src/binding` is the other. Calls leave with their
-// input in `inbox`, and come back many at a time: `settle` finds them as numbers in `header`, with
-// their bytes in `shared`, or in `outOfBand` if they are too long for it.
+// The JavaScript side of the boundary to Rust; `src/binding` is the other side. A call leaves with its input in
+// `inbox`. Completions come back in batches: `settle` reads them as numbers from `header`, and their bytes from
+// `shared`, or from `outOfBand` if they do not fit there.
 //
-// JavaScript can end anywhere in here: by an exception, or by a time limit of `node:vm`, which runs no `finally`.
-// So what has been taken and not been settled is known from `header` and `next` alone, and whoever settles next
-// goes on there. The user's code (listeners, loggers, host functions) runs after all that belongs together is done.
+// JavaScript can be interrupted anywhere in this file: by an exception, or by a time limit of `node:vm`, which runs
+// no `finally`. So `header` and `next` alone tell which completions have been taken and not settled, and the next
+// `settle` continues there. The user's code (listeners, loggers, host functions) runs only while the state is consistent.
 
 const { setImmediate } = require('node:timers')
 const binding = require('../binding.js')
-const { codedError, ofCall } = require('./errors.js')
-const { hostCallOf, isStandingStill, run, pluginStates } = require('./host-functions.js')
+const { codedError, annotateCallError } = require('./errors.js')
+const { decodeHostCall, isBlockedOnJs, run, pluginStates } = require('./host-functions.js')
 const { log, throwLater } = require('./logging.js')
 const { PluginOutput } = require('./plugin-output.js')
 const { watchSignalListeners } = require('./signals.js')
@@ -20,7 +20,7 @@ const INBOX_BYTES = 8_192
 const SHARED_BYTES = 8_192
 const MAX_ITEMS = 64
 
-// The layout of the memory that both sides share is explained in `src/binding/protocol.rs`.
+// `src/binding/protocol.rs` explains the layout of the memory that both sides share.
 const {
   HEADER_NUMBER, HEADER_EXPORT, HEADER_INPUT_BYTES, HEADER_TIMEOUT_MS, HEADER_IS_ALONE, HEADER_MAY_TAKE,
   HEADER_SHARED_BYTES_USED, HEADER_COUNT, HEADER_HAS_MORE, HEADER_MAY_SPIN, HEADER_ITEMS, ITEM_LENGTH,
@@ -36,16 +36,16 @@ const HOST_FUNCTION_ERROR = CODES.indexOf('HOST_FUNCTION_ERROR') + 1
 const encoder = new TextEncoder()
 const decoder = new TextDecoder()
 
-// These two are nobody else's: the other side keeps their addresses.
+// Rust keeps the addresses of these two, so they are never replaced or transferred.
 const inbox = new Uint8Array(INBOX_BYTES)
 const header = new Uint32Array(HEADER_ITEMS + ITEM_LENGTH * MAX_ITEMS)
 
 const outOfBand = []
-// Made when the first thing has been started: loading what it needs takes two milliseconds, in which that proceeds.
+// Created after the first call has started: loading `worker_threads` takes two milliseconds, and the call runs meanwhile.
 let shared
 let sharedView
 
-/** The boundary, with the replies that are made most often: their numbers and bytes are in `header` and `inbox`. */
+/** The boundary, with fast paths for the most frequent replies: their numbers and bytes travel in `header` and `inbox`. */
 class Boundary extends binding.Boundary {
   /** Answers a host call with the bits of a number. */
   answer (hostCall, low, high) {
@@ -54,13 +54,13 @@ class Boundary extends binding.Boundary {
     replyTo(hostCall, REPLY_NUMBER)
   }
 
-  /** Answers it with the offset of a block with these bytes. */
+  /** Answers a host call with the offset of a block that holds these bytes. */
   answerWith (hostCall, content) {
     if (putIntoInbox(content)) replyTo(hostCall, REPLY_BYTES)
     else super.answerWith(hostCall, asBytes(content))
   }
 
-  /** Makes a block with these bytes; returns its offset, 0 if it does not fit, or a negative number if the host call is over. */
+  /** Makes a block with these bytes. Returns its offset, 0 if it does not fit, or a negative number if the host call has ended. */
   store (hostCall, content) {
     return putIntoInbox(content) ? replyTo(hostCall, REPLY_STORE) : super.store(hostCall, asBytes(content))
   }
@@ -78,7 +78,7 @@ function replyTo (hostCall, kind) {
 
 const asBytes = (content) => typeof content === 'string' ? encoder.encode(content) : content
 
-/** Puts a string or bytes into the inbox; false if they are too long. */
+/** Puts a string or bytes into the inbox. Returns false if they are too long. */
 function putIntoInbox (content) {
   let length = content.length
   if (typeof content === 'string') {
@@ -92,8 +92,8 @@ function putIntoInbox (content) {
   return true
 }
 
-// What is unfinished, by its number. A number is used again once the other side has finished with
-// it; for an aborted call that is later than its promise is settled.
+// Unfinished jobs by number. A number becomes free once Rust has finished with it; for an aborted call that is
+// after its promise has been settled.
 const calls = []
 const freeNumbers = []
 let unfinished = 0
@@ -102,41 +102,42 @@ function renewShared () {
   const { markAsUntransferable } = require('node:worker_threads')
   shared = new Uint8Array(SHARED_BYTES)
   sharedView = new DataView(shared.buffer)
-  // Who transfers one output's memory to a worker must not take the others' away.
+  // Outputs share this memory: transferring one of them to a worker must not detach the others.
   markAsUntransferable(shared.buffer)
 }
 
 /**
- * Starts something of a native plugin that ends with a completion of the number that `start` is
- * given, or when `signal` is aborted, whichever is first. Keeps the native plugin until then: when
- * nobody has it, what it does is interrupted. If it is a call, `callState` is what host functions and
- * loggers know of it, `name` the function, and `plugin` the name of the plugin.
+ * Starts a job of a native object. `start` gets the job's number; the promise is settled by the completion with
+ * that number, or when `signal` is aborted, whichever is first. The job keeps a reference to `native` until then,
+ * because collecting a native plugin interrupts its calls. For calls, `callState` holds the state for host functions
+ * and loggers, `name` is the function, and `plugin` the plugin's name.
  */
 function complete (native, start, signal, callState, name, plugin) {
   return new Promise((resolve, reject) => {
-    const call = { native, resolve, reject, signal, abort: undefined, isAborted: false, isGivenUp: false, callState, name, plugin, entry: undefined, number: undefined }
+    const call = { native, resolve, reject, signal, abort: undefined, isAborted: false, isAbandoned: false, callState, name, plugin, entry: undefined, number: undefined }
     if (signal !== undefined) {
       call.abort = () => {
         call.isAborted = true
-        if (callState !== undefined) callState.isOver = true
-        if (native === undefined) giveUp(call)
+        if (callState !== undefined) callState.hasEnded = true
+        if (native === undefined) abandon(call)
         else native.cancel(call.number)
         reject(signal.reason)
       }
       signal.addEventListener('abort', call.abort, { once: true })
     }
-    goOn(native, begin(start, call))
+    handleStarted(native, startNumbered(start, call))
     if (unfinished > 0 && !isKeptAlive) keepAlive(true)
     if (shared === undefined) renewShared()
   })
 }
 
-/** Starts something, and returns what `start` does. If that throws, it has not started: nothing will come of it. */
-function begin (start, call) {
+/** Gives a job a number and starts it. Returns the result of `start`; if that throws, no completion will follow. */
+function startNumbered (start, call) {
   const number = freeNumbers.pop() ?? calls.length
   let outcome
   try {
-    // It ends with what is started, and nothing is called before that is noted: either both happen or none.
+    // `start` ends with the native call, and nothing runs before the job is registered below: an interruption
+    // cannot separate the two.
     outcome = start(number)
   } catch (error) {
     freeNumbers.push(number)
@@ -150,28 +151,27 @@ function begin (start, call) {
 }
 
 /**
- * As `complete`, but waits: the event loop stands still, and nothing else happens in this thread than
- * that other calls that end meanwhile are settled, and host functions run. Stacks of errors begin with
- * the caller of `entry`.
+ * Like `complete`, but blocks the event loop until the job ends. Meanwhile this thread only settles other calls and
+ * runs host functions. Stacks of errors begin with the caller of `entry`.
  */
 function completeSync (native, start, callState, pluginState, name, entry) {
-  const wouldDeadlock = (message) => ofCall(codedError('WOULD_DEADLOCK', message), pluginState.name, name, entry)
-  settleAfterwards()
+  const wouldDeadlock = (message) => annotateCallError(codedError('WOULD_DEADLOCK', message), pluginState.name, name, entry)
+  settleOnNextTurn()
   let outcome
   const resolve = (value) => { outcome = { value } }
   const reject = (error) => { outcome = { error } }
   const call = {
-    native, resolve, reject, signal: undefined, abort: undefined, isAborted: false, isGivenUp: false, callState, name, plugin: pluginState.name, entry, number: undefined
+    native, resolve, reject, signal: undefined, abort: undefined, isAborted: false, isAbandoned: false, callState, name, plugin: pluginState.name, entry, number: undefined
   }
-  goOn(native, begin(start, call))
-  // The turn of the event loop in which threads would be woken does not end before this.
+  handleStarted(native, startNumbered(start, call))
+  // Scheduled wake-ups would run on the next turn of the event loop, which this call blocks.
   wakeAll()
-  // `settle` is what sets it.
-  const isOver = () => outcome !== undefined
-  while (!isOver()) {
-    if (isStandingStill(pluginState)) {
+  // `settle` changes `outcome`, which the linter cannot see.
+  const isSettled = () => outcome !== undefined
+  while (!isSettled()) {
+    if (isBlockedOnJs(pluginState)) {
       native.cancel(call.number)
-      throw wouldDeadlock('callSync() would wait for ever: all instances of the plugin wait for host functions in this thread')
+      throw wouldDeadlock('callSync() would wait forever: all instances of the plugin wait for host functions in this thread')
     }
     boundary.wait()
     settle()
@@ -180,41 +180,41 @@ function completeSync (native, start, callState, pluginState, name, entry) {
   return outcome.value
 }
 
-/** Whether something is unfinished that `complete` or `completeSync` has been given this for. */
+/** Whether `complete` or `completeSync` has an unfinished job for this native object. */
 function isUnfinished (native) {
   return calls.some((call) => call !== undefined && call.native === native)
 }
 
-/** How many unfinished jobs are not calls of plugins. */
-let inBackground = 0
+/** The number of unfinished jobs that are not calls of plugins. */
+let backgroundJobs = 0
 
 /**
- * As `complete`, for operations of stores. One can take for ever, to wait for a change, and calls are
- * made one after the other all the same.
+ * Like `complete`, for operations of stores. They are counted apart: one that waits for a change may never end, and
+ * must not turn off the fast path for calls made one after the other.
  */
 function completeInBackground (native, start) {
   const promise = complete(native, start)
-  const over = () => { inBackground-- }
-  promise.then(over, over)
-  inBackground++
+  const onEnd = () => { backgroundJobs-- }
+  promise.then(onEnd, onEnd)
+  backgroundJobs++
   return promise
 }
 
-/** Keeps the process alive no longer for what cannot be canceled, such as a compilation. */
-function giveUp (call) {
-  call.isGivenUp = true
+/** Stops a job that cannot be canceled, such as a compilation, from keeping the process alive. */
+function abandon (call) {
+  call.isAbandoned = true
   unfinished--
-  if (unfinished === 0) afterwards.then(letGo)
+  if (unfinished === 0) resolved.then(releaseEventLoop)
 }
 
-/** Nothing in here calls functions in JavaScript, so that nothing can end it half-way. */
-function forget (number) {
-  if (!calls[number].isGivenUp) unfinished--
+/** Must not call functions in JavaScript, so that no interruption can leave it half done. */
+function freeNumber (number) {
+  if (!calls[number].isAbandoned) unfinished--
   calls[number] = undefined
   freeNumbers.push(number)
 }
 
-/** Tells host functions and the signal of a call that it is over. */
+/** Ends a call's running host function, and removes the listener from its signal. */
 function release (call) {
   call.callState?.running?.end()
   if (call.signal === undefined) return
@@ -225,87 +225,86 @@ function release (call) {
   }
 }
 
-/** Where the next item that has been taken and not been settled is in `header`. */
+/** The index in `header` of the next item that has been taken and not settled. */
 let next = HEADER_ITEMS
-/** How many items of `outOfBand` have been settled. */
+/** The number of items of `outOfBand` that have been settled. */
 let outOfBandUsed = 0
 
-/** Host functions that have been called and not been run yet. */
+/** The queue of host calls that have not run yet. */
 const hostCalls = []
 
-/**
- * For how many milliseconds host calls are run as they come before the event loop turns: guests that go on
- * calling would otherwise keep it from ever turning.
- */
-const MAX_MS_AT_ONCE = 0.2
-/** When the first host calls were run since the event loop turned. */
-let begunAt
+/** After running host calls for this long, yield to the event loop: guests that keep calling would starve it. */
+const MAX_MS_PER_TURN = 0.2
+/** When the first host calls of this turn of the event loop ran. */
+let turnStartedAt
 
-function mustTurn () {
+function mustYield () {
   const now = performance.now()
-  begunAt ??= now
-  return now - begunAt >= MAX_MS_AT_ONCE
+  turnStartedAt ??= now
+  return now - turnStartedAt >= MAX_MS_PER_TURN
 }
 
-// Since the queue was looked at last: whether host calls have been answered, whose guests may well call again at
-// once, and whether something has been settled, or waits for a promise, so that microtasks have to run first.
+// Since the last poll of the completion queue: whether host calls have been answered (their guests may well call
+// again at once), and whether something was settled or waits for a promise (so microtasks must run first).
 let hasAnswered = false
 let hasAwaiters = false
 
 /**
- * Runs them, not before all that has been taken is settled: they may do anything. Returns whether the queue is to
- * be looked at again now; otherwise that is done soon. Before that nobody wakes the event loop.
+ * Runs the queued host calls. Call it only after everything that was taken is settled, as they may do anything.
+ * Returns whether to poll the completion queue again right away; if not, it has scheduled a poll. Until the next
+ * poll, Rust does not wake the event loop.
  */
 function runHostCalls () {
   let mayGoOn = false
   try {
     while (hostCalls.length > 0) {
-      if (run(boundary, hostCalls.shift(), answered)) hasAnswered = true
+      if (run(boundary, hostCalls.shift(), onHostCallAnswered)) hasAnswered = true
       else hasAwaiters = true
     }
-    mayGoOn = !hasAwaiters && !mustTurn()
+    mayGoOn = !hasAwaiters && !mustYield()
   } finally {
-    if (!mayGoOn) settleSoon()
+    if (!mayGoOn) settleLater()
   }
   return mayGoOn
 }
 
-/** Called when the promise of a host function has been settled. */
-function answered () {
+/** Called when the promise of a host function is settled. */
+function onHostCallAnswered () {
   hasAnswered = true
-  settleSoon()
+  settleLater()
 }
 
-let isSettlingSoon = false
+let isSettlingLater = false
 
-/** Settles once more, after the microtasks that are queued already, or when the event loop has turned. */
-function settleSoon () {
-  if (isSettlingSoon) return
-  if (mustTurn()) setImmediate(settleAfterTurn)
-  else afterwards.then(settleNext)
-  isSettlingSoon = true
+/** Schedules another `settleNow`: after the queued microtasks or, if it must yield, on the next turn of the event loop. */
+function settleLater () {
+  if (isSettlingLater) return
+  if (mustYield()) setImmediate(settleAfterTurn)
+  else resolved.then(settleNext)
+  isSettlingLater = true
 }
 
 function settleNext () {
-  isSettlingSoon = false
+  isSettlingLater = false
   settleNow()
 }
 
 function settleAfterTurn () {
-  begunAt = undefined
+  turnStartedAt = undefined
   settleNext()
 }
 
-/** Takes and settles what is finished; the other side calls it when there is something. */
+/** Takes and settles completions. Rust calls it when the completion queue is not empty. */
 function settle () {
-  begunAt = undefined
+  turnStartedAt = undefined
   settleNow()
 }
 
 function settleNow () {
   let isDone = false
   try {
-    // What was interrupted, or what is settled by a caller of this: a listener of a signal, say, may wait for a call.
+    // Completions that an interrupted `settle` left, or that a caller of this is settling: the listener of a signal,
+    // for example, may use callSync().
     settleTaken()
     do {
       header[HEADER_MAY_SPIN] = hasAnswered ? 1 : 0
@@ -318,41 +317,41 @@ function settleNow () {
   } finally {
     if (!isDone) setImmediate(settle)
   }
-  if (unfinished === 0 && !isLettingGo) afterwards.then(letGo)
+  if (unfinished === 0 && !isReleaseScheduled) resolved.then(releaseEventLoop)
 }
 
-let isSettledAfterwards = false
+let isSettleOnTurnScheduled = false
 
-/** Settles when the event loop has turned. For those whose callers may be interrupted: then nobody else would. */
-function settleAfterwards () {
-  if (isSettledAfterwards) return
-  setImmediate(settleInTheEnd)
-  isSettledAfterwards = true
+/** Settles on the next turn of the event loop, in case the caller is interrupted before it can settle. */
+function settleOnNextTurn () {
+  if (isSettleOnTurnScheduled) return
+  setImmediate(settleOnTurn)
+  isSettleOnTurnScheduled = true
 }
 
-function settleInTheEnd () {
-  isSettledAfterwards = false
+function settleOnTurn () {
+  isSettleOnTurnScheduled = false
   settle()
 }
 
-/** Whether anything that has been taken is not settled. */
+/** Whether completions have been taken and not settled. */
 function hasUnsettled () {
   return header[HEADER_COUNT] !== 0 || header[HEADER_HAS_MORE] !== 0
 }
 
-/** All that was taken before has been settled. */
-function forgetTaken () {
+/** Marks all taken completions as settled. */
+function clearTaken () {
   header[HEADER_COUNT] = 0
   next = HEADER_ITEMS
   outOfBand.length = outOfBandUsed = 0
 }
 
 function takeMore () {
-  forgetTaken()
+  clearTaken()
   take(shared, outOfBand)
 }
 
-/** Settles what has been taken, and then what there is besides. */
+/** Settles the taken completions, then takes and settles more until the queue is empty. */
 function settleTaken () {
   for (;;) {
     while (next < HEADER_ITEMS + ITEM_LENGTH * header[HEADER_COUNT]) settleOne()
@@ -361,7 +360,7 @@ function settleTaken () {
     header[HEADER_SHARED_BYTES_USED] = 0
     takeMore()
   }
-  forgetTaken()
+  clearTaken()
 }
 
 function settleOne () {
@@ -380,16 +379,16 @@ function settleOne () {
   const call = number === NO_CALL ? undefined : calls[number]
   if (code === HOST_CALL) {
     const view = isOutOfBand ? new DataView(buffer) : sharedView
-    hostCalls.push(hostCallOf(view, offset, call?.callState))
+    hostCalls.push(decodeHostCall(view, offset, call?.callState))
   } else if (code !== LOG && call !== undefined) {
     try {
       if (isValue) call.resolve(buffer)
       else settleCall(call, code, buffer, offset, length)
     } catch (error) {
-      // There may be no memory for the output.
+      // For example if there is no memory for the output.
       call.reject(error)
     }
-    forget(number)
+    freeNumber(number)
     hasAwaiters = true
   }
 
@@ -414,20 +413,20 @@ function settleCall (call, code, buffer, offset, length) {
 }
 
 /**
- * Rejects a call. The error is made in a job of a promise that the call's promise depends on, and after the caller
- * has had the time to await that: so V8 finds the async functions that wait, and the stack has them.
+ * Rejects a call. The error is created in a reaction of a promise that the call's promise depends on, after the
+ * caller has had time to await it: that way V8 finds the waiting async functions and puts them into the stack.
  */
 function fail (call, code, text) {
   if (call.entry !== undefined) return call.reject(errorOf(call, code, text, call.entry))
-  // Its promise is rejected already, and another one that rejects would be unhandled.
+  // The abort has rejected the call's promise; rejecting another one here would be an unhandled rejection.
   if (call.isAborted) return
   const throwError = () => { throw errorOf(call, code, text, throwError) }
-  call.resolve(afterwards.then().then(throwError))
+  call.resolve(resolved.then().then(throwError))
 }
 
 /**
- * The error of a call. The text of a trap is its message and the guest's functions, with NULs between; that of a plugin's
- * own error the code that it returned, a NUL and its message.
+ * Creates the error of a call. For a trap, `text` is the message and the guest's functions, separated by NULs; for a
+ * PLUGIN_ERROR, it is the returned code, a NUL and the message.
  */
 function errorOf (call, code, text, entry) {
   const [message, ...frames] = code === TRAP ? text.split('\0') : [code === PLUGIN_ERROR ? text.slice(text.indexOf('\0') + 1) : text]
@@ -439,14 +438,14 @@ function errorOf (call, code, text, entry) {
 }
 
 function logMessage (callState, view) {
-  // One that could not be handed over is empty.
+  // A message that could not be handed over is empty.
   const plugin = view.byteLength > 0 ? pluginStates[view.getUint32(LOG_PLUGIN * 4, true)] : undefined
   if (plugin === undefined) return
   const message = decoder.decode(new Uint8Array(view.buffer, view.byteOffset + LOG_TEXT * 4, view.byteLength - LOG_TEXT * 4))
   log(callState?.logger ?? plugin.logger, view.getUint32(LOG_LEVEL * 4, true), message)
 }
 
-const afterwards = Promise.resolve()
+const resolved = Promise.resolve()
 let isKeptAlive = false
 
 function keepAlive (alive) {
@@ -454,71 +453,68 @@ function keepAlive (alive) {
   isKeptAlive = alive
 }
 
-let isLettingGo = false
+let isReleaseScheduled = false
 
 /**
- * Runs after those who awaited the last calls, and who often go on with the next: in a microtask, or
- * where results were there before anybody could await them, when the event loop has turned.
+ * Stops keeping the process alive once nothing is unfinished. It is scheduled to run after the awaiters of the last
+ * calls, which often start another: in a microtask, or on the next turn of the event loop if results were there
+ * before anybody could await them.
  */
-function letGo () {
-  isLettingGo = false
-  // Whoever took it was interrupted.
+function releaseEventLoop () {
+  isReleaseScheduled = false
+  // If something is left, the `settle` that took it was interrupted.
   if (hasUnsettled() || hostCalls.length > 0) settle()
   if (unfinished === 0 && isKeptAlive) keepAlive(false)
 }
 
-const toBeWoken = []
-let isWakingSoon = false
+const pluginsToWake = []
+let isWakeScheduled = false
 
 /**
- * Wakes a thread of a plugin. Where others are busy with calls, that is done once after all calls
- * that this turn of the event loop has for it: to wake a thread costs more than to queue a call, and
- * once it is awake it finds all of them.
+ * Wakes a thread of a plugin: at once for a single call; otherwise once at the end of this turn of the event loop,
+ * for all its calls. Waking a thread costs more than queueing a call, and an awake thread finds all queued calls.
  */
 function wake (native) {
-  if (unfinished - inBackground === 1) return native.wake()
-  if (!isWakingSoon) setImmediate(wakeSoon)
-  isWakingSoon = true
-  if (!toBeWoken.includes(native)) toBeWoken.push(native)
+  if (unfinished - backgroundJobs === 1) return native.wake()
+  if (!isWakeScheduled) setImmediate(wakeOnTurn)
+  isWakeScheduled = true
+  if (!pluginsToWake.includes(native)) pluginsToWake.push(native)
 }
 
-function wakeSoon () {
-  isWakingSoon = false
+function wakeOnTurn () {
+  isWakeScheduled = false
   wakeAll()
 }
 
 function wakeAll () {
-  for (const native of toBeWoken) native.wake()
-  toBeWoken.length = 0
+  for (const native of pluginsToWake) native.wake()
+  pluginsToWake.length = 0
 }
 
-// Whether the awaiters of the last call that was settled at once have resumed: a call before that is somebody
-// else's, so calls are not made one after the other.
-let isAlone = true
+// Whether calls are made one after the other: the awaiters of the last call that was settled at once have resumed.
+// A call before that comes from somebody else.
+let isSequential = true
 
 function markAwaitersResumed () {
-  isAlone = true
+  isSequential = true
 }
 
-/**
- * How many calls in a row may be settled before the event loop has turned: who awaits calls one after
- * the other would otherwise keep it from ever turning.
- */
+/** After this many calls settled at once, yield to the event loop: a loop that awaits call after call would starve it. */
 const MAX_SETTLED_AT_ONCE = 32
 let settledAtOnce = 0
 
-/** What starts calls of a native plugin. */
+/** Returns the function that starts calls of a native plugin. */
 function caller (native) {
   const call = native.caller(boundary)
 
-  /** Starts a call, and returns what `goOn` needs; 0 milliseconds stand for the plugin's own limit. */
+  /** Starts a call, and returns the outcome for `handleStarted`. A `timeoutMs` of 0 stands for the plugin's own limit. */
   return function start (number, exportNumber, input, timeoutMs) {
     if (!putIntoInbox(input ?? '')) return native.callWith(number, exportNumber, input, timeoutMs)
-    const isOnly = isAlone && unfinished === inBackground
-    // Before anything can be taken, as the caller may be interrupted afterwards.
-    if (isOnly && !isLettingGo) {
-      setImmediate(letGo)
-      isLettingGo = true
+    const isOnly = isSequential && unfinished === backgroundJobs
+    // Scheduled before anything can be taken, as the caller may be interrupted afterwards.
+    if (isOnly && !isReleaseScheduled) {
+      setImmediate(releaseEventLoop)
+      isReleaseScheduled = true
     }
     header[HEADER_NUMBER] = number
     header[HEADER_EXPORT] = exportNumber
@@ -529,8 +525,8 @@ function caller (native) {
   }
 }
 
-/** Does what the start of a call asks for. */
-function goOn (native, outcome) {
+/** Reacts to the outcome of a start: wakes a thread, or settles completions. */
+function handleStarted (native, outcome) {
   if (outcome === CALL_MUST_WAKE) {
     wake(native)
   } else if (outcome === CALL_TAKEN) {
@@ -538,35 +534,35 @@ function goOn (native, outcome) {
     hasAwaiters = false
     settleTaken()
     if (hostCalls.length > 0) {
-      settleAfterwards()
+      settleOnNextTurn()
       if (runHostCalls()) settleNow()
     }
-    isAlone = false
-    afterwards.then(markAwaitersResumed)
+    isSequential = false
+    resolved.then(markAwaitersResumed)
   } else if (outcome === CALL_MUST_TAKE) {
     settledAtOnce = 0
     setImmediate(settle)
   }
 }
 
-/** Loads a plugin and resolves to its native part, unless `signal` is aborted first. */
+/** Loads a plugin and resolves to the native plugin, unless `signal` is aborted first. */
 function open (options, store, signal) {
   const opened = complete(undefined, (number) => binding.openPlugin(number, options, store, boundary), signal)
   watchSignalListeners(binding.putBackSignalHandlers)
   return opened
 }
 
-/** Fills the compile cache with what such a plugin needs, unless `signal` is aborted first. */
+/** Compiles a plugin into the compile cache, unless `signal` is aborted first. */
 function fillCache (options, signal) {
   return complete(undefined, (number) => binding.precompile(number, options, boundary), signal)
 }
 
-/** Opens the store of a URL and resolves to its native part. */
+/** Opens the store of a URL and resolves to the native store. */
 function openStore (url, options) {
   return complete(undefined, (number) => binding.openStore(number, url, options, boundary))
 }
 
-/** A native store with the same operations, over a native MemoryStore. */
+/** Returns a native store with the operations of all stores, over a native MemoryStore. */
 function storeOfMemory (native) {
   return binding.Store.ofMemory(native, boundary)
 }

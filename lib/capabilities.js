@@ -1,6 +1,6 @@
 'use strict'
 
-/** What this host can do, under the names that the JavaScript SDK has for it. */
+/** The capabilities of this host, under the JavaScript SDK's names. */
 const CAPABILITIES = Object.freeze({
   supportsJSPromiseInterface: true,
   allowSharedBufferCodec: true,

@@ -1,6 +1,6 @@
 'use strict'
 
-// What single options must be.
+// Checks of single options.
 
 const { describe, invalidArgument } = require('./errors.js')
 

@@ -1,10 +1,10 @@
 'use strict'
 
-const { missingPart } = require('./part.js')
+const { missingPackageError } = require('./optional-package.js')
 
 // Node finds the names for `import { … }` in just this form.
 try {
   module.exports = require('@extism-host/connect')
 } catch (error) {
-  throw missingPart('@extism-host/connect', error)
+  throw missingPackageError('@extism-host/connect', error)
 }

@@ -1,10 +1,10 @@
 'use strict'
 
-// Ends what takes too long, or what nobody waits for any more.
+// Deadlines and cancellation for asynchronous work.
 
 /**
- * Runs `work` with a signal, and settles as `work` does or as soon as that signal is aborted: when `signal`
- * is, or with `timeout()` after `milliseconds`.
+ * Runs `work` with a signal of its own, and settles as `work` does. If `signal` is aborted, or `milliseconds` pass
+ * first, it aborts the work's signal and rejects at once, with the reason of `signal` or with `timeout()`.
  */
 async function within ({ signal, milliseconds, timeout }, work) {
   signal?.throwIfAborted()

@@ -1,47 +1,47 @@
 'use strict'
 
-// Ends an HTTP server without losing a request.
+// Shuts an HTTP server down without losing a request.
 
 const net = require('node:net')
 const { setTimeout: sleep } = require('node:timers/promises')
 
-/** How often connections are inspected while the server drains, in milliseconds. */
+/** The interval of inspections of connections while the server drains. */
 const PAUSE_MS = 50
 
 /**
- * After how many inspections in which it had sent nothing a connection without a complete request is dropped: a second. It is not
- * a time, as a process that was not running for a second has not read what was sent meanwhile.
+ * Drop a connection without a complete request after this many inspections without data from the client: a second.
+ * This counts inspections, not time: a process that was suspended for a second has not read the data sent meanwhile.
  */
 const SILENT_INSPECTIONS = 20
 
-/** Where a socket has its entry in `Connections`. */
+/** The property of a socket that holds its connection's state. */
 const CONNECTION = Symbol('connection')
 
-/** Ends listening. `close` of an HTTP server would also destroy connections whose answer has not been written out yet. */
+/** Stops listening. An HTTP server's own `close` would also destroy connections with unflushed responses. */
 const closeListener = net.Server.prototype.close
 
-/** The connections of a Fastify app. Each request costs no more than an assignment. */
+/** The open connections of a Fastify app. The bookkeeping costs one assignment per request. */
 class Connections {
   #servers = new Set()
   #isDraining = false
-  /** By the address of the client: the socket, how much it has sent, for how many inspections it has been silent, and its last response. */
+  /** By client address: the socket, the bytes it has sent, its silent inspections in a row, and its last response. */
   #open = new Map()
 
   constructor (app) {
     this.#watch(app.server)
-    // An app that listens on `localhost` has a server of its own for each further address, which it tells nobody of.
+    // If an app listens on `localhost`, Fastify creates another server for each further address and does not expose it.
     app.addHook('onRequest', ({ raw: { socket } }, reply, done) => {
       if (socket[CONNECTION] === undefined && socket.server !== undefined) this.#adopt(socket, reply.raw)
       done()
     })
   }
 
-  /** Takes over a server and its connection that has sent the server's first request. */
+  /** Starts watching a server that was found by its first request, and that request's connection. */
   #adopt (socket, response) {
     const { server } = socket
     if (!this.#servers.has(server)) {
       this.#watch(server)
-      // Fastify closes it when its main server is closed.
+      // Fastify calls this when it closes its main server.
       server.close = closeListener
     }
     this.#add(socket)
@@ -50,13 +50,13 @@ class Connections {
 
   #watch (server) {
     this.#servers.add(server)
-    // Before Fastify's own listener, which sends the headers.
+    // Runs before Fastify's listener, which sends the headers.
     server.prependListener('request', ({ socket }, response) => {
       if (socket[CONNECTION] !== undefined) this.#begin(socket, response)
     })
-    // Before Node's own listener, which may read a request at once.
+    // Runs before Node's listener, which may read a request at once.
     server.prependListener('connection', (socket) => this.#add(socket))
-    // Takes the place of the socket that TLS was negotiated on.
+    // Replaces the raw socket that TLS was negotiated on.
     server.prependListener('secureConnection', (socket) => this.#add(socket))
   }
 
@@ -73,7 +73,7 @@ class Connections {
     socket.once('close', () => { if (this.#open.get(client) === connection) this.#open.delete(client) })
   }
 
-  /** From now on clients are told to close their connections after the answer. Resolves after `milliseconds`. */
+  /** Sends `connection: close` with every response from now on. Resolves after `milliseconds`. */
   async drain (milliseconds) {
     this.#isDraining = true
     for (const { response } of this.#open.values()) if (response?.headersSent === false) response.setHeader('connection', 'close')
@@ -84,7 +84,7 @@ class Connections {
     }
   }
 
-  /** Accepts no more connections, drops silent ones, and resolves when those with requests have got their answers. */
+  /** Stops accepting connections, drops silent ones, and resolves when all requests have been answered. */
   async close () {
     this.#isDraining = true
     for (const server of this.#servers) closeListener.call(server)
@@ -106,7 +106,7 @@ class Connections {
 
   #dropSilent () {
     for (const { socket, silent, response } of this.#open.values()) {
-      // With pipelined requests, the last response is the last to be finished.
+      // With pipelined requests, the last response finishes last.
       const isAwaited = response?.writableFinished === false && (response.req.complete || response.writableEnded)
       if (!isAwaited && silent >= SILENT_INSPECTIONS) socket.destroySoon()
     }
@@ -114,8 +114,8 @@ class Connections {
 }
 
 /**
- * Lets a Fastify app be closed without losing a request: its options must have `return503OnClosing: false`. Returns a function
- * that has clients leave for some milliseconds, to be called before `app.close()`.
+ * Makes `app.close()` of a Fastify app lose no request; the app needs the option `return503OnClosing: false`. Returns
+ * `drain(milliseconds)`, to be called before `app.close()`: it asks clients to close their connections.
  */
 function closeWithoutLoss (app) {
   const connections = new Connections(app)

@@ -4,27 +4,27 @@
 
 const binding = require('../binding.js')
 
-const ours = new WeakSet()
+const pluginErrors = new WeakSet()
 
-/** What has a code and is made here. With INVALID_ARGUMENT that is a TypeError, so `instanceof` cannot go by the prototype. */
+/** The class of errors made by `codedError`. Some are TypeErrors, so `instanceof` cannot rely on the prototype. */
 class PluginError extends Error {
   static [Symbol.hasInstance] (value) {
-    return ours.has(value)
+    return pluginErrors.has(value)
   }
 }
 
-/** Codes of errors that are known in JavaScript only. */
-const OWN_CODES = ['FETCH_FAILED', 'CONTEXT_ENDED', 'VARIABLES_FULL', 'ALREADY_REGISTERED', 'SMOKE_FAILED']
+/** Codes of errors that only JavaScript throws. */
+const JS_CODES = ['FETCH_FAILED', 'CONTEXT_ENDED', 'VARIABLES_FULL', 'ALREADY_REGISTERED', 'SMOKE_FAILED']
 
 /** All codes, each under its own name. */
-const ErrorCode = Object.freeze(Object.fromEntries([...binding.errorCodes(), ...OWN_CODES].map((code) => [code, code])))
+const ErrorCode = Object.freeze(Object.fromEntries([...binding.errorCodes(), ...JS_CODES].map((code) => [code, code])))
 
-/** `entry` and what it has called are left out of the stack. */
+/** Creates an error. Its stack begins with the caller of `entry`. */
 function codedError (code, message, entry = codedError) {
   const error = code === 'INVALID_ARGUMENT' ? new TypeError(message) : new Error(message)
   error.code = code
   Error.captureStackTrace(error, entry)
-  ours.add(error)
+  pluginErrors.add(error)
   return error
 }
 
@@ -32,20 +32,20 @@ function invalidArgument (message) {
   return codedError('INVALID_ARGUMENT', message, invalidArgument)
 }
 
-/** Adds to an error of this library which call it is of. Its stack begins with the caller of `entry`. */
-function ofCall (error, plugin, name, entry) {
-  if (!ours.has(error)) return error
+/** Adds the plugin and the function to an error of this library. Its stack then begins with the caller of `entry`. */
+function annotateCallError (error, plugin, name, entry) {
+  if (!pluginErrors.has(error)) return error
   error.plugin = plugin
   if (typeof name === 'string') error.function = name
   Error.captureStackTrace(error, entry)
   return error
 }
 
-/** Says what a value is, for messages, without quoting it: it may be long, or secret. */
+/** Describes a value for messages without quoting it: it may be long, or secret. */
 function describe (value) {
   if (value === null || value === undefined) return String(value)
   if (typeof value === 'object') return `an instance of ${value.constructor?.name ?? 'Object'}`
   return `a ${typeof value}`
 }
 
-module.exports = { ErrorCode, PluginError, codedError, invalidArgument, ofCall, describe }
+module.exports = { ErrorCode, PluginError, codedError, invalidArgument, annotateCallError, describe }

@@ -1,10 +1,10 @@
 'use strict'
 
-const { missingPart } = require('./part.js')
+const { missingPackageError } = require('./optional-package.js')
 
-// Node finds the names for `import { … }` in just this form.
+// Node detects the names for `import { … }` only in exactly this form.
 try {
   module.exports = require('@extism-host/fastify')
 } catch (error) {
-  throw missingPart('@extism-host/fastify', error)
+  throw missingPackageError('@extism-host/fastify', error)
 }

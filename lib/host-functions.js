@@ -1,14 +1,13 @@
 'use strict'
 
-// Host functions in JavaScript: which there are, and how they are run. `src/binding/host_call.rs` is
-// the other side.
+// Host functions in JavaScript. `src/binding/host_call.rs` is the Rust side.
 
 const { AsyncLocalStorage } = require('node:async_hooks')
 const { asBytes } = require('./bytes.js')
 const { CallContext, SECRET } = require('./call-context.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 
-// A message of a host call is explained in `src/binding/protocol.rs`.
+// `src/binding/protocol.rs` explains the message of a host call.
 const {
   KERNEL_NAMESPACE, RESERVED_PREFIX, BLOCK_INCLUDED, TYPE_I32, TYPE_I64, TYPE_F32, TYPE_F64,
   HOST_CALL_NUMBER, HOST_CALL_PLUGIN, HOST_CALL_FUNCTION, HOST_CALL_RESULT, HOST_CALL_COUNT, HOST_CALL_ARGUMENTS,
@@ -18,17 +17,17 @@ const {
 const converter = new DataView(new ArrayBuffer(8))
 
 /**
- * What plugins have in JavaScript, by the plugin's id: their functions and their loggers. A state is there from
- * before its plugin is loaded until that has been closed or forgotten.
+ * The state of each plugin in JavaScript, by plugin id. It exists from before the plugin is loaded until the plugin
+ * is closed or garbage-collected.
  */
 const pluginStates = []
 const freeIds = []
 
-/** The host function that runs, or on whose behalf something runs. */
-const current = new AsyncLocalStorage()
+/** The host function that the current code runs in, across its awaits. */
+const runningFunction = new AsyncLocalStorage()
 
-/** The names of functions, and the functions, in the same order. */
-function asFunctions (functions = {}) {
+/** Checks the option `functions`. Returns names and bodies, in the same order. */
+function parseFunctions (functions = {}) {
   if (typeof functions !== 'object' || functions === null) {
     throw invalidArgument(`functions must be an object {namespace: {name: function}}, not ${describe(functions)}`)
   }
@@ -36,7 +35,7 @@ function asFunctions (functions = {}) {
   const bodies = []
   for (const [namespace, members] of Object.entries(functions)) {
     if (namespace === KERNEL_NAMESPACE || namespace.startsWith(RESERVED_PREFIX)) {
-      throw invalidArgument(`functions cannot be added to "${namespace}", which is Extism's own; use extism:host/user`)
+      throw invalidArgument(`functions cannot be added to the namespace "${namespace}", which is reserved; use extism:host/user`)
     }
     if (typeof members !== 'object' || members === null) {
       throw invalidArgument(`functions["${namespace}"] must be an object {name: function}, not ${describe(members)}`)
@@ -52,25 +51,25 @@ function asFunctions (functions = {}) {
   return { names, bodies }
 }
 
-/** Makes the state of a plugin that is to be loaded. */
+/** Creates the state of a plugin, before it is loaded. */
 function addPluginState ({ name, names, bodies, logger, level, instances }) {
   const pluginId = freeIds.pop() ?? pluginStates.length
   const pluginState = {
     pluginId,
-    // What errors call it.
+    // The plugin's name in errors.
     name,
     names,
     bodies,
     logger,
     level,
     instances,
-    // How often the plugin has been reset.
+    // The number of resets.
     resets: 0,
-    // Host functions that have not returned.
+    // The number of host functions that run.
     pending: 0,
-    // Those that wait for calls of their own plugin, each with how many.
+    // Host functions that wait for calls of their own plugin, each with the number of such calls.
     waiting: new Map(),
-    // What a host function has thrown that no call was part of.
+    // The error that a host function threw outside of any call, during an initialization: `{ error }`.
     thrown: undefined
   }
   pluginStates[pluginId] = pluginState
@@ -83,10 +82,10 @@ function removePluginState (pluginState) {
   freeIds.push(pluginState.pluginId)
 }
 
-const forgotten = new FinalizationRegistry(removePluginState)
+const stateCleanup = new FinalizationRegistry(removePluginState)
 
-/** Reads the message of the other side that is at the offset of the view. */
-function hostCallOf (view, offset, callState) {
+/** Decodes the message of a host call at an offset of the view. */
+function decodeHostCall (view, offset, callState) {
   const number = (index) => view.getUint32(offset + index * 4, true)
   const end = HOST_CALL_ARGUMENTS + ARGUMENT_LENGTH * number(HOST_CALL_COUNT)
   const args = []
@@ -100,7 +99,7 @@ function hostCallOf (view, offset, callState) {
       blocks.push({ offset: number(at + ARGUMENT_BITS), buffer: view.buffer, start, length })
       start += length
     }
-    args.push(argument(view, offset + (at + ARGUMENT_BITS) * 4, type & ~BLOCK_INCLUDED))
+    args.push(decodeArgument(view, offset + (at + ARGUMENT_BITS) * 4, type & ~BLOCK_INCLUDED))
   }
   return {
     number: number(HOST_CALL_NUMBER),
@@ -113,7 +112,7 @@ function hostCallOf (view, offset, callState) {
   }
 }
 
-function argument (view, at, type) {
+function decodeArgument (view, at, type) {
   switch (type) {
     case TYPE_I32: return view.getInt32(at, true)
     case TYPE_I64: return view.getBigInt64(at, true)
@@ -123,32 +122,33 @@ function argument (view, at, type) {
 }
 
 /**
- * Runs the function of a host call, and answers it: at once, and returns true, or when its promise is settled, and
- * calls `answered` then.
+ * Runs the function of a host call and answers it. Returns true if that happened at once; if the function returned
+ * a promise, returns false, answers when that settles, and then calls `onAnswered`.
  */
-function run (boundary, hostCall, answered) {
+function run (boundary, hostCall, onAnswered) {
   const { number, pluginState, callState, blocks } = hostCall
   const body = pluginState?.bodies[hostCall.body]
   if (body === undefined) {
     boundary.fail(number, 'the plugin is closed')
     return true
   }
-  // Aborted: nobody waits for it.
-  if (callState?.isOver) {
-    boundary.fail(number, 'the call is over')
+  // The call was aborted, so nobody waits for the host function.
+  if (callState?.hasEnded) {
+    boundary.fail(number, 'the call has ended')
     return true
   }
   const context = new CallContext(SECRET, boundary, number, blocks, pluginState, callState?.hostContext)
   const end = () => {
-    if (running.isOver) return
-    running.isOver = true
+    if (running.hasEnded) return
+    running.hasEnded = true
     pluginState.pending--
     pluginState.waiting.delete(running)
     CallContext.end(context)
   }
-  const running = { pluginState, end, isOver: false }
+  const running = { pluginState, end, hasEnded: false }
   pluginState.pending++
-  // Whatever it waits for, it ends with its call. There is never more than one: the guest waits for it.
+  // The function's access to the guest ends with its call, even if it still awaits something. A call never has more
+  // than one running host function, because the guest waits for it.
   if (callState !== undefined) callState.running = running
   const returned = (value) => {
     try {
@@ -167,7 +167,7 @@ function run (boundary, hostCall, answered) {
     end()
     return true
   }
-  const start = () => current.run(running, body, context, ...hostCall.args)
+  const start = () => runningFunction.run(running, body, context, ...hostCall.args)
   let value
   let isAsync
   try {
@@ -181,19 +181,19 @@ function run (boundary, hostCall, answered) {
   if (callState?.isSync) {
     failed(codedError('WOULD_DEADLOCK', 'callSync() waits for the plugin, so it cannot wait for the asynchronous host function ' +
       `${quoted(pluginState.names[hostCall.body])}; use call()`))
-    // What it rejects with is of no use to anybody any more.
+    // The call has failed already, so a later rejection is ignored.
     promise.catch(() => {})
     return true
   }
   const then = (settle) => (value) => {
     settle(value)
-    answered()
+    onAnswered()
   }
   promise.then(then(returned), then(failed))
   return false
 }
 
-/** Converts as WebAssembly does, and besides makes a block of what is no number. */
+/** Answers with a value, converted as WebAssembly does it. For an i64, strings and bytes go into a block. */
 function answer (boundary, hostCall, value) {
   const { number, result } = hostCall
   switch (result) {
@@ -241,13 +241,13 @@ function wrongValue ({ pluginState, body }, expected, value) {
 const quoted = ({ namespace, name }) => `"${namespace}" "${name}"`
 
 /**
- * Notes that the host function on whose behalf this is called, if one is, waits for a call of its own
- * plugin. Throws where that call would wait for ever: all instances are taken by functions that do so.
- * Returns what ends the note.
+ * If a host function of this plugin is running, notes that it waits for a call of its own plugin. Throws if that call
+ * would wait forever, because host functions that do the same occupy all instances. Returns the function that removes
+ * the note, or `undefined`.
  */
-function waitForOwn (pluginState) {
-  const running = current.getStore()
-  if (running === undefined || running.pluginState !== pluginState || running.isOver) return undefined
+function noteReentrantCall (pluginState) {
+  const running = runningFunction.getStore()
+  if (running === undefined || running.pluginState !== pluginState || running.hasEnded) return undefined
   const { waiting } = pluginState
   const others = waiting.get(running) ?? 0
   if (others === 0 && waiting.size + 1 >= pluginState.instances) {
@@ -262,11 +262,11 @@ function waitForOwn (pluginState) {
   }
 }
 
-/** Whether none of the plugin's instances goes on before JavaScript does. */
-function isStandingStill (pluginState) {
+/** Whether all instances of the plugin wait for host functions in JavaScript. */
+function isBlockedOnJs (pluginState) {
   return pluginState.pending >= pluginState.instances
 }
 
 module.exports = {
-  AsyncLocalStorage, addPluginState, asFunctions, forgotten, hostCallOf, isStandingStill, removePluginState, run, pluginStates, waitForOwn
+  AsyncLocalStorage, addPluginState, parseFunctions, stateCleanup, decodeHostCall, isBlockedOnJs, removePluginState, run, pluginStates, noteReentrantCall
 }

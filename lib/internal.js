@@ -1,6 +1,6 @@
 'use strict'
 
-// What the packages of this repository share and nobody else may use: it changes with every version.
+// Shared by the packages of this repository. Not public: it may change in every version.
 
 const { KERNEL_NAMESPACE, USER_NAMESPACE, WASI_NAMESPACE, errorCodes } = require('./native.js')
 const { asBytes } = require('./bytes.js')

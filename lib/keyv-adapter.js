@@ -1,16 +1,16 @@
 'use strict'
 
-// A store as Keyv wants its stores to be. Keyv 5 and 6 both take it: 6 takes those of 5 in, where they
-// have all methods and no `namespace` of their own before they get one.
+// An adapter from our stores to the interface of Keyv's stores. Keyv 5 and 6 both accept it: 6 supports stores for 5
+// if they have all methods, and no `namespace` before Keyv sets it.
 
 const { describe, invalidArgument } = require('./errors.js')
 const { asStore } = require('./store.js')
 
-/** Keys that are read or removed at a time. */
+/** The number of keys to read or remove at a time. */
 const BATCH = 1_000
 
 class KeyvAdapter {
-  /** Keyv 5 asks stores for an iterator only where it knows their dialect. */
+  /** Keyv 5 uses a store's iterator only if it knows the store's dialect. */
   opts = { dialect: 'redis', url: '' }
 
   #store
@@ -33,7 +33,7 @@ class KeyvAdapter {
   }
 
   async setMany (entries) {
-    // One call for each lifetime.
+    // Entries with the same lifetime go into one call.
     const entriesOf = new Map()
     for (const { key, value, ttl } of entries) {
       const ttlMs = asWholeMs(ttl)
@@ -60,7 +60,7 @@ class KeyvAdapter {
     return Promise.all(keys.map((key) => this.#store.has(key)))
   }
 
-  /** Removes the keys of the namespace that Keyv has set, or all where there is none. */
+  /** Removes the keys of the namespace that Keyv has set, or all keys if there is none. */
   async clear () {
     for await (const keys of this.#batches(this.namespace)) await this.#store.deleteMany(keys)
   }
@@ -69,13 +69,13 @@ class KeyvAdapter {
     for await (const keys of this.#batches(namespace)) {
       const values = await this.#store.getMany(keys)
       for (const [index, key] of keys.entries()) {
-        // It may have gone meanwhile.
+        // Skip a key that was removed meanwhile.
         if (values[index] !== undefined) yield [key, asText(values[index])]
       }
     }
   }
 
-  /** The keys of a namespace, which Keyv itself puts before them, or all keys. */
+  /** Batches of the keys of a namespace, or of all keys. Keyv itself puts the namespace before its keys. */
   async * #batches (namespace) {
     let batch = []
     const prefix = namespace === undefined ? '' : `${namespace}:`
@@ -93,14 +93,14 @@ function asText (value) {
   return value?.toString()
 }
 
-/** Keyv's lifetimes need not be whole. */
+/** Rounds up: Keyv's lifetimes may be fractions. */
 function asWholeMs (ttl) {
   return typeof ttl === 'number' && ttl > 0 ? Math.ceil(ttl) : undefined
 }
 
 function checkValue (value) {
   if (typeof value === 'string') return value
-  throw invalidArgument(`Keyv must make strings of its values, and this one is ${describe(value)}; leave its serialization on`)
+  throw invalidArgument(`Keyv must serialize values to strings, not pass ${describe(value)}; do not turn its serialization off`)
 }
 
 function keyvAdapter (store) {

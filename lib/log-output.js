@@ -1,32 +1,32 @@
 'use strict'
 
-// Where the log of a server goes: standard output, without ever waiting for whoever reads it. A pipe that nobody
-// reads would keep pino's own destination from ending the process, and its lines would fill the memory.
+// Writes a server's log to standard output without ever blocking on its reader. If nobody reads the pipe, pino's own
+// destination would keep the process from ending, and buffer lines without limit.
 
 const { writeSync } = require('node:fs')
 
 const MAX_PENDING_BYTES = 1 << 20
 const RETRY_MS = 50
 
-/** How long the end of the process waits for a reader that does not read on. */
+/** At exit, wait this long for a reader that makes no progress. */
 const MAX_WAIT_AT_EXIT_MS = 1_000
 const PAUSE_AT_EXIT_MS = 10
 
 class LogOutput {
   #fd
-  /** What waits to be written, and how many bytes that is. */
+  /** Lines that wait to be written, and their length. */
   #pending = []
   #pendingBytes = 0
   #lost = 0
   #timer
 
-  /** `fd` must not block. Node sees to that for standard output once `process.stdout` has been used. */
+  /** `fd` must be non-blocking. Node makes standard output so once `process.stdout` has been used. */
   constructor (fd = process.stdout.fd ?? 1) {
     this.#fd = fd
-    process.on('exit', () => this.#end())
+    process.on('exit', () => this.#flushAtExit())
   }
 
-  /** Writes a line now if the reader keeps up, else later. */
+  /** Writes a line now if the reader keeps up, else later. Drops it if too much is pending. */
   write (line) {
     const bytes = Buffer.from(line)
     if (this.#pendingBytes + bytes.length > MAX_PENDING_BYTES) {
@@ -35,16 +35,16 @@ class LogOutput {
     }
     this.#pending.push(bytes)
     this.#pendingBytes += bytes.length
-    // What waits already is written by the timer.
+    // If lines are pending, the timer writes them in order.
     if (this.#timer === undefined) this.#flush()
   }
 
-  /** Writes what can be written; what is left is tried again later. */
+  /** Writes as much as possible, and retries the rest later. */
   #flush () {
     this.#timer = undefined
     this.#writePending()
     if (this.#pendingBytes > 0) this.#timer = setTimeout(() => this.#flush(), RETRY_MS).unref()
-    else if (this.#lost > 0) this.#tellLost()
+    else if (this.#lost > 0) this.#reportLost()
   }
 
   #writePending () {
@@ -54,19 +54,19 @@ class LogOutput {
       while (bytes?.length > 0) bytes = bytes.subarray(writeSync(this.#fd, bytes))
       this.#pending = []
     } catch ({ code }) {
-      // Nobody will ever read the rest, as with EPIPE.
+      // After any other error, such as EPIPE, nobody will read the rest.
       this.#pending = code === 'EAGAIN' ? [bytes] : []
     }
     this.#pendingBytes = this.#pending[0]?.length ?? 0
   }
 
-  #tellLost () {
-    const msg = `${this.#lost} lines of the log were lost, as standard output was not read`
+  #reportLost () {
+    const msg = `dropped ${this.#lost} log lines: nobody reads standard output`
     this.#lost = 0
     this.write(`${JSON.stringify({ level: 40, time: Date.now(), pid: process.pid, msg })}\n`)
   }
 
-  #end () {
+  #flushAtExit () {
     clearTimeout(this.#timer)
     const pause = new Int32Array(new SharedArrayBuffer(4))
     for (let waited = 0; waited < MAX_WAIT_AT_EXIT_MS; waited += PAUSE_AT_EXIT_MS) {

@@ -5,11 +5,11 @@
 const binding = require('../binding.js')
 const { describe, invalidArgument } = require('./errors.js')
 
-/** The levels of messages, each at the index of its number in Extism. */
+/** The levels of messages; the index is the level's number in Extism. */
 const LEVELS = binding.logLevels()
 const SILENT = 'silent'
 
-/** The number of a level; `undefined` for silence. */
+/** Returns the number of a level; `undefined` for 'silent'. */
 function asLevel (level = SILENT) {
   if (level === SILENT) return undefined
   const number = LEVELS.indexOf(level)
@@ -20,8 +20,8 @@ function asLevel (level = SILENT) {
 }
 
 /**
- * A logger like the console, or one of pino's. Messages of levels for which it has no method are not passed
- * on; it must have one for some level that is wanted.
+ * Checks a logger, such as the console or one of pino's. Messages of a level without a method are dropped; it must
+ * have a method for at least one level from `level` on.
  */
 function asLogger (logger = console, level = undefined) {
   if ((typeof logger !== 'object' && typeof logger !== 'function') || logger === null) {
@@ -29,12 +29,12 @@ function asLogger (logger = console, level = undefined) {
   }
   const wanted = level === undefined ? undefined : LEVELS.slice(level)
   if (wanted !== undefined && !wanted.some((name) => typeof logger[name] === 'function')) {
-    throw invalidArgument(`logger must have methods for messages, such as ${wanted.at(-1)}`)
+    throw invalidArgument(`logger must have a method for at least one of the levels ${wanted.join(', ')}`)
   }
   return logger
 }
 
-/** Passes on a message. What a logger throws is the business of nobody who could handle it here. */
+/** Passes a message to a logger. If the logger throws, no caller here could handle it. */
 function log (logger, level, message) {
   try {
     logger[LEVELS[level]]?.(message)
@@ -43,7 +43,7 @@ function log (logger, level, message) {
   }
 }
 
-/** Throws what nobody who could handle it would catch here: it becomes an uncaught exception. */
+/** Throws an error that no caller could handle from a microtask, as an uncaught exception. */
 function throwLater (error) {
   queueMicrotask(() => { throw error })
 }

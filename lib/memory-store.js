@@ -1,6 +1,6 @@
 'use strict'
 
-// The Map-like face of the store that lives in Rust.
+// MemoryStore: the Map-like class over the native store in memory.
 
 const binding = require('../binding.js')
 const { asInteger } = require('./checks.js')
@@ -10,13 +10,13 @@ const { asLifetime, asValue, checkKey, checkNewKey } = require('./store-entries.
 
 const STORE_KEYS = { maxBytes: 'maxBytes' }
 
-// Lets `nativeMemoryStore` reach what only this file may.
+// Gives only this file access to the native store.
 const SECRET = Symbol('extism-host')
 
 class MemoryStore {
   #native
 
-  // With the secret for `named` alone.
+  // Only `named` passes `native`, with the secret as `options`.
   constructor (entries, options, native) {
     this.#native = options === SECRET ? native : new binding.MemoryStore(asMaxBytes(options))
     if (entries === undefined || entries === null) return
@@ -38,7 +38,6 @@ class MemoryStore {
     return new MemoryStore(undefined, SECRET, binding.MemoryStore.named(name))
   }
 
-  /** The native store of a MemoryStore; `undefined` for anything else. */
   static [SECRET] (store) {
     return typeof store === 'object' && store !== null && #native in store ? store.#native : undefined
   }
@@ -88,7 +87,7 @@ class MemoryStore {
   * entries () {
     for (const key of this.#native.keys()) {
       const value = this.#native.get(key)
-      // A key that was deleted since the iteration began is left out, as in a Map.
+      // Skip a key that was deleted since the iteration began, like a Map.
       if (value !== null) yield [key, value]
     }
   }
@@ -102,14 +101,14 @@ class MemoryStore {
   }
 }
 
-/** How many bytes a store may have, from the options of one that is made; `undefined` without a bound. */
+/** Checks the constructor's options. Returns the limit in bytes, or `undefined` for none. */
 function asMaxBytes (options) {
   if (options === undefined || options === null) return undefined
   const { maxBytes } = pick(options, STORE_KEYS, 'the options of a store')
   return asInteger(maxBytes, 'maxBytes', undefined, Number.MAX_SAFE_INTEGER)
 }
 
-/** The native store of a MemoryStore; `undefined` for anything else. */
+/** Returns the native store of a MemoryStore, or `undefined` for any other value. */
 function nativeMemoryStore (store) {
   return MemoryStore[SECRET](store)
 }

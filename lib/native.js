@@ -1,12 +1,12 @@
 'use strict'
 
-// The native part. Whatever loads this library loads it first, so that a platform without one gets an error that says so.
+// Loads the native addon. index.js requires this file first, so that an unsupported platform gets a clear error.
 
 const { optionalDependencies = {} } = require('../package.json')
 
 const PREFIX = '@extism-host/binding-'
 
-/** This platform, as our packages are named. */
+/** This platform, as in the names of our packages. */
 function platform () {
   const { platform, arch } = process
   if (platform === 'win32') return `${platform}-${arch}-msvc`

@@ -1,6 +1,6 @@
 'use strict'
 
-// Objects that users write: manifests, options, and what is in them.
+// Reads objects that users write, such as manifests and options.
 
 const { asBytes } = require('./bytes.js')
 const { describe, invalidArgument } = require('./errors.js')
@@ -10,8 +10,8 @@ function isObject (value) {
 }
 
 /**
- * The known properties of an object under their camelCase names; anything else is an error. The result inherits nothing: a
- * polluted `Object.prototype` must not set options.
+ * Returns the properties of an object under their camelCase names; throws if one is unknown. The result inherits
+ * nothing: a polluted `Object.prototype` must not set options.
  */
 function pick (object, keys, what) {
   if (!isObject(object)) throw invalidArgument(`${what} must be an object, not ${describe(object)}`)
@@ -26,7 +26,7 @@ function pick (object, keys, what) {
   return picked
 }
 
-/** A table for `pick`: each key in camelCase and, as Extism's JSON manifests have it, in snake_case. */
+/** Returns a table for `pick` with each key in camelCase and, as in Extism's JSON manifests, in snake_case. */
 function inBothSpellings (...keys) {
   const snakeCase = (key) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
   return Object.fromEntries(keys.flatMap((key) => [[key, key], [snakeCase(key), key]]))

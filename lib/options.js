@@ -1,25 +1,25 @@
 'use strict'
 
-// Manifests and options as the native part takes them, or an error that says what is wrong.
+// Checks manifests and options, and converts them for the native addon.
 
 const { basename, resolve } = require('node:path')
 const binding = require('../binding.js')
 const { asBoolean, asInteger, checkSignal } = require('./checks.js')
 const { describe, invalidArgument } = require('./errors.js')
-const { asFunctions } = require('./host-functions.js')
+const { parseFunctions } = require('./host-functions.js')
 const { asLevel, asLogger } = require('./logging.js')
 const { inBothSpellings, isObject, pick } = require('./objects.js')
 const { nativeStore } = require('./store.js')
 
 const DEFAULT_MAX_QUEUE = 10_000
-/** 64 MiB: 6.7 kB for each of so many calls, and little on a small machine. */
+/** 64 MiB: 6.7 kB for each call of a full default queue, and affordable on a small machine. */
 const DEFAULT_MAX_QUEUE_BYTES = 2 ** 26
 const MAX_INSTANCES = 1_024
 const MAX_U32 = 0xFFFF_FFFF
-/** What a timer takes. */
+/** The longest delay of `setTimeout`. */
 const MAX_TIMER_MS = 2 ** 31 - 1
 
-// What manifests and options may have.
+// The known properties of manifests and options.
 const MANIFEST_KEYS = inBothSpellings('config', 'timeoutMs', 'memory', 'allowedHosts', 'allowedPaths')
 const OPTION_KEYS = {
   ...MANIFEST_KEYS,
@@ -84,7 +84,7 @@ function asConfig (config = {}) {
   return { ...config }
 }
 
-/** What hosts there may be is known in Rust. */
+/** Checks only the types; Rust checks the patterns. */
 function asAllowedHosts (hosts = []) {
   if (!Array.isArray(hosts) || !hosts.every((host) => typeof host === 'string')) {
     throw invalidArgument('allowedHosts must be an array of host names, such as ["api.example.com", "*.example.org"]')
@@ -96,7 +96,7 @@ function isWasiString (value) {
   return typeof value === 'string' && !value.includes('\0') && value.isWellFormed()
 }
 
-/** The arguments and the environment that a guest of WASI has. */
+/** Checks the arguments and the environment of a WASI guest. */
 function asWasi (wasi = {}) {
   const { args = [], env = {} } = pick(wasi, WASI_KEYS, 'wasi')
   if (!Array.isArray(args) || !args.every(isWasiString)) {
@@ -104,17 +104,17 @@ function asWasi (wasi = {}) {
   }
   if (!isObject(env) || !Object.entries(env).every(([name, value]) =>
     name !== '' && !name.includes('=') && isWasiString(name) && isWasiString(value))) {
-    throw invalidArgument('wasi.env must be an object of strings without NUL characters, whose names are not empty and have no "="')
+    throw invalidArgument('wasi.env must be an object of strings without NUL characters; names must not be empty or contain "="')
   }
   const bytes = [...args, ...Object.entries(env).flat()].reduce((sum, text) => sum + Buffer.byteLength(text) + 1, 0)
   if (bytes > MAX_WASI_BYTES) throw invalidArgument(`wasi.args and wasi.env have ${bytes} bytes; ${MAX_WASI_BYTES} are allowed`)
   return { arguments: [...args], environment: { ...env } }
 }
 
-/** The store of a plugin, and what its guests may do there. */
+/** Checks the option `store`. Returns the native store and the permissions of guests. */
 function asStoreOption (option = { access: 'read' }) {
   const isStore = nativeStore(option) !== undefined
-  // A Map, say, has no properties of its own.
+  // An object without properties, such as a Map, is a mistake.
   if (!isStore && (!isObject(option) || Object.keys(option).length === 0)) {
     throw invalidArgument(`store must be a MemoryStore, a Store, or { store, prefix, access, … }, not ${describe(option)}`)
   }
@@ -136,7 +136,7 @@ function asStoreOption (option = { access: 'read' }) {
   }
 }
 
-/** The parts of the option, with the native store; without a store it is one for the plugin alone. */
+/** Picks the properties of a StoreAccess, with its native store if it names one. */
 function pickStore (option) {
   const picked = pick(option, STORE_KEYS, 'store')
   if (picked.store === undefined) return picked
@@ -146,7 +146,7 @@ function pickStore (option) {
   return { __proto__: null, store: native, ...rest }
 }
 
-/** Where a guest's standard output goes; as in the JavaScript SDK, an environment variable is the default. */
+/** The destination of a guest's standard output. As in the JavaScript SDK, an environment variable sets the default. */
 function asOutput (enableWasiOutput = Boolean(process.env.EXTISM_ENABLE_WASI_OUTPUT)) {
   if (enableWasiOutput === 'logger') return 'logger'
   if (typeof enableWasiOutput !== 'boolean') throw invalidArgument('enableWasiOutput must be a boolean or "logger"')
@@ -161,8 +161,8 @@ function asIsolation (isolation = 'instance') {
 }
 
 /**
- * Where compiled modules are kept; `undefined` is nowhere. What the option leaves open the environment
- * says. It is read here and not in Rust, where another thread may be changing it at that moment.
+ * The directory of compiled modules, or `undefined` for no cache. The environment variable applies if the option does
+ * not decide. It is read here and not in Rust, where another thread may be changing the environment.
  */
 function asCompileCache (option) {
   const variable = process.env.EXTISM_HOST_CACHE_DIR
@@ -183,28 +183,28 @@ function asCompileCache (option) {
   }
 }
 
-/** What loads plugins from the network. Guests' requests do not go through it. */
+/** Checks the option `fetch`, which loads plugins from the network; guests' requests do not use it. */
 function checkFetch (fetch, allowedHosts) {
   if (fetch === undefined) return
   if (typeof fetch !== 'function') throw invalidArgument(`fetch must be a function, not ${describe(fetch)}`)
   if (fetch !== globalThis.fetch && allowedHosts?.length > 0) {
-    throw invalidArgument('fetch loads the plugin only: requests of plugins are made natively and would not go through it. ' +
-      'Leave one of fetch and allowedHosts away, or load the plugin yourself and pass its bytes')
+    throw invalidArgument('fetch and allowedHosts cannot be combined: plugins\' own requests are made natively and would bypass fetch. ' +
+      'Omit one of them, or load the plugin yourself and pass its bytes')
   }
 }
 
-/** Options of the JavaScript SDK that change nothing here: everything runs on threads of its own. */
+/** Checks options of the JavaScript SDK that have no effect here, because plugins always run on threads. */
 function checkWorkerOptions ({ runInWorker, sharedArrayBufferSize, nodeWorkerArgs }) {
   asBoolean(runInWorker, 'runInWorker')
   asInteger(sharedArrayBufferSize, 'sharedArrayBufferSize', undefined, Number.MAX_SAFE_INTEGER)
   if (nodeWorkerArgs === undefined) return
   if (!isObject(nodeWorkerArgs)) throw invalidArgument(`nodeWorkerArgs must be an object, not ${describe(nodeWorkerArgs)}`)
   if (nodeWorkerArgs.resourceLimits !== undefined && nodeWorkerArgs.resourceLimits !== null) {
-    throw invalidArgument('nodeWorkerArgs.resourceLimits would limit nothing, as there is no worker; use memory.maxPages')
+    throw invalidArgument('nodeWorkerArgs.resourceLimits has no effect, because there is no worker; use memory.maxPages')
   }
 }
 
-/** What errors call a plugin: its option, or the name or the file of its main module. */
+/** The plugin's name in errors: the option, or the name or file of its main module. */
 function asName (name, wasm) {
   if (name !== undefined) {
     if (typeof name !== 'string' || name === '') throw invalidArgument('name must be a string that is not empty')
@@ -214,7 +214,7 @@ function asName (name, wasm) {
   return main?.name ?? (main?.path === undefined ? binding.MAIN_MODULE : basename(main.path, '.wasm'))
 }
 
-/** The options under their camelCase names. The manifest's are not among them yet. */
+/** Checks the options that matter before the manifest is loaded, and returns all under their camelCase names. */
 function pickOptions (options) {
   const picked = pick(options ?? {}, OPTION_KEYS, 'options')
   checkWorkerOptions(picked)
@@ -225,8 +225,8 @@ function pickOptions (options) {
 }
 
 /**
- * The native options of a plugin, its store, its directories, which are still to be looked at, and what it
- * has of JavaScript. The manifest's modules are loaded, the options picked.
+ * Merges a loaded manifest with picked options. Returns the native options, the store, the unchecked `allowedPaths`,
+ * and the state for JavaScript.
  */
 function pluginOptions ({ wasm, ...rest }, options) {
   const manifest = pick(rest, MANIFEST_KEYS, 'the manifest')
@@ -236,7 +236,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
   const name = asName(merged.name, wasm)
   const runtime = asRuntime(merged.runtime)
   const { store, permissions } = asStoreOption(merged.store)
-  const { names, bodies } = asFunctions(merged.functions)
+  const { names, bodies } = parseFunctions(merged.functions)
   const level = asLevel(merged.logLevel)
   const logger = asLogger(merged.logger, level)
   const memory = {
@@ -254,7 +254,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
     allowedHosts: asAllowedHosts(merged.allowedHosts),
     maxHttpResponseBytes: asInteger(memory.maxHttpResponseBytes, 'memory.maxHttpResponseBytes', undefined, MAX_U32),
     allowHttpResponseHeaders: asBoolean(merged.allowHttpResponseHeaders, 'allowHttpResponseHeaders'),
-    // Read here for the same reason as the cache's variable.
+    // Read here for the same reason as the variable of the cache.
     extraCertificates: process.env.NODE_EXTRA_CA_CERTS || undefined,
     maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
     fuel: asInteger(merged.fuel, 'fuel', undefined, Number.MAX_SAFE_INTEGER),
@@ -267,7 +267,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
     useWasi: asBoolean(merged.useWasi, 'useWasi'),
     ...asWasi(merged.wasi),
     output: asOutput(merged.enableWasiOutput),
-    // The reference runtime has no cache, and refuses one that was asked for.
+    // The reference runtime has no cache, and rejects an explicit option.
     compileCache: asCompileCache(runtime === 'extism' ? merged.compileCache ?? false : merged.compileCache),
     instances: asInteger(merged.instances, 'instances', 1, MAX_INSTANCES),
     eager: asBoolean(merged.eager, 'eager'),

@@ -9,12 +9,12 @@ const bufferOf = getter('buffer')
 const byteOffsetOf = getter('byteOffset')
 const byteLengthOf = getter('byteLength')
 
-/** The copies that were made for those who asked for a buffer. */
+/** Copies of outputs in shared memory, made when `buffer` is read. */
 const ownBuffers = new WeakMap()
 
 /**
- * An output: a view of bytes that nothing changes. Short outputs share their memory with others,
- * which is not to be seen here: `buffer` holds this output and nothing else.
+ * A plugin's output, as a read-only view. Short outputs share memory with others, which must not leak: `buffer` holds
+ * this output and nothing else.
  */
 class PluginOutput extends DataView {
   get buffer () {
@@ -46,7 +46,7 @@ class PluginOutput extends DataView {
     return JSON.parse(this.text())
   }
 
-  // Quicker than a view of what `buffer` gives, and kept nowhere.
+  // Faster than a view of `buffer`, and the copy is not kept.
   bytes () {
     const buffer = bufferOf.call(this)
     const length = byteLengthOf.call(this)

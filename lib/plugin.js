@@ -1,27 +1,27 @@
 'use strict'
 
-// `Plugin`, and how one is made.
+// The class Plugin, createPlugin and precompile.
 
 const { allowedPathsOf } = require('./allowed-paths.js')
 const { asBytes } = require('./bytes.js')
 const { caller, complete, completeSync, fillCache, isUnfinished, open } = require('./calls.js')
 const { asInteger, checkSignal } = require('./checks.js')
 const { within } = require('./deadline.js')
-const { codedError, describe, invalidArgument, ofCall } = require('./errors.js')
-const { AsyncLocalStorage, addPluginState, forgotten, removePluginState, waitForOwn } = require('./host-functions.js')
+const { codedError, describe, invalidArgument, annotateCallError } = require('./errors.js')
+const { AsyncLocalStorage, addPluginState, stateCleanup, removePluginState, noteReentrantCall } = require('./host-functions.js')
 const { asLogger } = require('./logging.js')
 const { isObject, pick } = require('./objects.js')
 const { CALL_KEYS, CALL_SYNC_KEYS, CLOSE_KEYS, MAX_TIMER_MS, MAX_U32, pickOptions, pluginOptions } = require('./options.js')
 const { loadManifest } = require('./source.js')
 
-/** How many functions a message lists, and how much of each name. */
+/** A message lists at most this many functions, and this many characters of each name. */
 const MAX_NAMES_SHOWN = 20
 const MAX_NAME_SHOWN = 80
 
-/** How long calls may go on after the end of an `await using`. */
+/** Calls may run this long after the end of an `await using`. */
 const DISPOSAL_MS = 10_000
 
-// Lets `createPlugin` make what only it may make.
+// Only `createPlugin` may construct a Plugin.
 const SECRET = Symbol('extism-host')
 
 function asInput (input) {
@@ -30,22 +30,22 @@ function asInput (input) {
   const bytes = asBytes(input)
   if (bytes === undefined) {
     throw invalidArgument(
-      `the input must be a string, bytes or undefined, not ${describe(input)}; turn numbers into strings and objects into JSON`
+      `the input must be a string, bytes or undefined, not ${describe(input)}; convert numbers to strings and objects to JSON`
     )
   }
   return bytes
 }
 
 /**
- * Throws if options stand where the host context belongs: with a time limit or a signal that would be ignored. A context
- * that looks like options needs options of its own, or `null`.
+ * Throws if call options were passed as the host context, where their time limit or signal would be ignored. To pass a
+ * context that looks like options, the caller passes a fourth argument, which may be `null`.
  */
 function checkHostContext (hostContext, options, name) {
   if (hostContext === undefined || hostContext === null || options !== undefined) return
   if (hostContext.signal === undefined && hostContext.timeoutMs === undefined) return
   if (!isObject(hostContext) || !Object.keys(hostContext).every((key) => Object.hasOwn(CALL_KEYS, key))) return
-  throw invalidArgument(`options of a call are its fourth argument, the third is the host context: call('${name}', input, hostContext, options); ` +
-    'pass null as the fourth if this is the host context')
+  throw invalidArgument(`call options are the fourth argument, after the host context: call('${name}', input, hostContext, options); ` +
+    'if this is the host context, pass null as the fourth argument')
 }
 
 class Plugin {
@@ -57,16 +57,16 @@ class Plugin {
 
   constructor (secret, native, pluginState) {
     if (secret !== SECRET) {
-      throw invalidArgument('a Plugin is made by createPlugin()')
+      throw invalidArgument('Plugin cannot be constructed: use createPlugin()')
     }
     this.#native = native
     this.#functions = new Map(Object.entries(native.functions()))
     this.#start = caller(native)
     this.#pluginState = pluginState
-    forgotten.register(this, pluginState)
+    stateCleanup.register(this, pluginState)
   }
 
-  // Not an async function: that would make a second promise around the one of `complete`.
+  // Not an async function, which would wrap the promise of `complete` in a second one.
   call (name, input, hostContext, options) {
     try {
       const exportNumber = this.#exportNumber(name)
@@ -82,7 +82,7 @@ class Plugin {
       if (signal?.aborted) return Promise.reject(signal.reason)
       return this.#complete(name, exportNumber, bytes, limit, signal, hostContext, ownLogger)
     } catch (error) {
-      return Promise.reject(ofCall(error, this.#pluginState.name, name, this.call))
+      return Promise.reject(annotateCallError(error, this.#pluginState.name, name, this.call))
     }
   }
 
@@ -90,13 +90,13 @@ class Plugin {
     const start = (number) => this.#start(number, exportNumber, bytes, limit)
     const callState = this.#callState(hostContext, logger, false)
     if (callState === undefined) return complete(this.#native, start, signal, undefined, name, this.#pluginState.name)
-    const haveWaited = waitForOwn(this.#pluginState)
+    const endWait = noteReentrantCall(this.#pluginState)
     const promise = complete(this.#native, start, signal, callState, name, this.#pluginState.name)
-    if (haveWaited !== undefined) promise.then(haveWaited, haveWaited)
+    if (endWait !== undefined) promise.then(endWait, endWait)
     return promise
   }
 
-  /** What host functions and loggers know of a call; `undefined` if there are none. */
+  /** Creates the state of a call for host functions and loggers, or `undefined` if it needs none. */
   #callState (hostContext, logger, isSync) {
     const hasFunctions = this.#pluginState.bodies.length > 0
     if (!hasFunctions && logger === undefined) return undefined
@@ -104,13 +104,13 @@ class Plugin {
       hostContext,
       logger,
       isSync,
-      // Host functions run in the asynchronous context of their call, as if it called them itself. Who waits is in
-      // that context anyway; and before Node 24, Node aborts if a time limit of `node:vm` interrupts a snapshot.
+      // Host functions run in the asynchronous context of their call. callSync() waits in that context anyway, so it
+      // needs no snapshot; and before version 24, Node aborts if a time limit of `node:vm` interrupts a snapshot.
       inContext: hasFunctions && !isSync ? AsyncLocalStorage.snapshot() : undefined,
-      // What a host function has thrown, the one that runs, and whether nobody waits for it.
+      // The error of a host function as `{ error }`, the running host function, and whether the call was aborted.
       thrown: undefined,
       running: undefined,
-      isOver: false
+      hasEnded: false
     }
   }
 
@@ -120,12 +120,12 @@ class Plugin {
     if (typeof name !== 'string') {
       throw invalidArgument(`the function's name must be a string, not ${describe(name)}`)
     }
-    throw codedError('FUNCTION_NOT_FOUND', `Plugin error: function "${name}" does not exist${this.#functionsThereAre()}`)
+    throw codedError('FUNCTION_NOT_FOUND', `Plugin error: function "${name}" does not exist${this.#listOfFunctions()}`)
   }
 
-  #functionsThereAre () {
+  #listOfFunctions () {
     const names = [...this.#functions.keys()].sort()
-    if (names.length === 0) return '; the plugin has no functions that can be called'
+    if (names.length === 0) return '; the plugin exports no functions that can be called'
     const shown = names.slice(0, MAX_NAMES_SHOWN).map((one) => `"${one.slice(0, MAX_NAME_SHOWN)}"`).join(', ')
     return `; there ${names.length === 1 ? 'is' : 'are'} ${shown}${names.length > MAX_NAMES_SHOWN ? ` and ${names.length - MAX_NAMES_SHOWN} more` : ''}`
   }
@@ -142,7 +142,7 @@ class Plugin {
       start = (number) => this.#start(number, exportNumber, bytes, limit)
       callState = this.#callState(hostContext, ownLogger, true)
     } catch (error) {
-      throw ofCall(error, this.#pluginState.name, name, this.callSync)
+      throw annotateCallError(error, this.#pluginState.name, name, this.callSync)
     }
     return completeSync(this.#native, start, callState, this.#pluginState, name, this.callSync)
   }
@@ -158,7 +158,7 @@ class Plugin {
 
   async reset () {
     this.#checkOpen()
-    // What runs could set variables again.
+    // Running calls could set variables again.
     if (this.isActive()) return false
     this.#native.clearVars()
     this.#pluginState.resets++
@@ -181,8 +181,8 @@ class Plugin {
   }
 
   async getInstance () {
-    throw codedError('UNSUPPORTED', 'there is no WebAssembly.Instance, as the plugin runs outside of JavaScript; ' +
-      'use call() to run its functions, and getExports() and getImports() to see what it has')
+    throw codedError('UNSUPPORTED', 'there is no WebAssembly.Instance, because the plugin runs outside of JavaScript; ' +
+      'use call() to run its functions, and getExports() and getImports() to inspect it')
   }
 
   #checkOpen () {
@@ -193,7 +193,7 @@ class Plugin {
     try {
       const { timeoutMs } = pick(options ?? {}, CLOSE_KEYS, 'the options of close')
       const milliseconds = asInteger(timeoutMs, 'timeoutMs', undefined, MAX_TIMER_MS, 0)
-      // The native part is kept, but not as that of a call.
+      // Keeps the native plugin alive, but does not count as a call in `isActive`.
       const kept = { native: this.#native }
       this.#closed ??= complete(kept, (number) => this.#native.close(number)).then(() => removePluginState(this.#pluginState))
       if (milliseconds !== undefined) {
@@ -212,18 +212,18 @@ class Plugin {
 }
 
 /**
- * Passes the plugin's options to `work` once its manifest is there, with a signal that is aborted when the
- * options' signal is, or after `openTimeoutMs`. Then it rejects at once, whatever `work` waits for.
+ * Loads the manifest, and passes the plugin's options to `work`, with a signal that is aborted with the options'
+ * signal or after `openTimeoutMs`. On abort it rejects at once, even if `work` is still pending.
  */
 async function load (source, options, work) {
-  const given = Promise.resolve(source)
-  // If the options are wrong, nobody else hears of a source that is rejected.
-  given.catch(() => {})
+  const sourceOrPromise = Promise.resolve(source)
+  // If the options are invalid, nobody awaits the source: its rejection must not be unhandled.
+  sourceOrPromise.catch(() => {})
   const picked = pickOptions(options)
   const { signal, openTimeoutMs: milliseconds } = picked
   const timeout = () => codedError('TIMEOUT', `the plugin was not opened within ${milliseconds} ms (openTimeoutMs)`)
   return within({ signal, milliseconds, timeout }, async (ending) => {
-    const manifest = await loadManifest(await given, picked.fetch, ending)
+    const manifest = await loadManifest(await sourceOrPromise, picked.fetch, ending)
     ending.throwIfAborted()
     return work(pluginOptions(manifest, picked), ending)
   })
@@ -249,8 +249,8 @@ async function openPlugin ({ native, store, inJavaScript, ...rest }, signal) {
 function precompile (source, options) {
   return load(source, options, async ({ native }, signal) => {
     if (native.compileCache === undefined && native.runtime !== 'extism') {
-      if (options?.compileCache === false) throw invalidArgument('compileCache must not be false, or there is nothing to fill')
-      throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off, and compileCache does not turn it on')
+      if (options?.compileCache === false) throw invalidArgument('compileCache must not be false: precompile fills the compile cache')
+      throw codedError('CACHE_UNAVAILABLE', 'EXTISM_HOST_CACHE_DIR turns the compile cache off; set it to a directory, or pass compileCache: true')
     }
     await fillCache({ ...native, allowedPaths: [], pluginId: 0 }, signal)
   })

@@ -1,8 +1,7 @@
 'use strict'
 
-// A listener for one of these signals displaces the handler that makes errors of plugins' traps. So the native
-// part puts its handler back after each change, and passes on to listeners what is not a plugin's, if there
-// are any.
+// A listener for one of these signals displaces the native handler that turns a plugin's trap into an error. So the
+// addon reinstalls its handler after each change, and passes signals that no plugin caused on to the listeners.
 
 const SIGNALS = ['SIGSEGV', 'SIGILL', 'SIGFPE', 'SIGBUS']
 
@@ -14,13 +13,13 @@ let isWatching = false
  */
 function watchSignalListeners (putBack) {
   const { isMainThread } = require('node:worker_threads')
-  // In a worker thread, listeners install no handlers. Bun has no libuv, and ends the process if it is used.
+  // Listeners in worker threads install no handlers. Bun has no libuv, and ends the process if libuv is used.
   if (isWatching || !isMainThread || process.platform === 'win32' || process.versions.bun !== undefined) return
   isWatching = true
 
   const update = (added) => putBack(SIGNALS.filter((signal) => signal === added || process.listenerCount(signal) > 0))
-  // Node installs and removes handlers in listeners of its own for these two events, which are older
-  // than ours, so the change has taken effect already. The second time is for a Node that does it later.
+  // Node installs and removes its handlers in its own listeners for these two events. They run before ours, so the
+  // change has taken effect. The second update is for a version of Node that does it later.
   const onChange = (event, added) => {
     if (!SIGNALS.includes(event)) return
     update(added)

@@ -1,7 +1,7 @@
 'use strict'
 
-// Where a plugin comes from: turns what `createPlugin` takes into a manifest whose modules are paths or
-// bytes. What is on the network is fetched here; files are read in Rust.
+// Resolves the source of a plugin to a manifest whose modules are paths or bytes. Sources on the network are fetched
+// here; Rust reads the files.
 
 const { fileURLToPath } = require('node:url')
 const { asBytes } = require('./bytes.js')
@@ -13,15 +13,15 @@ const WASM_KEYS = {
 }
 const MODULE_TYPES = ['application/wasm', 'application/octet-stream']
 const MANIFEST_TYPES = ['application/json', 'text/json']
-const MODULE_HAS_NO_BYTES = 'a WebAssembly.Module does not give out the bytes that it was compiled from; ' +
+const MODULE_HAS_NO_BYTES = 'a WebAssembly.Module does not expose the bytes that it was compiled from; ' +
   'pass the bytes themselves, their path or their URL'
 
-/** What an object is, wherever it was made: `instanceof` knows the classes of this realm only. */
+/** Checks an object's class across realms; `instanceof` knows only the classes of this realm. */
 function isA (value, name) {
   return Object.prototype.toString.call(value) === `[object ${name}]`
 }
 
-/** A path of this machine, of a `file:` URL. */
+/** Converts a `file:` URL to a path. */
 function asPath (url) {
   try {
     return fileURLToPath(url)
@@ -35,24 +35,24 @@ function asURL (value, what) {
   try {
     url = new URL(value)
   } catch {
-    throw invalidArgument(`${what} is no URL; it must begin with http:, https: or file:`)
+    throw invalidArgument(`${what} is not a valid URL; it must begin with http:, https: or file:`)
   }
   if (!['http:', 'https:', 'file:'].includes(url.protocol)) {
-    throw invalidArgument(`${what} must be a URL of http:, https: or file:, not of ${url.protocol}`)
+    throw invalidArgument(`${what} must be an http:, https: or file: URL, not ${url.protocol}`)
   }
   if (url.username !== '' || url.password !== '') {
-    throw invalidArgument(`${what} must not have a user's name and password; pass a fetch that sends them in a header`)
+    throw invalidArgument(`${what} must not contain credentials; pass a fetch that sends them in a header`)
   }
   return url
 }
 
-/** For messages: without what may be secret in a URL. */
+/** Formats a URL for messages, without its query, which may contain secrets. */
 function withoutSecrets (url) {
   return `"${url.origin}${url.pathname}"`
 }
 
 function fetchFailed (what, error) {
-  // Whatever it is: `fetch` may be the user's.
+  // `fetch` may be the user's function, and throw anything.
   const reason = error?.cause?.message || error?.cause?.code || error?.message || describe(error)
   const failure = codedError('FETCH_FAILED', `cannot fetch ${what}: ${reason}`)
   failure.cause = error
@@ -67,7 +67,7 @@ async function fetchResponse (url, { fetch, signal }) {
   }
 }
 
-/** What a Response brings: `{ bytes }` of a module, or `{ json }` of a manifest. */
+/** Reads a Response: returns `{ bytes }` of a module, or `{ json }` of a manifest. */
 async function readResponse (response, where) {
   if (typeof response?.headers?.get !== 'function') {
     throw invalidArgument(`fetch must resolve to a Response, not to ${describe(response)}`)
@@ -75,7 +75,7 @@ async function readResponse (response, where) {
   const what = where ?? (URL.canParse(response.url) ? withoutSecrets(new URL(response.url)) : 'the Response')
   if (!response.ok) throw codedError('FETCH_FAILED', `cannot fetch ${what}: the status is ${response.status}`)
   if (response.bodyUsed) {
-    throw invalidArgument('the body of the Response has been read already; pass a clone() made before that')
+    throw invalidArgument('the body of the Response has already been read; pass a clone() made before that')
   }
   const [type] = (response.headers.get('content-type') ?? '').toLowerCase().split(';')
   const isManifest = MANIFEST_TYPES.includes(type.trim())
@@ -94,12 +94,12 @@ function parseManifest (json) {
   try {
     return JSON.parse(json)
   } catch {
-    // What the parser says quotes the text, which may have secrets.
+    // The parser's message would quote the text, which may contain secrets.
     throw invalidArgument('the manifest is not valid JSON')
   }
 }
 
-/** The bytes of a module, which JSON has in base64. */
+/** Converts the `data` of a module to bytes; a string is base64. */
 function asData (data, what) {
   const bytes = asBytes(data)
   if (bytes !== undefined) return bytes
@@ -112,7 +112,7 @@ function asData (data, what) {
   return Buffer.from(data, 'base64')
 }
 
-/** One module of a manifest, with its `path` or its `data`. */
+/** Resolves one module of a manifest to its `path` or its `data`. */
 async function loadWasm (item, index, network, isRemote) {
   const what = `wasm[${index}] of the manifest`
   const { name, hash, ...rest } = pick(item, WASM_KEYS, what)
@@ -124,7 +124,7 @@ async function loadWasm (item, index, network, isRemote) {
   }
   const keys = Object.keys(source)
   if (keys.length !== 1) {
-    throw invalidArgument(`${what} must have one of path, data, url and response, and no other`)
+    throw invalidArgument(`${what} must have exactly one of path, data, url and response`)
   }
   return { __proto__: null, ...await loadBytes(keys[0], source[keys[0]], { what, hash, network, isRemote }), name, hash }
 }
@@ -149,20 +149,20 @@ async function loadBytes (key, value, { what, hash, network, isRemote }) {
     response = await fetchResponse(url, network)
   }
   const { bytes } = await readResponse(response, where)
-  if (bytes === undefined) throw invalidArgument(`"${key}" of ${what} gives a manifest, where a module must be`)
+  if (bytes === undefined) throw invalidArgument(`"${key}" of ${what} must be a module, not a manifest`)
   return { data: bytes }
 }
 
-/** Who can put a manifest on the network must not be able to have files of this machine read. */
+/** Rejects paths in manifests from the network, whose authors must not make this machine read its files. */
 function checkPath (path, what, isRemote) {
   if (isRemote) {
-    throw invalidArgument(`${what} names a file, and comes from the network; give a url or data there, or the manifest as an object`)
+    throw invalidArgument(`${what} names a file, which a manifest from the network must not; use a url or data there, or pass the manifest as an object`)
   }
   if (path.includes('\0')) throw invalidArgument(`"path" of ${what} has a NUL character`)
   return path
 }
 
-/** The manifest that a source stands for, as it is written, and whether it came from the network. */
+/** Returns the manifest of a source, unchecked, and whether it came from the network. */
 async function asManifest (source, network) {
   if (typeof source === 'string') {
     if (source === '') throw invalidArgument('the path of the plugin is empty')
@@ -187,10 +187,7 @@ async function ofResponse (response, where) {
   return { manifest, isRemote: true }
 }
 
-/**
- * The manifest of a source, each of its modules with a `path` or `data` in bytes. `signal` ends what is
- * fetched.
- */
+/** Loads the manifest of a source; each of its modules gets a `path`, or `data` in bytes. `signal` cancels fetches. */
 async function loadManifest (source, fetch = globalThis.fetch, signal) {
   const network = { fetch, signal }
   const { manifest, isRemote } = await asManifest(source, network)
@@ -204,7 +201,7 @@ async function loadManifest (source, fetch = globalThis.fetch, signal) {
     throw invalidArgument(`"wasm" of the manifest must be an array, not ${describe(manifest.wasm)}`)
   }
   if (isRemote && (manifest.allowedPaths ?? manifest.allowed_paths) !== undefined) {
-    throw invalidArgument('a manifest from the network must not have allowedPaths; give them as an option')
+    throw invalidArgument('a manifest from the network must not have allowedPaths; pass it as an option of createPlugin')
   }
   const wasm = await Promise.all(manifest.wasm.map((item, index) => loadWasm(item, index, network, isRemote)))
   return { ...manifest, wasm }

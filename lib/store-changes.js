@@ -1,34 +1,31 @@
 'use strict'
 
-// The changes of a store, as they are iterated.
+// The async iterator over the changes of a store.
 
 const { completeInBackground: complete } = require('./calls.js')
 
-/**
- * An async iterator. It is no generator: the `return` of one waits for a `next` that waits, and so would
- * wait for the next change.
- */
+/** Not an async generator, because a generator's `return` waits for a pending `next`, and so for the next change. */
 class StoreChanges {
-  #begun
+  #nativeWatch
   #signal
-  #ended
-  /** Changes that have been fetched, the next one last. */
+  #onStop
+  /** Fetched changes, in reverse order: the next one is last. */
   #fetched = []
-  /** Settles when the `next` before has. */
-  #last = Promise.resolve()
+  /** Resolves when the previous `next` has settled. */
+  #previous = Promise.resolve()
   #isStopped = false
-  /** What is to be thrown in place of the end. */
+  /** If the signal was aborted: its reason, which the next `next` throws. */
   #aborted
 
-  /** `begun` resolves to the native watch. `ended` is called when it has stopped. */
-  constructor (begun, signal, ended) {
-    this.#begun = begun
+  /** `nativeWatch` is a promise. `onStop` is called when the iteration stops. */
+  constructor (nativeWatch, signal, onStop) {
+    this.#nativeWatch = nativeWatch
     this.#signal = signal
-    this.#ended = ended
-    begun.then(() => {
+    this.#onStop = onStop
+    nativeWatch.then(() => {
       if (signal?.aborted) this.#abort()
       else signal?.addEventListener('abort', this.#abort, { once: true })
-    }, () => this.#ended())
+    }, () => this.#onStop())
   }
 
   #abort = () => {
@@ -38,14 +35,14 @@ class StoreChanges {
   }
 
   next () {
-    const next = this.#last.then(() => this.#next())
-    // Who has asked is told; the one after him is asked all the same.
-    this.#last = next.then(() => {}, () => {})
+    const next = this.#previous.then(() => this.#next())
+    // The caller of this `next` gets a rejection; later ones must still run.
+    this.#previous = next.then(() => {}, () => {})
     return next
   }
 
   async #next () {
-    const native = await this.#begun
+    const native = await this.#nativeWatch
     for (;;) {
       if (this.#isStopped) {
         const aborted = this.#aborted
@@ -74,8 +71,8 @@ class StoreChanges {
     this.#isStopped = true
     this.#fetched = []
     this.#signal?.removeEventListener('abort', this.#abort)
-    this.#ended()
-    this.#begun.then((native) => native.stop(), () => {})
+    this.#onStop()
+    this.#nativeWatch.then((native) => native.stop(), () => {})
   }
 
   [Symbol.asyncIterator] () {
@@ -91,7 +88,7 @@ class StoreChanges {
   }
 }
 
-/** The changes of the native part, the last one first. */
+/** Converts native changes, in reverse order. */
 function changesOf (native) {
   return native.reverse().map(([type, key, value]) => {
     const change = { type }

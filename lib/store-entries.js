@@ -1,6 +1,6 @@
 'use strict'
 
-// Keys, values and lifetimes, as stores take them.
+// Checks keys, values and lifetimes for all stores.
 
 const { asBytes } = require('./bytes.js')
 const { asInteger } = require('./checks.js')
@@ -15,16 +15,16 @@ function checkKey (key) {
   }
 }
 
-/** A key that can be set. */
+/** Checks a key that is to be set. */
 function checkNewKey (key) {
   checkKey(key)
-  // UTF-8 has no lone surrogates: two such keys would become one, and a value would change.
+  // UTF-8 has no lone surrogates: two such keys would become the same key, and values would change.
   if (!key.isWellFormed()) {
     throw invalidArgument('a key must be well-formed Unicode, without lone surrogates')
   }
 }
 
-/** A string, or bytes. */
+/** Checks a value, and returns it as a string or a Uint8Array. */
 function asValue (value) {
   if (typeof value === 'string') {
     if (!value.isWellFormed()) {
@@ -39,7 +39,7 @@ function asValue (value) {
   return bytes
 }
 
-/** The lifetime that the options of `set` say, in milliseconds; `undefined` is for ever. */
+/** Checks the options of `set`, and returns the lifetime in milliseconds, or `undefined` for none. */
 function asLifetime (options) {
   if (options === undefined || options === null) return undefined
   const { ttlMs } = pick(options, SET_KEYS, 'the options of an entry')

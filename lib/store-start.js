@@ -1,18 +1,18 @@
 'use strict'
 
-// How a server opens its store when it starts.
+// Opens a server's store at the start, with retries.
 
 const { setTimeout: sleep } = require('node:timers/promises')
 const { openStore } = require('./store.js')
 
-/** How long a server waits for its store unless it is told otherwise. */
+/** By default, a server waits this long for its store. */
 const STORE_START_MS = 30_000
 
-/** How long to wait before another attempt: twice as long each time. */
+/** The pause before the first retry; it doubles after each. */
 const FIRST_PAUSE_MS = 100
 const LONGEST_PAUSE_MS = 5_000
 
-/** Opens the store, and tries again while it is unavailable and `timeoutMs` are not over. */
+/** Opens the store. While it is unavailable, retries until `timeoutMs` have passed. */
 async function openStoreInTime (url, options, timeoutMs, log) {
   const end = performance.now() + timeoutMs
   for (let pause = FIRST_PAUSE_MS; ; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {

@@ -1,6 +1,6 @@
 'use strict'
 
-// The one asynchronous face of all stores. Their operations run on threads of the native part.
+// The class Store, which gives all stores one asynchronous interface. Operations run on native threads.
 
 const { completeInBackground: complete, openStore: open, storeOfMemory } = require('./calls.js')
 const { asBytes } = require('./bytes.js')
@@ -11,7 +11,7 @@ const { pick } = require('./objects.js')
 const { asLifetime, asValue, checkKey, checkNewKey } = require('./store-entries.js')
 const { StoreChanges } = require('./store-changes.js')
 
-/** Keys that are fetched at a time. */
+/** The number of keys to fetch at a time. */
 const PAGE = 1_000
 
 const OPEN_KEYS = { maxBytes: 'maxBytes', timeoutMs: 'timeoutMs', cacheBytes: 'cacheBytes', ca: 'ca', required: 'required' }
@@ -23,29 +23,28 @@ const MAX_TIMEOUT_MS = 2 ** 31 - 1
 
 const MAX_I64 = 2n ** 63n - 1n
 
-// Lets `openStore` make what only it may make.
+// Only `openStore` and `asStore` may construct a Store.
 const SECRET = Symbol('extism-host')
 const LIST = Symbol('list')
 
 class Store {
   #native
-  /** Watches that run. */
+  /** Running watches. */
   #watches = new Set()
-  /** Settles when all watches that have been asked for have begun; nothing where they have. */
-  #beginning
-  /** Operations that are not over, and what to call when none is left. */
+  /** Resolves when all requested watches have started; `undefined` if none is starting. */
+  #startingWatches
+  /** The number of pending operations, and the function to call when it reaches 0. */
   #unfinished = 0
   #allFinished
   #closed
 
   constructor (secret, native) {
     if (secret !== SECRET) {
-      throw invalidArgument('a Store is made by openStore()')
+      throw invalidArgument('Store cannot be constructed: use openStore()')
     }
     this.#native = native
   }
 
-  /** The native store of a Store; `undefined` for anything else. */
   static [SECRET] (store) {
     return typeof store === 'object' && store !== null && #native in store ? store.#native : undefined
   }
@@ -137,15 +136,15 @@ class Store {
     checkKey(prefix)
     const { signal } = pick(options ?? {}, WATCH_KEYS, 'the options of watch()')
     if (signal !== undefined) checkSignal(signal)
-    const begun = signal?.aborted
+    const started = signal?.aborted
       ? Promise.reject(signal.reason)
       : complete(this.#native, (number) => this.#native.watch(number, prefix))
-    const watch = new StoreChanges(begun, signal, () => this.#watches.delete(watch))
+    const watch = new StoreChanges(started, signal, () => this.#watches.delete(watch))
     this.#watches.add(watch)
-    const all = Promise.allSettled([this.#beginning, begun]).then(() => {
-      if (this.#beginning === all) this.#beginning = undefined
+    const all = Promise.allSettled([this.#startingWatches, started]).then(() => {
+      if (this.#startingWatches === all) this.#startingWatches = undefined
     })
-    this.#beginning = all
+    this.#startingWatches = all
     return watch
   }
 
@@ -155,7 +154,7 @@ class Store {
   }
 
   async #close () {
-    await this.#beginning
+    await this.#startingWatches
     if (this.#unfinished > 0) await new Promise((resolve) => { this.#allFinished = resolve })
     await complete(this.#native, (number) => this.#native.close(number))
     for (const watch of this.#watches) watch.return()
@@ -169,15 +168,12 @@ class Store {
     return 'Store'
   }
 
-  /**
-   * Has the native part do something, and not before watches that have been asked for see it. The store is not
-   * closed before that is over.
-   */
+  /** Runs an operation, once all requested watches have started, so that they see it. `close` waits for it. */
   async #run (start) {
     if (this.#closed !== undefined) throw codedError('CLOSED', 'the store is closed')
     this.#unfinished++
     try {
-      while (this.#beginning !== undefined) await this.#beginning
+      while (this.#startingWatches !== undefined) await this.#startingWatches
       return await complete(this.#native, start)
     } finally {
       if (--this.#unfinished === 0) this.#allFinished?.()
@@ -198,7 +194,7 @@ function asKeys (keys) {
   return list
 }
 
-/** The options of `openStore`, as the native part takes them. */
+/** Checks the options of `openStore` for the native addon. */
 function asOpenOptions (options) {
   const { maxBytes, timeoutMs, cacheBytes, ca, required } = pick(options ?? {}, OPEN_KEYS, 'the options of a store')
   return {
@@ -218,35 +214,35 @@ function asPem (ca) {
 }
 
 async function openStore (source, options) {
-  const asked = asOpenOptions(options)
+  const openOptions = asOpenOptions(options)
   if (nativeMemoryStore(source) !== undefined) {
-    if (Object.values(asked).some((option) => option !== undefined)) {
-      throw invalidArgument('a MemoryStore takes its options where it is made: new MemoryStore(entries, { maxBytes })')
+    if (Object.values(openOptions).some((option) => option !== undefined)) {
+      throw invalidArgument('a MemoryStore takes its options in its constructor: new MemoryStore(entries, { maxBytes })')
     }
     return asStore(source)
   }
   const url = source instanceof URL ? source.href : source
   if (typeof url !== 'string') {
-    throw invalidArgument(`a store is opened by its URL or from a MemoryStore, not ${describe(source)}`)
+    throw invalidArgument(`openStore takes a URL or a MemoryStore, not ${describe(source)}`)
   }
-  return new Store(SECRET, await open(url, asked))
+  return new Store(SECRET, await open(url, openOptions))
 }
 
-/** The native store of a MemoryStore or a Store; `undefined` for anything else. */
+/** Returns the native store of a MemoryStore or a Store, or `undefined` for any other value. */
 function nativeStore (store) {
   return nativeMemoryStore(store) ?? Store[SECRET](store)
 }
 
-/** A Store, or one over a MemoryStore; `undefined` for anything else. */
+/** Returns a Store unchanged, wraps a MemoryStore in one, and returns `undefined` for any other value. */
 function asStore (store) {
   if (Store[SECRET](store) !== undefined) return store
   const memory = nativeMemoryStore(store)
   return memory === undefined ? undefined : new Store(SECRET, storeOfMemory(memory))
 }
 
-/** Keys with a prefix, those after the cursor of the page before, and the cursor of the next; `null` after the last. */
+/** Lists one page of keys with a prefix: `{ keys, cursor }`. The cursor is for the next page, `null` on the last. */
 async function listKeys (store, prefix, cursor) {
-  if (cursor !== undefined && typeof cursor !== 'string') throw invalidArgument('the cursor must be that of the page before')
+  if (cursor !== undefined && typeof cursor !== 'string') throw invalidArgument('the cursor must be the one returned with the previous page')
   return store[LIST](prefix, cursor)
 }
 
