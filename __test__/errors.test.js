@@ -1,7 +1,9 @@
 'use strict'
 
 const { readFileSync } = require('node:fs')
+const { inspect } = require('node:util')
 const { createPlugin, ErrorCode, PluginError } = require('..')
+const { codedError } = require('../lib/errors.js')
 const { assemble } = require('./support/guest.js')
 const { runNode } = require('./support/processes.js')
 
@@ -48,6 +50,21 @@ describe('PluginError and ErrorCode', () => {
     const union = /export type ErrorCode =([^]*?)\n\n/.exec(types)[1]
     expect([...union.matchAll(/\| '([A-Z_]+)'/g)].map(([, code]) => code).sort()).toEqual(Object.keys(ErrorCode).sort())
     expect(Object.isFrozen(ErrorCode)).toBe(true)
+  })
+})
+
+describe('the URL of an error\'s documentation', () => {
+  test('leads to the section of its code, and stays out of logs', async () => {
+    const error = await createPlugin('/no/such/file.wasm').catch((error) => error)
+    expect(error.docs).toBe('https://github.com/extism-host/extism-host/blob/main/docs/reference/errors.md#file_not_found')
+    expect(Object.keys(error)).toEqual(['code'])
+    expect(inspect(error)).not.toContain('docs')
+  })
+
+  test('has an anchor on the page for each code', () => {
+    const page = readFileSync(require.resolve('../docs/reference/errors.md'), 'utf8')
+    const anchors = [...page.matchAll(/<a id="(\w+)">/g)].map(([, id]) => id)
+    for (const code of [...Object.keys(ErrorCode), 'NOT_INSTALLED']) expect(anchors).toContain(codedError(code, '').docs.split('#')[1])
   })
 })
 

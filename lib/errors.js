@@ -3,6 +3,7 @@
 // The errors of this library: a stable code, and a message for people.
 
 const binding = require('../binding.js')
+const { homepage } = require('../package.json')
 
 const pluginErrors = new WeakSet()
 
@@ -19,10 +20,22 @@ const JS_CODES = ['FETCH_FAILED', 'CONTEXT_ENDED', 'VARIABLES_FULL', 'ALREADY_RE
 /** All codes, each under its own name. */
 const ErrorCode = Object.freeze(Object.fromEntries([...binding.errorCodes(), ...JS_CODES].map((code) => [code, code])))
 
+/** The page of all codes, which has an anchor for each. */
+const ERRORS_PAGE = `${homepage.split('#')[0]}/blob/main/docs/reference/errors.md`
+
+/** Not enumerable, so that printed and logged errors stay short. */
+const DOCS_PROPERTY = {
+  configurable: true,
+  get () {
+    return `${ERRORS_PAGE}#${this.code.toLowerCase()}`
+  }
+}
+
 /** Creates an error. Its stack begins with the caller of `entry`. */
 function codedError (code, message, entry = codedError) {
   const error = code === 'INVALID_ARGUMENT' ? new TypeError(message) : new Error(message)
   error.code = code
+  Object.defineProperty(error, 'docs', DOCS_PROPERTY)
   Error.captureStackTrace(error, entry)
   pluginErrors.add(error)
   return error
