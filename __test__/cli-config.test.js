@@ -97,7 +97,7 @@ test.each([
 })
 
 test('a file that is not there is refused', () => {
-  expect(() => readConfig(join(directory, 'nowhere.yaml'))).toThrow(/the configuration cannot be read from .*nowhere.yaml: ENOENT/)
-  expect(() => read(`${PLUGINS}server: { tls: { cert: c.pem, key: k.pem } }`)).toThrow(/server.tls.cert cannot be read from .*c.pem: ENOENT/)
-  expect(() => read(`${PLUGINS}store: { url: 'rediss://h', ca: c.pem }`)).toThrow(/store.ca cannot be read from/)
+  expect(() => readConfig(join(directory, 'nowhere.yaml'))).toThrow(/cannot read the configuration from .*nowhere.yaml: ENOENT/)
+  expect(() => read(`${PLUGINS}server: { tls: { cert: c.pem, key: k.pem } }`)).toThrow(/cannot read server.tls.cert from .*c.pem: ENOENT/)
+  expect(() => read(`${PLUGINS}store: { url: 'rediss://h', ca: c.pem }`)).toThrow(/cannot read store.ca from/)
 })

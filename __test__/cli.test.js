@@ -190,7 +190,7 @@ describe('call', () => {
       [['call', SAY_HELLO, 'say_hello', '--timeout', 'soon'], /whole number/],
       [['call', SAY_HELLO, 'say_hello', '--log-level', 'loud'], /Allowed choices/],
       [['call', SAY_HELLO, 'say_hello', '--inptu', 'x'], /Did you mean --input/],
-      [['call', SAY_HELLO, 'say_hello', '--input', 'x', '--stdin'], /cannot both be the input/],
+      [['call', SAY_HELLO, 'say_hello', '--input', 'x', '--stdin'], /cannot be combined/],
       [['call', SAY_HELLO, 'say_hello', '--plugin-config', 'x'], /--plugin-config must be key=value, not "x"/],
       [['call', SAY_HELLO, 'say_hello', '--config', 'a=b'], /unknown option '--config'/],
       [['call', SAY_HELLO, 'say_hello', '--store-write'], /needs --store/],
@@ -199,10 +199,10 @@ describe('call', () => {
       [['call', 'README.md', 'say_hello', '-m'], /README.md must be a manifest, but is not valid JSON/],
       [['serve', '--config', 'x.yaml', '--memory-max', '5'], /--memory-max cannot go with --config/],
       [['compile', '--config', 'x.yaml', '--wasi'], /--wasi cannot go with --config/],
-      [['call', SAY_HELLO, 'say_hello', '--set-config', 'x'], /must be JSON/],
+      [['call', SAY_HELLO, 'say_hello', '--set-config', 'x'], /must be valid JSON/],
       [['cal'], /Did you mean call/],
-      [['compile'], /takes plugins, or --config/],
-      [['serve'], /a plugin and a function, or --config/],
+      [['compile'], /either plugins or --config/],
+      [['serve'], /either a plugin and a function, or --config/],
       [['serve', SAY_HELLO], /a function after the plugin/]
     ]) {
       const { code, errors } = await run(args)
@@ -338,7 +338,7 @@ describe('compile', () => {
     const cache = join(directory, 'cache')
     const { code, text, errors } = await run(['compile', SAY_HELLO, VISITS, '--wasi', '--cache-dir', cache])
     expect({ code, text }).toEqual({ code: 0, text: '' })
-    expect(errors).toMatch(/^1 of 2: plugins\/say-hello\/say-hello.wasm compiled, or there already, in \d+ ms\n2 of 2: .* ms\n$/)
+    expect(errors).toMatch(/^1 of 2: plugins\/say-hello\/say-hello.wasm is in the cache after \d+ ms\n2 of 2: .* ms\n$/)
     expect(readdirSync(cache).length).toBeGreaterThan(0)
   })
 
@@ -348,7 +348,7 @@ describe('compile', () => {
     writeFileSync(config, `plugins: { visits: { wasm: ${JSON.stringify(join(ROOT, VISITS))}, fuel: 1000000, store: { access: write } } }\n`)
     const count = () => readdirSync(cache, { recursive: true }).filter((name) => !/\.(stats|toml)$/.test(name)).length
     const { code, errors } = await run(['compile', '--config', config, '--cache-dir', cache])
-    expect({ code, errors }).toEqual({ code: 0, errors: expect.stringMatching(/^1 of 1: visits compiled, or there already, in \d+ ms\n$/) })
+    expect({ code, errors }).toEqual({ code: 0, errors: expect.stringMatching(/^1 of 1: visits is in the cache after \d+ ms\n$/) })
     const compiled = count()
     await run(['compile', '--config', config, '--cache-dir', cache])
     expect(count()).toBe(compiled)
@@ -391,6 +391,6 @@ describe('compile', () => {
   test('ends with 1 where a file cannot be compiled', async () => {
     const { code, errors } = await run(['compile', 'README.md', '--cache-dir', join(directory, 'cache')])
     expect(code).toBe(1)
-    expect(errors).toMatch(/^1 of 1: README.md cannot be compiled\nextism-host: INVALID_WASM: .*\n$/)
+    expect(errors).toMatch(/^1 of 1: README.md failed\nextism-host: INVALID_WASM: .*\n$/)
   })
 })

@@ -120,7 +120,7 @@ describe('fastify.extism.reload', () => {
     'is not there': [() => rmSync(file), /cannot read/],
     'is no module': [() => deploy('no module'), /.+/],
     'lacks a function of a route': [() => deploy(Buffer.from([0, 0x61, 0x73, 0x6D, 1, 0, 0, 0])), /it has no function "version", which a route calls/, true],
-    'has another output': [() => deploy(versions.B), /its smoke call had another output than expected/, true],
+    'has another output': [() => deploy(versions.B), /the output of its smoke call is not the expected one/, true],
     'cannot be called': [async () => deploy(await assemble('(module (func (export "version") unreachable))')), /its smoke call failed: .+/, true],
     'does not end': [async () => deploy(await assemble('(module (func (export "version") (loop $again (br $again))))')), /its smoke call failed: .+/, true]
   }
@@ -229,13 +229,13 @@ function send (agent, port) {
 describe('a smoke call', () => {
   test('keeps the app from getting ready, where it fails', async () => {
     await expect(build({ smoke: { function: 'version', expect: Buffer.from('B') } })).rejects.toMatchObject({
-      code: 'SMOKE_FAILED', message: 'plugin "p": its smoke call had another output than expected'
+      code: 'SMOKE_FAILED', message: 'plugin "p": the output of its smoke call is not the expected one'
     })
   })
 
   test.each([
-    [{ input: 'x' }, /the function of the smoke of plugin "p" must be a string/],
-    [{ function: 'version', expect: 5 }, /must expect a string or bytes/],
+    [{ input: 'x' }, /the function of the smoke of plugin "p" must be a non-empty string/],
+    [{ function: 'version', expect: 5 }, /expect of .* must be a string or bytes/],
     [{ function: 'version', timeoutMs: -1 }, /timeoutMs of the smoke of plugin "p" must be a whole number/],
     [{ function: 'version', output: 'x' }, /the smoke of plugin "p" has no "output"/]
   ])('that is %j is refused', async (smoke, message) => {

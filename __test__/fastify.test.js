@@ -332,11 +332,11 @@ describe('fastify.extism', () => {
   test('is there once: a second registration in the same scope is an error', async () => {
     build()
     app.register(extismHost, { plugins: { many } })
-    await expect(app.ready()).rejects.toMatchObject({ code: 'ALREADY_REGISTERED', message: expect.stringContaining('scope of its own') })
+    await expect(app.ready()).rejects.toMatchObject({ code: 'ALREADY_REGISTERED', message: expect.stringContaining('nested scope') })
   })
 })
 
-describe('the app does not get ready', () => {
+describe('the app does not start', () => {
   const route = { url: '/', plugin: 'many', function: 'echo' }
   test.each([
     ['without plugins', { plugins: undefined }, /plugins must be an object of plugins by name/],
@@ -348,7 +348,7 @@ describe('the app does not get ready', () => {
     ['with a file that is not there', { plugins: { many: '/no/such.wasm' } }, /plugin "many": cannot read "\/no\/such.wasm"/],
     ['with routes that are no array', { routes: {} }, /routes must be an array/],
     ['with a route without a plugin', { routes: [{ url: '/', function: 'echo' }] }, /routes\[0\]\.plugin must be a string/],
-    ['with a route of another plugin', { routes: [{ ...route, plugin: 'other' }] }, /routes\[0\] is of plugin "other", but plugins has only "many"/],
+    ['with a route of another plugin', { routes: [{ ...route, plugin: 'other' }] }, /routes\[0\] names plugin "other", but there are only "many"/],
     ['with a route of a function that the plugin has not', { routes: [route, { ...route, url: '/2', function: 'none' }] }, /plugin "many": it has no function "none"/],
     ['with a route that has a mode that there is not', { routes: [{ ...route, mode: 'json' }] }, /routes\[0\]\.mode must be 'raw' or 'http'/],
     ['with a route that takes no time', { routes: [{ ...route, timeoutMs: 0 }] }, /routes\[0\]\.timeoutMs must be a whole number from 1/],

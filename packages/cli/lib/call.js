@@ -6,12 +6,12 @@ const { loadFunctions } = require('./functions.js')
 const { optionsOf, permissionsOf, sourceOf } = require('./plugin-flags.js')
 const { UsageError } = require('./usage-error.js')
 
-/** Messages of the plugin, on standard error: its output is on the other one. */
+/** Writes the plugin's messages to standard error, because its output goes to standard output. */
 const toStandardError = Object.fromEntries(['trace', 'debug', 'info', 'warn', 'error'].map((level) =>
   [level, (message) => console.error(`${level}: ${message}`)]))
 
 async function call (path, functionName, flags) {
-  if (flags.input !== undefined && flags.stdin) throw new UsageError('--input and --stdin cannot both be the input')
+  if (flags.input !== undefined && flags.stdin) throw new UsageError('--input and --stdin cannot be combined')
   const source = sourceOf(path, flags)
   const options = optionsOf(source, flags)
   const functions = flags.functions && await loadFunctions(flags.functions)

@@ -7,9 +7,9 @@ const { interfaceOf, providerOf } = require('./module-interface.js')
 const { checkAllowedWithConfig, optionsOf, sourceOf } = require('./plugin-flags.js')
 const { UsageError } = require('./usage-error.js')
 
-/** What is to be compiled: a name for people, a source and options, which are part of what is compiled. */
-function subjects (paths, { config, ...flags }) {
-  if ((config === undefined) === (paths.length === 0)) throw new UsageError('compile takes plugins, or --config with a file')
+/** The plugins to compile: a name to print, a source, and the options that it will be opened with. */
+function pluginsToCompile (paths, { config, ...flags }) {
+  if ((config === undefined) === (paths.length === 0)) throw new UsageError('compile takes either plugins or --config <file>')
   if (config === undefined) {
     return paths.map((path) => {
       const source = sourceOf(path, flags)
@@ -49,7 +49,7 @@ function importsOf (bytes) {
 }
 
 async function compile (paths, flags) {
-  const all = subjects(paths, flags)
+  const all = pluginsToCompile(paths, flags)
   const compileCache = flags.cacheDir === undefined ? undefined : { directory: flags.cacheDir }
   for (const [index, { name, source, options }] of all.entries()) {
     const start = performance.now()
@@ -57,10 +57,10 @@ async function compile (paths, flags) {
     try {
       await precompile(source, { ...options, functions: await placeholders(source), compileCache })
     } catch (error) {
-      process.stderr.write('cannot be compiled\n')
+      process.stderr.write('failed\n')
       throw error
     }
-    process.stderr.write(`compiled, or there already, in ${Math.round(performance.now() - start)} ms\n`)
+    process.stderr.write(`is in the cache after ${Math.round(performance.now() - start)} ms\n`)
   }
 }
 

@@ -1,6 +1,6 @@
 'use strict'
 
-// The configuration file of `serve`: what is wrong with it is said with its line.
+// Reads the configuration file of `serve`. Error messages name the line.
 
 const { readFileSync } = require('node:fs')
 const { dirname, resolve } = require('node:path')
@@ -25,8 +25,8 @@ const DEFAULT_SERVER = {
 
 const validate = new Ajv({ allErrors: true, verbose: true, allowUnionTypes: true }).compile(schema)
 
-/** How many letters have to be changed, put in or taken out to make one word of another. */
-function distance (from, to) {
+/** The Levenshtein distance between two words. */
+function editDistance (from, to) {
   let row = Array.from({ length: to.length + 1 }, (_, index) => index)
   for (let i = 1; i <= from.length; i++) {
     const next = [i]
@@ -38,17 +38,17 @@ function distance (from, to) {
   return row[to.length]
 }
 
-/** What somebody may have meant. */
-function hint (word, known) {
-  const [best] = known.map((one) => [distance(word.toLowerCase(), one.toLowerCase()), one]).sort(([a], [b]) => a - b)
+/** Suggests the nearest known word, or lists all if none is near. */
+function suggestion (word, known) {
+  const [best] = known.map((one) => [editDistance(word.toLowerCase(), one.toLowerCase()), one]).sort(([a], [b]) => a - b)
   return best !== undefined && best[0] <= Math.max(2, word.length / 3) ? `; did you mean "${best[1]}"?` : `; there are ${known.join(', ')}`
 }
 
-/** What an error of the schema says, for people. */
-function say ({ keyword, params, message, parentSchema }) {
+/** Turns an error of the schema into a message. */
+function explain ({ keyword, params, message, parentSchema }) {
   switch (keyword) {
     case 'additionalProperties':
-      return `there is no "${params.additionalProperty}"${hint(params.additionalProperty, Object.keys(parentSchema.properties))}`
+      return `there is no "${params.additionalProperty}"${suggestion(params.additionalProperty, Object.keys(parentSchema.properties))}`
     case 'required': return `"${params.missingProperty}" is missing`
     case 'enum': return `it must be one of ${params.allowedValues.join(', ')}`
     default: return `it ${message}`
@@ -57,7 +57,7 @@ function say ({ keyword, params, message, parentSchema }) {
 
 const pathOf = ({ instancePath }) => instancePath.split('/').slice(1).map((part) => decodeURIComponent(part).replaceAll('~1', '/').replaceAll('~0', '~'))
 
-/** Puts environment variables in the place of `${NAME}`, in each string. */
+/** Replaces `${NAME}` by environment variables in all strings. */
 function replaceVariables (document, environment, fail) {
   visit(document, {
     Scalar (key, node) {
@@ -74,11 +74,11 @@ function read (path, what) {
   try {
     return readFileSync(path)
   } catch (error) {
-    throw new UsageError(`${what} cannot be read from ${path}: ${error.code}`)
+    throw new UsageError(`cannot read ${what} from ${path}: ${error.code}`)
   }
 }
 
-/** What a document says. Its aliases must not stand for more than a configuration can need. */
+/** Converts a document to an object; `yaml` fails if its aliases expand too far. */
 function asObject (document, fail) {
   try {
     return document.toJS()
@@ -87,7 +87,7 @@ function asObject (document, fail) {
   }
 }
 
-/** Reads a configuration: paths are absolute, and what is not said has its default. */
+/** Reads a configuration, resolves its paths, and adds defaults. */
 function readConfig (file, environment = process.env) {
   const text = String(read(file, 'the configuration'))
   const lines = new LineCounter()
@@ -102,7 +102,7 @@ function readConfig (file, environment = process.env) {
   replaceVariables(document, environment, fail)
   const config = asObject(document, fail) ?? {}
   if (!validate(config)) {
-    // Of alternatives the errors of all are there; the one that is furthest inside says most.
+    // `anyOf` reports the errors of all alternatives; the most deeply nested one is the most specific.
     const errors = validate.errors.filter(({ keyword }) => keyword !== 'anyOf')
     const error = errors.sort((a, b) => pathOf(b).length - pathOf(a).length)[0]
     const path = pathOf(error)
@@ -110,19 +110,19 @@ function readConfig (file, environment = process.env) {
     const parent = document.getIn(path, true)
     const key = unknown === undefined ? undefined : parent?.items?.find((pair) => isScalar(pair.key) && pair.key.value === unknown)?.key
     const where = path.length === 0 ? '' : `${path.join('.')}: `
-    fail(key ?? parent, `${where}${say(error)}`)
+    fail(key ?? parent, `${where}${explain(error)}`)
   }
-  return complete(config, (path) => resolve(dirname(file), path))
+  return withDefaults(config, (path) => resolve(dirname(file), path))
 }
 
-/** A plugin's file or URL, with its hash. */
+/** Converts a plugin's file or URL and its hash to a manifest. */
 function asSource ({ wasm, hash }, absolute) {
   const isUrl = /^https?:/.test(wasm)
   return { wasm: [{ ...(isUrl ? { url: wasm } : { path: absolute(wasm) }), ...(hash === undefined ? {} : { hash }) }] }
 }
 
-/** What is read, as `serve` takes it. */
-function complete ({ server, store = 'memory:', plugins, ...rest }, absolute) {
+/** Converts a valid configuration for `serve`. */
+function withDefaults ({ server, store = 'memory:', plugins, ...rest }, absolute) {
   const { url, ca, startTimeoutMs = STORE_START_MS, ...storeOptions } = typeof store === 'string' ? { url: store } : store
   const { tls, ...others } = server ?? {}
   return {

@@ -2,15 +2,15 @@
 
 const { unwatchFile, watchFile } = require('node:fs')
 
-/** How often files are inspected. */
+/** The interval of polling. */
 const INTERVAL_MS = 200
 
-/** How long a file must be left alone before it counts as changed: most are written piece by piece. */
+/** Report a change once the file has not changed for this long: most files are written in several steps. */
 const SETTLED_MS = 200
 
 /**
- * Calls `onChange` with the path of a file that has changed, and `onMissing` when it cannot be found. Files are polled:
- * only so does a change count that happens behind a symbolic link, or in a directory that was removed and made again.
+ * Calls `onChange` with the path of a changed file, and `onMissing` when a file disappears. It polls, because only
+ * polling notices changes behind a symbolic link, or in a directory that was removed and created again.
  */
 class FileWatcher {
   #onChange
@@ -22,7 +22,7 @@ class FileWatcher {
     this.#onMissing = onMissing
   }
 
-  /** Watches these files, and no others any more. */
+  /** Watches exactly these files from now on. */
   watch (files) {
     for (const file of this.#watched.keys()) if (!files.includes(file)) this.#stop(file)
     for (const file of files) if (!this.#watched.has(file)) this.#start(file)

@@ -1,6 +1,6 @@
 'use strict'
 
-// Host functions that come from a JavaScript module of the user.
+// Loads host functions from a JavaScript module of the user.
 
 const { realpath, stat } = require('node:fs/promises')
 const { pathToFileURL } = require('node:url')
@@ -8,7 +8,7 @@ const { pathToFileURL } = require('node:url')
 /** When each file that was loaded had changed last. */
 const changes = new Map()
 
-/** What a module exports by default, or else all that it exports. Compilers mark what was written as `export default`. */
+/** The default export of a module, or else all its exports. Compilers mark a compiled `export default` with `__esModule`. */
 function exportOf ({ default: exported, ...named }) {
   if (exported === undefined) return named
   return exported?.__esModule && Object.hasOwn(exported, 'default') ? exported.default : exported

@@ -1,6 +1,6 @@
 'use strict'
 
-// SIGHUP kills a process that does not handle it: this is loaded before all that takes time to load or to start.
+// SIGHUP kills a process that does not handle it, so this is loaded before anything that takes time.
 
 let listener
 let isPending = false
@@ -10,7 +10,7 @@ process.on('SIGHUP', () => {
   else listener()
 })
 
-/** Calls `run` at each SIGHUP, and at once if there was one already. */
+/** Calls `run` on each SIGHUP, and at once if one has already arrived. */
 function onHangup (run) {
   listener = run
   if (isPending) run()

@@ -1,6 +1,6 @@
 'use strict'
 
-// Applies a changed configuration to an app that serves.
+// Applies changes of the configuration to a running app.
 
 const { createSecureContext } = require('node:tls')
 const { isDeepStrictEqual } = require('node:util')
@@ -12,19 +12,19 @@ const differing = (before, after) => keysOf(before, after).filter((key) => !isDe
 /** The files that a plugin is loaded from. */
 const filesOf = ({ source, functions }) => [...(source.wasm ?? []).map(({ path }) => path), functions].filter((file) => file !== undefined)
 
-/** The app's definitions of plugins of the configuration; `null` of those that are not there. */
+/** The app's definitions of configured plugins; `null` for names that are not configured. */
 async function definitionsOf (plugins, define, names = Object.keys(plugins)) {
   const definition = async (name) => [name, Object.hasOwn(plugins, name) ? await define(plugins[name]) : null]
   return Object.fromEntries(await Promise.all(names.map(definition)))
 }
 
-/** Only the contents of certificates can change while the server listens, not whether there are any. */
+/** Whether the certificate changed. A running server can replace its certificate, but not turn TLS on or off. */
 function hasOtherCertificate ({ server: { tls: before } }, { server: { tls: after } }) {
   return before !== undefined && after !== undefined && !isDeepStrictEqual(before, after)
 }
 
-/** The changed settings that only a restart applies. */
-function needingRestart (before, after) {
+/** The changed settings that need a restart. */
+function restartOnlySettings (before, after) {
   const server = differing(before.server, after.server).filter((key) => key !== 'tls' || !hasOtherCertificate(before, after))
   const others = differing(before, after).filter((key) => key !== 'server' && key !== 'plugins')
   return [...server.map((key) => `server.${key}`), ...others]
@@ -35,21 +35,21 @@ class LiveConfiguration {
   #current
   #read
   #define
-  #begin
-  #last = new Promise((resolve) => { this.#begin = resolve })
+  #start
+  #last = new Promise((resolve) => { this.#start = resolve })
 
-  /** `read` reads the configuration again; `onUpdate` is called when that has been applied. */
+  /** `read` rereads the configuration. `onUpdate`, which may be replaced, is called after an update has been applied. */
   constructor (current, read) {
     this.#current = current
     this.#read = read
     this.onUpdate = () => {}
   }
 
-  /** Changes wait until the app serves. `define` makes the app's definition of a plugin of the configuration. */
-  begin (app, define) {
+  /** Starts applying changes, which are queued until then. `define` converts a configured plugin to its definition for the app. */
+  start (app, define) {
     this.#app = app
     this.#define = define
-    this.#begin()
+    this.#start()
   }
 
   /** The files that plugins are loaded from. */
@@ -57,12 +57,12 @@ class LiveConfiguration {
     return Object.values(this.#current.plugins).flatMap(filesOf)
   }
 
-  /** Reads the configuration again and applies it. Changes follow one another. */
+  /** Rereads and applies the configuration. Changes run one after the other. */
   update () {
     return this.#enqueue(() => this.#update())
   }
 
-  /** Reads the configuration again, applies it, and loads its plugins again. */
+  /** Rereads and applies the configuration, and reloads all plugins. */
   reload () {
     return this.#enqueue(async () => {
       const { isRefused, changed } = await this.#update()
@@ -70,14 +70,14 @@ class LiveConfiguration {
     })
   }
 
-  /** Loads the plugins of a file again. */
+  /** Reloads the plugins of a file. */
   reloadFile (file) {
     return this.#enqueue(() => this.#load(Object.entries(this.#current.plugins)
       .filter(([, plugin]) => filesOf(plugin).includes(file)).map(([name]) => name)))
   }
 
   warn (message) {
-    return this.#enqueue(() => this.#app.log.warn(`${message}; what was loaded stays`))
+    return this.#enqueue(() => this.#app.log.warn(`${message}; the loaded version keeps serving`))
   }
 
   #enqueue (work) {
@@ -92,23 +92,23 @@ class LiveConfiguration {
       const changed = differing(this.#current.plugins, next.plugins)
       await this.#apply(next, changed)
       for (const name of changed) {
-        const how = !Object.hasOwn(next.plugins, name) ? 'removed' : Object.hasOwn(this.#current.plugins, name) ? 'changed' : 'added'
-        log.info({ plugin: name }, `plugin "${name}" has been ${how}`)
+        const change = !Object.hasOwn(next.plugins, name) ? 'removed' : Object.hasOwn(this.#current.plugins, name) ? 'changed' : 'added'
+        log.info({ plugin: name }, `plugin "${name}" has been ${change}`)
       }
       this.#current = next
       this.onUpdate()
       return { isRefused: false, changed }
     } catch (error) {
-      log.error({ code: error.code }, `the configuration stays as it is, as the new one was refused: ${error.message}`)
+      log.error({ code: error.code }, `rejected the new configuration, the old one stays in effect: ${error.message}`)
       return { isRefused: true, changed: [] }
     }
   }
 
   async #apply (next, changed) {
-    const settings = needingRestart(this.#current, next)
-    if (settings.length > 0) throw new UsageError(`only a restart changes ${settings.join(', ')}`)
+    const settings = restartOnlySettings(this.#current, next)
+    if (settings.length > 0) throw new UsageError(`changing ${settings.join(', ')} needs a restart`)
     const hasNewCertificate = hasOtherCertificate(this.#current, next)
-    // Throws if the certificate and the key do not belong together, before anything has changed.
+    // Throws if the certificate and the key do not match, before anything has changed.
     if (hasNewCertificate) createSecureContext(next.server.tls)
     if (changed.length > 0) {
       await this.#app.extism.update(await definitionsOf(next.plugins, this.#define, changed))
@@ -126,9 +126,9 @@ class LiveConfiguration {
         // A reload would go on with the host functions that there are.
         if (this.#current.plugins[name].functions === undefined) await extism.reload(name)
         else await extism.update(await definitionsOf(this.#current.plugins, this.#define, [name]))
-        log.info({ plugin: name }, `plugin "${name}" has been loaded again`)
+        log.info({ plugin: name }, `plugin "${name}" has been reloaded`)
       } catch (error) {
-        log.error({ plugin: name, code: error.code }, `plugin "${name}" stays as it is, as the new version was refused: ${error.message}`)
+        log.error({ plugin: name, code: error.code }, `rejected the new version of plugin "${name}", the old one keeps serving: ${error.message}`)
       }
     }
   }

@@ -1,7 +1,7 @@
 'use strict'
 
-// What a WebAssembly module imports and exports. `WebAssembly.Module` tells neither the types, nor anything before it
-// has compiled the module.
+// Reads the imports and exports of a WebAssembly module. `WebAssembly.Module` does not give their types, and has to
+// compile the module first.
 
 const { KERNEL_NAMESPACE: KERNEL, USER_NAMESPACE: USER, WASI_NAMESPACE: WASI } = require('extism-host/internal')
 
@@ -122,11 +122,11 @@ function interfaceOf (bytes) {
   return { imports, exports }
 }
 
-/** What provides an import: the kernel, WASI, this library, or else a host function or another module. */
+/** The provider of an import: 'kernel', 'wasi', 'host' for this library, or `undefined` for a host function or another module. */
 function providerOf ({ module, name }) {
   if (module === WASI) return 'wasi'
   if (module === KERNEL) return 'kernel'
-  // PDKs of 2023 have all of it in env.
+  // PDKs of 2023 import the kernel from env.
   if (module === 'env' && name.startsWith('extism_')) return 'kernel'
   return (module === USER || module === 'env') && OURS.has(name) ? 'host' : undefined
 }

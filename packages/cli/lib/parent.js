@@ -3,17 +3,17 @@
 const INTERVAL_MS = 500
 
 /**
- * Calls `onGone` when npx, which has started this process, is gone: on SIGTERM it ends the shell between them, and leaves
- * this process running. Other parents may end without their children.
+ * Calls `callback` when the npx that started this process has exited: on SIGTERM, npx ends the shell in between and
+ * leaves this process running. Under other parents it does nothing, because they may exit before their children.
  */
-function whenNpxIsGone (onGone) {
+function onNpxExit (callback) {
   if (process.env.npm_command !== 'exec') return
   const { ppid } = process
   const timer = setInterval(() => {
     if (process.ppid === ppid) return
     clearInterval(timer)
-    onGone()
+    callback()
   }, INTERVAL_MS).unref()
 }
 
-module.exports = { whenNpxIsGone }
+module.exports = { onNpxExit }

@@ -76,7 +76,7 @@ function readManifest (file) {
 /** Whether the place of a plugin is a file with a manifest. */
 const isManifest = (place, { manifest }) => !isUrl(place) && (manifest || /\.json$/i.test(place))
 
-/** What createPlugin loads: a manifest, or the URL of either a manifest or a module. */
+/** The source for createPlugin: a manifest, or the URL of a manifest or a module. */
 function sourceOf (place, { manifest, link = [] }) {
   if (isUrl(place) && link.length === 0) return place
   const source = isManifest(place, { manifest }) ? readManifest(place) : { wasm: [isUrl(place) ? { url: place } : { path: place }] }
@@ -93,12 +93,12 @@ function configOf (source, { setConfig, pluginConfig = [] }) {
   try {
     values = JSON.parse(setConfig ?? '{}')
   } catch {
-    throw new UsageError('--set-config must be JSON, such as {"key": "value"}')
+    throw new UsageError('--set-config must be valid JSON, such as {"key": "value"}')
   }
   return { ...source?.config, ...values, ...Object.fromEntries(pluginConfig.map((pair) => asPair(pair, '--plugin-config must be key=value'))) }
 }
 
-/** `directory` is what the guest calls it too; `directory:guest` gives it another name. */
+/** Parses `directory`, whose path is the same in the guest, or `directory:guest`. */
 function asAllowedPaths (paths) {
   return paths?.map((path) => {
     const isReadOnly = path.startsWith('ro:')
@@ -124,7 +124,7 @@ function optionsOf (source, flags) {
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined))
 }
 
-/** What the plugin may do with the store. */
+/** The plugin's permissions in the store. */
 const permissionsOf = ({ storeWrite }) => ({ access: storeWrite ? 'write' : 'read' })
 
 module.exports = { addCompileFlags, addPluginFlags, checkAllowedWithConfig, isManifest, number, optionsOf, permissionsOf, sourceOf }

@@ -10,15 +10,15 @@ const { DEFAULT_SERVER, readConfig } = require('./config.js')
 const { FileWatcher } = require('./file-watcher.js')
 const { loadFunctions } = require('./functions.js')
 const { definitionsOf, LiveConfiguration } = require('./live-configuration.js')
-const { whenNpxIsGone } = require('./parent.js')
+const { onNpxExit } = require('./parent.js')
 const { checkAllowedWithConfig, isManifest, optionsOf, permissionsOf, sourceOf } = require('./plugin-flags.js')
 const { UsageError } = require('./usage-error.js')
 
-/** How long answers have to be written after their calls have been interrupted. */
+/** The time to send responses after their calls have been interrupted. */
 const FLUSH_MS = 5_000
 
-/** The configuration of one function at `POST /`. */
-function ofOneFunction (place, functionName, flags) {
+/** The configuration for one function at `POST /`. */
+function singleFunctionConfiguration (place, functionName, flags) {
   const source = sourceOf(place, flags)
   return {
     server: { ...DEFAULT_SERVER, logLevel: flags.logLevel ?? DEFAULT_SERVER.logLevel },
@@ -40,11 +40,11 @@ function ofOneFunction (place, functionName, flags) {
 
 function asConfiguration (plugin, functionName, { config, port, host, ...flags }) {
   if ((config === undefined) === (plugin === undefined)) {
-    throw new UsageError('serve takes a plugin and a function, or --config with a file')
+    throw new UsageError('serve takes either a plugin and a function, or --config <file>')
   }
-  if (plugin !== undefined && functionName === undefined) throw new UsageError('serve takes a function after the plugin')
+  if (plugin !== undefined && functionName === undefined) throw new UsageError('serve needs a function after the plugin')
   if (config !== undefined) checkAllowedWithConfig(flags, ['watch'])
-  const configuration = config === undefined ? ofOneFunction(plugin, functionName, flags) : readConfig(config)
+  const configuration = config === undefined ? singleFunctionConfiguration(plugin, functionName, flags) : readConfig(config)
   const { server } = configuration
   return { ...configuration, server: { ...server, port: port ?? server.port, host: host ?? server.host } }
 }
@@ -62,11 +62,11 @@ function createApp (server) {
   })
 }
 
-/** Opens the store and the plugins, which the app closes; returns what makes definitions of configured plugins. */
+/** Opens the store and the plugins, which the app closes. Returns the function that converts a configured plugin to its definition. */
 async function openPlugins (app, { server, store: storeConfiguration, plugins, ...rest }) {
   const { url, options, startTimeoutMs } = storeConfiguration
   const store = await openStoreInTime(url, options, startTimeoutMs, app.log)
-  // Hooks of this kind run in the opposite order: the plugins are closed before their store.
+  // Fastify runs these hooks in reverse order, so the plugins close before their store.
   app.addHook('onClose', () => store.close())
   const define = async ({ permissions, functions, ...plugin }) => ({
     ...plugin,
@@ -79,7 +79,7 @@ async function openPlugins (app, { server, store: storeConfiguration, plugins, .
   return define
 }
 
-/** Loads plugins and the configuration again when their files change; returns what ends that. */
+/** Reloads plugins and the configuration when their files change. Returns a function that stops watching. */
 function watchFiles (live, configurationFile) {
   const ownFiles = configurationFile === undefined ? [] : [configurationFile]
   const watcher = new FileWatcher((file) => file === configurationFile ? live.update() : live.reloadFile(file), (file) => live.warn(`${file} is missing`))
@@ -102,14 +102,14 @@ async function serve (plugin, functionName, flags) {
   const delay = server.drainMs + server.shutdownTimeoutMs + FLUSH_MS
   const grace = closeWithGrace({ delay, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
     if (err) app.log.error(err)
-    // What is still starting has nothing to lose, and may take long.
+    // While the server starts, there are no requests to wait for, and starting may take long.
     if (!isServing) return
     stopWatching()
     if (!err) {
       app.extism.drain()
       await drain(server.drainMs)
     }
-    // Before the app is closed: that begins by waiting for the answers.
+    // Before `app.close()`, which waits for all responses first.
     app.extism.endCallsAfter(server.shutdownTimeoutMs)
     await app.close()
   })
@@ -117,8 +117,8 @@ async function serve (plugin, functionName, flags) {
     const define = await openPlugins(app, configuration)
     await app.listen({ port: server.port, host: server.host })
     isServing = true
-    live.begin(app, define)
-    whenNpxIsGone(() => grace.close())
+    live.start(app, define)
+    onNpxExit(() => grace.close())
   } catch (error) {
     grace.uninstall()
     stopWatching()

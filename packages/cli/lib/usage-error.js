@@ -1,6 +1,6 @@
 'use strict'
 
-/** What is wrong with how a command was used, its configuration file included. */
+/** An error in the command line or the configuration file. */
 class UsageError extends Error {}
 
 module.exports = { UsageError }

@@ -1,24 +1,24 @@
 'use strict'
 
-// Routes for who operates the app: to reload plugins, and to see and change what is in its store.
+// Routes for operators: reload plugins, and read and change the store.
 
 const { createHash, timingSafeEqual } = require('node:crypto')
 const createError = require('@fastify/error')
 const { listKeys } = require('extism-host/internal')
-const { takeAnyBody } = require('./routes.js')
+const { acceptAnyBody } = require('./routes.js')
 
 const Unauthorized = createError('UNAUTHORIZED', 'the request is not authorized', 401)
 const PluginNotFound = createError('PLUGIN_NOT_FOUND', 'there is no such plugin', 404)
 const KeyNotFound = createError('KEY_NOT_FOUND', 'there is no such key', 404)
 
-// What a store or a reload may refuse: who operates the app is told why.
+// The HTTP status of errors of the store and of reloads. Operators get the error's message.
 const STORE_STATUS = { INVALID_ARGUMENT: 400, VALUE_TOO_LARGE: 413, STORE_FULL: 507, CLOSED: 503, STORE_UNAVAILABLE: 503, ACCESS_DENIED: 502 }
 const RELOAD_STATUS = { UNSUPPORTED: 409, CLOSED: 503 }
 const RELOAD_FAILED = 422
 
 const digest = (text) => createHash('sha256').update(text).digest()
 
-/** A hook that lets in who has the token. Digests have one length, and take one time to compare. */
+/** Returns a hook that rejects requests without the token. Digests have equal lengths and compare in constant time. */
 function requireToken (token) {
   const expected = digest(token)
   return async function checkToken (request) {
@@ -28,10 +28,10 @@ function requireToken (token) {
   }
 }
 
-/** Runs what may fail; the error keeps its code and its message, and has a status. */
-async function answering (statuses, fallback, run) {
+/** Runs `work`. If it fails, the error gets an HTTP status, and keeps its code and message. */
+async function withStatus (statuses, fallback, work) {
   try {
-    return await run()
+    return await work()
   } catch (cause) {
     const { code, message } = cause
     throw Object.assign(new Error(message, { cause }), { code, statusCode: statuses[code] ?? fallback })
@@ -42,24 +42,24 @@ function addReload (scope, plugins, options) {
   scope.post('/plugins/:name/reload', options, async (request, reply) => {
     const { name } = request.params
     if (!plugins.names.includes(name)) throw new PluginNotFound()
-    await answering(RELOAD_STATUS, RELOAD_FAILED, () => plugins.reload(name))
+    await withStatus(RELOAD_STATUS, RELOAD_FAILED, () => plugins.reload(name))
     request.log.info(`plugin "${name}" has been reloaded`)
     return reply.code(204).send()
   })
 }
 
 function addStore (scope, store, options) {
-  const ask = (run) => answering(STORE_STATUS, 500, run)
+  const run = (work) => withStatus(STORE_STATUS, 500, work)
 
   scope.get('/store', options, (request) => {
     const { prefix = '', cursor } = request.query
-    return ask(() => listKeys(store, prefix, cursor))
+    return run(() => listKeys(store, prefix, cursor))
   })
 
   scope.get('/store/*', options, async (request, reply) => {
-    const value = await ask(() => store.get(request.params['*']))
+    const value = await run(() => store.get(request.params['*']))
     if (value === undefined) throw new KeyNotFound()
-    // Guests may have written it: no browser is to make a page of it.
+    // Guests may have written the value, so a browser must not render it as a page.
     reply.type('application/octet-stream').header('x-content-type-options', 'nosniff')
     return value
   })
@@ -67,19 +67,19 @@ function addStore (scope, store, options) {
   scope.put('/store/*', options, async (request, reply) => {
     const { ttlMs } = request.query
     const lifetime = ttlMs === undefined ? undefined : { ttlMs: Number(ttlMs) }
-    await ask(() => store.set(request.params['*'], request.body ?? '', lifetime))
+    await run(() => store.set(request.params['*'], request.body ?? '', lifetime))
     return reply.code(204).send()
   })
 
   scope.delete('/store/*', options, async (request, reply) => {
-    if (!await ask(() => store.delete(request.params['*']))) throw new KeyNotFound()
+    if (!await run(() => store.delete(request.params['*']))) throw new KeyNotFound()
     return reply.code(204).send()
   })
 }
 
 function addAdmin (scope, { token, prefix }, plugins, store) {
   scope.register(async (admin) => {
-    takeAnyBody(admin)
+    acceptAnyBody(admin)
     admin.addHook('onRequest', requireToken(token))
     admin.addHook('onSend', async (request, reply) => { reply.header('cache-control', 'no-store') })
     const options = { schema: { hide: true } }

@@ -3,9 +3,9 @@
 const { codedError } = require('extism-host/internal')
 
 /**
- * What a call needs of an AbortSignal, which is aborted when the client goes away before it has its
- * answer. An AbortController would cost each request more than it costs to start its call; and Fastify's own
- * `request.signal` is aborted as soon as the body has been read.
+ * The parts of an AbortSignal that a call needs, aborted when the client disconnects before its response is complete.
+ * An AbortController would cost each request more than starting its call; and Fastify's own `request.signal` is
+ * aborted as soon as the body has been read.
  */
 class ClientSignal {
   #response
@@ -19,14 +19,14 @@ class ClientSignal {
   }
 
   get reason () {
-    return codedError('CANCELED', 'the client has gone away')
+    return codedError('CANCELED', 'the client disconnected')
   }
 
   addEventListener (type, listener) {
     this.#response.on('close', listener)
   }
 
-  // The response is closed after each answer too: who listens must be gone by then.
+  // A response also emits 'close' after it has been sent: the call must have removed its listener by then.
   removeEventListener (type, listener) {
     this.#response.removeListener('close', listener)
   }

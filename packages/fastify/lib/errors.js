@@ -1,6 +1,6 @@
 'use strict'
 
-// What an HTTP client learns of a call that failed. The details are the error's cause, for the log.
+// The HTTP errors of failed calls. Clients get no details; those are in the error's `cause`, for the log.
 
 const createError = require('@fastify/error')
 const { PluginError } = require('extism-host')
@@ -15,12 +15,15 @@ const errors = new Map([...CODES].map((code) => [code, createError(code, MESSAGE
 
 const BadPluginResponse = createError('BAD_PLUGIN_RESPONSE', 'the plugin gave no valid response', 502)
 
-/** The code of what a call was rejected with. What a host function in JavaScript has thrown may have any, or none. */
+/** The code of a call's error. Errors thrown by host functions in JavaScript may have an unknown code, or none. */
 function codeOf (error) {
   return CODES.has(error?.code) ? error.code : 'HOST_FUNCTION_ERROR'
 }
 
-/** The error that Fastify answers with, in place of one of a call. `exposed` has statuses of codes whose message is for clients. */
+/**
+ * Converts the error of a call to the error that Fastify responds with. `exposed` maps codes whose message clients may
+ * see to a status.
+ */
 function asHttpError (cause, exposed) {
   const code = codeOf(cause)
   const HttpError = errors.get(code)

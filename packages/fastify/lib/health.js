@@ -1,31 +1,31 @@
 'use strict'
 
-// What orchestrators ask: whether the process lives, and whether it can serve.
+// Health checks for orchestrators: liveness and readiness.
 
 const { setTimeout: sleep } = require('node:timers/promises')
 const { codedError } = require('extism-host/internal')
 
 const STORE_MILLISECONDS = 1_000
 
-/** The key that is written to find out whether a full store has room again. */
+/** The key that is written to check whether a full store has space again. */
 const PROBE_KEY = 'extism-host:probe'
 
-/** Rejects if a store does not answer in time, or with why it fails. */
-async function inTime (answer) {
+/** Rejects if a store's reply is an error or does not come in time. */
+async function inTime (reply) {
   const answered = new AbortController()
   const tooLate = sleep(STORE_MILLISECONDS, undefined, { signal: answered.signal }).then(() => {
-    throw codedError('STORE_UNAVAILABLE', `the store has not answered within ${STORE_MILLISECONDS} ms`)
+    throw codedError('STORE_UNAVAILABLE', `the store did not respond within ${STORE_MILLISECONDS} ms`)
   })
   try {
-    await Promise.race([answer, tooLate])
+    await Promise.race([reply, tooLate])
   } finally {
     tooLate.catch(() => {})
     answered.abort()
   }
 }
 
-/** Rejects if a store is full. That it may not be written for another reason does not count. */
-async function tryToWrite (store) {
+/** Rejects if a store is full. Other errors of the write do not matter here. */
+async function writeProbe (store) {
   try {
     await store.set(PROBE_KEY, '', { ttlMs: STORE_MILLISECONDS })
   } catch (error) {
@@ -35,7 +35,7 @@ async function tryToWrite (store) {
   await store.delete(PROBE_KEY)
 }
 
-/** Asks stores whether they can serve. They are written only after a guest was told that its store is full, until there is room again. */
+/** Checks whether stores can serve. It writes only after a guest got STORE_FULL, until the store has space again. */
 class StoreChecks {
   #plugins
   #failures = 0
@@ -51,7 +51,7 @@ class StoreChecks {
     if (failures !== this.#failures) this.#isSuspect = true
     this.#failures = failures
     if (!this.#isSuspect) return stores.map((store) => inTime(store.has('')))
-    const checks = stores.map((store) => inTime(tryToWrite(store)))
+    const checks = stores.map((store) => inTime(writeProbe(store)))
     Promise.all(checks).then(() => { this.#isSuspect = false }, () => {})
     return checks
   }
@@ -63,16 +63,13 @@ async function statusOf (checks, log) {
   return failed.length === 0 ? 'ok' : 'unavailable'
 }
 
-/**
- * The options of routes that machines ask again and again: of no interest to who reads the log or the API's documentation,
- * and not to be refused by @fastify/rate-limit.
- */
+/** The options of routes that machines poll: hidden from the log and the API's documentation, without a rate limit. */
 function probeOptions (config) {
   return { logLevel: 'warn', schema: { hide: true }, config: { rateLimit: false, ...config } }
 }
 
 function addHealth (scope, { prefix, config }, plugins) {
-  plugins.noteRefusals()
+  plugins.trackUnavailable()
   const storeChecks = new StoreChecks(plugins)
   const options = probeOptions(config)
 
@@ -83,13 +80,13 @@ function addHealth (scope, { prefix, config }, plugins) {
       reply.code(503).header('cache-control', 'no-store')
       return { status: 'draining' }
     }
-    const [ofPlugins, ofStore] = await Promise.all([
+    const [pluginStatus, storeStatus] = await Promise.all([
       statusOf(plugins.names.map((name) => plugins.plugin(name).checkReady()), request.log),
       statusOf(storeChecks.run(), request.log)
     ])
-    const isReady = ofPlugins === 'ok' && ofStore === 'ok'
+    const isReady = pluginStatus === 'ok' && storeStatus === 'ok'
     reply.code(isReady ? 200 : 503).header('cache-control', 'no-store')
-    return { status: isReady ? 'ok' : 'unavailable', plugins: ofPlugins, store: ofStore }
+    return { status: isReady ? 'ok' : 'unavailable', plugins: pluginStatus, store: storeStatus }
   })
 }
 

@@ -4,28 +4,28 @@ const { createPlugin } = require('extism-host')
 const { asBytes, codedError, invalidArgument } = require('extism-host/internal')
 const { codeOf } = require('./errors.js')
 
-/** One of an app's plugins: by its name it stays the same, whichever version of it serves its calls. */
+/** A plugin of an app, by name. A reload replaces the version that serves its calls, not this object. */
 class HostedPlugin {
   #definition
   #plugin
-  /** What is to be waited for before the app is closed: the last reload, and versions that have calls left. */
+  /** Closing waits for these: the last reload, and replaced versions that still have calls. */
   #lastReload = Promise.resolve()
-  #leaving = new Map()
+  #retiring = new Map()
   #closed
   #observer
-  #noteRefusal
-  /** The last `UNAVAILABLE`, and how many threads were stuck then. */
-  #refusal
+  #trackUnavailable
+  /** The last `UNAVAILABLE` error, and the number of stuck threads at that time. */
+  #lastUnavailable
 
   constructor (definition, plugin) {
     this.#definition = definition
     this.#plugin = plugin
   }
 
-  // What is called and which version is called are one step: no call meets a version that is closed.
+  // Choosing the version and starting the call happen in one step, so no call reaches a closed version.
   call (functionName, input, hostContext, options) {
     const call = this.#call(functionName, input, hostContext, options)
-    if (this.#noteRefusal !== undefined) call.catch(this.#noteRefusal)
+    if (this.#trackUnavailable !== undefined) call.catch(this.#trackUnavailable)
     return call
   }
 
@@ -33,12 +33,12 @@ class HostedPlugin {
     if (this.#observer === undefined) return this.#plugin.call(functionName, input, hostContext, options)
     const start = performance.now()
     const call = this.#plugin.call(functionName, input, hostContext, options)
-    const over = (code) => this.#observer(functionName, code, (performance.now() - start) / 1e3)
-    call.then(() => over('OK'), (error) => over(options?.signal?.aborted ? 'CANCELED' : codeOf(error)))
+    const onEnd = (code) => this.#observer(functionName, code, (performance.now() - start) / 1e3)
+    call.then(() => onEnd('OK'), (error) => onEnd(options?.signal?.aborted ? 'CANCELED' : codeOf(error)))
     return call
   }
 
-  /** Has each call that ends told: its function, `OK` or the code of its error, and how many seconds it took. */
+  /** Calls `observer` when a call ends, with its function, `OK` or its error's code, and its duration in seconds. */
   observe (observer) {
     this.#observer = observer
   }
@@ -47,25 +47,25 @@ class HostedPlugin {
     return this.#plugin.stats()
   }
 
-  /** Has `checkReady` know of calls that were refused. */
-  noteRefusals () {
-    this.#noteRefusal = (error) => {
+  /** Makes `checkReady` take calls into account that failed with UNAVAILABLE. */
+  trackUnavailable () {
+    this.#trackUnavailable = (error) => {
       if (error?.code !== 'UNAVAILABLE') return
       const { busy, abandonedThreads } = this.stats()
-      this.#refusal = { error, busy, abandonedThreads }
+      this.#lastUnavailable = { error, busy, abandonedThreads }
     }
   }
 
-  /** Rejects if it is closed, or if all of its threads have been stuck since it refused a call. */
+  /** Rejects if the plugin is closed, or if its threads have been stuck since a call failed with UNAVAILABLE. */
   async checkReady () {
     await this.#plugin.functionExists('')
-    if (this.#refusal === undefined) return
+    if (this.#lastUnavailable === undefined) return
     const { busy, abandonedThreads } = this.stats()
-    if (busy >= this.#refusal.busy && abandonedThreads >= this.#refusal.abandonedThreads) throw this.#refusal.error
-    this.#refusal = undefined
+    if (busy >= this.#lastUnavailable.busy && abandonedThreads >= this.#lastUnavailable.abandonedThreads) throw this.#lastUnavailable.error
+    this.#lastUnavailable = undefined
   }
 
-  /** Has a new version serve all further calls, if it can be opened. One reload follows the other. */
+  /** Opens a new version, and sends all later calls to it. Reloads run one after the other. */
   reload () {
     const reload = this.#lastReload.then(() => this.#reload())
     this.#lastReload = reload.catch(() => {})
@@ -74,39 +74,39 @@ class HostedPlugin {
 
   async #reload () {
     this.#checkOpen()
-    if (this.#definition.given !== undefined) {
-      throw codedError('UNSUPPORTED', 'a plugin that was given as a Plugin cannot be loaded again; give its source')
+    if (this.#definition.external !== undefined) {
+      throw codedError('UNSUPPORTED', 'a plugin that was passed as a Plugin cannot be reloaded; pass its source instead')
     }
     this.adopt(this.#definition, await openVersion(this.#definition))
   }
 
-  /** Resolves when no reload is under way. */
+  /** Resolves when no reload is running. */
   get idle () {
     return this.#lastReload
   }
 
-  /** All further calls go to this version. The one before is closed, unless it was given. */
+  /** Sends all later calls to this version. Closes the previous one, unless the app passed it as a Plugin. */
   adopt (definition, plugin) {
     const before = this.#plugin
-    const wasGiven = this.#definition.given !== undefined
+    const wasExternal = this.#definition.external !== undefined
     this.#definition = definition
     this.#plugin = plugin
-    this.#refusal = undefined
-    if (wasGiven) return
-    this.#leaving.set(before, before.close().finally(() => this.#leaving.delete(before)))
+    this.#lastUnavailable = undefined
+    if (wasExternal) return
+    this.#retiring.set(before, before.close().finally(() => this.#retiring.delete(before)))
   }
 
-  /** Ends all calls, and those that are left of earlier versions. A Plugin that was given is left alone. */
+  /** Ends all calls, including those of replaced versions. Does nothing to a Plugin that the app passed. */
   endCalls () {
-    for (const before of this.#leaving.keys()) before.close({ timeoutMs: 0 })
-    if (this.#definition.given === undefined) this.#plugin.close({ timeoutMs: 0 })
+    for (const before of this.#retiring.keys()) before.close({ timeoutMs: 0 })
+    if (this.#definition.external === undefined) this.#plugin.close({ timeoutMs: 0 })
   }
 
   #checkOpen () {
     if (this.#closed !== undefined) throw codedError('CLOSED', 'the plugin is closed')
   }
 
-  /** A Plugin that was given is left to who has made it. */
+  /** A Plugin that the app passed stays open: its creator closes it. */
   close () {
     this.#closed ??= this.#close()
     return this.#closed
@@ -114,27 +114,27 @@ class HostedPlugin {
 
   async #close () {
     await this.#lastReload
-    await Promise.all(this.#leaving.values())
-    if (this.#definition.given === undefined) await this.#plugin.close()
+    await Promise.all(this.#retiring.values())
+    if (this.#definition.external === undefined) await this.#plugin.close()
   }
 }
 
-/** A version that has all that is asked of it; or nothing is left of it. */
-async function openVersion ({ given, source, options, functions, smoke }) {
-  const plugin = given ?? await createPlugin(source, options)
+/** Opens a version, and checks its functions and its smoke call. If a check fails, closes it and rejects. */
+async function openVersion ({ external, source, options, functions, smoke }) {
+  const plugin = external ?? await createPlugin(source, options)
   try {
     for (const name of functions) {
       if (!await plugin.functionExists(name)) throw invalidArgument(`it has no function "${name}", which a route calls`)
     }
-    if (smoke !== undefined) await tryOut(plugin, smoke)
+    if (smoke !== undefined) await runSmokeCall(plugin, smoke)
     return plugin
   } catch (error) {
-    if (given === undefined) await plugin.close()
+    if (external === undefined) await plugin.close()
     throw error
   }
 }
 
-async function tryOut (plugin, { functionName, input, expect, timeoutMs }) {
+async function runSmokeCall (plugin, { functionName, input, expect, timeoutMs }) {
   let output
   try {
     output = await plugin.call(functionName, input, undefined, { timeoutMs })
@@ -144,7 +144,7 @@ async function tryOut (plugin, { functionName, input, expect, timeoutMs }) {
   if (expect === undefined) return
   const bytes = Buffer.from(output === null ? [] : output.bytes())
   if (!bytes.equals(typeof expect === 'string' ? Buffer.from(expect) : asBytes(expect))) {
-    throw codedError('SMOKE_FAILED', 'its smoke call had another output than expected')
+    throw codedError('SMOKE_FAILED', 'the output of its smoke call is not the expected one')
   }
 }
 

@@ -12,10 +12,10 @@ const { Plugins } = require('./plugins.js')
 const { addRoutes } = require('./routes.js')
 
 async function extismHost (fastify, options) {
-  // A scope below another that has plugins may have its own in their place.
+  // Only an own property is an error: a nested scope may have a registration of its own.
   if (Object.hasOwn(fastify, 'extism')) {
-    throw codedError('ALREADY_REGISTERED', 'extism-host/fastify is registered in this scope already; ' +
-      'name all plugins in one registration, or register it in a scope of its own')
+    throw codedError('ALREADY_REGISTERED', 'extism-host/fastify is already registered in this scope; ' +
+      'put all plugins into one registration, or register it again in a nested scope')
   }
   const define = (plugins) => asOptions({ ...options, plugins }, fastify.log)
   const { routes, store, health, metrics, admin, prefix, closeTimeoutMs } = define(options.plugins)

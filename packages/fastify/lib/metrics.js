@@ -1,30 +1,30 @@
 'use strict'
 
-// What plugins do, for Prometheus.
+// Metrics of plugins for Prometheus.
 
 const { Counter, Gauge, Histogram, Registry } = require('prom-client')
 const { probeOptions } = require('./health.js')
 
-// Calls take from some ten microseconds to seconds.
+// Calls take from tens of microseconds to seconds.
 const BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 
 /** Counts the calls of plugins as they end. */
 function observeCalls (registers, plugins) {
   const calls = new Counter({
     name: 'extism_plugin_calls_total',
-    help: 'Calls that have ended, by what they came to: OK, or the code of their error',
+    help: 'Calls that have ended, by result: OK, or the code of the error',
     labelNames: ['plugin', 'function', 'code'],
     registers
   })
   const durations = new Histogram({
     name: 'extism_plugin_call_duration_seconds',
-    help: 'Time from a call to its end, in the queue too',
+    help: 'Duration of calls, including the time in the queue',
     labelNames: ['plugin', 'function'],
     buckets: BUCKETS,
     registers
   })
   plugins.observe((plugin, functionName, code, seconds) => {
-    // A name that is not a function of the plugin could be anything, and each label is kept for ever.
+    // Callers can pass any name, and Prometheus keeps each label forever: only real functions get one.
     const isFunction = typeof functionName === 'string' && code !== 'FUNCTION_NOT_FOUND'
     const label = isFunction ? functionName : ''
     calls.inc({ plugin, function: label, code })
@@ -33,8 +33,8 @@ function observeCalls (registers, plugins) {
 }
 
 /**
- * Shows what plugins count themselves. It begins anew with each version of a plugin, as with each start of
- * the process: Prometheus expects that of counters.
+ * Exports the plugins' own counters. A new version of a plugin starts from 0, like a restart of the process:
+ * Prometheus expects such resets.
  */
 function showStats (registers, plugins) {
   const show = (Metric, name, help, read, label) => new Metric({
@@ -53,16 +53,16 @@ function showStats (registers, plugins) {
   })
   show(Gauge, 'queued_calls', 'Calls that wait for an instance', ({ queued }) => queued)
   show(Gauge, 'busy_instances', 'Instances that run a call', ({ busy }) => busy)
-  show(Gauge, 'instances', 'Instances that there are', ({ instances }) => instances)
+  show(Gauge, 'instances', 'Instances', ({ instances }) => instances)
   show(Gauge, 'ready_instances', 'Instances that wait for a call', ({ ready }) => ready)
   show(Counter, 'instances_made_total', 'Instances that were made and initialized', ({ made }) => made)
   show(Counter, 'waited_calls_total', 'Calls that found no instance ready', ({ waited }) => waited)
-  show(Gauge, 'abandoned_threads', 'Threads that hang in host calls', ({ abandonedThreads }) => abandonedThreads)
-  show(Counter, 'instances_replaced_total', 'Instances that were replaced, by what ended them', ({ replaced }) => replaced, 'reason')
+  show(Gauge, 'abandoned_threads', 'Threads that are stuck in host calls', ({ abandonedThreads }) => abandonedThreads)
+  show(Counter, 'instances_replaced_total', 'Instances that were replaced, by reason', ({ replaced }) => replaced, 'reason')
   show(Counter, 'store_reads_total', 'Keys that guests have looked up', ({ store }) => store.reads)
   show(Counter, 'store_hits_total', 'Keys that guests have looked up and that had a value', ({ store }) => store.hits)
   show(Counter, 'store_writes_total', 'Changes that guests have made', ({ store }) => store.writes)
-  show(Counter, 'store_failures_total', 'What was refused to guests or failed, by code', ({ store }) => store.failed, 'code')
+  show(Counter, 'store_failures_total', 'Operations of guests that were refused or failed, by code', ({ store }) => store.failed, 'code')
 }
 
 /** Adds metrics to a registry of their own and to `register`, which outlives the app. */

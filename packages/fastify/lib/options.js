@@ -1,6 +1,6 @@
 'use strict'
 
-// What the plugin for Fastify is registered with, or an error that says what is wrong.
+// Checks the options of the registration.
 
 const { Plugin } = require('extism-host')
 const { asBytes, asInteger, asStore, describe, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT } = require('extism-host/internal')
@@ -24,7 +24,7 @@ const METRICS_KEYS = keys('prefix', 'config', 'register')
 const MODES = ['raw', 'http']
 
 function asName (value, what) {
-  if (typeof value !== 'string' || value === '') throw invalidArgument(`${what} must be a string that is not empty`)
+  if (typeof value !== 'string' || value === '') throw invalidArgument(`${what} must be a non-empty string`)
   return value
 }
 
@@ -33,19 +33,19 @@ function asContentType (value, what) {
   return value
 }
 
-/** The messages that an app's logger wants are those that its plugins write, unless they have a level of their own. */
+/** The default `logLevel` of plugins: the level of the app's logger. */
 function levelOf ({ level }) {
   return LEVELS.includes(level) ? level : SILENT
 }
 
-/** What one of `plugins` is: given, or a source and options for createPlugin. */
+/** Checks one of `plugins`: an open Plugin (`external`), or a source with options for createPlugin. */
 function asPlugin (name, value, { store, log }) {
-  if (value instanceof Plugin) return { name, given: value }
+  if (value instanceof Plugin) return { name, external: value }
   const defaults = { name, store, logger: log, logLevel: levelOf(log) }
   const isManifest = isObject(value) && Object.hasOwn(value, 'wasm')
   const hasOptions = isObject(value) && Object.hasOwn(value, 'source')
   if (hasOptions && isManifest) {
-    throw invalidArgument(`plugin "${name}" must be a manifest, which has "wasm", or have a "source", not both`)
+    throw invalidArgument(`plugin "${name}" must be a manifest with "wasm", or an object with "source", not both`)
   }
   if (!hasOptions) {
     const isSource = typeof value?.then === 'function' || typeof value === 'string' || value instanceof URL || value instanceof Response || isManifest || asBytes(value) !== undefined
@@ -59,7 +59,7 @@ function asPlugin (name, value, { store, log }) {
 function asSmoke (smoke, what) {
   const { function: functionName, input, expect, timeoutMs } = pick(smoke, SMOKE_KEYS, what)
   if (expect !== undefined && typeof expect !== 'string' && asBytes(expect) === undefined) {
-    throw invalidArgument(`${what} must expect a string or bytes, not ${describe(expect)}`)
+    throw invalidArgument(`expect of ${what} must be a string or bytes, not ${describe(expect)}`)
   }
   return {
     functionName: asName(functionName, `the function of ${what}`),
@@ -76,14 +76,14 @@ function asPlugins (plugins, defaults) {
   return Object.entries(plugins).map(([name, value]) => asPlugin(name, value, defaults))
 }
 
-function asRoute (route, place, plugins) {
-  const what = `routes[${place}]`
+function asRoute (route, index, plugins) {
+  const what = `routes[${index}]`
   const {
     method = 'POST', url, plugin: pluginName, function: functionName, mode = 'raw', contentType, timeoutMs, errors, bodyLimit, ...fastify
   } = pick(route, ROUTE_KEYS, what)
   const plugin = asName(pluginName, `${what}.plugin`)
   if (!plugins.some(({ name }) => name === plugin)) {
-    throw invalidArgument(`${what} is of plugin "${plugin}", but plugins has only ${plugins.map(({ name }) => `"${name}"`).join(', ')}`)
+    throw invalidArgument(`${what} names plugin "${plugin}", but there are only ${plugins.map(({ name }) => `"${name}"`).join(', ')}`)
   }
   if (!MODES.includes(mode)) throw invalidArgument(`${what}.mode must be 'raw' or 'http'`)
   return {
@@ -100,7 +100,7 @@ function asRoute (route, place, plugins) {
   }
 }
 
-/** The status of each code whose message clients may see: only a plugin's own messages are meant for others. */
+/** The status of each code whose message clients may see: only a plugin's own messages are written for others. */
 function asErrors (errors, what) {
   const { PLUGIN_ERROR: status } = pick(errors, ERROR_KEYS, what)
   return { PLUGIN_ERROR: asInteger(status, `${what}.PLUGIN_ERROR`, undefined, 599, 400) }
@@ -108,7 +108,7 @@ function asErrors (errors, what) {
 
 function asRoutes (routes, plugins) {
   if (!Array.isArray(routes)) throw invalidArgument(`routes must be an array, not ${describe(routes)}`)
-  return routes.map((route, place) => asRoute(route, place, plugins))
+  return routes.map((route, index) => asRoute(route, index, plugins))
 }
 
 function asPrefix (prefix, name) {
@@ -124,7 +124,7 @@ function asHealth (option = false) {
   return { prefix: asPrefix(prefix, 'health'), config }
 }
 
-/** Without a prefix there is no route: who passes a registry shows it already. */
+/** Without a prefix there is no route, because an app that passes a registry serves it itself. */
 function asMetrics (option = false) {
   if (option === false) return undefined
   const { register, prefix = register === undefined ? '/metrics' : undefined, config } = pick(option === true ? {} : option, METRICS_KEYS, 'metrics')
@@ -137,21 +137,21 @@ function asMetrics (option = false) {
 function asAdmin (option) {
   if (option === undefined) return undefined
   const { token, prefix = '/admin' } = pick(option, ADMIN_KEYS, 'admin')
-  // Of what a header has unchanged.
+  // Only characters that a header carries unchanged, without spaces at the ends.
   if (typeof token !== 'string' || token.length < LEAST_TOKEN_CHARACTERS || !/^[\x21-\x7E](?:[\x20-\x7E]*[\x21-\x7E])?$/.test(token)) {
-    throw invalidArgument(`admin.token must be a string of at least ${LEAST_TOKEN_CHARACTERS} characters of ASCII that nobody can guess`)
+    throw invalidArgument(`admin.token must be a string of at least ${LEAST_TOKEN_CHARACTERS} ASCII characters that nobody can guess`)
   }
   return { token, prefix: asPrefix(prefix, 'admin') }
 }
 
-/** What an option `store` of createPlugin names, itself or with what guests may do with it. */
-function namedStore (option) {
+/** The store of an option `store` of createPlugin: a store itself, or a StoreAccess with one. */
+function storeOfOption (option) {
   return isObject(option) && asStore(option) === undefined ? option.store : option
 }
 
-/** The stores of such options, each once. That they are stores is known when their plugins are open. */
+/** The distinct stores of such options. It skips invalid ones, which `createPlugin` rejects. */
 function storesOf (options) {
-  const named = new Set(options.map(namedStore).filter((store) => store !== undefined && store !== null))
+  const named = new Set(options.map(storeOfOption).filter((store) => store !== undefined && store !== null))
   return [...named].map(asStore).filter((store) => store !== undefined)
 }
 

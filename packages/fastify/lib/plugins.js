@@ -3,31 +3,31 @@
 const { codedError, invalidArgument } = require('extism-host/internal')
 const { HostedPlugin, openVersion } = require('./hosted-plugin.js')
 
-/** What an app has as `fastify.extism`: its plugins by their names. */
+/** `fastify.extism`: the app's plugins by name. */
 class Plugins {
   #byName = new Map()
   #define
-  /** The option `plugins`, and the stores that it names. */
-  #described
+  /** The current option `plugins`, and its stores. */
+  #descriptions
   #stores
   #observer
   #lastUpdate = Promise.resolve()
   /** Removed plugins that still have calls. */
-  #leaving = new Map()
-  /** Ends the calls that are left when the app is to be closed. */
-  #end
+  #retiring = new Map()
+  /** The timer that ends the remaining calls while the app closes. */
+  #endTimer
   #closed
-  #notesRefusals = false
+  #tracksUnavailable = false
   #isDraining = false
 
-  /** `define` turns the option `plugins` into definitions, and checks that routes find their plugins. */
+  /** `define` converts the option `plugins` to definitions, and checks that the plugins of all routes exist. */
   constructor (define) {
     this.#define = define
   }
 
-  static async open (described, define) {
+  static async open (descriptions, define) {
     const plugins = new Plugins(define)
-    await plugins.update(described)
+    await plugins.update(descriptions)
     return plugins
   }
 
@@ -35,12 +35,12 @@ class Plugins {
     return [...this.#byName.keys()]
   }
 
-  /** The stores of all plugins that are known here. */
+  /** The stores of all plugins, as far as they are known: a Plugin that the app passed does not expose its store. */
   get stores () {
     return this.#stores
   }
 
-  /** Whether the app is about to be closed, so that no more requests are to be sent to it. */
+  /** Whether the app is about to be closed, and load balancers should send no more requests. */
   get isDraining () {
     return this.#isDraining
   }
@@ -52,21 +52,21 @@ class Plugins {
   plugin (name) {
     const plugin = this.#byName.get(name)
     if (plugin === undefined) {
-      throw invalidArgument(`there is no such plugin; there are ${this.names.map((one) => `"${one}"`).join(', ')}`)
+      throw invalidArgument(`there is no plugin of that name; there are ${this.names.map((one) => `"${one}"`).join(', ')}`)
     }
     return plugin
   }
 
-  /** Calls `observer` with the plugin's name and what `HostedPlugin.observe` passes, for plugins of later updates too. */
+  /** Calls `observer` with the plugin's name and the arguments of `HostedPlugin.observe`, also for plugins added later. */
   observe (observer) {
     this.#observer = observer
     for (const name of this.names) this.#observe(name)
   }
 
-  /** Has `checkReady` of all plugins know of calls that were refused. */
-  noteRefusals () {
-    this.#notesRefusals = true
-    for (const plugin of this.#byName.values()) plugin.noteRefusals()
+  /** Makes `checkReady` of all plugins take calls into account that failed with UNAVAILABLE. */
+  trackUnavailable () {
+    this.#tracksUnavailable = true
+    for (const plugin of this.#byName.values()) plugin.trackUnavailable()
   }
 
   #observe (name) {
@@ -75,12 +75,12 @@ class Plugins {
 
   async reload (name) {
     const plugin = this.plugin(name)
-    // Or the reload could bring back the definition from before the update.
+    // Without this, the reload could restore the definition from before the update.
     await this.#lastUpdate
     await plugin.reload()
   }
 
-  /** Adds, replaces and, where the value is `null`, removes plugins: all of them, or none if one cannot be opened. */
+  /** Adds and replaces plugins, and removes those whose value is `null`. If one cannot be opened, changes nothing. */
   update (changes) {
     const update = this.#lastUpdate.then(() => this.#update(changes))
     this.#lastUpdate = update.catch(() => {})
@@ -89,14 +89,14 @@ class Plugins {
 
   async #update (changes) {
     if (this.#closed !== undefined) throw codedError('CLOSED', 'the app is closed')
-    const described = Object.fromEntries(Object.entries({ ...this.#described, ...changes }).filter(([, value]) => value !== null))
-    const { definitions, stores } = this.#define(described)
+    const descriptions = Object.fromEntries(Object.entries({ ...this.#descriptions, ...changes }).filter(([, value]) => value !== null))
+    const { definitions, stores } = this.#define(descriptions)
     const changed = definitions.filter(({ name }) => Object.hasOwn(changes, name))
     const opened = await openAll(changed)
     await Promise.all(changed.map(({ name }) => this.#byName.get(name)?.idle))
-    for (const [place, definition] of changed.entries()) this.#adopt(definition, opened[place])
-    for (const name of this.names) if (!Object.hasOwn(described, name)) this.#remove(name)
-    this.#described = described
+    for (const [index, definition] of changed.entries()) this.#adopt(definition, opened[index])
+    for (const name of this.names) if (!Object.hasOwn(descriptions, name)) this.#remove(name)
+    this.#descriptions = descriptions
     this.#stores = stores
   }
 
@@ -105,19 +105,19 @@ class Plugins {
     if (this.#byName.has(name)) return this.#byName.get(name).adopt(definition, version)
     this.#byName.set(name, new HostedPlugin(definition, version))
     if (this.#observer !== undefined) this.#observe(name)
-    if (this.#notesRefusals) this.plugin(name).noteRefusals()
+    if (this.#tracksUnavailable) this.plugin(name).trackUnavailable()
   }
 
   #remove (name) {
     const plugin = this.plugin(name)
-    this.#leaving.set(plugin, plugin.close().finally(() => this.#leaving.delete(plugin)))
+    this.#retiring.set(plugin, plugin.close().finally(() => this.#retiring.delete(plugin)))
     this.#byName.delete(name)
   }
 
-  /** Calls have that many milliseconds to end from now on: the app is being closed, which waits for their requests. */
+  /** Ends the remaining calls after `milliseconds`. Closing the app waits for their requests. */
   endCallsAfter (milliseconds) {
-    this.#end ??= setTimeout(() => {
-      for (const plugin of [...this.#leaving.keys(), ...this.#byName.values()]) plugin.endCalls()
+    this.#endTimer ??= setTimeout(() => {
+      for (const plugin of [...this.#retiring.keys(), ...this.#byName.values()]) plugin.endCalls()
     }, milliseconds)
   }
 
@@ -128,17 +128,17 @@ class Plugins {
 
   async #close () {
     await this.#lastUpdate
-    await Promise.all([...this.#leaving.values(), ...[...this.#byName.values()].map((plugin) => plugin.close())])
-    clearTimeout(this.#end)
+    await Promise.all([...this.#retiring.values(), ...[...this.#byName.values()].map((plugin) => plugin.close())])
+    clearTimeout(this.#endTimer)
   }
 }
 
-/** The versions of all definitions; if one cannot be opened, those that are open are closed. */
+/** Opens the versions of all definitions. If one fails, closes the others and rejects. */
 async function openAll (definitions) {
   const opened = await Promise.allSettled(definitions.map(openVersion))
   const failed = opened.findIndex(({ status }) => status === 'rejected')
   if (failed === -1) return opened.map(({ value }) => value)
-  await Promise.all(opened.map(({ value }, place) => definitions[place].given === undefined && value?.close()))
+  await Promise.all(opened.map(({ value }, index) => definitions[index].external === undefined && value?.close()))
   const { reason } = opened[failed]
   throw Object.assign(new Error(`plugin "${definitions[failed].name}": ${reason.message}`, { cause: reason }), { code: reason.code })
 }

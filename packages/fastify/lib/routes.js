@@ -1,26 +1,26 @@
 'use strict'
 
-// The routes that run functions of plugins.
+// Routes that run functions of plugins.
 
 const { ClientSignal } = require('./client-signal.js')
 const { BadPluginResponse, asHttpError } = require('./errors.js')
-const { answerOf, requestAsJson } = require('./http-messages.js')
+const { parseAnswer, requestAsJson } = require('./http-messages.js')
 
-/** Has the scope hand over each body as its bytes, whatever its type is said to be, or misspelt. */
-function takeAnyBody (scope) {
+/** Makes the scope pass every body as bytes, whatever its content-type, even a malformed one. */
+function acceptAnyBody (scope) {
   scope.addHook('onRequest', (request, reply, done) => {
     const { headers } = request
-    // Fastify refuses a type that it cannot read, but takes a body without one.
+    // Fastify rejects a malformed content-type, but accepts a body without one.
     if (headers['content-type'] !== undefined && request.mediaType === undefined) delete headers['content-type']
     done()
   })
   scope.removeAllContentTypeParsers()
-  // The second is for bodies without a type. Fastify remembers which types the first is for, and would look for
-  // the second anew in each request.
+  // '*' is for bodies without a type. Types match the regular expression, because Fastify caches its matches, and
+  // would look '*' up again for each request.
   scope.addContentTypeParser([/^/, '*'], { parseAs: 'buffer' }, (request, body, done) => done(null, body))
 }
 
-/** A handler that runs a function on the body, and answers with its output. */
+/** Returns a handler that runs a function on the body, and responds with its output. */
 function rawHandler (plugin, { functionName, contentType = 'application/octet-stream', timeoutMs, errors, inputOf }) {
   return async function handler (request, reply) {
     let output
@@ -34,7 +34,7 @@ function rawHandler (plugin, { functionName, contentType = 'application/octet-st
   }
 }
 
-/** A handler that runs a function on the request, and answers as its output says. */
+/** Returns a handler that runs a function on the request as JSON, and responds as its output says. */
 function httpHandler (plugin, { functionName, contentType, timeoutMs, errors, inputOf }) {
   return async function handler (request, reply) {
     let output
@@ -43,22 +43,22 @@ function httpHandler (plugin, { functionName, contentType, timeoutMs, errors, in
     } catch (error) {
       throw asHttpError(error, errors)
     }
-    const { status, headers, body, defaultType } = checkedAnswer(output)
+    const { status, headers, body, defaultType } = responseOf(output)
     const isEmpty = body.length === 0
     if (!isEmpty) reply.type(contentType ?? defaultType)
     return reply.code(status).headers(headers).send(isEmpty ? undefined : body)
   }
 }
 
-function checkedAnswer (output) {
+function responseOf (output) {
   try {
-    return answerOf(output)
+    return parseAnswer(output)
   } catch (cause) {
     throw new BadPluginResponse({ cause })
   }
 }
 
-/** The options of a request's call: its messages go to the request's log, and it ends when the client goes away. */
+/** The call options of a request: messages go to the request's log, and the call ends if the client disconnects. */
 function optionsFor (request, reply, timeoutMs) {
   return { timeoutMs, logger: request.log, signal: new ClientSignal(reply.raw) }
 }
@@ -67,14 +67,14 @@ const HANDLERS = { raw: rawHandler, http: httpHandler }
 
 const isJson = (mediaType) => /[/+]json$/i.test(mediaType)
 
-/** The bytes of a body that was parsed and validated. JSON is written anew, so that the guest reads what was validated. */
+/** The bytes of a validated body. JSON is serialized again, so that the guest reads exactly the validated data. */
 function validatedInput ({ body, mediaType = '' }) {
   if (body === undefined) return undefined
   if (Buffer.isBuffer(body)) return body
   return Buffer.from(typeof body !== 'string' || isJson(mediaType) ? JSON.stringify(body) : body)
 }
 
-/** The schema of a route, with the type of its answer for those who document the app. */
+/** The schema of a route, with the content type of its response, for the API's documentation. */
 function schemaOf ({ contentType, functionName, fastify: { schema } }) {
   if (contentType === undefined || schema?.response !== undefined) return schema
   const mediaType = contentType.split(';')[0].trim()
@@ -89,14 +89,14 @@ function addRoute (scope, plugins, route, inputOf) {
   scope.route({ ...fastify, method, url, bodyLimit, schema: schemaOf(route), handler })
 }
 
-/** Routes whose body is validated need the app's parsers. The others take any bytes. */
+/** Adds the routes. Those with a body schema use the app's parsers; the others accept any bytes. */
 function addRoutes (scope, plugins, routes) {
   const isValidated = ({ fastify: { schema } }) => schema?.body !== undefined
   for (const route of routes.filter(isValidated)) addRoute(scope, plugins, route, validatedInput)
   scope.register(async (scope) => {
-    takeAnyBody(scope)
+    acceptAnyBody(scope)
     for (const route of routes) if (!isValidated(route)) addRoute(scope, plugins, route, ({ body }) => body)
   })
 }
 
-module.exports = { addRoutes, takeAnyBody }
+module.exports = { addRoutes, acceptAnyBody }
