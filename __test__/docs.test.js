@@ -47,6 +47,19 @@ describe('README.md', () => {
   })
 })
 
+describe('index.d.ts', () => {
+  const names = Object.keys(require('..')).filter((name) => name !== 'default')
+  const types = readFileSync(join(ROOT, 'index.d.ts'), 'utf8')
+  const programs = [...types.matchAll(/@example\n *\* ```js\n([^]*?) *\* ```\n/g)].map(([, text]) => text.replace(/^ *\* ?/gm, ''))
+
+  test('has examples', () => expect(programs.length).toBeGreaterThan(7))
+
+  test.each(programs.map((program) => [program.split('\n')[0], program]))('its example "%s" prints what its comments say', async (_, program) => {
+    const printed = [...program.matchAll(/console\.log\(.*\) \/\/ (.*)$/gm)].map(([, text]) => `${text}\n`).join('')
+    await expectPrints(`const { ${names.join(', ')} } = require('extism-host'); (async () => {\n${program}\n})()`, printed)
+  })
+})
+
 describe('error codes', () => {
   test('the page and the types have those of docs/reference/error-codes.json', async () => {
     const { code, errors } = await runNode(['scripts/error-codes.js', '--check'])

@@ -33,7 +33,7 @@ class MemoryStore {
 
   static named (name) {
     if (typeof name !== 'string' || name === '') {
-      throw invalidArgument(`a store's name must be a string that is not empty, not ${describe(name)}`)
+      throw invalidArgument(`a store's name must be a non-empty string, not ${describe(name)}`)
     }
     return new MemoryStore(undefined, SECRET, binding.MemoryStore.named(name))
   }

@@ -207,7 +207,7 @@ function checkWorkerOptions ({ runInWorker, sharedArrayBufferSize, nodeWorkerArg
 /** The plugin's name in errors: the option, or the name or file of its main module. */
 function asName (name, wasm) {
   if (name !== undefined) {
-    if (typeof name !== 'string' || name === '') throw invalidArgument('name must be a string that is not empty')
+    if (typeof name !== 'string' || name === '') throw invalidArgument('name must be a non-empty string')
     return name
   }
   const main = wasm.find((module) => module.name === binding.MAIN_MODULE) ?? wasm.at(-1)

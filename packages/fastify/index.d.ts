@@ -4,7 +4,7 @@ import type { CallOptions, ManifestLike, MemoryStore, Plugin, PluginOptions, Plu
 
 declare module 'fastify' {
   interface FastifyInstance {
-    /** The plugins of the registration of `extism-host/fastify` in this scope, or the nearest above it. */
+    /** The plugins that `extism-host/fastify` was registered with in this scope, or in the nearest parent scope. */
     extism: extismHost.Plugins
   }
 }
@@ -12,168 +12,212 @@ declare module 'fastify' {
 type ExtismHost = FastifyPluginAsync<extismHost.ExtismHostOptions>
 
 declare namespace extismHost {
-  /** A source, and options for `createPlugin`. */
+  /** A plugin's source, with options for `createPlugin`. */
   export interface PluginDefinition extends PluginOptions {
+    /** The source of the plugin. A reload reads it again. */
     source: ManifestLike | PromiseLike<ManifestLike>
-    /** A call that must succeed before a version of the plugin serves any other: at the start, and when it is reloaded. */
+    /** A call that must succeed before a version of the plugin serves any request: at the start, and after a reload. */
     smoke?: SmokeCall
   }
 
+  /** A test call of a new version of a plugin. If it fails, the version is rejected with `SMOKE_FAILED`. */
   export interface SmokeCall {
+    /** The function to call. */
     function: string
+    /** The input of the call. */
     input?: string | Bytes
-    /** What the output must be. */
+    /** The expected output. Without it, any output is accepted. */
     expect?: string | Bytes
-    /** @default 5000 */
+    /**
+     * The time limit of the call, in milliseconds.
+     * @defaultValue 5000
+     */
     timeoutMs?: number
   }
 
-  /** A route that runs a function of a plugin, with the options that Fastify's routes have: hooks, `config`, `constraints`… */
+  /** A route that runs a function of a plugin, with all options of Fastify's routes: hooks, `config`, `constraints`… */
   export interface PluginRoute extends RouteShorthandOptions {
-    /** @default 'POST' */
+    /**
+     * The HTTP method or methods of the route.
+     * @defaultValue 'POST'
+     */
     method?: HTTPMethods | HTTPMethods[]
+    /** The path of the route, as in Fastify. */
     url: string
-    /** One of the names in `plugins`. */
+    /** The name of a plugin in `plugins`. */
     plugin: string
-    /** A function that the plugin has; else the app does not get ready. */
+    /** The function to run. If the plugin does not have it, the app fails to start. */
     function: string
     /**
-     * With `'raw'` the plugin gets the body as it is, of any type or none, and its output is the answer.
-     * With `'http'` it gets an `HttpRequest` as JSON, and gives an `HttpAnswer` as JSON; anything else is 502.
-     * @default 'raw'
+     * The interface between the route and the function.
+     *
+     * - `'raw'`: the input is the unparsed body, of any content type or none; the output is the body of the response.
+     * - `'http'`: the input is an `HttpRequest`, and the output an `HttpAnswer`, both as JSON. An invalid output is
+     *   a 502.
+     * @defaultValue 'raw'
      */
     mode?: 'raw' | 'http'
     /**
-     * The `content-type` of the answer, where a function of the mode `'http'` says no other.
-     * @default 'application/octet-stream'; with 'http', 'text/plain; charset=utf-8' for text
+     * The `content-type` of the response. In the mode `'http'`, the function's own `content-type` header overrides
+     * it.
+     * @defaultValue 'application/octet-stream'; in the mode 'http', 'text/plain; charset=utf-8' for text
      */
     contentType?: string
-    /** How many milliseconds the call may run, in place of the plugin's `timeoutMs`; else 504. */
+    /** The time limit of the call in milliseconds, instead of the plugin's `timeoutMs`. A call that exceeds it is a 504. */
     timeoutMs?: number
-    /** How many bytes the body may have, in place of the app's `bodyLimit`; else 413. */
+    /** The maximum size of the body in bytes, instead of the app's `bodyLimit`. A larger body is a 413. */
     bodyLimit?: number
     /**
-     * As in Fastify. With `body`, the app's parsers read the body, Fastify validates it, and the plugin gets the validated
-     * value as JSON. Without `response`, the API's description has the `contentType` of the answer.
+     * The schema of the route, as in Fastify. With `body`, the app's parsers read the body, Fastify validates it, and
+     * the input is the validated value as JSON. Without `response`, the API's documentation shows `contentType`.
      */
     schema?: RouteShorthandOptions['schema']
     /**
-     * The status of a `PLUGIN_ERROR`, from 400 to 599: the client then gets the plugin's message. All other messages stay
-     * hidden.
-     * @default 500, without the message
+     * The status of a `PLUGIN_ERROR`, from 400 to 599. The client then also gets the plugin's message; all other
+     * messages stay hidden.
+     * @defaultValue 500, without the message
      */
     errors?: { PLUGIN_ERROR?: number }
   }
 
-  /** What a function of the mode `'http'` gets, as JSON. */
+  /** The input of a function in the mode `'http'`, as JSON. */
   export interface HttpRequest {
+    /** The HTTP method. */
     method: string
-    /** The path and the query, as they were sent. */
+    /** The path and the query, as the client sent them. */
     url: string
+    /** The path without the query. */
     path: string
+    /** The parsed query. */
     query: Record<string, unknown>
+    /** The parameters of the route's path. */
     params: Record<string, unknown>
-    /** All of them, names in lower case; also those with credentials. */
+    /** All headers, including those with credentials. Names are in lower case. */
     headers: Record<string, string | string[]>
-    /** As text where it is UTF-8, and else as base64; empty where there is none. */
+    /** The body, as text if it is valid UTF-8, else as base64. Empty if the request has no body. */
     body: string
+    /** Whether `body` is base64. */
     isBase64: boolean
   }
 
-  /** What a function of the mode `'http'` gives, as JSON, with no other properties. */
+  /** The output of a function in the mode `'http'`, as JSON. Other properties are an error. */
   export interface HttpAnswer {
     /**
-     * From 200 to 599.
-     * @default 200
+     * The HTTP status, from 200 to 599.
+     * @defaultValue 200
      */
     status?: number
-    /** Several values of one header as an array. How the answer is brought (`content-length`, `connection`…) is not up to the plugin. */
+    /** The headers; an array repeats one. Headers about the connection (`content-length`, `connection`…) are an error. */
     headers?: Record<string, string | string[]>
-    /** Text, or base64. */
+    /** The body, as text or base64. */
     body?: string
-    /** @default false */
+    /**
+     * Whether `body` is base64.
+     * @defaultValue false
+     */
     isBase64?: boolean
   }
 
+  /** The options of the registration. */
   export interface ExtismHostOptions {
     /**
-     * The plugins by their names: sources, definitions, or plugins of `createPlugin`. Those that are opened
-     * here are closed with the app, those that are given are left open.
+     * The plugins by name: a source, a source with options, or a `Plugin` made by `createPlugin`. The app opens and
+     * closes plugins given by their source; a `Plugin` stays open when the app closes.
      *
-     * Where neither is said of a plugin that is opened here, its messages go to the app's log, from the
-     * level of that on.
+     * By default, plugins opened here write their messages to the app's log, from the log's level on.
      */
     plugins: Record<string, ManifestLike | PromiseLike<ManifestLike> | PluginDefinition | Plugin>
+    /** Routes that run functions of the plugins. */
     routes?: PluginRoute[]
-    /** The `store` of all plugins opened here that have none of their own. */
+    /** The default `store` of the plugins opened here. */
     store?: MemoryStore | Store | StoreAccess
     /**
-     * `GET /health/live`, which answers as long as the process does, and `GET /health/ready`: 200 where all plugins
-     * are open and serve calls, all their stores that are known here answer within a second, and none is full, else 503. `prefix` stands in place of
-     * `/health`. `config` is the routes' configuration, in which `rateLimit` is `false` unless it says otherwise.
-     * @default false
+     * Adds two routes for orchestrators:
+     *
+     * - `GET /health/live`: 200 while the process responds.
+     * - `GET /health/ready`: 200 if all plugins are open and serve calls, and all known stores respond within a
+     *   second and are not full; else 503.
+     *
+     * `prefix` replaces `/health`. `config` is the `config` of the routes, in which `rateLimit` is `false` by
+     * default.
+     * @defaultValue false
      */
     health?: boolean | { prefix?: string, config?: FastifyContextConfig & Record<string, unknown> }
     /**
-     * `GET /metrics` for Prometheus: calls by plugin, function and code, how long they took, and what `stats()` has.
-     * `prefix` stands in place of `/metrics`, `config` is the route's configuration, as in `health`.
+     * Adds `GET /metrics` for Prometheus: calls by plugin, function and code, their durations, and the counters of
+     * `stats()`. `prefix` replaces `/metrics`, and `config` is the `config` of the route, as in `health`.
      *
-     * With `register`, a registry of prom-client, the metrics are added to that one until the app is closed. Then there is
-     * a route only with a `prefix`; it shows all that the registry has.
-     * @default false
+     * With `register`, a registry of prom-client, the metrics are added to that registry until the app closes. Then
+     * there is a route only with a `prefix`; it shows all metrics of the registry.
+     * @defaultValue false
      */
     metrics?: boolean | { prefix?: string, config?: FastifyContextConfig & Record<string, unknown>, register?: Registry | Registry<OpenMetricsContentType> }
     /**
-     * Routes for who has the token, of at least 16 characters of ASCII, and sends it as `authorization: Bearer …`. `prefix`
-     * stands in place of `/admin`.
+     * Adds routes for operators. Requests need the header `authorization: Bearer <token>`; the token has at least 16
+     * ASCII characters. `prefix` replaces `/admin`.
      *
      * - `POST /admin/plugins/:name/reload`: 204, or 422 with the reason.
-     * - `GET /admin/store?prefix=&cursor=`: `{ keys, cursor }`, up to a thousand keys, and the cursor of the next
-     *   ones, `null` where there are none.
-     * - `GET`, `PUT` (`?ttlMs=`) and `DELETE /admin/store/<key>`: the key percent-encoded, the body is the value.
+     * - `GET /admin/store?prefix=&cursor=`: `{ keys, cursor }` with up to a thousand keys, and the cursor of the next
+     *   page, or `null` on the last.
+     * - `GET`, `PUT` (`?ttlMs=`) and `DELETE /admin/store/<key>`: the key is percent-encoded; the body is the value.
      *
-     * The store is that of `store`, without its prefix and its limits for guests; there are no such routes without one.
+     * The store is the option `store`, without the prefix and limits that apply to guests. Without that option, there
+     * are no store routes.
      */
     admin?: { token: string, prefix?: string }
     /**
-     * How many milliseconds calls have to end once `fastify.close()` waits for them, from 0 to 2,147,483,647. Those that
-     * are left are interrupted: 503. A plugin that was given as a `Plugin` is left alone.
-     * @default 10000
+     * The milliseconds that running calls get to end when the app closes, from 0 to 2,147,483,647. Remaining calls
+     * are interrupted, and their responses are 503. Calls of a `Plugin` that the app passed are not interrupted.
+     * @defaultValue 10000
      */
     closeTimeoutMs?: number
-    /** Put before the urls of all routes. */
+    /** A prefix for the paths of all routes. */
     prefix?: string
   }
 
-  /** One of the app's plugins. */
+  /** A plugin of the app. A reload replaces the version that serves its calls. */
   export interface HostedPlugin {
-    /** As `call` of a Plugin. */
+    /** Runs a function of the plugin, like `Plugin.call`. */
     call<T = unknown> (name: string, input?: string | Bytes | null, hostContext?: T, options?: CallOptions | null): Promise<PluginOutput | null>
-    /** As `stats` of a Plugin. */
+    /** Returns the counters of the serving version, like `Plugin.stats`. */
     stats (): PluginStats
   }
 
-  /** What an app has as `fastify.extism`. */
+  /** The plugins of an app, as `fastify.extism`. */
   export interface Plugins {
+    /** The names of the plugins. */
     readonly names: string[]
-    /** The plugin of that name; throws `INVALID_ARGUMENT` where there is none. */
+    /**
+     * Returns a plugin by name.
+     * @throws `INVALID_ARGUMENT` if there is no plugin of that name
+     */
     plugin (name: string): HostedPlugin
     /**
-     * Opens the plugin from its source again, in place of the version that serves. Resolves when calls go to the
-     * new one; the old one is closed when the calls that it has are over. The plugin's variables begin anew.
+     * Reloads a plugin from its source without losing a call. Resolves when the new version serves. The old version
+     * closes after its last call. The plugin's variables start empty.
      *
-     * One reload follows the other. Rejects, and changes nothing, where the new version cannot be opened, lacks a
-     * function that a route calls, or fails its smoke call: `SMOKE_FAILED`. A plugin that was given as a `Plugin`
-     * cannot be reloaded: `UNSUPPORTED`.
+     * If the new version cannot be opened, lacks a function of a route, or fails its smoke call, the old one keeps
+     * serving. Reloads run one after the other.
+     * @throws the error of `createPlugin` if the new version cannot be opened
+     * @throws `INVALID_ARGUMENT` if it lacks a function that a route calls, or there is no plugin of that name
+     * @throws `SMOKE_FAILED` if its smoke call failed
+     * @throws `UNSUPPORTED` if the app passed the plugin as a `Plugin`
+     * @throws `CLOSED` if the app is closed
      */
     reload (name: string): Promise<void>
     /**
-     * Adds and replaces plugins, described as in the option `plugins`; `null` removes one. Either all of that happens, or it
-     * rejects and nothing has changed: if a plugin cannot be opened, lacks a function that a route calls, or fails its
-     * smoke call, and if a route calls a removed plugin. Calls under way end on the version that they began with.
+     * Adds and replaces plugins, as in the option `plugins`, and removes those whose value is `null`. Running calls
+     * end on the version that they started on.
+     *
+     * If any plugin cannot be opened, lacks a function of a route or fails its smoke call, or if a route calls a
+     * removed plugin, it rejects and changes nothing.
+     * @throws the same errors as `reload`
      */
     update (changes: Record<string, ExtismHostOptions['plugins'][string] | null>): Promise<void>
-    /** From now on `GET /health/ready` is 503, so that a load balancer sends no more requests. Call it some time before `close()`. */
+    /**
+     * Makes `GET /health/ready` respond with 503 from now on, so that load balancers send no more requests. Call it
+     * some time before `close()`.
+     */
     drain (): void
   }
 
@@ -182,11 +226,22 @@ declare namespace extismHost {
 }
 
 /**
- * Extism plugins in a Fastify app: routes that run their functions, and `fastify.extism` for handlers.
+ * A Fastify plugin that serves Extism plugins: routes that run their functions, and `fastify.extism` for handlers.
  *
  * In a call for a route, `context.hostContext()` of host functions in JavaScript is the request; the plugin's
- * messages go to `request.log`; the call ends when the client goes away. Errors have a `statusCode`, a `code`, and a
- * message for the client; what the plugin's call was rejected with is their `cause`.
+ * messages go to `request.log`; the call is canceled when the client disconnects. Errors have a `statusCode`, a
+ * `code`, and a message for the client; their `cause` is the error of the call.
+ *
+ * @example
+ * ```js
+ * const app = require('fastify')()
+ * await app.register(require('extism-host/fastify'), {
+ *   plugins: { greeter: 'greeter.wasm' },
+ *   routes: [{ url: '/greet', plugin: 'greeter', function: 'greet' }],
+ *   health: true
+ * })
+ * await app.listen({ port: 7070 })
+ * ```
  */
 declare function extismHost (...parameters: Parameters<ExtismHost>): ReturnType<ExtismHost>
 
