@@ -10,7 +10,7 @@ const leftOut = [
   [hasPostgres, 'PostgreSQL server', 'connections to PostgreSQL', '<rootDir>/__test__/connect-postgres']
 ].flatMap(([isHere, server, tests, path]) => {
   if (isHere()) return []
-  console.log(`There is no ${server} here: the tests of ${tests} are left out.`)
+  console.log(`${server} is not installed: skipping the tests of ${tests}.`)
   return [path]
 })
 

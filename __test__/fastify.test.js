@@ -347,7 +347,7 @@ describe('the app does not start', () => {
     ['with an option of a plugin that there is not', { plugins: { many: { source: 'x.wasm', wasi_: 1 } } }, /plugin "many": .*has no "wasi_"/],
     ['with a file that is not there', { plugins: { many: '/no/such.wasm' } }, /plugin "many": cannot read "\/no\/such.wasm"/],
     ['with routes that are no array', { routes: {} }, /routes must be an array/],
-    ['with a route without a plugin', { routes: [{ url: '/', function: 'echo' }] }, /routes\[0\]\.plugin must be a string/],
+    ['with a route without a plugin', { routes: [{ url: '/', function: 'echo' }] }, /routes\[0\]\.plugin must be a non-empty string/],
     ['with a route of another plugin', { routes: [{ ...route, plugin: 'other' }] }, /routes\[0\] names plugin "other", but there are only "many"/],
     ['with a route of a function that the plugin has not', { routes: [route, { ...route, url: '/2', function: 'none' }] }, /plugin "many": it has no function "none"/],
     ['with a route that has a mode that there is not', { routes: [{ ...route, mode: 'json' }] }, /routes\[0\]\.mode must be 'raw' or 'http'/],

@@ -1,6 +1,6 @@
 'use strict'
 
-// What one call costs without HTTP: awaited one by one, and with 32 in flight. See README.md.
+// Measures the cost of a call without HTTP: awaited one by one, and with 32 in flight. See README.md.
 
 const { readFileSync } = require('node:fs')
 const { join } = require('node:path')
@@ -13,7 +13,7 @@ const sdk = require('./support/sdk.js')
 const IN_FLIGHT = 32
 const FOREGROUND = 'JavaScript SDK, foreground'
 
-/** Both guests, each with an input and what it answers. */
+/** Both guests, each with an input and the expected output. */
 async function readGuests () {
   const countVowels = await assemble(readFileSync(join(__dirname, 'support/count-vowels.wat'), 'utf8'))
   return [
@@ -41,7 +41,7 @@ async function createSubjects (guest) {
   const two = await guest.create(2)
   const bound = (plugin) => (name, input) => plugin.call(name, input)
   return [
-    // In the foreground calls at once get each other's answers unless they wait for each other.
+    // In the foreground, concurrent calls of the SDK get each other's outputs, so they run one after the other.
     { name: FOREGROUND, call: bound(foreground), callInFlight: sdk.serialized(foreground), plugin: foreground },
     { name: 'extism-host, 1 instance', call: bound(one), callInFlight: bound(one), plugin: one },
     { name: 'extism-host, 2 instances', call: bound(two), callInFlight: bound(two), plugin: two }
@@ -55,7 +55,7 @@ async function check (guest, { name, callInFlight }) {
   }
 }
 
-/** Calls for that long from that many loops at once, and gives the microseconds per call. */
+/** Calls for this long from this many concurrent loops, and returns the microseconds per call. */
 async function measure (call, { name, input }, seconds, inFlight) {
   let calls = 0
   const start = performance.now()

@@ -1,6 +1,6 @@
 'use strict'
 
-// Real work inside of guests, beside the same WebAssembly in the JavaScript SDK. See README.md.
+// Measures real work inside guests, compared to the same WebAssembly in the JavaScript SDK. See README.md.
 
 const { existsSync, readdirSync, readFileSync } = require('node:fs')
 const { join } = require('node:path')
@@ -12,7 +12,7 @@ const sdk = require('./support/sdk.js')
 const BUILT = join(__dirname, 'plugins/built')
 const SDK = 'SDK'
 
-/** The SDK's foreground, then ours; `interruptions` has one entry for each of ours, undefined for the default. */
+/** The SDK in the foreground, then ours, once for each entry of `interruptions` (undefined is the default). */
 async function createSubjects (wasm, interruptions) {
   const subjects = [{ name: SDK, plugin: await sdk.createPlugin(wasm, { useWasi: true }) }]
   for (const interruption of interruptions) {
@@ -33,7 +33,7 @@ async function check (subjects, { name, entry, input }) {
   }
 }
 
-/** Milliseconds of CPU time that each thread of this process has had; empty except on Linux. */
+/** The CPU time of each thread of this process in milliseconds; empty except on Linux. */
 function readThreadTimes () {
   const times = new Map()
   if (!existsSync('/proc/self/task')) return times
@@ -48,8 +48,8 @@ function readThreadTimes () {
 }
 
 /**
- * Calls one by one for that long. `cpuMilliseconds` is what a call takes of the busiest thread, which runs the guest;
- * waiting for a core, as other processes make it do, does not count.
+ * Calls one by one for this long. `cpuMilliseconds` is the CPU time per call of the busiest thread, which runs the
+ * guest; it does not include waiting for a core that other processes use.
  */
 async function measure ({ plugin }, { entry, input }, seconds) {
   const times = []

@@ -1,6 +1,6 @@
 'use strict'
 
-// What many plugins and many instances take of a process, and what they leave. See README.md.
+// Measures the memory of many plugins and instances, and how much of it is freed. See README.md.
 
 const { execFileSync } = require('node:child_process')
 const { readFileSync, readdirSync, writeFileSync } = require('node:fs')
@@ -13,7 +13,7 @@ const { SAY_HELLO } = require('./support/article.js')
 
 const STEPS = 5
 
-// Each instance is made anew, as it grows its memory.
+// The guest grows its memory, so each instance is replaced rather than reset.
 const SMALL = (number) => `(module
   (import "extism:host/env" "output_set" (func $output (param i64 i64)))
   (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
@@ -41,7 +41,7 @@ const row = (name, { pss, rss, maps, descriptors, threads }) => ({
   '': name, 'PSS MiB': pss.toFixed(1), 'RSS MiB': rss.toFixed(1), maps: String(maps), descriptors: String(descriptors), threads: String(threads)
 })
 
-/** Opens different plugins, calls each once, and lets all of them idle. */
+/** Opens different plugins, calls each once, and leaves all of them idle. */
 async function openMany (sources, options) {
   const plugins = []
   for (const source of sources) plugins.push(await createPlugin(source, options))
@@ -64,7 +64,7 @@ async function main () {
   }
   const sources = []
   for (let number = 0; number < options.plugins; number++) sources.push(write(number, await assemble(SMALL(number))))
-  // A custom section makes each another plugin.
+  // A custom section makes each plugin different.
   const large = Array.from({ length: options.large }, (_, number) =>
     write(`large-${number}`, Buffer.concat([readFileSync(SAY_HELLO), Buffer.from([0, 5, 1, 0x78, number, 0, 0])])))
   for (const [useWasi, paths] of [[false, sources], [true, large]]) {

@@ -1,6 +1,6 @@
 'use strict'
 
-// For how long a plugin that computes keeps the event loop from everything else. See README.md.
+// Measures how long a computing plugin blocks the event loop. See README.md.
 
 const { monitorEventLoopDelay } = require('node:perf_hooks')
 const { setImmediate: nextTurn, setTimeout: sleep } = require('node:timers/promises')
@@ -19,9 +19,8 @@ async function timeOf (plugin) {
 }
 
 /**
- * A guest whose calls take about 100 ms. How many iterations that is depends on the engine. The
- * shortest of a few calls counts: what else the machine does only makes them longer, and an engine
- * may run a function's first calls slower.
+ * Returns a guest whose calls take about 100 ms. The number of iterations depends on the engine, so it is calibrated by
+ * the shortest of a few calls: other load only makes calls longer, and an engine may run the first calls slower.
  */
 async function calibrate (create) {
   let iterations = 10_000_000
@@ -37,7 +36,7 @@ async function calibrate (create) {
   }
 }
 
-/** Calls one after another, from as many loops as there are instances, with a turn of the loop between. */
+/** Calls one after another from one loop for each instance, with a turn of the event loop in between. */
 async function burn ({ plugin, instances }, seconds) {
   const start = performance.now()
   const end = start + seconds * 1e3

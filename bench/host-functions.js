@@ -1,6 +1,6 @@
 'use strict'
 
-// What a call of a host function in JavaScript costs the guest that calls it. See README.md.
+// Measures the cost of calling a host function in JavaScript from a guest. See README.md.
 
 const { createPlugin, MemoryStore } = require('../index.js')
 const { assemble } = require('../__test__/support/guest.js')
@@ -10,7 +10,7 @@ const sdk = require('./support/sdk.js')
 const FOREGROUND = 'JavaScript SDK, foreground'
 const WORKER = 'JavaScript SDK, worker'
 const HOST = 'extism-host'
-// So many in each call that the call itself hardly counts. More would slow the SDK's worker down.
+// Enough host calls in each call that the call itself hardly counts. More would slow the SDK's worker down.
 const HOST_CALLS = 100
 const HOST_CALLS_IN_RUST = 10_000
 
@@ -38,7 +38,7 @@ async function measure ({ plugin, hostCalls = HOST_CALLS }, seconds) {
   do {
     await plugin.call('run', 'key')
     calls++
-    // The SDK's worker slows down with each call unless it is reset each time.
+    // The SDK's worker slows down with each call unless it is reset in between.
     await plugin.reset?.()
   } while (performance.now() < end)
   return { microseconds: (performance.now() - start) * 1e3 / calls / hostCalls }
@@ -51,12 +51,12 @@ async function main () {
   const manifest = { wasm: [{ data: bytes }] }
   const results = {}
   for (const [form, answer] of Object.entries(FORMS)) {
-    // One for each: the SDK adds functions of its own to what it is given.
+    // A new object for each plugin, because the SDK adds its own functions to it.
     const functions = () => ({ 'extism:host/user': { ask: answer } })
     const isAsync = form.includes('promise')
     const inRust = await assemble(ask('hostMemoryGet', HOST_CALLS_IN_RUST))
     const subjects = [
-      // In the foreground the SDK can only await where V8 can suspend WebAssembly.
+      // In the foreground, the SDK can only await if V8 can suspend WebAssembly.
       ...(isAsync ? [] : [{ name: FOREGROUND, plugin: await sdk.createPlugin(manifest, { functions: functions() }) }]),
       { name: WORKER, plugin: await sdk.createPlugin(manifest, { functions: functions(), runInWorker: true }) },
       { name: HOST, plugin: await createPlugin(manifest, { functions: functions() }) },

@@ -1,7 +1,7 @@
 'use strict'
 
-// How many requests per second a server with the article's plugin answers, and how fast: a server
-// without a plugin, the JavaScript SDK in the foreground and in a worker, and ours. See README.md.
+// Measures throughput and latency of servers with the article's plugin: without a plugin, with the JavaScript SDK in
+// the foreground and in a worker, and with ours. See README.md.
 
 const { availableParallelism } = require('node:os')
 const { fail, requireWrk, startAll, load } = require('./support/http.js')
@@ -56,9 +56,9 @@ async function main () {
   let half
   if (options['half-load']) {
     const target = medians(full[FOREGROUND]).requestsPerSecond / 2
-    // More connections, so that the pause is long beside wrk's milliseconds and the latency.
+    // More connections, so that the pause is long compared to wrk's resolution of 1 ms and to the latency.
     const many = 4 * connections
-    // The worker is left out: half of the foreground's load is far more than it can take.
+    // Without the worker: half of the foreground's load is far more than it can handle.
     half = await alternate(rounds, SERVERS.filter(({ name }) => name !== WORKER),
       ({ name }) => load(running.get(name).url, seconds, many, many / target * 1e3))
     print(`HTTP, ${many} connections that pause, for half of the SDK foreground's load`, half)

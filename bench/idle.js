@@ -1,7 +1,7 @@
 'use strict'
 
-// What CPU time an open plugin takes that is not called, or 100 times a second, and how long such a
-// call takes. See README.md.
+// Measures the CPU time of an open plugin that is idle or called 100 times a second, and the duration of such a call.
+// See README.md.
 
 const { run, temporaryDirectory, cacheEnvironment } = require('./support/children.js')
 const { readOptions, alternate, medians, printTable, save } = require('./support/measure.js')
@@ -16,7 +16,7 @@ const PROCESSES = [
 const MODES = { idle: 'idle', trickle: '100 calls a second' }
 
 async function main () {
-  // Rounds are long, and what they measure is quiet.
+  // Few rounds are enough, because they are long and have little noise.
   const options = readOptions({ rounds: 5, seconds: 10 })
   const { rounds, seconds } = options
   const environment = cacheEnvironment(temporaryDirectory())

@@ -1,6 +1,6 @@
 'use strict'
 
-// What large inputs and outputs cost: a guest that copies its input to its output. See README.md.
+// Measures the cost of large inputs and outputs, with a guest that copies its input to its output. See README.md.
 
 const { createPlugin } = require('../index.js')
 const { assemble } = require('../__test__/support/guest.js')
@@ -12,8 +12,8 @@ const SIZES = [1, 64]
 const FOREGROUND = 'JavaScript SDK, foreground'
 
 /**
- * It reads its input and writes its output eight bytes at a time, as Extism's PDKs do. (In the SDK's
- * kernel, which is JavaScript, an output that is the input's own block would cost nothing at all.)
+ * The guest reads its input and writes its output eight bytes at a time, like Extism's PDKs. (Returning the input's own
+ * block would cost the SDK nothing at all, because its kernel is in JavaScript.)
  */
 const COPY = `(module
   (import "extism:host/env" "input_length" (func $input_length (result i64)))
@@ -39,7 +39,7 @@ async function measure ({ plugin }, input, seconds) {
   do {
     const called = performance.now()
     const answer = plugin.call('copy', input)
-    // What the call itself takes of the event loop; the rest is waited for.
+    // The time that the call blocks the event loop; for the rest it only waits.
     blocked += performance.now() - called
     const output = await answer
     if (output.byteLength !== input.length) throw new Error(`${output.byteLength} bytes came back`)

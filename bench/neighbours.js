@@ -1,6 +1,6 @@
 'use strict'
 
-// What a plugin whose calls all run to their deadline does to the latency of another one. See README.md.
+// Measures the latency of a plugin while all calls of another one run until their deadline. See README.md.
 
 const { setTimeout: sleep } = require('node:timers/promises')
 const { createPlugin, MemoryStore } = require('../index.js')
@@ -12,22 +12,22 @@ const ALONE = 'alone'
 const TIMEOUT = 50
 const PAUSE = 2
 
-/** Keeps all instances of a plugin busy, each call until its deadline, and returns what ends that. */
+/** Keeps all instances of a plugin busy, with calls that run until their deadline. Returns a function that stops it. */
 function keepBusy (plugin, instances) {
-  const state = { isOver: false }
+  const state = { isStopped: false }
   const loops = Array.from({ length: instances }, async () => {
-    while (!state.isOver) {
+    while (!state.isStopped) {
       const error = await plugin.call('burn').then(() => undefined, (error) => error)
       if (error?.code !== 'TIMEOUT') throw error ?? new Error('a call of the neighbour returned')
     }
   })
   return () => {
-    state.isOver = true
+    state.isStopped = true
     return Promise.all(loops)
   }
 }
 
-/** Calls about every 2 ms for that long, and gives how long calls take, from call to answer, in microseconds. */
+/** Calls about every 2 ms for this long, and returns the latencies in microseconds. */
 async function trickle (plugin, seconds) {
   const times = []
   const end = performance.now() + seconds * 1e3
@@ -55,7 +55,7 @@ async function main () {
 
   const results = await alternate(rounds, subjects, async ({ neighbour, instances }) => {
     const stop = neighbour && keepBusy(neighbour, instances)
-    // So that the process is in the state that is measured.
+    // Warm up, so that the process is in the measured state.
     await sleep(2 * TIMEOUT)
     const result = await trickle(plugin, seconds)
     await stop?.()

@@ -1,7 +1,7 @@
 'use strict'
 
-// Several servers on one Redis cluster of three, as behind a load balancer: what one answers, what two do, and
-// what it costs them and Redis when the messages that all of them read are changed all the time. See README.md.
+// Measures several servers on one Redis cluster of three, as behind a load balancer: the throughput of one and of two,
+// and the cost for them and Redis if the messages that all of them read change all the time. See README.md.
 
 const { setTimeout: sleep } = require('node:timers/promises')
 const { openStore } = require('../index.js')
@@ -18,7 +18,7 @@ const SUBJECTS = [
   { name: '2 servers, 1,000 changes a second', servers: 2, changes: 1_000 }
 ]
 
-/** Sets a message to what it is, so often per second, until it is stopped. */
+/** Sets a message to its current value this many times a second, until it is stopped. */
 function change (store, changes) {
   const stopping = new AbortController()
   const [[key, value]] = MESSAGES

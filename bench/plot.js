@@ -1,10 +1,10 @@
 'use strict'
 
-// Draws the results that the benchmarks have written with `--json`, and puts them into the tables of
-// docs/explanation/performance.md. The same results give the same files. See README.md.
+// Draws plots of the results that the benchmarks wrote with `--json`, and updates the tables of
+// docs/explanation/performance.md. It is deterministic. See README.md.
 //
 //   node bench/plot.js <directory of results>          writes docs/explanation/plots/*.svg and docs/explanation/performance.md
-//   node bench/plot.js <directory of results> --check  only says which of them would change
+//   node bench/plot.js <directory of results> --check  only reports which of them would change
 
 const { existsSync, mkdirSync, readFileSync, writeFileSync } = require('node:fs')
 const { join } = require('node:path')
@@ -16,7 +16,7 @@ const DOCUMENTS = join(__dirname, '../docs/explanation')
 const MORE = 'more is better'
 const LESS = 'less is better'
 
-/** One measure of several subjects: its rows have the values of all rounds. */
+/** One measure of several subjects; the rows contain the values of all rounds. */
 function panel (title, better, digits, results, key) {
   const rows = Object.entries(results)
     .map(([label, rounds]) => ({ label, values: rounds.map((round) => round[key]) }))
@@ -25,8 +25,8 @@ function panel (title, better, digits, results, key) {
 }
 
 /**
- * What is drawn of the results of each benchmark: a title, and panels. Panels of one list have the
- * same subjects and become one table.
+ * The plots of each benchmark: a title, and lists of panels. The panels of one list have the same subjects, and also
+ * become one table.
  */
 const PLOTS = {
   http: {
@@ -113,7 +113,7 @@ const PLOTS = {
   }
 }
 
-/** Median, extremes, and how many times that of the SDK's first row the median is, as text. */
+/** The median, the extremes, and the ratio of the median to the SDK's first row, as text. */
 function summarize ({ rows, digits, ...rest }) {
   const reference = rows.find(({ label }) => label.startsWith('JavaScript SDK'))
   return {
@@ -154,7 +154,7 @@ function conditions ({ machine, options }) {
     `${options.rounds} ${options.rounds === 1 ? 'round' : 'rounds'}${length}`
 }
 
-/** The files that the results in a directory give, with their contents. */
+/** The files for the results in a directory, with their contents. */
 function draw (directory) {
   const files = new Map()
   const document = join(DOCUMENTS, 'performance.md')
@@ -163,12 +163,12 @@ function draw (directory) {
     const source = join(directory, `${name}.json`)
     if (!existsSync(source)) continue
     const { results, ...about } = JSON.parse(readFileSync(source, 'utf8'))
-    // CPU time of other processes is not to be had everywhere.
+    // The CPU time of other processes is not available everywhere.
     const isMeasured = ({ rows }) => rows.length > 0
     const summarized = groups(results).map((panels) => panels.filter(isMeasured).map(summarize))
     const where = conditions(about)
     files.set(join(DOCUMENTS, 'plots', `${name}.svg`), bars(title, where, summarized.flat()))
-    // What lies between these marks is written by this program only.
+    // Only this program writes the text between these marks.
     const marked = new RegExp(`(<!-- results: ${name} -->\n)[^]*?(<!-- end -->)`)
     text = text.replace(marked, (_, begin, end) =>
       `${begin}\n${where}:\n\n${summarized.map(table).join('\n\n')}\n\n${end}`)
@@ -180,13 +180,13 @@ function draw (directory) {
 function main () {
   const { values, positionals } = parseArgs({ options: { check: { type: 'boolean' } }, allowPositionals: true })
   const [directory] = positionals
-  if (directory === undefined || !existsSync(directory)) throw new Error('which directory are the results in?')
+  if (directory === undefined || !existsSync(directory)) throw new Error('pass the directory of the results')
   for (const [path, content] of draw(directory)) {
     if (!values.check) {
       mkdirSync(join(DOCUMENTS, 'plots'), { recursive: true })
       writeFileSync(path, content)
     } else if (!existsSync(path) || readFileSync(path, 'utf8') !== content) {
-      console.error(`${path} is not what the results give`)
+      console.error(`${path} is out of date: run node bench/plot.js ${directory}`)
       process.exitCode = 1
     }
   }

@@ -1,7 +1,7 @@
 'use strict'
 
-// What a store on Redis costs a plugin that reads it, with its cache and without, beside a store in memory;
-// and after how long a plugin sees what another process has written. See README.md.
+// Measures the cost of reading a store on Redis from a plugin, with and without its cache, compared to a store in
+// memory; and the time until a plugin sees another process's write. See README.md.
 
 const { fork } = require('node:child_process')
 const { once } = require('node:events')
@@ -12,7 +12,7 @@ const { readOptions, alternate, medians, printTable, save } = require('./support
 
 const READS = 1_000
 
-/** It reads its store so often in each call that the call itself hardly counts. */
+/** The number of reads in each call, so many that the call itself hardly counts. */
 const READ = `(module
   (import "extism:host/env" "input_offset" (func $input (result i64)))
   (import "extism:host/env" "free" (func $free (param i64)))
@@ -36,7 +36,7 @@ async function measure ({ plugin }, seconds) {
   return { nanoseconds: (performance.now() - start) * 1e6 / calls / READS }
 }
 
-/** After how many milliseconds each of many writes of another process was read here, from when it was acknowledged there. */
+/** For many writes of another process, the milliseconds from the acknowledgement there until they could be read here. */
 async function measureDelays (url, writes) {
   const store = await openStore(url)
   const writer = fork(require.resolve('./children/redis-writer.js'), [url, String(writes)])
@@ -78,7 +78,7 @@ async function main () {
     }
     const delays = await measureDelays(server.url, writes)
     const at = (share) => delays[Math.min(delays.length - 1, Math.floor(delays.length * share))]
-    console.log(`\nA change by another process is read after (ms): p50 ${at(0.5).toFixed(3)}, p99 ${at(0.99).toFixed(3)}, at most ${at(1).toFixed(3)}`)
+    console.log(`\nTime until a change by another process can be read (ms): p50 ${at(0.5).toFixed(3)}, p99 ${at(0.99).toFixed(3)}, at most ${at(1).toFixed(3)}`)
     save(options, { reads, delays: { p50: at(0.5), p99: at(0.99), most: at(1) } })
   } finally {
     await server.stop()

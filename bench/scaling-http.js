@@ -1,7 +1,7 @@
 'use strict'
 
-// What is to be had past the limit of one event loop: several processes that share a port, and
-// several JavaScript threads, each with a plugin of its own. See README.md.
+// Measures scaling beyond one event loop: several processes that share a port, and several JavaScript threads, each with
+// a plugin of its own. See README.md.
 
 const { once } = require('node:events')
 const { join } = require('node:path')
@@ -12,7 +12,7 @@ const { readOptions, alternate, medians, printTable, save } = require('./support
 const IN_FLIGHT = 32
 const THREADS = [1, 2]
 
-/** Each server as one process, and as several. Ours has as many instances in all either way. */
+/** Each server as one process and as several. Ours has the same total number of instances either way. */
 function servers (processes) {
   return [
     { name: 'Fastify, no plugin', program: ['bench/servers/bare.js'], isConstant: true },
@@ -60,7 +60,7 @@ async function startCallers (library, threads) {
   return callers
 }
 
-/** All threads at once, each with so many calls in flight. */
+/** Runs all threads at once, each with this many calls in flight. */
 async function measureCallers ({ callers }, seconds) {
   const start = performance.now()
   const before = process.cpuUsage()

@@ -1,17 +1,17 @@
 'use strict'
 
-// How much more CPU-bound work two instances do than one. See README.md.
+// Measures how CPU-bound work scales from one instance to two. See README.md.
 
 const sdk = require('@extism/extism')
 const { createPlugin } = require('../index.js')
 const { burnGuest } = require('./support/burn.js')
 const { readOptions, alternate, medians, printTable, save } = require('./support/measure.js')
 
-/** About 5 ms a call: long beside what a call costs besides. */
+/** About 5 ms per call, long compared to the overhead of a call. */
 const ITERATIONS = 10_000_000
 const ONE = 'extism-host, 1 instance'
 
-/** Calls a second, with two calls for each instance in flight. */
+/** The calls per second, with two calls in flight for each instance. */
 async function measure ({ plugin, instances }, seconds) {
   let calls = 0
   const start = performance.now()

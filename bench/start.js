@@ -1,7 +1,6 @@
 'use strict'
 
-// How long a fresh process takes to its first answer, and what a further instance takes of memory.
-// See README.md.
+// Measures the time of a fresh process to its first output, and the memory of another instance. See README.md.
 
 const { run, temporaryDirectory, removeDirectory, cacheEnvironment } = require('./support/children.js')
 const { readOptions, alternate, medians, printTable, save } = require('./support/measure.js')
@@ -37,10 +36,10 @@ async function measureMemory ({ kind }, warmCache) {
 }
 
 async function main () {
-  // `--seconds` changes nothing here; run.sh gives all benchmarks the same options.
+  // `--seconds` has no effect here, but run.sh passes the same options to all benchmarks.
   const { seconds, ...options } = readOptions({ rounds: 9, seconds: 1 })
   const { rounds } = options
-  // The first round, which is not counted, fills it.
+  // The warm-up round fills it.
   const warmCache = temporaryDirectory()
 
   const start = await alternate(rounds, STARTS, (subject) => measureStart(subject, warmCache))

@@ -1,7 +1,7 @@
 'use strict'
 
-// How many requests per second the article's server answers when its messages are in memory, in a file, on a
-// Redis server and on a Redis cluster: both are hot keys, read by `hostMemoryGet`. See README.md.
+// Measures the requests per second of the article's server with its messages in memory, in a file, on a Redis server and
+// on a Redis cluster. The two messages are hot keys, read by `hostMemoryGet`. See README.md.
 
 const { availableParallelism } = require('node:os')
 const { join } = require('node:path')
@@ -20,7 +20,7 @@ async function fill (url) {
   await store.close()
 }
 
-/** The servers, each with the URL of a store that has the messages. */
+/** The servers, each with the URL of a store that contains the messages. */
 async function servers (redis, cluster) {
   const urls = {
     'redb, a file': `redb:${join(temporaryDirectory(), 'data.redb')}`,

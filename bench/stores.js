@@ -1,6 +1,6 @@
 'use strict'
 
-// What a store does in a second, and what it takes, in a file and in memory. See README.md.
+// Measures the throughput of a store, and its size on disk and in memory. See README.md.
 
 const { statSync } = require('node:fs')
 const { parseArgs } = require('node:util')
@@ -9,10 +9,10 @@ const { assemble } = require('../__test__/support/guest.js')
 const { printTable, save } = require('./support/measure.js')
 
 const HOST_CALLS = 100
-/** Keys that are set at once to fill the store. */
+/** The batch size for filling the store. */
 const BATCH = 1_000
 
-/** It reads its input's key from the store so often in each call that the call itself hardly counts. */
+/** The guest reads its input's key from the store this often in each call, so that the call itself hardly counts. */
 const READ = `(module
   (import "extism:host/env" "input_offset" (func $input (result i64)))
   (import "extism:host/env" "free" (func $free (param i64)))
@@ -46,7 +46,7 @@ function options () {
 
 const keyOf = (number) => `bench:${String(number).padStart(10, '0')}`
 
-/** Microseconds per operation, of which as many are on their way all the time as are said. */
+/** The microseconds per operation, with this many operations in flight. */
 async function measure (seconds, inFlight, operation) {
   const latencies = []
   const start = performance.now()
@@ -69,7 +69,7 @@ async function measure (seconds, inFlight, operation) {
   }
 }
 
-/** Resident bytes of this process, after what is garbage has been collected where that can be asked for. */
+/** The resident bytes of this process, after a garbage collection if Node exposes it. */
 function residentBytes () {
   globalThis.gc?.()
   return process.memoryUsage.rss()
@@ -92,7 +92,7 @@ async function main () {
   const filled = residentBytes()
 
   let next = 0
-  // A prime number of steps, so that keys that are near each other are not asked for one after the other.
+  // Steps of a prime number, so that neighbouring keys are not read one after the other.
   const anyKey = () => keyOf((next += 7_919) % keys)
   const value = Buffer.alloc(bytes, 'v')
   const plugin = await createPlugin(await assemble(READ), { store })

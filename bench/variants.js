@@ -1,6 +1,6 @@
 'use strict'
 
-// What an instance for each call costs, and fuel. See README.md.
+// Measures the cost of an instance for each call, and of fuel. See README.md.
 
 const { readFileSync } = require('node:fs')
 const { join } = require('node:path')
@@ -15,7 +15,7 @@ const IN_FLIGHT = 32
 const INSTANCES = 2
 const FOREGROUND = 'JavaScript SDK, foreground'
 
-/** The options of each subject. Instances of count_vowels start the same without a snapshot: it has no initialization. */
+/** The options of each subject. A snapshot makes no difference for count_vowels, which has no initialization. */
 const VARIANTS = {
   'extism-host': {},
   'extism-host, fuel': { fuel: 100_000_000 },

@@ -1,6 +1,6 @@
 'use strict'
 
-// A host function in JavaScript beside the one in Rust: the plugin asks the first whose request this is, and looks
+// A host function in JavaScript next to the one in Rust: the plugin gets the request's user from the first, and looks
 // that key up with hostMemoryGet.
 //
 //   npx wat2wasm examples/host-functions.wat -o host-functions.wasm
@@ -10,7 +10,7 @@
 const fastify = require('fastify')({ logger: true })
 const { MemoryStore } = require('extism-host')
 
-// For a route, the context of a call is its request.
+// In a call for a route, the host context is the request.
 const user = (context) => context.hostContext().headers['x-user'] ?? 'nobody'
 
 fastify.register(require('extism-host/fastify'), {

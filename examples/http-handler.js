@@ -1,7 +1,7 @@
 'use strict'
 
-// A plugin that handles HTTP itself: it gets the request as JSON, and says what the status, the headers and the
-// body of the answer are.
+// A plugin that handles HTTP itself: it gets the request as JSON, and returns the status, headers and body of the
+// response.
 //
 //   npx wat2wasm examples/http-handler.wat -o http-handler.wasm
 //   node examples/http-handler.js

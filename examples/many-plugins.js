@@ -1,7 +1,7 @@
 'use strict'
 
-// Several plugins in one app, with one store, in which each has a part of its own; a plugin as a part of a
-// handler in JavaScript; and what it takes to operate them:
+// Several plugins in one app that share a store, each under its own prefix; a handler in JavaScript that calls plugins;
+// and health checks, metrics and reloads:
 //
 //   curl -d 'Jane' http://localhost:7070/hello
 //   curl -d 'Jane' http://localhost:7070/visits
@@ -40,7 +40,7 @@ fastify.register(require('extism-host/fastify'), {
   ],
   health: true,
   metrics: true,
-  // Off without a token, as it should be.
+  // Without a token, there are no admin routes.
   admin: token === undefined ? undefined : { token }
 })
 

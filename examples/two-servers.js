@@ -1,7 +1,7 @@
 'use strict'
 
-// Two servers with one store on Redis: what a plugin of one has written, a plugin of the other reads. Each is
-// an app of its own here, as it would be a process of its own on a machine of its own:
+// Two servers share a store on Redis: a plugin of one reads the data that a plugin of the other has written. Here, both
+// are apps in one process; in production, each would run on its own machine:
 //
 //   redis-server &
 //   REDIS_URL=redis://localhost:6379 node examples/two-servers.js
@@ -16,7 +16,7 @@ const contentType = 'text/plain; charset=utf-8'
 async function start (port) {
   const store = await openStore(process.env.REDIS_URL ?? 'redis://localhost:6379')
   const fastify = Fastify({ logger: true })
-  // Closed last, as hooks of this kind run in the opposite order.
+  // The store closes after the plugins, because Fastify runs these hooks in reverse order.
   fastify.addHook('onClose', () => store.close())
   fastify.register(require('extism-host/fastify'), {
     plugins: { visits: { source: 'plugins/visits-rust/visits.wasm', timeoutMs: 2_000 } },

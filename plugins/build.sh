@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the plugins that are committed: the examples, and the guest of the tests that is written in C.
-# The output depends on nothing but the sources, go.sum, Cargo.lock and the versions of the tools, which go.mod and,
-# as packages of Debian, Cargo.toml and the head of the C source name: `build.sh --check` tells whether the
-# committed files are what they give.
+# Builds are reproducible: the output depends only on the sources, go.sum, Cargo.lock and the versions of the tools,
+# which go.mod, Cargo.toml and the head of the C source name (the last two as packages of Debian). `build.sh --check`
+# verifies the committed files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Looks for advisories and licences: cargo-deny for Rust (deny.toml), npm for what is published and what builds it.
+# Checks advisories and licences: cargo-deny for Rust (deny.toml), npm for the published packages and their build tools.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs the steps of the Dockerfile without Docker, each stage in a fresh root of Debian bookworm, with Node from npm. Needs root,
-# mmdebstrap, redis-server and a build in this directory (`npm run build`): the build of the addon is the one step left out.
-# The last stage runs as in a cluster: as process 1, without rights, with files that it cannot change, and no shell beside it.
+# Runs the steps of the Dockerfile without Docker, each stage in a fresh root of Debian bookworm, with Node from npm. It needs root,
+# mmdebstrap, redis-server and a build in this directory (`npm run build`), because it skips the build of the addon. The last stage
+# runs like in a cluster: as process 1, unprivileged, with read-only files, and without a shell.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The second part: an own network, so that the ports of this machine do not matter.
+# The second part runs in its own network namespace, so that it does not conflict with ports of this machine.
 if [ "${1-}" = --run ]; then
   image=$2
   trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
@@ -21,12 +21,12 @@ if [ "${1-}" = --run ]; then
     "$image" "${inside[@]}" /nodejs/bin/node "${command[@]}" > /dev/null &
   container=$!
   for _ in $(seq 100); do "${inside[@]}" "${health[@]}" && break; kill -0 "$container"; done
-  echo "healthy after $(( ($(date +%s%N) - start) / 1000000 )) ms, with the compiled plugins of the image"
+  echo "healthy after $(( ($(date +%s%N) - start) / 1000000 )) ms, with plugins compiled ahead of time"
   curl -fsS -X POST http://127.0.0.1:7070/visit -d Jane
   echo
   kill -TERM "$(pgrep -P "$container")"
   wait "$container"
-  echo 'it ended with 0'
+  echo 'the server exited with 0'
   exit
 fi
 
@@ -44,14 +44,14 @@ cp "$scratch"/tools/node_modules/node-linux-*/bin/node "$build/usr/local/bin/"
 mkdir -p "$build/usr/local/lib/node_modules"
 cp -r "$scratch/tools/node_modules/npm" "$build/usr/local/lib/node_modules/"
 ln -s ../lib/node_modules/npm/bin/npm-cli.js "$build/usr/local/bin/npm"
-# What this machine trusts, and its registry.
+# The certificate authorities and the registry of this machine.
 cp /etc/ssl/certs/ca-certificates.crt "$build/etc/ssl/certs/"
 npm_config_registry=$(npm config get registry)
 export npm_config_registry NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt
 git ls-files -z plugins deploy | xargs -0 cp --parents -t "$(mkdir -p "$build/src" && echo "$build/src")"
 node scripts/pack.js "$build/tmp" > /dev/null 2>&1
 
-# The commands after the build, as they are in the Dockerfile.
+# The commands of the Dockerfile after the build.
 steps=$(sed -e ':a' -e '/\\$/N; s/\\\n//; ta' Dockerfile | awk '
   /^WORKDIR \/app/ { on = 1 }
   /^FROM .*distroless/ { exit }
@@ -63,7 +63,7 @@ echo 'FROM distroless'
 root --variant=extract --include=libc6,libstdc++6,libgcc-s1 bookworm "$image"
 mkdir -p "$image/nodejs/bin" "$image/usr/bin" "$image/proc"
 cp "$build/usr/local/bin/node" "$image/nodejs/bin/"
-# What sets the user and the environment, in place of a container engine.
+# `env` sets the environment, like a container engine would.
 cp /usr/bin/env "$image/usr/bin/"
 cp -r "$build/app" "$image/app"
 chown -R 65532:65532 "$image/app"

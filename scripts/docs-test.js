@@ -1,7 +1,7 @@
 'use strict'
 
-// Tries the built site (`npm run docs:build`) in a browser without a network: search, every page at the width of a phone,
-// and dark mode. `node scripts/docs-test.js [directory]` leaves screenshots there. It needs Chromium (`CHROMIUM`, or
+// Tests the built site (`npm run docs:build`) in a browser without a network: search, every page at the width of a phone,
+// and dark mode. `node scripts/docs-test.js [directory]` saves screenshots there. It needs Chromium (`CHROMIUM`, or
 // `chromium` in the path).
 
 const assert = require('node:assert')
@@ -29,7 +29,7 @@ function serve () {
 
 const pages = () => readdirSync(SITE, { recursive: true }).filter((file) => file.endsWith('.html') && file !== '404.html')
 
-/** A page that reports what it wants from elsewhere, and errors of its scripts. */
+/** Opens a page that reports requests to other origins, and errors of its scripts. */
 async function open (browser, options, root, problems) {
   const context = await browser.newContext(options)
   const page = await context.newPage()
@@ -85,7 +85,7 @@ async function main (screenshots) {
   }
   for (const problem of problems) console.error(problem)
   if (problems.length > 0) process.exitCode = 1
-  else console.log(`${pages().length} pages: search, width and dark mode are right`)
+  else console.log(`${pages().length} pages: search, width and dark mode work`)
 }
 
 main(process.argv[2])

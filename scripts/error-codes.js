@@ -12,7 +12,7 @@ const COLUMNS = 116
 /** The groups of codes, in the order of the file: `[title, { CODE: { cause, remedy } }]`. */
 const groups = Object.entries(JSON.parse(readFileSync(join(ROOT, 'docs/reference/error-codes.json'), 'utf8')))
 
-/** Codes that programs know by other ways than `ErrorCode`. */
+/** The group of codes that are not in `ErrorCode`. */
 const OTHERS = 'Not in ErrorCode'
 
 function page () {
@@ -49,13 +49,13 @@ const files = [
   ['index.d.ts', /(export type ErrorCode =\n)[^]*?(\n\n)/, type()]
 ]
 
-for (const [file, place, text] of files) {
+for (const [file, pattern, text] of files) {
   const path = join(ROOT, file)
   const before = readFileSync(path, 'utf8')
-  const after = before.replace(place, (_, begin, end) => `${begin}${text}${end}`)
+  const after = before.replace(pattern, (_, begin, end) => `${begin}${text}${end}`)
   if (after === before) continue
   if (process.argv.includes('--check')) {
-    console.error(`${file} does not have the codes of docs/reference/error-codes.json: run node scripts/error-codes.js`)
+    console.error(`${file} differs from docs/reference/error-codes.json: run node scripts/error-codes.js`)
     process.exitCode = 1
   } else {
     writeFileSync(path, after)

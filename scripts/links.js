@@ -1,7 +1,7 @@
 'use strict'
 
-// Checks the links of the documents: each relative one leads to a file of this repository and, after #, to a heading of
-// it. Absolute links are left alone, so no network is needed.
+// Checks the relative links of the documents: each must lead to a file of this repository and, after #, to one of its
+// headings. It skips absolute links, so it needs no network.
 
 const { execFileSync } = require('node:child_process')
 const { existsSync, readFileSync } = require('node:fs')
@@ -11,7 +11,7 @@ const ROOT = join(__dirname, '..')
 
 const withoutCode = (text) => text.replace(/^```[^]*?^```$/gm, '').replace(/`[^`\n]*`/g, (code) => code.replace(/[[\]()]/g, ''))
 
-/** The fragments that lead into a document, as GitHub and VitePress make them of its headings. */
+/** The fragments of a document's headings, as GitHub and VitePress generate them. */
 function fragments (path) {
   const text = withoutCode(readFileSync(path, 'utf8'))
   const headings = [...text.matchAll(/^#+ (.*)$/gm)].map(([, heading]) =>

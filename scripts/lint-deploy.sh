@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lints the Dockerfile (hadolint), compose.yaml (check-jsonschema) and the manifests for Kubernetes (kubernetes-validate). All three come
-# from PyPI, and the latter two bring their schemas.
+# Lints the Dockerfile (hadolint), compose.yaml (check-jsonschema) and the Kubernetes manifests (kubernetes-validate). All tools come
+# from PyPI; the latter two include the schemas.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

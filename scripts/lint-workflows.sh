@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lints .github: actionlint (from the Go module proxy) for mistakes, zizmor (from PyPI) for what could be attacked.
-# shellcheck is used if it is installed.
+# Lints .github: actionlint (from the Go module proxy) finds mistakes, zizmor (from PyPI) finds vulnerabilities.
+# actionlint uses shellcheck if it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

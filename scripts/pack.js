@@ -1,8 +1,8 @@
 'use strict'
 
-// Packs what is published: `node scripts/pack.js <directory> [version]`. Prints the names of the packages with their
-// files, as JSON. There is one package for each platform whose binary lies in the top directory (`npm run build`) or,
-// as `napi artifacts` leaves them, in `npm/`. The core depends on exactly those, as an option.
+// Packs the packages to publish: `node scripts/pack.js <directory> [version]`. Prints their names and files as JSON.
+// There is one package for each platform whose binary is in the top directory (`npm run build`) or in `npm/` (`napi
+// artifacts`). These are the optional dependencies of the core.
 
 const { execFileSync } = require('node:child_process')
 const { copyFileSync, cpSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } = require('node:fs')
@@ -23,7 +23,7 @@ function pack (directory, destination) {
   return { name, file: join(destination, filename), unpackedSize }
 }
 
-/** One directory for each platform that has a binary here. */
+/** Creates a directory for each platform that has a binary here. */
 function platformDirectories (scratch) {
   const npm = join(ROOT, 'npm')
   const thirdParty = run(process.execPath, [join(__dirname, 'third-party.js')])
@@ -60,7 +60,7 @@ function main ([destination, version]) {
     const names = platforms.map((directory) => readJson(join(directory, 'package.json')).name)
     for (const directory of all) {
       const path = join(directory, 'package.json')
-      // What only this repository needs.
+      // Remove fields that only this repository needs.
       const { scripts, devDependencies, workspaces, tsd, overrides, ...published } = readJson(path)
       published.version = version ?? committed
       if (platforms.includes(directory)) published.files.push('THIRD-PARTY.md')

@@ -1,7 +1,7 @@
 'use strict'
 
-// Checks the prose of documents and doc comments against the style in CONTRIBUTING.md, by few rules without false
-// alarms: `node scripts/prose.js [files]`. Text between `<!-- prose: off -->` and `<!-- prose: on -->` is left alone.
+// Checks the prose of documents and comments against the style in CONTRIBUTING.md, with a few rules that give no false
+// alarms: `node scripts/prose.js [files]`. It skips text between `<!-- prose: off -->` and `<!-- prose: on -->`.
 
 const { execFileSync } = require('node:child_process')
 const { readFileSync } = require('node:fs')
@@ -9,10 +9,13 @@ const { join } = require('node:path')
 
 const ROOT = join(__dirname, '..')
 
-/** The files that are checked, as `git ls-files` takes them. */
-const FILES = ['*.md', 'docs/reference/error-codes.json', 'index.d.ts']
+/** The files to check, as arguments of `git ls-files`. */
+const FILES = [
+  '*.md', 'docs/reference/error-codes.json', 'index.js', 'index.d.ts', 'server.js', 'bin/*.js', 'lib/*.js', 'packages/*.js', 'packages/*.ts',
+  'packages/cli/lib/config.schema.json', 'bench/*.js', 'examples/*.js', 'scripts/*.js'
+]
 
-/** What a sentence must not match, and what to write instead. */
+/** Patterns that a sentence must not match, with advice. */
 const RULES = [
   [/(?<!\bthere )\b(?:is|are|was|were) no (?!longer\b|more\b|less\b|fewer\b|later\b)\w+/i, 'write "is not a …"'],
   [/^(?:What|Who|Whoever|How (?:many|much|long|often))\b(?!.*\?$).{12,}/, 'name the thing that the clause stands for'],
@@ -40,7 +43,7 @@ const withoutQuoted = (text) => text
   .replace(/^```[^]*?^```$/gm, blank)
   .replace(/`[^`\n]*(?:\n[^`\n]*)?`/g, (code) => code.replace(/[^\n]/g, 'x'))
 
-/** Paragraphs, items and cells of Markdown. Headings may be phrases, so they are left out. */
+/** The paragraphs, items and cells of Markdown, without headings, which may be phrases. */
 function ofMarkdown (text) {
   return withoutQuoted(text)
     .replace(/^---\n[^]*?\n---\n/, blank)
@@ -50,7 +53,7 @@ function ofMarkdown (text) {
     .replace(/\|/g, '\0').replace(/\n(?=\s*\n)/g, '\n\0').replaceAll('**', '  ')
 }
 
-/** Comments of JavaScript, TypeScript and Rust. */
+/** The comments of JavaScript, TypeScript and Rust. */
 function ofSource (text) {
   const comments = text.replace(/\/\*[^]*?\*\/|\/\/.*$|[^\n]/gm, (part) => /^\/[/*]/.test(part) ? part : ' ')
   return withoutQuoted(comments)

@@ -1,9 +1,9 @@
 'use strict'
 
 // Publishes all packages to a registry on the loopback interface, installs them from there in empty projects, and runs
-// what the README shows: `node scripts/registry-test.js [npm] [pnpm] [yarn] [yarn-pnp]`, npm without arguments. The
-// installing processes have Node on their PATH, and nothing else. What other packages need comes from the usual registry,
-// through this one. A target that `scripts/cross.sh` has built stands for npm there: aarch64-unknown-linux-gnu.
+// the README's example: `node scripts/registry-test.js [npm] [pnpm] [yarn] [yarn-pnp]`, by default npm. The installing
+// processes have nothing but Node on their PATH. The registry proxies all other packages from the usual one.
+// With a target of `scripts/cross.sh` in place of npm, such as aarch64-unknown-linux-gnu, it tests that build.
 
 const { execFileSync, spawn } = require('node:child_process')
 const { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } = require('node:fs')
@@ -36,11 +36,11 @@ function freePort () {
   })
 }
 
-/** Starts the registry: anybody may publish, and what it does not have it asks the usual one for. */
+/** Starts the registry: anybody may publish, and packages that it does not have come from the usual one. */
 async function startRegistry () {
   const tools = join(scratch, 'tools')
   mkdirSync(tools)
-  // It asks for a tag, which not every mirror has.
+  // It would request a dist-tag, which not every mirror has.
   writeFileSync(join(tools, 'package.json'), JSON.stringify({ private: true, overrides: { 'node-fetch': '2.7.0' } }))
   run('npm', ['install', '--no-audit', '--no-fund', '--prefix', tools, VERDACCIO])
   const usual = run('npm', ['config', 'get', 'registry'], { cwd: ROOT }).trim()
@@ -64,7 +64,7 @@ log: { type: file, path: ${join(scratch, 'verdaccio.log')}, level: warn }
   }
 }
 
-/** Publishes the packages as a version that no other registry has. */
+/** Publishes the packages with a version that no other registry has. */
 function publish (url) {
   const { version } = require('../package.json')
   const packed = join(scratch, 'packed')
@@ -77,7 +77,7 @@ function publish (url) {
   return { packages, local }
 }
 
-/** A directory for PATH: Node, the package manager, and what npm's own start script needs. */
+/** Creates a directory for PATH with Node, the package manager, and the commands that npm's own start script uses. */
 function pathWith (tool, manager) {
   const bin = join(scratch, `bin-${manager}`)
   mkdirSync(bin)
@@ -89,7 +89,7 @@ function pathWith (tool, manager) {
     return bin
   }
   symlinkSync(process.execPath, join(bin, 'node'))
-  // The shells that package managers start programs with.
+  // Package managers start programs with these shells.
   for (const name of ['sh', 'env', 'uname', 'dirname', 'sed']) symlinkSync(run('which', [name]).trim(), join(bin, name))
   if (tool === undefined) {
     symlinkSync(run('which', ['npm']).trim(), join(bin, 'npm'))
@@ -101,7 +101,7 @@ function pathWith (tool, manager) {
   return bin
 }
 
-/** What is installed, in MB and packages, without links. */
+/** The size of an installation in MB, and its number of packages, without links. */
 function installed (directory) {
   let bytes = 0
   let packages = 0
@@ -147,7 +147,7 @@ function tryOut (manager, registry, { local }) {
   const how = MANAGERS[manager] ?? MANAGERS.npm
   const directory = project(`project-${manager}`, how, registry)
   const PATH = pathWith(how.tool, manager)
-  // As on a machine that has never had it, but for the files that every package manager may keep.
+  // Like on a machine that never had the package manager, except for files that it may keep.
   const env = { PATH, HOME: join(scratch, `home-${manager}`), npm_config_cache: join(scratch, `cache-${manager}`), npm_config_userconfig: join(directory, '.npmrc'), EXTISM_HOST_CACHE_DIR: join(scratch, 'compiled') }
   mkdirSync(env.HOME, { recursive: true })
   const execute = ([command, ...args]) => {
@@ -167,7 +167,7 @@ function tryOut (manager, registry, { local }) {
   if (how === MANAGERS.npm) check(`the core brings ${core}`, core.startsWith('2 packages'))
   execute(how.install([`@extism-host/fastify@${local}`, 'fastify@5']))
   check(`${manager}: the route does not answer`, EXPECTED.test(execute(how.run(['node', 'server.js']))))
-  console.log(`${manager}: extism-host installed in ${seconds} s, ${core}; the README's example and a Fastify route answer`)
+  console.log(`${manager}: extism-host installed in ${seconds} s, ${core}; the README's example and a Fastify route work`)
   if (manager !== 'npm') return
   execute(['npm', 'install', `@extism-host/cli@${local}`])
   const called = execute(['node', 'node_modules/extism-host/bin/extism-host.js', 'inspect', 'plugins/say-hello/say-hello.wasm'])

@@ -1,6 +1,6 @@
 'use strict'
 
-// Prints what CHANGELOG.md says of a version: `node scripts/release-notes.js v0.2.0`.
+// Prints the section of CHANGELOG.md for a version: `node scripts/release-notes.js v0.2.0`.
 
 const { readFileSync } = require('node:fs')
 const { join } = require('node:path')
@@ -12,5 +12,5 @@ if (section === undefined) {
   console.error(`CHANGELOG.md has no section for ${version}`)
   process.exit(1)
 }
-// Without the targets of links at the end of the file.
+// Without the link targets at the end of the file.
 console.log(section.split('\n').slice(1).filter((line) => !/^\[[^\]]+\]: /.test(line)).join('\n').trim())

@@ -1,6 +1,6 @@
 'use strict'
 
-// Runs the smoke suite in other runtimes, and with `--jest` the whole Jest suite on the versions of Node:
+// Runs the smoke suite in other runtimes, and with `--jest` the whole Jest suite in other versions of Node:
 // `node scripts/runtimes.js [--jest] [node22] [node24] [node26] [bun] [deno]`. Their binaries come from npm.
 
 const { execFileSync, spawnSync } = require('node:child_process')

@@ -1,6 +1,6 @@
 'use strict'
 
-// Prints the licences of all crates that are part of the binary, with their texts, as BSD, MIT and Apache want.
+// Prints the licences of all crates in the binary, with their texts, as BSD, MIT and Apache require.
 
 const { execFileSync } = require('node:child_process')
 const { readFileSync, readdirSync } = require('node:fs')
@@ -13,7 +13,7 @@ function metadata () {
   return JSON.parse(execFileSync('cargo', args, { cwd: join(__dirname, '..'), encoding: 'utf8', maxBuffer: 1 << 30, stdio: ['ignore', 'pipe', 'inherit'] }))
 }
 
-/** The packages that are compiled into the library, and not only used to build or test it. */
+/** The packages that are compiled into the library, without those that only build or test it. */
 function linked ({ packages, resolve: { nodes, root } }) {
   const byId = new Map(nodes.map((node) => [node.id, node]))
   const found = new Set()

@@ -17,7 +17,7 @@ export function greet (): i32 {
   const value = new Memory(offset, lengthOf(offset)).toString()
   const last = Var.get('last')
   const answer = value + ', after ' + (last === null ? 'nothing' : String.UTF8.decode(last.buffer))
-  // Not Host.outputString, which makes a block of as many bytes as there are UTF-16 units.
+  // Not Host.outputString, which allocates one byte for each UTF-16 code unit.
   Host.output(Uint8Array.wrap(String.UTF8.encode(answer)))
   Var.set('last', Uint8Array.wrap(String.UTF8.encode(key)))
   return 0

@@ -1,12 +1,12 @@
 'use strict'
 
-// A JavaScript thread with a plugin of its own. Asked for so many seconds and calls in flight, it
-// makes calls, and answers how many it made a second.
+// A JavaScript thread with its own plugin. A message asks it for a number of seconds and of calls in flight; it makes
+// the calls, and replies with the number per second.
 
 const { parentPort, workerData } = require('node:worker_threads')
 const { expectedAnswer } = require('../support/article.js')
 
-/** The SDK's calls wait for each other: in flight together, they get each other's answers. */
+/** Concurrent calls of the SDK would get each other's outputs, so they run one after the other. */
 async function createCall (library) {
   if (library === 'sdk') {
     const { createSayHello, serialized } = require('../support/sdk.js')

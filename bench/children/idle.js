@@ -1,9 +1,8 @@
 'use strict'
 
-// `idle.js <none | sdk | host> <idle | trickle> <seconds>` prints how many milliseconds of CPU time
-// per second the process takes, all threads included: with an open plugin and nothing to do, or with
-// 100 calls a second, and then also how many microseconds a call takes, as a median. With `none`,
-// the timers are the same, and there is no plugin.
+// `idle.js <none | sdk | host> <idle | trickle> <seconds>` prints the CPU time of the process in milliseconds per
+// second, including all threads: with an idle plugin, or with 100 calls a second, and then also the median microseconds
+// of a call. With `none`, the timers are the same, and there is no plugin.
 
 const { setTimeout: sleep } = require('node:timers/promises')
 const { median } = require('../support/measure.js')
@@ -17,8 +16,8 @@ async function createCall (library) {
 }
 
 /**
- * Calls when each is due, and not so much after the one before, so that it stays 100 a second. Gives
- * the microseconds that each call took.
+ * Starts each call when it is due, not a fixed time after the previous one, so that the rate stays 100 a second. Returns
+ * the microseconds of each call.
  */
 async function trickle (call, seconds) {
   const times = []
@@ -36,7 +35,7 @@ async function trickle (call, seconds) {
 async function main () {
   const [library, mode, seconds] = process.argv.slice(2)
   const call = await createCall(library)
-  // Past the start: code is compiled, and what start-up has left over is collected.
+  // Let start-up finish: code gets compiled, and garbage collected.
   await trickle(call, 1)
   await sleep(500)
 
@@ -50,7 +49,7 @@ async function main () {
     cpuMillisecondsPerSecond: (user + system) / 1e3 / took,
     callMicroseconds: times.length === 0 ? undefined : median(times)
   }))
-  // Nothing is left to be done, and an open plugin is none of it.
+  // An open plugin does not keep the process alive, so it ends here.
 }
 
 main()

@@ -1,18 +1,18 @@
 'use strict'
 
-// `memory.js <sdk | worker | host> <number>` prints how many MiB a process has in memory that has
-// made calls with that many instances: with as many plugins in the SDK, with one plugin here.
+// `memory.js <sdk | worker | host> <number>` prints the resident MiB of a process that has made calls with that many
+// instances: as many plugins in the SDK, or one plugin here.
 
 const { setTimeout: sleep } = require('node:timers/promises')
 const { expectedAnswer } = require('../support/article.js')
 
 const CALLS_PER_INSTANCE = 32
 
-/** The plugins, and how many calls at once are made to each. */
+/** The plugins, and the number of concurrent calls to each. */
 async function open (kind, number) {
   if (kind === 'host') {
     const { createSayHello } = require('../support/host.js')
-    // So many that no instance is left out, whichever thread comes first.
+    // Enough calls that every instance gets one, whichever thread is first.
     return { plugins: [await createSayHello({ instances: number })], calls: number * CALLS_PER_INSTANCE }
   }
   const { createSayHello } = require('../support/sdk.js')
@@ -29,7 +29,7 @@ async function main () {
       if (output.text() !== expectedAnswer('Jane Doe')) throw new Error(`the answer is ${output.text()}`)
     }
   }))
-  // Twice, and with time between: what the first one frees may hold what only the next one can free.
+  // Twice, with a pause in between: objects freed by the first collection may hold memory that only the second can free.
   for (let i = 0; i < 2; i++) {
     await sleep(200)
     global.gc()

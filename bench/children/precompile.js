@@ -1,6 +1,6 @@
 'use strict'
 
-// Fills a compile cache: `node precompile.js <cache directory> <WASI or not> <plugins…>`. The compiler's memory is this process's.
+// Fills a compile cache: `node precompile.js <cache directory> <WASI or not> <plugins…>`. It is a process of its own, so that the compiler's memory does not count.
 
 const { precompile } = require('../../index.js')
 

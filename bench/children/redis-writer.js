@@ -1,6 +1,6 @@
 'use strict'
 
-// Counts up a key, and says of each write when it was acknowledged.
+// Increments a key, and reports the time of each acknowledgement.
 
 const { openStore } = require('../../index.js')
 

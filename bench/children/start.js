@@ -1,7 +1,7 @@
 'use strict'
 
-// A program that makes one call: `start.js <sdk | host>` prints for how many milliseconds, from just
-// before the library is loaded to the answer.
+// A program that makes one call: `start.js <sdk | host>` prints the milliseconds from just before loading the library to
+// the output.
 
 const { expectedAnswer } = require('../support/article.js')
 

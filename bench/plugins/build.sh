@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the plugins of bench/compute.js into bench/plugins/built, which is not committed. A plugin whose tools are
-# missing is left out with one line.
+# Builds the plugins of bench/compute.js into bench/plugins/built, which is not committed. Skips a plugin whose tools are
+# missing, and prints a line about it.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 

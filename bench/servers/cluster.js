@@ -1,7 +1,7 @@
 'use strict'
 
 // Several processes of one server that share its port: `cluster.js <processes> <server> [argument...]`.
-// Connections are handed to them in turn.
+// The processes get connections in turn.
 
 const cluster = require('node:cluster')
 
@@ -12,6 +12,6 @@ cluster.setupPrimary({ exec, args })
 cluster.on('listening', () => {
   if (++listening === Number(processes)) process.send('listening')
 })
-// The others would answer in its place, and nobody would notice.
+// If a process ends, the others would take over unnoticed and spoil the result.
 cluster.on('exit', () => process.exit(1))
 for (let i = 0; i < Number(processes); i++) cluster.fork()

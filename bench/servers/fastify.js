@@ -1,6 +1,6 @@
 'use strict'
 
-// The article's service by extism-host/fastify: what server.js does, with routes that are said and not written.
+// The article's service with extism-host/fastify: the same as server.js, with declared routes.
 // With `metrics`, every call is counted and timed.
 
 const Fastify = require('fastify')

@@ -1,6 +1,6 @@
 'use strict'
 
-// server.js with an instance for each call; with the argument `snapshot` from a snapshot.
+// server.js with an instance for each call; with the argument `snapshot`, instances start from a snapshot.
 
 const { MemoryStore, precompile } = require('../..')
 const { SAY_HELLO, MESSAGES } = require('../support/article.js')
@@ -10,7 +10,7 @@ const { PORT, HOST, INSTANCES, LOG_LEVEL } = process.env
 
 async function start () {
   const snapshot = process.argv[2] === 'snapshot'
-  // So that the first calls have it, too.
+  // Wait for the snapshot, so that the first calls use it, too.
   if (snapshot) await precompile(SAY_HELLO, { useWasi: true, snapshot, timeoutMs: 10_000 })
   const app = await buildServer({
     store: new MemoryStore(MESSAGES),

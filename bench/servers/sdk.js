@@ -1,6 +1,6 @@
 'use strict'
 
-// The plugin in the JavaScript SDK: in the foreground, or with the argument `worker` in a worker.
+// The plugin in the JavaScript SDK: in the foreground, or, with the argument `worker`, in a worker.
 
 const { createSayHello, serialized } = require('../support/sdk.js')
 const { serve } = require('./service.js')
@@ -22,7 +22,7 @@ function resetNowAndThen (plugin) {
 async function start () {
   const runInWorker = process.argv[2] === 'worker'
   const plugin = await createSayHello({ runInWorker })
-  // In the foreground no call meets another here: each request arrives in a turn of its own.
+  // In the foreground, calls do not collide here, because each request arrives in its own turn of the event loop.
   const call = runInWorker
     ? serialized(resetNowAndThen(plugin))
     : (name, input) => plugin.call(name, input)

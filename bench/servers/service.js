@@ -3,9 +3,8 @@
 const Fastify = require('fastify')
 
 /**
- * The service of ../../server.js around another answer: the same parser, route and reply, and the
- * same logger, so that servers differ in nothing else. `answer` takes the body and returns an
- * ArrayBuffer or a promise of one.
+ * The service of ../../server.js with another way to compute the response. Parser, route, reply and logger are the same,
+ * so that servers differ in nothing else. `answer` takes the body and returns an ArrayBuffer or a promise of one.
  */
 async function serve (answer) {
   const app = Fastify({ logger: { level: process.env.LOG_LEVEL || 'info' } })

@@ -1,6 +1,6 @@
 'use strict'
 
-// The article's plugin, its messages, and what it answers.
+// The article's plugin, its messages, and its expected output.
 
 const { join } = require('node:path')
 

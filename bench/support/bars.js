@@ -1,11 +1,11 @@
 'use strict'
 
-// Bar charts as SVG. They have no background and grey text, which can be read on white and on black.
+// Bar charts as SVG, with grey text and no background, readable in light and dark mode.
 
 const WIDTH = 840
 const MARGIN = 12
 const LABELS = 270
-/** What is right of the longest bar: room for its figures. */
+/** The space for figures to the right of the longest bar. */
 const FIGURES = 130
 const ROW = 22
 const BAR = 12
@@ -13,7 +13,7 @@ const HEADING = 26
 const GAP = 14
 
 const GREY = '#777'
-/** Text has to say what a bar is; colours only help. */
+/** Labels identify the bars; colours only help. */
 const COLORS = [['extism-host', '#2f81d6'], ['JavaScript SDK', '#d08a1d'], ['', '#8a8a8a']]
 
 function escape (text) {
@@ -46,8 +46,8 @@ function row ({ label, median, least, most, text: figure, ratio }, scale, top) {
 }
 
 /**
- * Draws panels, one below the other, each with bars from 0 on a scale of its own. A panel is
- * `{ title, better, rows }`, and a row `{ label, median, least, most, text, range, ratio }`.
+ * Draws panels below each other, with bars from 0 and an own scale for each. A panel is `{ title, better, rows }`, and a
+ * row is `{ label, median, least, most, text, range, ratio }`.
  */
 function bars (title, conditions, panels) {
   const parts = []
@@ -69,7 +69,7 @@ function bars (title, conditions, panels) {
   parts.push(text(MARGIN, top + 16, conditions, ' font-size="11"'))
   const height = top + 16 + MARGIN
 
-  // For who does not see the bars.
+  // For screen readers.
   const description = panels.map(({ title, better, rows }) =>
     `${title} (${better}): ${rows.map(({ label, text, range }) => `${label} ${text}, from ${range}`).join('; ')}.`)
   return [

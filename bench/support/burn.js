@@ -1,24 +1,24 @@
 'use strict'
 
-/** Signed LEB128, as WebAssembly writes the operand of i64.const. */
+/** Encodes signed LEB128, the operand of i64.const. */
 function leb128 (number) {
   const bytes = []
   let rest = BigInt(number)
   for (;;) {
     const low = Number(rest & 0x7Fn)
     rest >>= 7n
-    // The sign of what is written is bit 6 of its last byte.
+    // Bit 6 of the last byte is the sign.
     if (rest === 0n && (low & 0x40) === 0) return [...bytes, low]
     bytes.push(low | 0x80)
   }
 }
 
-/** A vector of bytes: its length first. All of ours are shorter than 128, so that is one byte. */
+/** Prefixes bytes with their length, which takes one byte because all of ours are shorter than 128. */
 function sized (bytes) {
   return [bytes.length, ...bytes]
 }
 
-/** A guest whose one function, `burn`, counts down from `iterations` and succeeds. */
+/** Builds a guest whose only function, `burn`, counts down from `iterations` and succeeds. */
 function burnGuest (iterations) {
   const code = [
     0x01, 0x01, 0x7E, // one local: i64

@@ -1,7 +1,6 @@
 'use strict'
 
-// Child processes and temporary directories: whatever ends this process ends the ones with it, and
-// removes the others. They hold nothing to be saved.
+// Child processes and temporary directories, which are killed and removed when this process ends for any reason.
 
 const { execFile, spawn } = require('node:child_process')
 const { once } = require('node:events')
@@ -21,9 +20,9 @@ process.on('exit', () => {
 })
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1))
 
-/** Starts Node, which goes on until it ends or this process does. */
+/** Starts Node, which runs until it exits or this process ends. */
 function start (args, { env, ...options } = {}) {
-  // The SDK's use of WASI is announced as experimental by each process that does it.
+  // Node warns that WASI, which the SDK uses, is experimental.
   const all = { ...process.env, NODE_NO_WARNINGS: '1', ...env }
   const child = spawn(process.execPath, args, { cwd: ROOT, env: all, ...options })
   children.add(child)
@@ -31,7 +30,7 @@ function start (args, { env, ...options } = {}) {
   return child
 }
 
-/** Runs Node to its end: what it has printed, as JSON, and how many milliseconds the process took. */
+/** Runs Node to its end. Returns its output, parsed as JSON, and the duration of the process in milliseconds. */
 async function run (args, env) {
   const begin = performance.now()
   const child = start(args, { env, stdio: ['ignore', 'pipe', 'inherit'] })
@@ -43,7 +42,7 @@ async function run (args, env) {
   return { printed: JSON.parse(output), milliseconds }
 }
 
-/** Runs another program to its end, and resolves to what it has printed. */
+/** Runs another program to its end, and resolves to its output. */
 async function runProgram (program, args) {
   const running = promisify(execFile)(program, args)
   children.add(running.child)
@@ -66,7 +65,7 @@ function removeDirectory (directory) {
   directories.delete(directory)
 }
 
-/** The environment in which compiled modules are kept in that directory, and not in the user's cache. */
+/** The environment that makes a directory the compile cache, instead of the user's. */
 function cacheEnvironment (directory) {
   return { XDG_CACHE_HOME: directory, EXTISM_HOST_CACHE_DIR: join(directory, 'extism-host') }
 }

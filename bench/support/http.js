@@ -1,6 +1,6 @@
 'use strict'
 
-// Servers as processes, and wrk, which loads them.
+// Runs servers as processes, and wrk, the load generator.
 
 const { once } = require('node:events')
 const { readFileSync } = require('node:fs')
@@ -12,7 +12,7 @@ const children = require('./children.js')
 
 const HOST = '127.0.0.1'
 const START_MILLISECONDS = 60_000
-/** What Linux counts CPU time in, for programs. */
+/** The unit of CPU time in /proc. */
 const TICKS_PER_SECOND = 100
 
 function fail (message) {
@@ -42,13 +42,13 @@ async function post (url, body) {
 }
 
 /**
- * Starts a server, and resolves to its address and process when it answers; one of several
- * processes, when all of them listen.
+ * Starts a server, and resolves to its address and process once it responds; with several processes, once all of them
+ * listen.
  */
 async function start (server) {
   const port = await freePort()
   const child = children.start(server.arguments, {
-    // Silent rather than off: Fastify makes a logger per request all the same, and does it for all.
+    // Silent rather than off, so that all servers pay for a logger per request.
     env: { PORT: port, HOST, INSTANCES: server.instances, LOG_LEVEL: 'silent', ...server.env },
     stdio: ['ignore', 'ignore', 'inherit', ...(server.isCluster ? ['ipc'] : [])]
   })
@@ -68,7 +68,7 @@ async function start (server) {
   }
 }
 
-/** What answers wrongly is not worth measuring; nor is what mixes up the answers of many. */
+/** Checks that a server responds correctly, also to concurrent requests. */
 async function check (server, url, connections) {
   const names = Array.from({ length: connections }, (_, i) => server.isConstant ? 'Jane Doe' : `Jane Doe ${i}`)
   names[0] = 'Jane Doe'
@@ -80,7 +80,7 @@ async function check (server, url, connections) {
   }))
 }
 
-/** Starts and checks servers; resolves to a map of their addresses and processes by their names. */
+/** Starts and checks servers. Resolves to a map of their addresses and processes by name. */
 async function startAll (servers, connections) {
   const running = new Map()
   for (const server of servers) {
@@ -90,7 +90,7 @@ async function startAll (servers, connections) {
   return running
 }
 
-/** Loads a server by wrk. A pause makes each connection wait that many milliseconds on average. */
+/** Loads a server with wrk. `pause` makes each connection wait that many milliseconds on average. */
 async function load (url, seconds, connections, pause) {
   const stdout = await children.runProgram('wrk', [
     '-t1', `-c${connections}`, `-d${seconds}s`, '-s', join(__dirname, 'post.lua'), url,
@@ -102,8 +102,7 @@ async function load (url, seconds, connections, pause) {
 }
 
 /**
- * How many seconds of CPU time a process and its children have taken; undefined where there is no
- * /proc, or one that does not list children.
+ * The CPU time of a process and its children in seconds; undefined if there is no /proc, or it does not list children.
  */
 function cpuSeconds (pid) {
   try {
@@ -118,14 +117,14 @@ function cpuSeconds (pid) {
   }
 }
 
-/** Loads a server, and measures how many cores it uses, where there is a way to know. */
+/** Loads a server, and measures how many cores it uses, if that is possible. */
 async function loadAndMeasure ({ url, pid }, seconds, connections) {
   const before = cpuSeconds(pid)
   const start = performance.now()
   const result = await load(url, seconds, connections)
   const took = (performance.now() - start) / 1e3
   if (before === undefined) return result
-  // Of whole cores: what is left of the machine's is the load generator's, or nobody's.
+  // In whole cores; the load generator uses the others, or nobody does.
   const cores = (cpuSeconds(pid) - before) / took
   return { ...result, cores, cpuMicroseconds: cores * 1e6 / result.requestsPerSecond }
 }

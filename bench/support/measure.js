@@ -1,6 +1,6 @@
 'use strict'
 
-// What the benchmarks share: options, alternating rounds, medians, tables, raw results.
+// Shared by the benchmarks: options, alternating rounds, medians, tables, raw results.
 
 const { writeFileSync } = require('node:fs')
 const { availableParallelism, cpus } = require('node:os')
@@ -27,9 +27,8 @@ function readOptions (defaults) {
 }
 
 /**
- * Measures each subject once per round, so that what else the machine does hits all of them alike.
- * The order is rotated, so that none always comes after the same one. One more round comes first
- * and is not counted: it warms up what is compiled just in time.
+ * Measures each subject once per round, so that other load on the machine affects all of them alike. The order rotates,
+ * so that no subject always follows the same one. A first round does not count: it warms up the JIT compiler.
  */
 async function alternate (rounds, subjects, measure) {
   const results = Object.fromEntries(subjects.map(({ name }) => [name, []]))
@@ -70,7 +69,7 @@ function machine () {
   return { date: new Date().toISOString(), node: process.version, cores: availableParallelism(), processor: cpus()[0].model }
 }
 
-/** Writes the raw results of every round to the file that `--json` names, where it names one. */
+/** Writes the raw results of every round to the file of `--json`, if it is given. */
 function save ({ json, ...options }, results) {
   if (json === undefined) return
   writeFileSync(json, JSON.stringify({ machine: machine(), options, results }, null, 2) + '\n')

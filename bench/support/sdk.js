@@ -5,7 +5,7 @@
 const { createPlugin } = require('@extism/extism')
 const { SAY_HELLO, MESSAGES } = require('./article.js')
 
-/** The plugin in the JavaScript SDK, with hostMemoryGet in JavaScript over a Map. */
+/** Opens the plugin in the JavaScript SDK, with hostMemoryGet in JavaScript over a Map. */
 function createSayHello (options) {
   const messages = new Map(MESSAGES)
   return createPlugin(SAY_HELLO, {
@@ -23,9 +23,8 @@ function createSayHello (options) {
 }
 
 /**
- * One call at a time. The SDK needs it from whoever has several calls at once: a second call of a
- * worker fails ("plugin is not reentrant"), and in the foreground calls that start in the same turn
- * of the event loop all get the last one's answer.
+ * Runs one call at a time, as the SDK requires: a second call of a worker fails ("plugin is not reentrant"), and in the
+ * foreground, calls that start in the same turn of the event loop all get the last one's output.
  */
 function serialized (plugin) {
   let last = Promise.resolve()

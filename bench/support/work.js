@@ -1,6 +1,6 @@
 'use strict'
 
-// The work of compute.js: an export and an input of each guest, the same in each run.
+// The workloads of compute.js: an export and an input of each guest, the same in each run.
 
 const { randomNumbers } = require('../../__test__/support/random.js')
 
@@ -27,7 +27,7 @@ const SCRIPTS = {
   })()`
 }
 
-/** The work of each guest. `makeInput` gets a plugin of the guest, in case another export makes the input. */
+/** The workloads of each guest. `makeInput` gets a plugin of the guest, because another export may make the input. */
 function createWork () {
   const random = randomNumbers(1)
   const below = (limit) => Math.floor(random() * limit)
@@ -54,7 +54,7 @@ function createWork () {
   ].join('\n\n')).join('\n\n')
   const pixels = Uint8Array.from({ length: IMAGE_SIDE ** 2 * 4 }, (_, i) => {
     const [x, y] = [(i >> 2) % IMAGE_SIDE, (i >> 2) / IMAGE_SIDE]
-    // Smooth with some noise, as photographs are.
+    // Smooth with some noise, like a photograph.
     return i % 4 === 3 ? 255 : 128 + 100 * Math.sin(x / (20 + i % 4 * 9)) * Math.cos(y / 31) + below(8)
   })
 

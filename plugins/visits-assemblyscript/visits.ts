@@ -1,4 +1,4 @@
-// Counts visits, and says who came before: what a plugin does with a store, in AssemblyScript.
+// Counts visits, and tells who came before: a plugin in AssemblyScript that uses a store.
 import { Host, Memory } from '@extism/as-pdk'
 
 @external('extism:host/user', 'hostStoreIncrement')
@@ -20,7 +20,7 @@ function offset (text: string): u64 {
   return Memory.allocateString(text).offset
 }
 
-/** What the store has answered; the plugin fails where that is a negative number. */
+/** Reads a result of the store as text. A negative number is an error, which ends the call. */
 function text (answer: i64): string {
   if (answer < 0) throw new Error('the store says ' + answer.toString())
   return answer === 0 ? '' : new Memory(answer, lengthOf(answer)).toString()
@@ -32,10 +32,10 @@ export function visit (): i32 {
   const last = hostStoreGet(offset('last'))
   const before = last === MISSING ? 'nobody' : text(last)
   text(hostStoreSet(offset('last'), offset(name), DAY))
-  // Not Host.outputString, which makes a block of as many bytes as there are UTF-16 units.
+  // Not Host.outputString, which allocates one byte for each UTF-16 code unit.
   Host.output(Uint8Array.wrap(String.UTF8.encode(`visit ${number} of ${name}, after ${before}`)))
   return 0
 }
 
-// What is thrown ends the call with a trap.
+// A thrown error ends the call with a trap.
 function abort_ (message: string | null, file: string | null, line: u32, column: u32): void {}

@@ -6,7 +6,7 @@ const ITERATIONS: i32 = 300
 const PRIMES_BELOW: i32 = 1_500_000
 const ORDER: i32 = 160
 
-/** How often each point of the plane is iterated until it escapes, as one byte for each. */
+/** The number of iterations until each point of the plane escapes, as one byte per point. */
 export function mandelbrot (): i32 {
   const pixels = new Uint8Array(SIDE * SIDE)
   for (let y = 0; y < SIDE; y++) {
@@ -29,7 +29,7 @@ export function mandelbrot (): i32 {
   return 0
 }
 
-/** How many primes there are below a limit. */
+/** The number of primes below a limit. */
 export function sieve (): i32 {
   const isComposite = new Uint8Array(PRIMES_BELOW)
   let count = 0
@@ -64,5 +64,5 @@ export function matrix (): i32 {
   return 0
 }
 
-// What is thrown ends the call with a trap.
+// A thrown error ends the call with a trap.
 function abort_ (message: string | null, file: string | null, line: u32, column: u32): void {}
