@@ -39,7 +39,7 @@ test('settles the calls that end meanwhile, and wakes threads for those that wai
   ])
 })
 
-test('can be used by what runs while calls are settled', async () => {
+test('can be used by listeners and loggers that run while calls are settled', async () => {
   // A signal that is none of Node's: its listener is removed while calls are settled.
   let inside
   const signal = Object.assign(new EventTarget(), { aborted: false })
@@ -49,7 +49,7 @@ test('can be used by what runs while calls are settled', async () => {
   expect(inside).toBe('inside')
 })
 
-describe('options in the place of the host context', () => {
+describe('options passed as the host context', () => {
   const signal = AbortSignal.timeout(60_000)
   test.each([[{ signal }], [{ timeoutMs: 1 }], [{ signal, timeoutMs: 1, logger: console }], [Object.assign(Object.create(null), { signal })]])('are refused: %p', async (options) => {
     const refused = { code: 'INVALID_ARGUMENT', message: expect.stringContaining("call('echo', input, hostContext, options)") }
@@ -57,7 +57,7 @@ describe('options in the place of the host context', () => {
     expect(() => plugin.callSync('echo', '', options)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }))
   })
 
-  test.each([[{}], [{ logger: console }], [{ signal, user: 1 }], [signal], [[signal]], ['signal'], [null]])('are not what a host context such as %p looks like', async (hostContext) => {
+  test.each([[{}], [{ logger: console }], [{ signal, user: 1 }], [signal], [[signal]], ['signal'], [null]])('are not mistaken for a host context such as %p', async (hostContext) => {
     expect((await plugin.call('echo', 'yes', hostContext)).text()).toBe('yes')
     expect(plugin.callSync('echo', 'yes', hostContext).text()).toBe('yes')
   })
@@ -68,7 +68,7 @@ describe('options in the place of the host context', () => {
   })
 })
 
-test('stats count what has ended, and show what goes on', async () => {
+test('stats count ended calls, and show the current state', async () => {
   const counted = await createPlugin(await guest('many'), { instances: 2, maxQueue: 4 })
   await counted.call('echo', 'x')
   counted.callSync('silent')

@@ -20,14 +20,14 @@ describe('the input and the output', () => {
     expect(output.byteLength).toBe(Buffer.byteLength('I 💜 Extism 😍'))
   })
 
-  test('bytes arrive as they are, 0xFF and NUL included', async () => {
+  test('bytes arrive unchanged, including 0xFF and NUL', async () => {
     const plugin = await start()
     const output = await plugin.call('echo', new Uint8Array([0xFF, 0x00, 0xFE]))
     expect([...output.bytes()]).toEqual([0xFF, 0x00, 0xFE])
     expect(output.text()).toBe('\uFFFD\0\uFFFD')
   })
 
-  test('each form of bytes is taken, and only the part that a view shows', async () => {
+  test('every type of bytes is accepted, and of a view only its part of the buffer', async () => {
     const plugin = await start()
     const shared = new Uint8Array(new SharedArrayBuffer(3))
     shared.set([2, 3, 4])
@@ -53,7 +53,7 @@ describe('the input and the output', () => {
     expect(Buffer.compare(Buffer.from(output.arrayBuffer()), input)).toBe(0)
   })
 
-  test('no input, null and an empty string are an empty input; an output that is set is not null, if it is empty', async () => {
+  test('no input, null and an empty string are an empty input; an output that is set is not null, even if it is empty', async () => {
     const plugin = await start()
     for (const input of [undefined, null, '', new Uint8Array()]) {
       const output = await plugin.call('echo', input)
@@ -73,7 +73,7 @@ describe('the input and the output', () => {
     expect(() => output.setUint8(0, 1)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('read-only: setUint8') }))
   })
 
-  test('outputs of all lengths come back as they are, many at once', async () => {
+  test('outputs of all lengths come back unchanged, also from concurrent calls', async () => {
     const plugin = await start()
     const lengths = [1, 8, 1_023, 1_024, 1_025, 8_191, 8_192, 8_193, 65_536, 1_048_575, 1_048_576, 3_000_000]
     const inputs = lengths.map((length) => Buffer.alloc(length, String(length)))
@@ -105,7 +105,7 @@ describe('the input and the output', () => {
     expect(large.bytes().buffer).toBe(large.buffer)
   })
 
-  test('an output keeps its bytes whatever comes after it', async () => {
+  test('an output keeps its bytes during later calls', async () => {
     const plugin = await start()
     const outputs = []
     for (let i = 0; i < 3_000; i++) outputs.push(await plugin.call('echo', `output ${i}`))
@@ -170,7 +170,7 @@ describe('a call that fails', () => {
     expect((await plugin.call('echo', 'still here')).text()).toBe('still here')
   })
 
-  test('with "timeout" as the plugin\'s own message is no TIMEOUT', async () => {
+  test('with "timeout" as the plugin\'s own message is not a TIMEOUT', async () => {
     const plugin = await start({ timeoutMs: 60_000 })
     await expect(plugin.call('fail', 'timeout')).rejects.toMatchObject({ code: 'PLUGIN_ERROR' })
   })
@@ -206,7 +206,7 @@ describe('a call that fails', () => {
     expect((await plugin.call('echo', 'still here')).text()).toBe('still here')
   })
 
-  test('because there is no such function says which', async () => {
+  test('because a function does not exist names the function', async () => {
     const plugin = await start()
     for (const name of ['no_such_function', 'takes_an_argument', '', '__proto__']) {
       await expect(plugin.call(name)).rejects.toMatchObject({
@@ -224,7 +224,7 @@ describe('a call that fails', () => {
   }
 })
 
-test('functionExists knows what can be called', async () => {
+test('functionExists tells whether a function can be called', async () => {
   const plugin = await start()
   expect(await plugin.functionExists('echo')).toBe(true)
   expect(await plugin.functionExists('echo_without_result')).toBe(true)

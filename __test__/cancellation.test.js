@@ -112,7 +112,7 @@ describe('an AbortSignal', () => {
 })
 
 describe('the time limit of a call', () => {
-  test('stands in place of the plugin\'s', async () => {
+  test('overrides the plugin\'s', async () => {
     const plugin = await start({ timeoutMs: 60_000 })
     await expect(plugin.call('loop_for_ever', '', null, { timeoutMs: 30 })).rejects.toMatchObject({ code: 'TIMEOUT' })
     expect((await plugin.call('echo', 'still here')).text()).toBe('still here')

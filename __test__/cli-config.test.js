@@ -23,7 +23,7 @@ function read (text, environment = {}) {
 
 const PLUGINS = 'plugins:\n  greeter: { wasm: greeter.wasm }\n'
 
-test('what is not said has its default, and paths are those of the file', () => {
+test('missing settings have defaults, and paths are relative to the file', () => {
   const { server, store, plugins, ...rest } = read(PLUGINS)
   expect(server).toMatchObject({ port: 7070, host: '127.0.0.1', tls: undefined })
   expect(store).toEqual({ url: 'memory:', startTimeoutMs: 30_000, options: {} })
@@ -31,7 +31,7 @@ test('what is not said has its default, and paths are those of the file', () => 
   expect(rest).toEqual({})
 })
 
-test('what is said is passed on', () => {
+test('all settings are passed on', () => {
   writeFileSync(join(directory, 'ca.pem'), 'a certificate')
   const { server, store, plugins, routes, health, metrics, admin } = read(`
 server: { port: 0, logLevel: warn }
@@ -96,7 +96,7 @@ test.each([
   expect(() => read(text)).toThrow(message)
 })
 
-test('a file that is not there is refused', () => {
+test('a missing file is rejected', () => {
   expect(() => readConfig(join(directory, 'nowhere.yaml'))).toThrow(/cannot read the configuration from .*nowhere.yaml: ENOENT/)
   expect(() => read(`${PLUGINS}server: { tls: { cert: c.pem, key: k.pem } }`)).toThrow(/cannot read server.tls.cert from .*c.pem: ENOENT/)
   expect(() => read(`${PLUGINS}store: { url: 'rediss://h', ca: c.pem }`)).toThrow(/cannot read store.ca from/)

@@ -281,7 +281,7 @@ describe.each([['SIGHUP', [], (server) => server.child.kill('SIGHUP')], ['--watc
     ['a plugin that cannot be opened', () => configure({ word: { wasm: 'two.wasm' }, broken: { wasm: 'nowhere.wasm' } }), 'plugin \\"broken\\": '],
     ['a route whose plugin is removed', () => configure({ other: { wasm: 'two.wasm' } }), 'routes[0] names plugin \\"word\\"'],
     ['a key that does not exist', () => configure({ word: { wasm: 'two.wasm', wsai: true } }), 'did you mean \\"wasi\\"']
-  ])('and refuses it as a whole because of %s', async (_, change, reason) => {
+  ])('and rejects the whole configuration because of %s', async (_, change, reason) => {
     for (const word of ['one', 'two']) await writePlugin(`${word}.wasm`, word)
     const server = await serve([...configure({ word: { wasm: 'one.wasm' } }), ...flags])
     change()
@@ -296,7 +296,7 @@ describe.each([['SIGHUP', [], (server) => server.child.kill('SIGHUP')], ['--watc
   })
 })
 
-test('with --watch a plugin is loaded again when its file has changed, or was replaced', async () => {
+test('with --watch a plugin is reloaded when its file has changed or was replaced', async () => {
   await writePlugin('word.wasm', 'one')
   const { url } = await serve([...writeConfig(), '--watch'])
   await writePlugin('word.wasm', 'two')
@@ -343,7 +343,7 @@ describe('--watch sees a new version', () => {
     await until(async () => await get(`${url}/word`) === 'two')
   })
 
-  test('in a directory that was removed and made again, and says meanwhile that the file is missing', async () => {
+  test('in a directory that was removed and created again, and logs meanwhile that the file is missing', async () => {
     mkdirSync(path('dist'))
     await writePlugin('dist/word.wasm', 'one')
     const server = await serve([...configure({ word: { wasm: 'dist/word.wasm' } }), '--watch'])
@@ -380,7 +380,7 @@ test('SIGHUP while the server starts loads everything again once it serves', asy
   await until(() => server.log.includes('has been reloaded'))
 })
 
-test('SIGTERM lets a request that is under way end', async () => {
+test('SIGTERM lets a running request end', async () => {
   writeFileSync(path('word.wasm'), await assemble(`(module
     (func (export "answer") (result i32) (local $i i64)
       (loop $again
@@ -443,7 +443,7 @@ test('TLS, with a certificate of one\'s own, which SIGHUP reads again', async ()
   expect(server.log.match(/the certificate has been changed/g)).toHaveLength(1)
 })
 
-test('what is wrong with a configuration ends it with 2, and what is wrong with a plugin with 1, in one line', async () => {
+test('a wrong configuration exits with 2, and a broken plugin with 1, after one line', async () => {
   await writePlugin('word.wasm', 'one')
   const [, config] = writeConfig('metrcis: true\n')
   const wrong = await runNode(['bin/extism-host.js', 'serve', '--config', config])

@@ -118,7 +118,7 @@ describe.each([['extism-host serve', serve], ['server.js', () => serverJs('small
     expect(await server.ended).toEqual({ code: 0, signal: null })
   })
 
-  test('ends although nobody reads its log, and tells of lost lines once somebody does', async () => {
+  test('exits although nobody reads its log, and reports dropped lines once somebody does', async () => {
     const server = await start()
     server.child.stdout.pause()
     // Twice what the server keeps for a reader, and more than a pipe holds.
@@ -141,7 +141,7 @@ describe.each([['extism-host serve', serve], ['server.js', () => serverJs('small
 test.each([
   ['extism-host serve', serve, 'GET /large'],
   ['server.js', () => serverJs('large'), 'POST /']
-])('%s writes an answer to its last byte, however slowly it is read', async (_, start, line) => {
+])('%s sends a response to its last byte, however slowly it is read', async (_, start, line) => {
   const server = await start()
   const socket = await send(server, `${line} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n`)
   await once(socket, 'readable')
@@ -156,7 +156,7 @@ test.each([
   expect(await server.ended).toEqual({ code: 0, signal: null })
 })
 
-test('server.js writes an answer to its last byte on each address of its host name', async () => {
+test('server.js sends a response to its last byte on each address of its host name', async () => {
   const lookup = join(directory, 'lookup.js')
   writeFileSync(lookup, `
 const dns = require('node:dns')
@@ -184,7 +184,7 @@ dns.lookup = (name, options, callback) => options.all ? callback(null, addresses
   expect(await server.ended).toEqual({ code: 0, signal: null })
 })
 
-test('TLS: it drops a connection that has not even begun to negotiate, and writes an answer to its last byte', async () => {
+test('TLS: it drops a connection before its handshake, and sends a response to its last byte', async () => {
   execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2', '-subj', '/CN=localhost',
     '-keyout', join(directory, 'key.pem'), '-out', join(directory, 'cert.pem')], { stdio: 'ignore' })
   changeConfig('port: 0', 'port: 0, tls: { cert: cert.pem, key: key.pem }')
@@ -213,7 +213,7 @@ test('on SIGTERM, calls that do not end are interrupted after shutdownTimeoutMs'
   expect(await server.ended).toEqual({ code: 0, signal: null })
 })
 
-test('on SIGTERM it is not ready any more, and answers on all connections, old and new, until they are closed', async () => {
+test('on SIGTERM it becomes unready, and responds on all connections, old and new, until they are closed', async () => {
   const server = await serve()
   const agent = new Agent({ keepAlive: true, maxSockets: 1 })
   expect(await request(server.url, { agent })).toMatchObject({ status: 200, headers: { connection: 'keep-alive' } })
@@ -226,7 +226,7 @@ test('on SIGTERM it is not ready any more, and answers on all connections, old a
   agent.destroy()
 })
 
-test('no request is lost of clients that keep their connections, until they are told to leave', async () => {
+test('clients that keep their connections lose no request, and are asked to close them', async () => {
   // Long enough for each client to send a request meanwhile, on a busy machine too.
   changeConfig(`drainMs: ${DRAIN_MS}`, 'drainMs: 3000')
   const server = await serve()
@@ -248,7 +248,7 @@ test('no request is lost of clients that keep their connections, until they are 
   expect(await server.ended).toEqual({ code: 0, signal: null })
 })
 
-test('npx, when it is killed, takes the server with it', async () => {
+test('the server exits when its npx is killed', async () => {
   mkdirSync(join(directory, 'node_modules/.bin'), { recursive: true })
   symlinkSync(ROOT, join(directory, 'node_modules/extism-host'))
   symlinkSync('../extism-host/bin/extism-host.js', join(directory, 'node_modules/.bin/extism-host'))

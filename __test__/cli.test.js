@@ -57,7 +57,7 @@ async function file (name) {
 }
 
 describe('call', () => {
-  test('writes the output as it is', async () => {
+  test('writes the output unchanged', async () => {
     const { code, text, errors } = await run(['call', SAY_HELLO, 'say_hello', '--wasi', '--input', 'Jané'])
     expect({ code, text, errors }).toEqual({ code: 0, text: '👋 Hello Jané\nkey: hello, value: \nkey: message, value: ', errors: '' })
   })
@@ -69,18 +69,18 @@ describe('call', () => {
     expect(output).toEqual(bytes)
   })
 
-  test('calls as often as is said, in one instance, with a store', async () => {
+  test('calls --loop times, in one instance, with a store', async () => {
     const { text } = await run(['call', VISITS, 'visit', '-i', 'Jo', '--loop', '3', '--store', 'memory:', '--store-write'])
     expect(text).toBe('visit 1 of Jo, after nobodyvisit 2 of Jo, after Jovisit 3 of Jo, after Jo')
   })
 
-  test('does not let a plugin change a store unless it is said', async () => {
+  test('does not let a plugin change a store without --store-write', async () => {
     const { code, errors } = await run(['call', VISITS, 'visit', '-i', 'Jo', '--store', 'memory:'])
     expect(code).toBe(1)
     expect(errors).toMatch(/^extism-host: PLUGIN_ERROR: .*the store says -2\n$/)
   })
 
-  test('gives values of --plugin-config, which come before those of --set-config', async () => {
+  test('passes the values of --plugin-config, which override --set-config', async () => {
     const call = ['call', await file('many'), 'read_config', '-i', 'color', '--set-config', '{"color":"blue","size":"5"}']
     expect((await run(call)).text).toBe('blue')
     expect((await run([...call, '--plugin-config', 'color=a=b'])).text).toBe('a=b')
@@ -127,13 +127,13 @@ describe('call', () => {
     expect(text).toBe('👋 Hello Jane\nkey: hello, value: the value of hello\nkey: message, value: the value of message')
   })
 
-  test('ends when the call has ended, whatever host functions have left open', async () => {
+  test('ends when the call has ended, even if host functions have left timers open', async () => {
     const functions = write('host.js', "setInterval(() => {}, 1_000); exports.env = { greet: () => 'x'.repeat(500_000) }")
     const { text, code } = await run(['call', write('asking.wasm', await assemble(ASKING)), 'ask', '--functions', functions])
     expect({ length: text.length, code }).toEqual({ length: 500_000, code: 0 })
   })
 
-  test('says in one line why host functions cannot be loaded', async () => {
+  test('prints in one line why host functions cannot be loaded', async () => {
     const plugin = write('asking.wasm', await assemble(ASKING))
     for (const [file, message] of [
       ['nowhere.js', /^extism-host: FILE_NOT_FOUND: cannot load host functions from nowhere.js: .*\n$/],
@@ -170,7 +170,7 @@ describe('call', () => {
     }
   })
 
-  test('says in one line what went wrong, and ends with 1', async () => {
+  test('prints an error in one line, and exits with 1', async () => {
     for (const [args, message] of [
       [[SAY_HELLO, 'nope', '--wasi'], /^extism-host: FUNCTION_NOT_FOUND: .*"nope".*\n$/],
       [[SAY_HELLO, 'say_hello'], /^extism-host: MISSING_IMPORT: (?:(?!useWasi)[^])*: pass --wasi \(in a configuration, `wasi: true`\) to give the plugin WASI(?:(?!useWasi)[^])*$/],
@@ -184,7 +184,7 @@ describe('call', () => {
     }
   })
 
-  test('ends with 2 where it is used wrongly', async () => {
+  test('exits with 2 on wrong usage', async () => {
     for (const [args, message] of [
       [['call'], /missing required argument 'plugin'/],
       [['call', SAY_HELLO, 'say_hello', '--timeout', 'soon'], /whole number/],
@@ -211,7 +211,7 @@ describe('call', () => {
     }
   })
 
-  test('does not crash when nobody reads its output any more', async () => {
+  test('does not crash when the reader of its output exits', async () => {
     const { errors } = await new Promise((resolve) => {
       const command = `node bin/extism-host.js call ${SAY_HELLO} say_hello --wasi --loop 5000 -i ${'x'.repeat(1_000)} | head -c 10`
       execFile('bash', ['-c', command], { cwd: ROOT }, (error, output, errors) => resolve({ error, output, errors }))
@@ -221,7 +221,7 @@ describe('call', () => {
 })
 
 describe('inspect', () => {
-  test('says what a plugin exports, uses and needs', async () => {
+  test('prints what a plugin exports, uses and needs', async () => {
     const { code, text } = await run(['inspect', VISITS])
     expect(code).toBe(0)
     expect(text).toMatch(/exports functions: +visit\(\) -> i32\n/)
@@ -229,7 +229,7 @@ describe('inspect', () => {
     expect(text).toMatch(/host functions to write: none/)
   })
 
-  test('has it as JSON, with the host functions that nobody provides', async () => {
+  test('prints JSON, with the host functions that nobody provides', async () => {
     const path = join(directory, 'needy.wasm')
     writeFileSync(path, await assemble(`(module
       (import "extism:host/user" "sendMail" (func (param i64) (result i64)))
@@ -319,14 +319,14 @@ describe('inspect', () => {
     })
   })
 
-  test('does not hand to the terminal what a name could do to it', async () => {
+  test('escapes control characters in names for the terminal', async () => {
     const path = join(directory, 'escape.wasm')
     writeFileSync(path, await assemble('(module (func (export "\\1b]0;owned\\07") (result i32) (i32.const 0)))'))
     const { text } = await run(['inspect', path])
     expect(text).toContain('\\u{1b}]0;owned\\u{7}')
   })
 
-  test('says what is no plugin', async () => {
+  test('rejects a file that is not a plugin', async () => {
     const { code, errors } = await run(['inspect', 'README.md'])
     expect(code).toBe(1)
     expect(errors).toMatch(/^extism-host: INVALID_WASM: README.md .*\n$/)
@@ -334,7 +334,7 @@ describe('inspect', () => {
 })
 
 describe('compile', () => {
-  test('fills the cache, and says how it goes', async () => {
+  test('fills the cache, and prints its progress', async () => {
     const cache = join(directory, 'cache')
     const { code, text, errors } = await run(['compile', SAY_HELLO, VISITS, '--wasi', '--cache-dir', cache])
     expect({ code, text }).toEqual({ code: 0, text: '' })

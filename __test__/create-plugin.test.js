@@ -158,7 +158,7 @@ describe('createPlugin rejects', () => {
     })
   })
 
-  test('WASI where it was not asked for, and says how to', async () => {
+  test('WASI without useWasi, and says how to allow it', async () => {
     const wants = await assemble('(module (import "wasi_snapshot_preview1" "proc_exit" (func (param i32))))')
     await expect(createPlugin(wants)).rejects.toMatchObject({
       code: 'MISSING_IMPORT',
@@ -232,13 +232,13 @@ describe('openTimeoutMs', () => {
     expect({ code, output }).toEqual({ code: 0, output: 'TIMEOUT\n' })
   })
 
-  test('leaves a plugin alone that was opened in time', async () => {
+  test('does not affect a plugin that was opened in time', async () => {
     const plugin = await createPlugin(wasm, { openTimeoutMs: 60_000 })
     expect((await plugin.call('echo', 'hello')).text()).toBe('hello')
     await plugin.close()
   })
 
-  test('a source that is rejected is heard even if the options are wrong', async () => {
+  test('a rejected source is not an unhandled rejection, even if the options are wrong', async () => {
     const unheard = []
     const listener = (reason) => unheard.push(reason)
     process.on('unhandledRejection', listener)

@@ -149,7 +149,7 @@ function asHere (script, directory) {
   return `cd ${JSON.stringify(directory)}\n${script.replaceAll('npx extism-host', command)}`
 }
 
-test('docs/reference/command-line.md: its commands print what is said', async () => {
+test('docs/reference/command-line.md: its commands print what it shows', async () => {
   const scripts = examples('docs/reference/command-line.md', 'bash')
   const outputs = examples('docs/reference/command-line.md', 'text')
   expect(scripts.length).toBe(outputs.length)
@@ -158,7 +158,7 @@ test('docs/reference/command-line.md: its commands print what is said', async ()
   }
 })
 
-test('docs/tutorials/getting-started.md: it comes to a server that does what is said', async () => {
+test('docs/tutorials/getting-started.md: its server behaves as described', async () => {
   const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
   try {
     symlinkSync(join(ROOT, 'plugins'), join(directory, 'plugins'), 'dir')
@@ -243,7 +243,7 @@ async function expectPrints (program, output) {
 
 test.each([
   'docs/how-to/host-functions.md', 'docs/how-to/stores.md', 'docs/how-to/fastify.md', 'docs/reference/store-functions.md', 'docs/reference/store-redb.md'
-])('each program of %s prints what is said', async (file) => {
+])('each program of %s prints what the page shows', async (file) => {
   const programs = examples(file, 'js')
   const outputs = examples(file, 'text')
   expect(programs.length).toBeGreaterThan(0)
@@ -254,7 +254,7 @@ test.each([
 })
 
 if (hasRedis()) {
-  test('docs/how-to/scaling.md: its commands print what is said', async () => {
+  test('docs/how-to/scaling.md: its commands print what it shows', async () => {
     const server = await startRedis()
     try {
       const [commands] = examples('docs/how-to/scaling.md', 'bash')
@@ -268,7 +268,7 @@ if (hasRedis()) {
     }
   })
 
-  test('docs/reference/store-redis.md: its program prints what is said', async () => {
+  test('docs/reference/store-redis.md: its program prints what it shows', async () => {
     const server = await startRedis()
     try {
       const [program] = examples('docs/reference/store-redis.md', 'js')

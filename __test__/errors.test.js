@@ -111,7 +111,7 @@ describe('a message names the culprit', () => {
     await asynchronous.close()
   })
 
-  test('all missing imports, with their types and what is similar', async () => {
+  test('all missing imports, with their types and similar names', async () => {
     const wasm = await assemble(`(module
       (import "extism:host/usr" "lookup" (func (param i64) (result i64)))
       (import "extism:host/user" "lokup" (func (param i64) (result i64)))
@@ -134,7 +134,7 @@ describe('a message names the culprit', () => {
     expect([lines.length, lines.at(-1)]).toEqual([21, 'and 10 more imports'])
   })
 
-  test('the functions that there are, and the time that was up', async () => {
+  test('the existing functions, and the time limit', async () => {
     const plugin = await open()
     await expect(plugin.call('pinic')).rejects.toThrow('Plugin error: function "pinic" does not exist; there are "endless", "fail", "panic", "print", "print_and_trap", "silent", "trap"')
     await expect(plugin.call('endless', '', null, { timeoutMs: 30 })).rejects.toThrow('EXTISM: call canceled due to timeout: it ran for longer than 30 ms')
@@ -182,7 +182,7 @@ describe('an error of a call', () => {
     expect(await nameOf(source)).toBe('main')
   })
 
-  test('of a host function is what the function has thrown, unchanged', async () => {
+  test('of a host function is the error that the function has thrown, unchanged', async () => {
     const thrown = Object.assign(new Error('no'), { code: 'CLOSED' })
     const { stack } = thrown
     const caller = await createPlugin(await assemble(`(module
@@ -204,7 +204,7 @@ describe('the stack of an error', () => {
 
   const frames = (error) => error.stack.split('\n').filter((line) => line.startsWith('    at '))
 
-  test.each([['trap', undefined], ['fail', undefined], ['nothing', undefined], ['silent', 42]])('of a call of %s names who awaits it first', async (name, input) => {
+  test.each([['trap', undefined], ['fail', undefined], ['nothing', undefined], ['silent', 42]])('of a call of %s begins with the code that awaits it', async (name, input) => {
     async function whoAwaits () {
       await plugin.call(name, input)
     }
@@ -224,7 +224,7 @@ describe('the stack of an error', () => {
     }
   })
 
-  test('of createPlugin names who awaits it', async () => {
+  test('of createPlugin names the code that awaits it', async () => {
     async function whoAwaits () {
       await createPlugin('there-is-no-such-file.wasm')
     }

@@ -41,7 +41,7 @@ test('article.js serves the article\'s request', async () => {
   expect(await response.text()).toBe('👋 Hello Jane Doe\nkey: hello, value: 👋 Hello World 🌍\nkey: message, value: I 💜 Extism 😍')
 })
 
-test('many-plugins.js serves two plugins, together too, and can be operated', async () => {
+test('many-plugins.js serves two plugins, alone and combined, with health, metrics and reloads', async () => {
   const headers = { authorization: 'Bearer a token that nobody can guess' }
   await start('many-plugins', { ADMIN_TOKEN: 'a token that nobody can guess' })
   const hello = '👋 Hello Jane\nkey: hello, value: good morning\nkey: message, value: from the store'
@@ -77,7 +77,7 @@ test('host-functions.js asks JavaScript and Rust', async () => {
 })
 
 if (hasRedis()) {
-  test('two-servers.js: each goes on where the other was', async () => {
+  test('two-servers.js: each continues where the other stopped', async () => {
     const redis = await startRedis()
     try {
       const ports = [await freePort(), await freePort()]

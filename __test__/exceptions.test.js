@@ -49,7 +49,7 @@ test('a guest catches what it throws', async () => {
   await expect(plugin.call('run')).rejects.toMatchObject({ code: 'PLUGIN_ERROR', returnCode: 42 })
 })
 
-test('an exception goes through a reference, and to another module that has its tag', async () => {
+test('an exception passes through a reference, and to another module with its tag', async () => {
   const library = moduleOf({
     tags: [0],
     functions: [{ type: 2, body: [...i32Const(7), ...throwTag(0)] }],
@@ -65,7 +65,7 @@ test('an exception goes through a reference, and to another module that has its 
   await expect(plugin.call('run')).rejects.toMatchObject({ code: 'PLUGIN_ERROR', returnCode: 7 })
 })
 
-test('an exception that nobody catches is a trap, and the plugin goes on', async () => {
+test('an uncaught exception is a trap, and the plugin keeps working', async () => {
   const plugin = await open(moduleOf({
     tags: [0],
     functions: [{ type: 2, body: [...i32Const(1), ...throwTag(0)] }, { type: 1, body: i32Const(5) }],
@@ -77,7 +77,7 @@ test('an exception that nobody catches is a trap, and the plugin goes on', async
   }
 })
 
-test('nothing that ends a call is caught', async () => {
+test('a guest cannot catch the end of its call', async () => {
   const loop = [0x03, 0x40, 0x0C, 0, END]
   const catching = (...body) => ({ type: 2, body: block(EXNREF, ...tryTable(0x40, [CATCH_ALL_REF, 0], ...body), 0x0F).concat(0x1A) })
   const plugin = await open(moduleOf({

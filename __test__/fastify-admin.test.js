@@ -28,7 +28,7 @@ async function build (options, fastifyOptions) {
 const ask = (method, url, payload, headers) => app.inject({ method, url, payload, headers: { authorization, ...headers } })
 
 describe('the admin routes', () => {
-  test('are off unless they are asked for', async () => {
+  test('are off by default', async () => {
     await build({ admin: undefined })
     expect((await ask('GET', '/admin/store')).statusCode).toBe(404)
   })
@@ -36,7 +36,7 @@ describe('the admin routes', () => {
   test.each([
     ['no token', undefined], ['another token', 'Bearer another token that nobody can guess'], ['the beginning of the token', `Bearer ${TOKEN.slice(0, -1)}`],
     ['more than the token', `${authorization}!`], ['an empty token', 'Bearer '], ['another scheme', `Basic ${TOKEN}`], ['the token alone', TOKEN]
-  ])('let nobody in with %s', async (name, authorization) => {
+  ])('reject requests with %s', async (name, authorization) => {
     store.set('key', 'value')
     await build()
     for (const [method, url] of [['GET', '/admin/store'], ['GET', '/admin/store/key'], ['PUT', '/admin/store/key'], ['DELETE', '/admin/store/key'], ['POST', '/admin/plugins/many/reload']]) {
@@ -47,7 +47,7 @@ describe('the admin routes', () => {
     expect(store.get('key')).toBe('value')
   })
 
-  test('may be elsewhere', async () => {
+  test('may have another prefix', async () => {
     await build({ admin: { token: TOKEN, prefix: '/ops' }, prefix: '/api' })
     expect((await ask('GET', '/api/ops/store')).statusCode).toBe(200)
   })
@@ -64,7 +64,7 @@ describe('the admin routes', () => {
 describe('the store', () => {
   const KEYS = ['key', 'a/b', '/a//b/', 'a%2Fb', '100%', 'a b+c', 'ä?x=1#y&z', '👋', 'a/../b', '%']
 
-  test.each(KEYS)('has the key %s', async (key) => {
+  test.each(KEYS)('serves the key %s', async (key) => {
     await build()
     const url = `/admin/store/${encodeURIComponent(key)}`
     const bytes = Buffer.from([0xFF, 0, 0x7B])
@@ -79,7 +79,7 @@ describe('the store', () => {
     expect(store.size).toBe(0)
   })
 
-  test('has keys with slashes as they are, and on a real socket', async () => {
+  test('serves keys with slashes unchanged, also on a real socket', async () => {
     await build()
     const url = await app.listen({ port: 0, host: '127.0.0.1' })
     expect((await fetch(`${url}/admin/store/users/7/name`, { method: 'PUT', body: 'Jane', headers: { authorization } })).status).toBe(204)
@@ -121,7 +121,7 @@ describe('the store', () => {
     expect((await ask('GET', '/admin/store?cursor=a&cursor=b')).statusCode).toBe(400)
   })
 
-  test('is the whole one, also where plugins see a part', async () => {
+  test('is the whole store, also if plugins see only a part', async () => {
     await build({ store: { store, prefix: 'guest:' } })
     await ask('PUT', '/admin/store/guest:key', 'value')
     expect((await app.extism.plugin('many').call('read_store', 'key')).text()).toBe('value')
@@ -135,14 +135,14 @@ describe('the store', () => {
     expect((await ask('GET', '/admin/store/key')).json()).toMatchObject({ statusCode: 503, code: 'CLOSED' })
   })
 
-  test('has no routes where there is none', async () => {
+  test('has no routes without a store', async () => {
     await build({ store: undefined })
     expect((await ask('GET', '/admin/store')).statusCode).toBe(404)
   })
 })
 
 describe('a reload', () => {
-  test('has the new version serve, or says why it does not', async () => {
+  test('makes the new version serve, or returns the reason if not', async () => {
     const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
     const file = join(directory, 'plugin.wasm')
     writeFileSync(file, many)
@@ -157,7 +157,7 @@ describe('a reload', () => {
     expect((await app.extism.plugin('p').call('count')).getUint8(0)).toBe(2)
   })
 
-  test('of a plugin that there is not is a 404, and of one that was given a 409', async () => {
+  test('of an unknown plugin is a 404, and of one passed as a Plugin a 409', async () => {
     const given = await createPlugin(many)
     await build({ plugins: { given } })
     expect((await ask('POST', '/admin/plugins/none/reload')).json()).toMatchObject({ statusCode: 404, code: 'PLUGIN_NOT_FOUND' })

@@ -58,7 +58,7 @@ describe('a function of the mode http', () => {
     })
   })
 
-  test('gets a body that is no UTF-8 as base64', async () => {
+  test('gets a body that is not UTF-8 as base64', async () => {
     await post(Buffer.from([0xFF, 0xFE]))
     expect(seen).toMatchObject({ body: '//4=', isBase64: true })
   })
@@ -88,7 +88,7 @@ describe('a function of the mode http', () => {
     expect(headers).toMatchObject({ 'set-cookie': ['a=1', 'b=2'], vary: ['accept', 'origin'] })
   })
 
-  test('answers with a type that the route says, or that of text', async () => {
+  test('responds with the type of the route, or that of text', async () => {
     answer = { body: 'hello' }
     expect((await app.inject('/page')).headers['content-type']).toBe('text/html')
     expect((await post()).headers['content-type']).toBe('text/plain; charset=utf-8')
@@ -103,7 +103,7 @@ describe('a function of the mode http', () => {
   })
 })
 
-describe('an answer is 502, and its flaw is for the log only,', () => {
+describe('an invalid output is a 502, with the reason in the log only,', () => {
   test.each([
     ['that is empty', ''],
     ['that is no JSON', 'hello'],

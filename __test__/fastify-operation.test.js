@@ -38,12 +38,12 @@ test('routes for operators are in no description of the API, and requests to tho
 })
 
 describe('health', () => {
-  test('is off unless it is asked for', async () => {
+  test('is off by default', async () => {
     await build()
     for (const url of ['/health/live', '/health/ready', '/metrics']) expect((await app.inject(url)).statusCode).toBe(404)
   })
 
-  test('says that the process lives and that it can serve', async () => {
+  test('reports that the process lives and can serve', async () => {
     await build({ health: true, store: new MemoryStore() })
     const live = await app.inject('/health/live')
     expect([live.statusCode, live.json()]).toEqual([200, { status: 'ok' }])
@@ -51,12 +51,12 @@ describe('health', () => {
     expect([ready.statusCode, ready.json()]).toEqual([200, { status: 'ok', plugins: 'ok', store: 'ok' }])
   })
 
-  test('may be elsewhere', async () => {
+  test('may have another prefix', async () => {
     await build({ health: { prefix: '/internal' }, prefix: '/api' })
     expect((await app.inject('/api/internal/ready')).statusCode).toBe(200)
   })
 
-  test('says that a plugin is closed', async () => {
+  test('reports a closed plugin', async () => {
     const given = await createPlugin(many)
     await build({ plugins: { many, given }, health: true })
     await given.close()
@@ -69,7 +69,7 @@ describe('health', () => {
     ['the app\'s', (store) => ({ store })],
     ['with a prefix', (store) => ({ store: { store, prefix: 'p:' } })],
     ['a plugin\'s own', (store) => ({ plugins: { many: { source: many, store } } })]
-  ])('says that a store, %s, is closed', async (name, options) => {
+  ])('reports a closed store: %s', async (name, options) => {
     const store = await openStore('memory:')
     await build({ health: true, ...options(store) })
     expect((await app.inject('/health/ready')).statusCode).toBe(200)
@@ -78,7 +78,7 @@ describe('health', () => {
     expect([statusCode, JSON.parse(payload)]).toEqual([503, { status: 'unavailable', plugins: 'ok', store: 'unavailable' }])
   })
 
-  test('says that a plugin refuses every call, until one of its threads is free again', async () => {
+  test('reports a plugin whose threads are all stuck, until one is free again', async () => {
     await build({ health: true })
     const unavailable = Object.assign(new Error('all threads are stuck'), { code: 'UNAVAILABLE' })
     const stats = { ...app.extism.plugin('many').stats(), busy: 1, abandonedThreads: 16 }
@@ -96,7 +96,7 @@ describe('health', () => {
     mocks.forEach((mock) => mock.mockRestore())
   })
 
-  test('says that the app is about to be closed', async () => {
+  test('reports that the app is about to be closed', async () => {
     await build({ health: true })
     app.extism.drain()
     const { statusCode, payload } = await app.inject('/health/ready')
@@ -104,7 +104,7 @@ describe('health', () => {
     expect((await app.inject('/health/live')).statusCode).toBe(200)
   })
 
-  test('says that the store is full from the first write that was refused, until there is room', async () => {
+  test('reports a full store from the first refused write on, until it has space', async () => {
     const store = await openStore('memory:')
     await build({ health: true, store })
     const full = Object.assign(new Error('there is no room'), { code: 'STORE_FULL' })
@@ -124,7 +124,7 @@ describe('health', () => {
     mock.mockRestore()
   })
 
-  test('does not wait for a store that does not answer', async () => {
+  test('does not wait for a store that does not respond', async () => {
     const store = await openStore('memory:')
     await build({ health: true, store })
     const has = jest.spyOn(Store.prototype, 'has').mockReturnValue(new Promise(() => {}))
@@ -161,7 +161,7 @@ describe('metrics', () => {
     expect(all).toContain('extism_plugin_call_duration_seconds_count{plugin="many",function="echo"} 3')
   })
 
-  test('have what plugins count themselves', async () => {
+  test('contain the plugins\' own counters', async () => {
     await build({ metrics: true, store: new MemoryStore([['key', 'value']]) })
     const plugin = app.extism.plugin('many')
     for (const key of ['key', 'key', 'missing']) await plugin.call('read_store', key)
@@ -175,7 +175,7 @@ describe('metrics', () => {
     for (let round = 0; round < 2; round++) expect(await lines()).toEqual(expect.arrayContaining(expected))
   })
 
-  test('are text of Prometheus, where they are asked for', async () => {
+  test('are Prometheus text, at another path too', async () => {
     await build({ metrics: { prefix: '/internal/metrics' } })
     expect((await app.inject('/internal/metrics')).headers['content-type']).toMatch(/^text\/plain; version=/)
     expect((await app.inject('/metrics')).statusCode).toBe(404)

@@ -78,7 +78,7 @@ describe('fastify.extism.update', () => {
     expect([await version(), app.extism.names]).toEqual(['A', ['p']])
   })
 
-  test('comes after a reload that began before it, and before one that began after it', async () => {
+  test('runs after an earlier reload, and before a later one', async () => {
     await build()
     const reload = app.extism.reload('p')
     const update = app.extism.update({ p: { source: file, config: {}, smoke: { function: 'version', expect: 'B' } } })
@@ -91,7 +91,7 @@ describe('fastify.extism.update', () => {
     await expect(app.extism.update({ p: versions.B })).rejects.toMatchObject({ code: 'CLOSED' })
   })
 
-  test('leaves a plugin open that was given', async () => {
+  test('leaves a plugin open that was passed as a Plugin', async () => {
     const given = await createPlugin(versions.A)
     app = Fastify()
     app.register(extismHost, { plugins: { given } })
@@ -107,7 +107,7 @@ describe('fastify.extism.update', () => {
 })
 
 describe('fastify.extism.reload', () => {
-  test('has the new version serve all further calls', async () => {
+  test('sends all later calls to the new version', async () => {
     await build()
     deploy(versions.B)
     expect(await version()).toBe('A')
@@ -124,7 +124,7 @@ describe('fastify.extism.reload', () => {
     'cannot be called': [async () => deploy(await assemble('(module (func (export "version") unreachable))')), /its smoke call failed: .+/, true],
     'does not end': [async () => deploy(await assemble('(module (func (export "version") (loop $again (br $again))))')), /its smoke call failed: .+/, true]
   }
-  test.each(Object.entries(broken))('of a version that %s changes nothing, and rejects with the reason', async (name, [deployBroken, message, isOpened = false]) => {
+  test.each(Object.entries(broken))('of a version that %s rejects, and the old version keeps serving', async (name, [deployBroken, message, isOpened = false]) => {
     await build({ smoke: { function: 'version', expect: 'A', timeoutMs: 100 } })
     await deployBroken()
     const close = jest.spyOn(Plugin.prototype, 'close')
@@ -138,7 +138,7 @@ describe('fastify.extism.reload', () => {
     expect(await version()).toBe('A')
   })
 
-  test('lets the calls of the old version end, and closes it then', async () => {
+  test('lets the calls of the old version end, and then closes it', async () => {
     deploy(await guest('many'))
     await build({}, [])
     const close = jest.spyOn(Plugin.prototype, 'close')
@@ -172,7 +172,7 @@ describe('fastify.extism.reload', () => {
     expect(await version()).toBe('A')
   })
 
-  test('is refused for a plugin that was given, for one that there is not, and after the end', async () => {
+  test('is rejected for a plugin passed as a Plugin, for an unknown one, and after the app has closed', async () => {
     const given = await createPlugin(versions.A)
     app = Fastify()
     app.register(extismHost, { plugins: { given, p: versions.A } })
@@ -184,7 +184,7 @@ describe('fastify.extism.reload', () => {
     await given.close()
   })
 
-  test('that is under way when the app is closed leaves nothing open', async () => {
+  test('that is running when the app closes leaves nothing open', async () => {
     await build()
     const plugin = app.extism.plugin('p')
     const reload = app.extism.reload('p').catch(() => {})
@@ -227,7 +227,7 @@ function send (agent, port) {
 }
 
 describe('a smoke call', () => {
-  test('keeps the app from getting ready, where it fails', async () => {
+  test('that fails keeps the app from starting', async () => {
     await expect(build({ smoke: { function: 'version', expect: Buffer.from('B') } })).rejects.toMatchObject({
       code: 'SMOKE_FAILED', message: 'plugin "p": the output of its smoke call is not the expected one'
     })

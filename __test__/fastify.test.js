@@ -31,7 +31,7 @@ const post = (url, payload, headers) => app.inject({ method: 'POST', url, payloa
 describe('a route', () => {
   test.each([
     'application/json', 'text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x', ';;;', undefined
-  ])('hands the body over as it is, where its type is %s', async (type) => {
+  ])('passes the body unchanged if its type is %s', async (type) => {
     build({ echo: {} })
     const bytes = Buffer.from([0xFF, 0x00, 0x7B])
     const response = await post('/echo', bytes, type === undefined ? {} : { 'content-type': type })
@@ -39,7 +39,7 @@ describe('a route', () => {
     expect(response.headers['content-type']).toBe('application/octet-stream')
   })
 
-  test('has the method, the type of its answer and the parameters that it is given', async () => {
+  test('has a method, a content type and parameters', async () => {
     const params = { type: 'object', properties: { id: { type: 'integer' } } }
     build({ echo: { method: ['GET', 'PUT'], url: '/things/:id', contentType: 'text/plain; charset=utf-8', schema: { params } } })
     const response = await app.inject({ method: 'PUT', url: '/things/7', payload: 'hello' })
@@ -49,14 +49,14 @@ describe('a route', () => {
     expect((await post('/things/7')).statusCode).toBe(404)
   })
 
-  test('takes no body as an empty input, and an empty output is an empty answer', async () => {
+  test('passes an empty input without a body, and responds with an empty body to an empty output', async () => {
     build({ echo: {}, silent: {} })
     expect((await post('/echo')).body).toBe('')
     const response = await post('/silent', 'x')
     expect([response.statusCode, response.body]).toEqual([200, ''])
   })
 
-  test('leaves the parsers of the app\'s own routes alone', async () => {
+  test('does not change the parsers of the app\'s own routes', async () => {
     build({ echo: {} })
     app.post('/own', async (request) => request.body)
     expect((await post('/own', { a: 1 })).json()).toEqual({ a: 1 })
@@ -129,7 +129,7 @@ describe('a call that fails', () => {
     expect((await post('/echo')).json()).toEqual(answer(503, 'CLOSED', 'Service Unavailable'))
   })
 
-  test('because a host function has thrown tells nothing of what it has thrown', async () => {
+  test('because a host function has thrown does not expose its error', async () => {
     const wasm = await assemble('(module (import "extism:host/user" "f" (func $f)) (func (export "run") (call $f)))')
     const f = () => { throw Object.assign(new Error('cannot reach 10.0.0.7'), { code: 'ECONNREFUSED', statusCode: 418 }) }
     build({}, {
@@ -204,7 +204,7 @@ describe('messages of a plugin', () => {
   })
 })
 
-describe('a client that goes away', () => {
+describe('a client that disconnects', () => {
   /** Sends a request on a socket of its own and returns what ends it. */
   function send (path) {
     const request = httpRequest({ port: app.server.address().port, host: '127.0.0.1', method: 'POST', path })
@@ -217,7 +217,7 @@ describe('a client that goes away', () => {
     while (!condition()) await new Promise((resolve) => setTimeout(resolve, 5))
   }
 
-  test('cancels its call, whether it runs or waits', async () => {
+  test('cancels its call, running or queued', async () => {
     build({ loop_for_ever: {}, echo: {} })
     await app.listen({ port: 0, host: '127.0.0.1' })
     const plugin = app.extism.plugin('many')
@@ -234,7 +234,7 @@ describe('a client that goes away', () => {
     expect(plugin.stats().calls).toEqual({ succeeded: 1, failed: { CANCELED: 2 } })
   })
 
-  test('after its answer cancels nothing: nobody listens by then', async () => {
+  test('after its response cancels nothing: the listener is removed by then', async () => {
     const listeners = []
     app = Fastify()
     app.addHook('onResponse', async (request, reply) => listeners.push(reply.raw.listenerCount('close')))
@@ -258,7 +258,7 @@ describe('fastify.extism', () => {
     expect(() => extism.plugin('none')).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('"many"') }))
   })
 
-  test('has the store for the plugins that have none of their own', async () => {
+  test('passes its store to plugins without one', async () => {
     const store = new MemoryStore([['key', 'the app\'s'], ['mine:key', 'mine']])
     build({}, { plugins: { many, own: { source: many, store: { store, prefix: 'mine:' } } }, store })
     await app.ready()
@@ -266,7 +266,7 @@ describe('fastify.extism', () => {
     expect((await app.extism.plugin('own').call('read_store', 'key')).text()).toBe('mine')
   })
 
-  test('is closed with the app, except for plugins that were given', async () => {
+  test('closes with the app, except for plugins passed as a Plugin', async () => {
     const given = await createPlugin(many)
     build({}, { plugins: { many, given } })
     await app.ready()
@@ -277,7 +277,7 @@ describe('fastify.extism', () => {
     await given.close()
   })
 
-  test('is each scope\'s own, and seen from those below', async () => {
+  test('belongs to its scope, and is visible in nested scopes', async () => {
     app = Fastify()
     const answers = {}
     for (const name of ['one', 'two']) {
@@ -292,7 +292,7 @@ describe('fastify.extism', () => {
     expect((await post('/one/echo', '1')).body + (await post('/two/echo', '2')).body).toBe('12')
   })
 
-  test('of a scope stands in place of that above it', async () => {
+  test('of a nested scope hides the outer one', async () => {
     build()
     app.register(async (scope) => {
       await scope.register(extismHost, { plugins: { inner: many } })
@@ -303,7 +303,7 @@ describe('fastify.extism', () => {
     expect((await app.inject('/outer')).json()).toEqual(['many'])
   })
 
-  test('serves requests that are under way when the app is closed', async () => {
+  test('serves running requests while the app closes', async () => {
     build()
     let begun
     const beginning = new Promise((resolve) => { begun = resolve })
@@ -321,7 +321,7 @@ describe('fastify.extism', () => {
     expect(await late).toBe('in time')
   })
 
-  test('is imported as ECMAScript modules have it', async () => {
+  test('can be imported from ECMAScript modules', async () => {
     const { runNode } = require('./support/processes.js')
     const { output } = await runNode(['--input-type=module', '-e', `
       import byDefault, { extismHost } from 'extism-host/fastify'
@@ -358,7 +358,7 @@ describe('the app does not start', () => {
     await expect(app.ready()).rejects.toThrow(message)
   })
 
-  test('and closes what it has opened, where one of its plugins cannot be opened', async () => {
+  test('and closes the plugins that it has opened, if one cannot be opened', async () => {
     const { Plugin } = require('..')
     const close = jest.spyOn(Plugin.prototype, 'close')
     build({}, { plugins: { many, missing: '/no/such.wasm' } })

@@ -20,7 +20,7 @@ function asking (ask, options = {}) {
 }
 
 describe('a host function in JavaScript', () => {
-  test('reads what the guest passes, and answers with a block', async () => {
+  test('reads the guest\'s arguments, and returns a block', async () => {
     let read
     const plugin = await asking((context, offset) => {
       read = context.read(offset).text()
@@ -36,7 +36,7 @@ describe('a host function in JavaScript', () => {
     expect([...(await plugin.call('ask', 'bytes')).bytes()]).toEqual([1, 2, 255])
   })
 
-  test('may be asynchronous, while the event loop goes on', async () => {
+  test('may be asynchronous, while the event loop keeps turning', async () => {
     let turns = 0
     const timer = setInterval(() => turns++, 1)
     const plugin = await asking(async (context) => {
@@ -83,7 +83,7 @@ describe('a host function in JavaScript', () => {
     await expect(plugin.call('f')).rejects.toThrow('code 3')
   })
 
-  test('comes before one of ours, and ours before none', async () => {
+  test('overrides a built-in one, which is used without it', async () => {
     const imports = await assemble(`(module
       (import "extism:host/user" "hostMemoryGet" (func $get (param i64) (result i64)))
       (import "extism:host/env" "length" (func $length (param i64) (result i64)))
@@ -184,8 +184,8 @@ describe('a host function in JavaScript', () => {
   })
 })
 
-describe('what a host function throws', () => {
-  test('is what the call is rejected with, and the plugin goes on', async () => {
+describe('an error of a host function', () => {
+  test('rejects the call, and the plugin keeps working', async () => {
     const thrown = new RangeError('never')
     const plugin = await asking(() => { throw thrown })
     await plugin.call('count')
@@ -196,7 +196,7 @@ describe('what a host function throws', () => {
     expect(plugin.stats().replaced.hostFunctionError).toBe(1)
   })
 
-  test('may be anything, and come late', async () => {
+  test('may be any value, and come late', async () => {
     for (const thrown of [undefined, null, 'a string', { an: 'object' }]) {
       const plugin = await asking(async () => {
         await sleep(1)
@@ -207,7 +207,7 @@ describe('what a host function throws', () => {
     }
   })
 
-  test('leaves variables as they are', async () => {
+  test('does not change variables', async () => {
     const plugin = await asking((context) => {
       context.setVariable('kept', 'a value')
       throw new Error('no')
@@ -216,7 +216,7 @@ describe('what a host function throws', () => {
     expect((await plugin.call('variable', 'kept')).text()).toBe('a value')
   })
 
-  test('includes what it must not return', async () => {
+  test('includes a return value of the wrong type', async () => {
     const plugin = await asking(() => ({ no: 'offset' }))
     await expect(plugin.call('ask')).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('must return') })
   })
@@ -279,7 +279,7 @@ describe('the context of a host function', () => {
     for (const use of uses) expect(use).toThrow(expect.objectContaining({ code: 'CONTEXT_ENDED' }))
   })
 
-  test('knows nothing any more when the plugin has been reset', async () => {
+  test('reads nothing after the plugin has been reset', async () => {
     let kept
     let offsets
     const plugin = await asking((context, offset) => {
@@ -294,7 +294,7 @@ describe('the context of a host function', () => {
     expect(offsets.map((offset) => kept.length(offset))).toEqual([0n, 0n])
   })
 
-  test('refuses what it cannot use', async () => {
+  test('rejects invalid arguments', async () => {
     const refused = []
     const plugin = await asking((context) => {
       const uses = [() => context.alloc(-1), () => context.alloc('1'), () => context.store({}), () => context.read('a'), () => context.setVariable(1, 'a'), () => context.setVariable('a', 1), () => context.setError(5)]
@@ -357,7 +357,7 @@ describe('a call that waits for a host function', () => {
     expect(plugin.stats().abandonedThreads).toBe(0)
   })
 
-  test('ends when its time is over', async () => {
+  test('ends at its deadline', async () => {
     const plugin = await asking(() => new Promise(() => {}), { timeoutMs: 50 })
     await expect(plugin.call('ask')).rejects.toMatchObject({ code: 'TIMEOUT' })
     expect((await plugin.call('count')).byteLength).toBe(1)
@@ -386,13 +386,13 @@ describe('a call that waits for a host function', () => {
     expect(plugin.stats()).toMatchObject({ abandonedThreads: 0, instances: 0 })
   })
 
-  test('leaves nothing behind where its function never answers', async () => {
+  test('leaks nothing if its function never returns', async () => {
     const plugin = await asking(() => new Promise(() => {}), { timeoutMs: 20 })
     await Promise.allSettled(Array.from({ length: 3 }, () => plugin.call('ask')))
     expect(plugin.callSync('count').byteLength).toBe(1)
   })
 
-  test('is not asked for when it has been aborted', async () => {
+  test('does not run the function if it has been aborted', async () => {
     let asked = 0
     const plugin = await asking(() => { asked++ })
     const controller = new AbortController()
@@ -428,12 +428,12 @@ describe('a call that waits for a host function', () => {
     expect((await call).text()).toBe('done')
   })
 
-  test('is told when it waits for itself', async () => {
+  test('is rejected if it waits for itself', async () => {
     const plugin = await asking(() => plugin.call('count'))
     await expect(plugin.call('ask')).rejects.toMatchObject({ code: 'WOULD_DEADLOCK', message: 'plugin is not reentrant' })
   })
 
-  test('may call its plugin where another instance is free', async () => {
+  test('may call its plugin if another instance is free', async () => {
     const plugin = await asking(async () => (await plugin.call('count')).bytes(), { instances: 2, eager: true })
     expect((await plugin.call('ask')).byteLength).toBe(1)
     // Two that wait for a third and a fourth: one of them is told.
@@ -444,18 +444,18 @@ describe('a call that waits for a host function', () => {
 })
 
 describe('callSync()', () => {
-  test('runs host functions that answer at once', async () => {
+  test('runs synchronous host functions', async () => {
     const plugin = await asking((context, offset) => context.read(offset).text().toUpperCase())
     expect(plugin.callSync('ask', 'loud').text()).toBe('LOUD')
   })
 
-  test('refuses those that do not', async () => {
+  test('rejects asynchronous host functions', async () => {
     const plugin = await asking(async () => 'late')
     expect(() => plugin.callSync('ask')).toThrow(expect.objectContaining({ code: 'WOULD_DEADLOCK' }))
     expect((await plugin.call('ask')).text()).toBe('late')
   })
 
-  test('throws what they throw', async () => {
+  test('throws the error of a host function', async () => {
     const plugin = await asking(() => { throw new RangeError('no') })
     expect(() => plugin.callSync('ask')).toThrow(new RangeError('no'))
   })
@@ -482,7 +482,7 @@ test.each([
   await expect(open(wasm, { functions })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) })
 })
 
-test('a block of more bytes than there can be is refused, and the guest goes on', async () => {
+test('a block beyond the maximum size is rejected, and the guest keeps running', async () => {
   const plugin = await open(await assemble(`(module
     (import "extism:host/user" "ask" (func $ask (result i64)))
     (import "extism:host/env" "length" (func $length (param i64) (result i64)))

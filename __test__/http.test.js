@@ -67,7 +67,7 @@ const redirectTo = (location, status = 302) => (request, response) => request.ur
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds))
 
 describe('allowedHosts', () => {
-  test('where it is missing, every request is refused with a message that says so', async () => {
+  test('without it, every request is rejected with a message that says so', async () => {
     const { url, requests } = await serve(greet)
     const plugin = await start()
     await expect(plugin.call('body', request(`${url}/a b?key=value`))).rejects.toMatchObject(refusal(
@@ -75,7 +75,7 @@ describe('allowedHosts', () => {
     expect(requests).toEqual([])
   })
 
-  test('where no entry matches, a request is refused, and the next call works', async () => {
+  test('if no entry matches, a request is rejected, and the next call works', async () => {
     const { url, requests } = await serve(greet)
     const plugin = await start({ allowedHosts: ['example.com', '*.example.com', '127.0.0.?.example.com'] })
     await expect(plugin.call('body', request(url))).rejects.toMatchObject(refusal(
@@ -151,14 +151,14 @@ describe('a request', () => {
     }])
   })
 
-  test('is a GET where it names no method, and may call its headers header', async () => {
+  test('is a GET by default, and may spell its headers "header"', async () => {
     const { url, requests } = await serve(greet)
     const plugin = await start(LOCAL)
     await plugin.call('body', request(url, { header: { a: 'b' } }))
     expect(requests).toMatchObject([{ method: 'GET', url: '/', headers: { a: 'b', 'user-agent': 'extism-host' } }])
   })
 
-  test.each([['GET'], ['HEAD']])('has no body where it is a %s', async (method) => {
+  test.each([['GET'], ['HEAD']])('has no body if it is a %s', async (method) => {
     const { url, requests } = await serve((_, response) => response.writeHead(200, { 'content-length': 10 ** 9 }).end())
     const plugin = await start(LOCAL)
     await plugin.call('body', request(url, { method }, 'ignored')).catch(() => {})
@@ -187,7 +187,7 @@ describe('a request', () => {
     expect(requests[0].headers.connection).not.toBe('upgrade, x-mine')
   })
 
-  test('says that it has no body where it could have one', async () => {
+  test('has content-length 0 if it could have a body but has none', async () => {
     const { url, requests } = await serve(greet)
     const plugin = await start(LOCAL)
     await plugin.call('body', request(url, { method: 'PUT' }))
@@ -275,7 +275,7 @@ describe('a request', () => {
     }
   })
 
-  test('over TLS is made only where the certificate is trusted', async () => {
+  test('over TLS is made only if the certificate is trusted', async () => {
     const port = await listen(createTlsServer(CERTIFICATE, (socket) => socket.destroy()))
     const plugin = await start({ allowedHosts: ['localhost'] })
     await expect(plugin.call('body', request(`https://localhost:${port}/`))).rejects.toMatchObject(refusal(
@@ -396,7 +396,7 @@ describe('a response', () => {
     expect(written).toBeLessThan(32 << 20)
   })
 
-  test('of 50 MiB is the longest where nothing else is said', async () => {
+  test('may have 50 MiB by default', async () => {
     const { url } = await serve((_, response) => response.writeHead(200, { 'content-length': (50 << 20) + 1 }).end())
     const plugin = await start(LOCAL)
     await expect(plugin.call('body', request(url)))
@@ -437,7 +437,7 @@ describe('a redirect', () => {
     await expect(plugin.call('body', request(url))).rejects.toMatchObject(refusal(message))
   })
 
-  test('to what is no URL is refused', async () => {
+  test('to an invalid URL is rejected', async () => {
     const { url } = await serve(redirectTo('http://:99999/'))
     const plugin = await start(LOCAL)
     await expect(plugin.call('body', request(url)))
@@ -471,7 +471,7 @@ describe('a redirect', () => {
     if (method !== becomes) expect(requests[1].headers).not.toHaveProperty('content-type')
   })
 
-  test('to another origin is not told what was meant for the first', async () => {
+  test('to another origin does not carry the first one\'s credentials', async () => {
     const other = await serve(greet)
     const { url, requests } = await serve((request, response) => {
       response.writeHead(302, { location: request.url === '/' ? '/same' : other.url }).end()
@@ -485,7 +485,7 @@ describe('a redirect', () => {
     expect(other.requests[0].headers).not.toHaveProperty('cookie')
   })
 
-  test('without a location is an answer like others', async () => {
+  test('without a location is a normal response', async () => {
     const { url } = await serve((_, response) => response.writeHead(302).end('moved'))
     const plugin = await start(LOCAL)
     expect((await plugin.call('body', request(url))).text()).toBe('moved')

@@ -88,7 +88,7 @@ test('time limits of node:vm that interrupt calls at any moment stop nothing', a
   await expectAllGoesOn(plugin)
 })
 
-test('what removeEventListener of a signal throws is an uncaught exception, and stops nothing', async () => {
+test('an error of a signal\'s removeEventListener is an uncaught exception, and stops nothing else', async () => {
   const { output, errors } = await runNode(['-e', `
     const { createPlugin } = require('.')
     process.on('uncaughtException', ({ message }) => console.log(message))

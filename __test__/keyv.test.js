@@ -22,7 +22,7 @@ describe('Keyv over a store', () => {
     expect([await cache.has('key'), await cache.get('key')]).toEqual([false, undefined])
   })
 
-  test('lets them live as long as it says', async () => {
+  test('sets their lifetimes', async () => {
     const cache = keyv({ ttl: 40 })
     await cache.set('default', 1)
     await cache.set('own', 2, 60_000)
@@ -61,7 +61,7 @@ describe('Keyv over a store', () => {
     expect(await store.has('other')).toBe(false)
   })
 
-  test('gets, sets, asks for and deletes many', async () => {
+  test('gets, sets, checks and deletes many', async () => {
     const cache = keyv()
     expect(await cache.setMany([{ key: 'a', value: 1 }, { key: 'b', value: 2, ttl: 30 }, { key: 'c', value: 3, ttl: 60_000 }])).toEqual([true, true, true])
     expect(await cache.getMany(['c', 'none', 'a', 'b'])).toEqual([3, undefined, 1, 2])
@@ -80,7 +80,7 @@ describe('Keyv over a store', () => {
     expect(entries).toEqual([['key 0', 0], ['key 1', 1], ['key 2', 2]])
   })
 
-  test('is told of what the store refuses', async () => {
+  test('gets the errors of the store', async () => {
     const cache = keyv()
     await expect(cache.set('k'.repeat(70_000), 1)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     await expect(keyv({ serialize: undefined, deserialize: undefined }).set('key', { an: 'object' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
@@ -88,7 +88,7 @@ describe('Keyv over a store', () => {
     await expect(cache.set('key', 1)).rejects.toMatchObject({ code: 'CLOSED' })
   })
 
-  test('takes a MemoryStore too, and nothing else', async () => {
+  test('accepts a MemoryStore too, and nothing else', async () => {
     const memory = new MemoryStore()
     const cache = new Keyv({ store: keyvAdapter(memory) })
     await cache.set('key', 'value')

@@ -35,7 +35,7 @@ describe('close', () => {
 })
 
 describe('close with timeoutMs', () => {
-  test('interrupts what still runs then, and ends what still waits: with CLOSED', async () => {
+  test('interrupts running calls then, and ends queued ones: with CLOSED', async () => {
     const plugin = await createPlugin(wasm, { instances: 2, maxQueue: 10 })
     const calls = Array.from({ length: 5 }, () => plugin.call('loop_for_ever'))
     const ended = Promise.allSettled(calls)
@@ -51,7 +51,7 @@ describe('close with timeoutMs', () => {
     await expect(call).resolves.toBeNull()
   })
 
-  test('shortens the time of a close that waits already', async () => {
+  test('limits the time of a close that is already waiting', async () => {
     const plugin = await createPlugin(wasm)
     const call = plugin.call('loop_for_ever').catch(({ code }) => code)
     const closed = plugin.close()

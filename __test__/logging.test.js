@@ -39,7 +39,7 @@ test('messages of the wanted levels go to the logger before the call is settled'
   expect(messages).toEqual(LEVELS.map((level) => `${level}: hello`))
 })
 
-test.each([...LEVELS, 'silent'].map((level, number) => [level, number]))('%s keeps out what matters less, and the guest knows', async (logLevel, number) => {
+test.each([...LEVELS, 'silent'].map((level, number) => [level, number]))('%s drops lower levels, and the guest can read the level', async (logLevel, number) => {
   const { logger, messages } = keeping()
   const plugin = await open(wasm, { logger, logLevel })
   await plugin.call('log', 'm')
@@ -49,7 +49,7 @@ test.each([...LEVELS, 'silent'].map((level, number) => [level, number]))('%s kee
   expect(outcome).toEqual(level === 0 ? null : expect.stringContaining(`code ${level}`))
 })
 
-test('a plugin is silent unless it is asked for messages', async () => {
+test('a plugin logs nothing by default', async () => {
   const { logger, messages } = keeping()
   await (await open(wasm, { logger })).call('log', 'm')
   expect(messages).toEqual([])
@@ -95,14 +95,14 @@ test('a logger may be one of pino\'s', async () => {
   expect(lines.map(({ level, request, msg }) => [level, request, msg])).toEqual([[40, 7, 'from the guest'], [50, 7, 'from the guest']])
 })
 
-test('what a guest says before it traps is not lost, nor is what is no UTF-8', async () => {
+test('messages before a trap are not lost, nor are those that are not UTF-8', async () => {
   const { logger, messages } = keeping()
   const plugin = await open(wasm, { logger, logLevel: 'error' })
   await expect(plugin.call('log_and_trap', Buffer.from([0x61, 0xFF]))).rejects.toMatchObject({ code: 'TRAP' })
   expect(messages).toEqual(['error: a�'])
 })
 
-test('a guest that floods its logger loses messages, is told of, and costs no more memory than that', async () => {
+test('a guest that floods its logger loses messages, causes a warning, and takes bounded memory', async () => {
   const { logger, messages } = keeping()
   const plugin = await open(wasm, { logger, logLevel: 'info' })
   await plugin.call('flood', 'x'.repeat(1_000))

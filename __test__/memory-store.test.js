@@ -15,7 +15,7 @@ describe('a MemoryStore works like a Map', () => {
     expect(new MemoryStore(null).size).toBe(0)
   })
 
-  test('get gives a string where a string was set, and a Buffer of its own where bytes were', () => {
+  test('get returns a string if a string was set, and a new Buffer if bytes were', () => {
     const bytes = new Uint8Array([1, 2, 0xFF])
     const store = new MemoryStore([['text', 'I 💜 Extism'], ['bytes', bytes], ['empty', ''], ['nul', 'a\0b']])
     bytes[0] = 9
@@ -65,7 +65,7 @@ describe('a MemoryStore works like a Map', () => {
     expect([store.get('__proto__'), store.get('constructor'), store.get('toString')]).toEqual(['p', 'c', undefined])
   })
 
-  test('what it cannot hold is refused, and loses nothing', () => {
+  test('invalid keys and values are rejected, and nothing is lost', () => {
     const store = new MemoryStore([['key', 'value']])
     const refused = [
       () => store.set(1, 'x'),
@@ -110,7 +110,7 @@ describe('hostMemoryGet', () => {
     })
   }
 
-  test('a missing key, a key that is no UTF-8 and an empty value give offset 0', async () => {
+  test('a missing key, a key that is not UTF-8 and an empty value give offset 0', async () => {
     const plugin = await start({ store: new MemoryStore([['empty', ''], ['\uFFFD', 'replacement']]) })
     for (const key of ['missing', new Uint8Array([0xFF]), 'empty']) {
       expect((await plugin.call('read_store', key)).byteLength).toBe(0)
@@ -134,7 +134,7 @@ describe('hostMemoryGet', () => {
 })
 
 describe('a named store', () => {
-  test('is the same wherever it is asked for, and another than those of other names', () => {
+  test('is the same for each use of its name, and different from those of other names', () => {
     const store = MemoryStore.named('messages').set('a', '1')
     expect(store).toBeInstanceOf(MemoryStore)
     expect(MemoryStore.named('messages').get('a')).toBe('1')

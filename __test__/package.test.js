@@ -127,7 +127,7 @@ describe('the core', () => {
   let app
   beforeAll(() => { app = install('core', [CORE, binding]) })
 
-  test('brings nothing but the binary of this platform', async () => {
+  test('has no dependencies but the binary of this platform', async () => {
     const { dependencies = {}, optionalDependencies } = require(join(app.project, 'node_modules', CORE, 'package.json'))
     expect([Object.keys(dependencies), Object.keys(optionalDependencies)]).toEqual([[], [binding]])
     app.write('main.cjs', `

@@ -40,7 +40,7 @@ describe('calls that wait', () => {
     expect((await plugin.call('echo', 'room again')).text()).toBe('room again')
   })
 
-  test('may have more than that if no other waits', async () => {
+  test('may exceed the limit if no other call waits', async () => {
     const { plugin, free } = await openBusy({ maxQueueBytes: 1 })
     const large = plugin.call('echo', Buffer.alloc(50 * KIBIBYTE))
     await expect(plugin.call('echo', 'x')).rejects.toMatchObject({ code: 'QUEUE_FULL' })
@@ -48,7 +48,7 @@ describe('calls that wait', () => {
     expect((await large).byteLength).toBe(50 * KIBIBYTE)
   })
 
-  test('leave room when they are aborted', async () => {
+  test('free their share of the queue when they are aborted', async () => {
     const { plugin, free } = await openBusy({ maxQueueBytes: 100 })
     const controller = new AbortController()
     const aborted = plugin.call('echo', Buffer.alloc(100), null, { signal: controller.signal })

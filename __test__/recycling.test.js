@@ -55,7 +55,7 @@ const replaced = (plugin) => Object.fromEntries(Object.entries(plugin.stats().re
 const oneTo = (last) => Array.from({ length: last }, (_, index) => index + 1)
 
 describe('by memory', () => {
-  test('a guest that leaks a page in each call serves for ever', async () => {
+  test('a guest that leaks a page in each call serves forever', async () => {
     const plugin = await openCounter(await counter('(call $grow (i32.const 1))'), { memory: { maxPages: 64 } })
     await counts(plugin, 500)
     const { calls } = plugin.stats()
@@ -156,7 +156,7 @@ describe('by age', () => {
     expect(Object.keys(replaced(plugin))).toEqual(['age'])
   })
 
-  test('one that waited for its call for longer is replaced after it', async () => {
+  test('an instance that idled for longer is replaced after its next call', async () => {
     const plugin = await open(many, { maxAgeMs: 1 })
     await new Promise((resolve) => setTimeout(resolve, 10))
     for (let call = 0; call < 3; call++) {

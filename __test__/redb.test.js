@@ -140,7 +140,7 @@ describe('a file', () => {
     expect(String(await (await open(path)).get('key'))).toBe('value')
   })
 
-  test('that is none, or of something else, is refused and left as it is', async () => {
+  test('that is not a store is rejected and left unchanged', async () => {
     await expect(open(directory)).rejects.toMatchObject(refusedWith('INVALID_ARGUMENT', /is a directory/))
     await expect(open(join(directory, 'none', 'data.redb'))).rejects.toMatchObject(refusedWith('FILE_NOT_FOUND', /directory/))
     const text = newPath()
@@ -155,7 +155,7 @@ describe('a file', () => {
     }
   })
 
-  test('that a process has left while it was made is a new store', async () => {
+  test('that was left half created by a process is a new store', async () => {
     const path = newPath()
     await open(path).then((store) => store.close())
     const { size } = statSync(path)
@@ -225,7 +225,7 @@ describe('a file', () => {
     })
   }
 
-  test('that is cut while it is open fails with a code, and works again when it is restored', async () => {
+  test('that is truncated while it is open fails with a code, and works again when it is restored', async () => {
     const path = newPath()
     const store = await open(path, { cacheBytes: 1 })
     const entries = Array.from({ length: 1_000 }, (_, number) => [String(number), 'x'.repeat(500)])
@@ -275,7 +275,7 @@ describe('a file', () => {
 })
 
 describe('what has been acknowledged', () => {
-  test(`is there after each of ${ROUNDS} sudden deaths, and nothing is there by half`, async () => {
+  test(`survives each of ${ROUNDS} sudden deaths, and nothing is half written`, async () => {
     const path = newPath()
     const file = join(directory, 'acknowledgements')
     const set = []
@@ -413,7 +413,7 @@ test('an operation that fails leaves those that are stored with it', async () =>
   expect(String(await store.get('text'))).toBe('no number')
 })
 
-test('lifetimes go on while the file is closed, and what is over is removed from it', async () => {
+test('lifetimes continue while the file is closed, and expired keys are removed from it', async () => {
   const path = newPath()
   const store = await open(path)
   await store.setMany(Array.from({ length: 3_000 }, (_, number) => [`short ${number}`, 'x']), { ttlMs: 1_000 })

@@ -46,7 +46,7 @@ describe('of three servers', () => {
     await store.close()
   })
 
-  test('the cache answers what is read often, of all servers, and is told of changes', async () => {
+  test('the cache serves hot keys of all servers, and sees changes', async () => {
     const [store, other] = [await openStore(...await open()), await openStore(...await open())]
     await other.setMany(KEYS.map((key) => [key, 'one']))
     await Promise.all(servers.map((server) => server.command('config', 'resetstat')))
@@ -120,7 +120,7 @@ describe('with replicas', () => {
 
   afterAll(() => Promise.all(servers.map((server) => server.stop())))
 
-  test('when a server dies another takes its place, under load, and nothing old is read', async () => {
+  test('when a server dies, another takes over under load, and no stale value is read', async () => {
     const [store, other] = [await openStore(clusterUrl(servers)), await openStore(clusterUrl(servers))]
     const changes = store.watch()
     await store.setMany(KEYS.map((key) => [key, '0']))
@@ -170,7 +170,7 @@ describe('with replicas', () => {
     await Promise.all([store.close(), other.close()])
   })
 
-  test('when a server hands over to its replica, what it has told is not believed any more', async () => {
+  test('when a server hands over to its replica, its cached values are dropped', async () => {
     const [store, other] = [await openStore(clusterUrl(servers)), await openStore(clusterUrl(servers))]
     const replicas = await Promise.all(servers.slice(3).map(async (server) => [server, await server.command('info', 'replication')]))
     const [replica] = replicas.find(([, info]) => info.includes(`master_port:${servers[1].port}`))

@@ -110,7 +110,7 @@ describe('on one server', () => {
     await plugin.close()
   })
 
-  test('a guest is told that the store is away, and that it is back', async () => {
+  test('a guest sees that the store is unavailable, and then available again', async () => {
     const { plugin, run } = await openStoreGuest({ store: { store, access: 'write' } })
     expect(await run('set', 'key', 'value', 0)).toBe(0)
     await server.kill()
@@ -195,7 +195,7 @@ describe('on one server', () => {
     })
   })
 
-  test('server.js answers 503 while Redis is stopped for 10 s under load, and then what is there now', async () => {
+  test('server.js responds 503 while Redis is stopped for 10 s under load, and then with the current value', async () => {
     await store.setMany([['hello', 'before'], ['message', '']])
     await withServer(server.url, async (url) => {
       const requests = load(url, 8)
@@ -234,7 +234,7 @@ describe('on one server', () => {
     })
   })
 
-  test('two servers answer with what one of them is told', async () => {
+  test('two servers respond with the value that one of them has set', async () => {
     await store.setMany([['hello', '0'], ['message', '']])
     await withServer(server.url, (one) => withServer(server.url, async (two) => {
       const hello = async (url) => (await (await fetch(url, { method: 'POST', body: 'Jane' })).text()).split('\n')[1]

@@ -9,7 +9,7 @@ const { openStore } = require('..')
 const { ROOT } = require('./support/processes.js')
 const { startRedis } = require('./support/redis.js')
 
-test('an app is not ready from the first write that was refused as Redis is full, until there is room', async () => {
+test('an app is not ready from the first write that Redis refuses because it is full, until it has space', async () => {
   const redis = await startRedis(['maxmemory-policy noeviction'])
   const store = await openStore(redis.url)
   const app = Fastify()

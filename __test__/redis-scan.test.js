@@ -58,7 +58,7 @@ test.each([
   ['at the same position', (position) => 7],
   ['in a circle', (position) => position % 5 + 1],
   ['in a circle that begins late', (position) => position < 1_000 ? position + 1 : 900]
-])('keys() rejects if the server goes on for ever %s', async (_, next) => {
+])('keys() rejects if the server never ends %s', async (_, next) => {
   await openStoreWith(next)
   await expect(keys()).rejects.toMatchObject({ code: 'STORE_UNAVAILABLE', message: expect.stringMatching(/^the Redis server 127\.0\.0\.1:\d+ never finishes SCAN; check the server$/) })
 })

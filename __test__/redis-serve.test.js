@@ -62,7 +62,7 @@ test('it waits for the store, and is ready once it is there', async () => {
 test.each([
   ['a server', 'redis', undefined],
   ['a cluster', 'redis+cluster', 'cluster']
-])('it starts without %s that is not required, and is ready once that is there', async (_, scheme, mode) => {
+])('it starts without %s that is not required, and is ready once that is available', async (_, scheme, mode) => {
   const redis = await startRedis(mode === 'cluster' ? ['cluster-enabled yes'] : [])
   await redis.kill()
   serve(redis.url.replace('redis:', `${scheme}:`), 60_000, { required: false })

@@ -76,14 +76,14 @@ describe('with TLS', () => {
     }
   })
 
-  test('a server without it is no use, and one with it not without', async () => {
+  test('a server without TLS is rejected with rediss:, and one with TLS with redis:', async () => {
     await expect(openStore(`rediss://${HOST}:${server.port}`, { ca })).rejects.toEqual(withCode('STORE_UNAVAILABLE'))
     await expect(openStore(`redis://${HOST}:${encrypted.port}`)).rejects.toEqual(withCode('STORE_UNAVAILABLE'))
   })
 })
 
 describe('openStore', () => {
-  test('says where nobody answers, and never the password', async () => {
+  test('names the server that does not respond, and never the password', async () => {
     const port = await freePort()
     for (const url of [`redis://user:secret@${HOST}:${port}`, `redis+cluster://:secret@${HOST}:${port}`]) {
       const error = await openStore(url).catch((error) => error)
@@ -95,7 +95,7 @@ describe('openStore', () => {
     })
   })
 
-  test('refuses what makes no sense, and quotes none of it', async () => {
+  test('rejects invalid URLs without quoting them', async () => {
     const refused = [
       ['redis:'], ['redis://'], ['redis://:secret@'], [`redis://:secret@${HOST}/zero`], [`redis://:secret@${HOST}?db=1`],
       [`redis+cluster://:secret@${HOST}:1/1`], [`${server.url}/99`], [server.url, { timeoutMs: 0 }], [server.url, { cacheBytes: -1 }],
@@ -250,7 +250,7 @@ describe('the cache', () => {
     await small.close()
   })
 
-  test('lets go of a key when its time is over', async () => {
+  test('drops a key when it expires', async () => {
     await other.set('short', 'value', { ttlMs: 300 })
     const start = Date.now()
     let lastHit = start
@@ -259,7 +259,7 @@ describe('the cache', () => {
     expect(await other.has('short')).toBe(false)
   })
 
-  test('has what one has written oneself, whoever asks', async () => {
+  test('contains one\'s own writes, for every reader', async () => {
     for (let round = 0; round < 300; round++) {
       const value = String(round)
       const readers = Array.from({ length: 4 }, () => store.get('key'))
@@ -277,7 +277,7 @@ describe('the cache', () => {
     }
   })
 
-  test('never has what was before what somebody has seen, and what another writes soon', async () => {
+  test('never goes back to an older value than one seen, and soon has the writes of others', async () => {
     const over = new AbortController()
     let newest = 0
     const late = []
@@ -305,7 +305,7 @@ describe('the cache', () => {
     expect(late[Math.floor(late.length / 2)]).toBeLessThan(50)
   })
 
-  test('tells who watches and then reads what is new', async () => {
+  test('has the new value when a watch reports a change', async () => {
     const changes = store.watch('key')
     await store.get('key')
     for (let round = 0; round < 200; round++) {
@@ -372,7 +372,7 @@ describe('when the server is away', () => {
 
   const isBack = () => until(() => store.has('x').then(() => true, () => false), 20_000)
 
-  test('everything is refused at once, and works again by itself', async () => {
+  test('every operation fails at once, and works again by itself', async () => {
     await own.kill()
     await until(() => store.get('key').then(() => false, ({ code }) => code === 'STORE_UNAVAILABLE'))
     const start = Date.now()
@@ -388,7 +388,7 @@ describe('when the server is away', () => {
     expect(await store.compareAndSwap('key', 'value', 'other')).toBe(true)
   })
 
-  test('under load nothing hangs, and afterwards nothing old is read', async () => {
+  test('under load nothing hangs, and afterwards no stale value is read', async () => {
     await store.set('hot', 'old')
     const plugin = await createPlugin(await guest('many'), { store })
     const over = new AbortController()
@@ -432,7 +432,7 @@ describe('when the server is away', () => {
     }
   })
 
-  test('and the connection seems to stand, cached values are not believed for long', async () => {
+  test('without closing the connection, cached values expire soon', async () => {
     // Who waits for so long has not lost the connection yet.
     const patient = await openStore(own.url, PATIENT)
     await patient.set('key', 'value')
@@ -453,7 +453,7 @@ describe('when the server is away', () => {
     }
   })
 
-  test('and the connection seems to stand, everything is refused at once, after the time limit', async () => {
+  test('without closing the connection, every operation fails at once, after the time limit', async () => {
     await store.set('key', 'value')
     own.suspend()
     try {
@@ -472,7 +472,7 @@ describe('when the server is away', () => {
     expect(['value', 'other']).toContain(String(await store.get('key')))
   })
 
-  test('who watches is told that changes are lost, and then of those that come', async () => {
+  test('a watch reports that changes are lost, and then later changes', async () => {
     const changes = store.watch()
     await store.set('before', 'x')
     expect((await changes.next()).value).toEqual({ type: 'set', key: 'before' })
@@ -493,7 +493,7 @@ describe('when the server is away', () => {
 })
 
 describe('an open store', () => {
-  test('keeps no process alive, and what is on its way does', async () => {
+  test('does not keep the process alive, but a pending operation does', async () => {
     const { code, output } = await runNode(['-e', `
       const { openStore } = require('.')
       openStore('${server.url}').then(async (store) => {
@@ -504,7 +504,7 @@ describe('an open store', () => {
     expect({ code, output }).toEqual({ code: 0, output: '2\n' })
   })
 
-  test('ends with its process, whatever is under way', async () => {
+  test('ends with its process, even with pending operations', async () => {
     const { code, signal, errors } = await runNode(['-e', `
       const { openStore } = require('.')
       openStore('${server.url}').then((store) => {
@@ -515,7 +515,7 @@ describe('an open store', () => {
     expect({ code, signal, errors }).toEqual({ code: 7, signal: null, errors: '' })
   })
 
-  test('ends with its worker thread, whatever is under way', async () => {
+  test('ends with its worker thread, even with pending operations', async () => {
     for (let round = 0; round < 5; round++) {
       const worker = new Worker(`
         const { parentPort, workerData } = require('node:worker_threads')

@@ -188,7 +188,7 @@ describe('what it does not support is refused by name', () => {
     await open(calling)
   })
 
-  test('what is off is allowed', async () => {
+  test('unsupported options may be turned off', async () => {
     await start({ isolation: 'instance', compileCache: false, functions: {}, allowedHosts: [], wasi: {}, enableWasiOutput: false })
   })
 })

@@ -59,7 +59,7 @@ describe('createPlugin loads', () => {
     }
   }
 
-  test('a plugin with what was meant for workers, and needs none here', async () => {
+  test('a plugin with options for workers, which have no effect here', async () => {
     const options = { runInWorker: true, sharedArrayBufferSize: 1 << 16, nodeWorkerArgs: { name: 'plugin', execArgv: [] } }
     expect(await countsVowels(wasm, options)).toBe(3)
   })
@@ -118,12 +118,12 @@ describe('exports and imports', () => {
     expect(await plugin.getImports()).toEqual(WebAssembly.Module.imports(module))
   })
 
-  test('there is no instance, and what to use instead is said', async () => {
+  test('there is no instance, and the message says what to use instead', async () => {
     const plugin = await open(wasm)
     await expect(plugin.getInstance()).rejects.toMatchObject({ code: 'UNSUPPORTED', message: expect.stringContaining('getExports()') })
   })
 
-  test('are not told of a closed plugin', async () => {
+  test('reject for a closed plugin', async () => {
     const plugin = await open(wasm)
     await plugin.close()
     for (const ask of ['getExports', 'getImports', 'reset']) await expect(plugin[ask]()).rejects.toMatchObject({ code: 'CLOSED' })
@@ -139,7 +139,7 @@ test('modules are linked by their names, a namespace of the host included', asyn
 })
 
 describe('a call', () => {
-  test('of a function that there is not is refused by its name', async () => {
+  test('of an unknown function is rejected with its name', async () => {
     const plugin = await open(wasm)
     expect(await plugin.functionExists('count_vowels')).toBe(true)
     expect(await plugin.functionExists('count_sheep')).toBe(false)

@@ -40,12 +40,12 @@ describe('the article\'s service', () => {
     })
   }
 
-  test('hands bytes that are no UTF-8 through as they are', async () => {
+  test('passes bytes that are not UTF-8 unchanged', async () => {
     const response = await post(Buffer.from([0xFF, 0xFE]))
     expect(response.rawPayload.includes(Buffer.from([0xFF, 0xFE, 0x0A]))).toBe(true)
   })
 
-  test('takes no body as an empty input', async () => {
+  test('passes an empty input without a body', async () => {
     const response = await post(undefined)
     expect(response.statusCode).toBe(200)
     expect(response.body).toMatch(/^👋 Hello \n/)
@@ -181,7 +181,7 @@ describe('node server.js', () => {
     rmSync(directory, { recursive: true, maxRetries: 10 })
   })
 
-  test.each(['trap', 'divide_by_zero', 'recurse'])('goes on when its plugin does what WebAssembly forbids: %s', async (functionName) => {
+  test.each(['trap', 'divide_by_zero', 'recurse'])('keeps serving when its plugin does what WebAssembly forbids: %s', async (functionName) => {
     const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
     const { join } = require('node:path')
     const directory = mkdtempSync(join(require('node:os').tmpdir(), 'extism-host-'))

@@ -73,7 +73,7 @@ describe('with a snapshot', () => {
   let wasm
   beforeAll(async () => { wasm = await guest(INITIALIZE) })
 
-  test.each(['page', 'epoch'])('instances start from what the initialization has left (%s)', async (interruption) => {
+  test.each(['page', 'epoch'])('instances start from the state after the initialization (%s)', async (interruption) => {
     const plugin = await start(wasm, { interruption })
     expect(plugin.stats().snapshot).toBe('taken')
     expect(await state(plugin)).toEqual([7, 8, 3, 0])
@@ -138,7 +138,7 @@ describe('without one, the plugin starts normally, and the logger is told why', 
     await expect(open(endless, { timeoutMs: 50 })).rejects.toMatchObject({ code: 'TIMEOUT' })
   })
 
-  test('and what may be different next time is not kept', async () => {
+  test('and a snapshot that may differ next time is not cached', async () => {
     const endless = await guest('(loop $next (br $next))')
     const compiling = precompile(endless, { snapshot: true, timeoutMs: 50, compileCache: { directory } })
     await expect(compiling).rejects.toMatchObject({ code: 'CACHE_UNAVAILABLE', message: expect.stringContaining('too long') })

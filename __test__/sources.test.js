@@ -144,13 +144,13 @@ describe('createPlugin rejects', () => {
     })
   }
 
-  test('bad JSON, which it does not quote', async () => {
+  test('invalid JSON without quoting it', async () => {
     const error = await createPlugin('{"config": {"password": "secret"}').catch((error) => error)
     expect(error).toMatchObject({ name: 'TypeError', code: 'INVALID_ARGUMENT', message: expect.stringContaining('not valid JSON') })
     expect(error.message).not.toContain('secret')
   })
 
-  test('what a URL cannot bring, without quoting its query, user or password', async () => {
+  test('a URL that cannot be fetched, without quoting its query, user or password', async () => {
     const { host } = new URL(base)
     for (const url of [`${base}/missing?token=secret`, `http://user:secret@${host}/plugin.wasm`]) {
       const error = await createPlugin(url).catch((error) => error)
@@ -224,7 +224,7 @@ describe('the option fetch', () => {
       .rejects.toMatchObject({ code: 'FETCH_FAILED', cause: { name: 'TimeoutError' } })
   })
 
-  test('is told when the opening ends early', async () => {
+  test('gets a signal that is aborted when the opening ends early', async () => {
     routes['/slow'] = () => {}
     let signal
     const mine = (url, init) => {
@@ -235,7 +235,7 @@ describe('the option fetch', () => {
     expect(signal.reason).toMatchObject({ code: 'TIMEOUT' })
   })
 
-  test('is not used where the options are wrong', async () => {
+  test('is not used if the options are wrong', async () => {
     await expect(createPlugin(`${base}/plugin.wasm`, { unknown: true })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     expect(paths).toEqual([])
   })

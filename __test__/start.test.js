@@ -51,7 +51,7 @@ describe('compileCache', () => {
     expect(kept(directory)).toEqual(compiled)
   })
 
-  test('limits the bytes: what was used least recently goes, and what does not fit is not kept', async () => {
+  test('limits the bytes: the least recently used modules are evicted, and too large ones are not cached', async () => {
     const directory = join(base, 'cache')
     await start(wasm, { compileCache: { directory, maxBytes: 1 } })
     expect(kept(directory)).toEqual([])
@@ -109,7 +109,7 @@ describe('EXTISM_HOST_CACHE_DIR', () => {
     else process.env.EXTISM_HOST_CACHE_DIR = before
   })
 
-  test('names the directory where the option names none', async () => {
+  test('names the directory if the option does not', async () => {
     const directory = process.env.EXTISM_HOST_CACHE_DIR = join(base, 'variable')
     await start(wasm)
     await start(wasm, { compileCache: true })
@@ -120,7 +120,7 @@ describe('EXTISM_HOST_CACHE_DIR', () => {
     expect(kept(other).length).toBeGreaterThan(0)
   })
 
-  test('does not hold against compileCache: false', async () => {
+  test('is overridden by compileCache: false', async () => {
     process.env.EXTISM_HOST_CACHE_DIR = join(base, 'variable')
     await start(wasm, { compileCache: false })
     expect(readdirSync(base)).toEqual([])
@@ -277,7 +277,7 @@ describe('precompile', () => {
     await plugin.close()
   })
 
-  test('rejects where there is no cache to fill', async () => {
+  test('rejects if there is no cache to fill', async () => {
     await expect(precompile(wasm, { compileCache: false })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     const { output } = await runNode(['-e', `
       const { precompile } = require('.')

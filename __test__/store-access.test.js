@@ -31,7 +31,7 @@ beforeEach(() => {
 afterEach(() => Promise.all(opened.map((plugin) => plugin.close())))
 
 describe('a guest that may write', () => {
-  test('reads what the host has set, and the host what the guest has', async () => {
+  test('reads the host\'s changes, and the host the guest\'s', async () => {
     const { run } = await open()
     store.set('from the host', 'héllo')
     expect(String(await run('get', 'from the host'))).toBe('héllo')
@@ -39,7 +39,7 @@ describe('a guest that may write', () => {
     expect(store.get('from the guest')).toEqual(Buffer.from([0xFF, 0]))
   })
 
-  test('tells missing from empty', async () => {
+  test('distinguishes missing from empty', async () => {
     const { run } = await open()
     expect(await run('get', 'key')).toBe(MISSING)
     expect(await run('exists', 'key')).toBe(0)
@@ -116,7 +116,7 @@ describe('a guest that may write', () => {
     expect(await run('getMany', list(Array(1_000).fill('a')))).toHaveLength(1_000 * 7)
   })
 
-  test('is told what is wrong with what it passes, and can go on', async () => {
+  test('gets an error for invalid arguments, and can continue', async () => {
     const { run } = await open()
     const long = 'k'.repeat(65_537)
     const bytes = Buffer.from([0xFF])
@@ -137,7 +137,7 @@ describe('a guest that may write', () => {
 })
 
 describe('permissions', () => {
-  test('a store alone may be read and not changed, and what was refused is counted', async () => {
+  test('a store alone may be read and not changed, and refused operations are counted', async () => {
     const { plugin, run } = await openStoreGuest({ store })
     opened.push(plugin)
     store.set('key', '1')
@@ -154,7 +154,7 @@ describe('permissions', () => {
     expect(plugin.stats().store).toEqual({ reads: 4, hits: 3, writes: 0, failed: { ACCESS_DENIED: 4 } })
   })
 
-  test('a prefix is a wall', async () => {
+  test('a guest cannot reach keys outside of its prefix', async () => {
     const { plugin, run } = await open({ prefix: 'tenant-1:' })
     store.set('tenant-2:secret', 'no')
     store.set('secret', 'no')
@@ -182,7 +182,7 @@ describe('permissions', () => {
     expect(plugin.stats().store.writes).toBe(2)
   })
 
-  test('a value may be as large as allowed, 1 MiB where nothing is said', async () => {
+  test('a value may be as large as allowed, 1 MiB by default', async () => {
     const { run } = await open({ maxValueBytes: 3 })
     expect(await run('set', 'key', 'abc', 0)).toBe(0)
     expect(await run('set', 'key', 'abcd', 0)).toBe(VALUE_TOO_LARGE)
@@ -216,14 +216,14 @@ describe('permissions', () => {
     expect(store.size).toBe(10)
   })
 
-  test('a store of one\'s own where only permissions are given', async () => {
+  test('a new store if only permissions are passed', async () => {
     const { plugin, run } = await openStoreGuest({ store: { access: 'write' } })
     opened.push(plugin)
     expect(await run('set', 'key', 'value', 0)).toBe(0)
     expect(String(await run('get', 'key'))).toBe('value')
   })
 
-  test('a bounded store says what does not fit', async () => {
+  test('a bounded store rejects what does not fit', async () => {
     store = new MemoryStore([], { maxBytes: 1_000 })
     const { run } = await open()
     expect(await run('set', 'key', Buffer.alloc(500), 0)).toBe(0)

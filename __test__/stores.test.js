@@ -21,7 +21,7 @@ describeStore('a MemoryStore', async () => {
 }, { canReopen: true })
 
 describe('openStore', () => {
-  test('opens what it knows, and says what that is where it does not', async () => {
+  test('opens known URLs, and lists them for an unknown one', async () => {
     const store = await openStore(new URL('memory:'))
     expect(store).toBeInstanceOf(Store)
     expect(String(store)).toBe('[object Store]')
@@ -33,7 +33,7 @@ describe('openStore', () => {
     }
   })
 
-  test('refuses what is no store, and options that make no sense', async () => {
+  test('rejects values that are not a store, and invalid options', async () => {
     const refused = [
       [], [null], [5], [{}], [new Map()], ['memory:', { maxBytes: 0 }], ['memory:', { maxBytes: 1.5 }], ['memory:', { max: 1 }], ['memory:', 5],
       ['memory:named', { maxBytes: 4096 }], [new MemoryStore(), { maxBytes: 4096 }]
@@ -44,7 +44,7 @@ describe('openStore', () => {
     expect(() => new Store()).toThrow(TypeError)
   })
 
-  test('a MemoryStore and its Store are two faces of the same', async () => {
+  test('a MemoryStore and its Store share their entries', async () => {
     const memory = new MemoryStore([['text', 'from the map']])
     const store = await openStore(memory)
     expect(String(await store.get('text'))).toBe('from the map')
@@ -98,7 +98,7 @@ describe('a store in memory', () => {
     expect(() => new MemoryStore(null, 5)).toThrow(TypeError)
   })
 
-  test('that is open keeps no process alive, and what is on its way does', async () => {
+  test('that is open does not keep the process alive, but a pending operation does', async () => {
     const { code, output } = await runNode(['-e', `
       const { openStore } = require('.')
       openStore('memory:').then(async (store) => {

@@ -68,7 +68,7 @@ describe('files', () => {
     await expect(plugin.call('read', path)).rejects.toMatchObject({ code: 'PLUGIN_ERROR' })
   })
 
-  test('are nowhere unless a directory is allowed', async () => {
+  test('do not exist unless a directory is allowed', async () => {
     const plugin = await open(wasm, { useWasi: true })
     await expect(plugin.call('read', 'hello.txt')).rejects.toThrow('code 8')
   })
@@ -104,7 +104,7 @@ describe('the order of allowedPaths', () => {
     expect((await plugin.call('read', 'hello.txt')).text()).toBe('hello world!')
   })
 
-  test('is the documented one where nothing tells them apart, with a warning', async () => {
+  test('is the documented one if both are possible, with a warning', async () => {
     const { code, output, errors } = await runNode(['-e', `
       const { createPlugin } = require('.')
       const wasm = Buffer.from('${wasm.toString('base64')}', 'base64')
@@ -116,7 +116,7 @@ describe('the order of allowedPaths', () => {
     expect(errors).toContain(`"${data()}" is taken for this machine's. [{ host: "${data()}", guest: "${directory}" }] says without doubt which is which`)
   })
 
-  test('has the words of the JavaScript SDK where its order is meant to be read-only', async () => {
+  test('is rejected like in the JavaScript SDK if it has a read-only directory last', async () => {
     const error = await withPaths({ '/mnt': 'ro:tests/data' }).catch((error) => error)
     expect(error.message).toBe('Readonly dirs are not supported: ro:tests/data')
     expect(error.cause.message).toContain('"ro:tests/data": "/mnt"')
@@ -153,7 +153,7 @@ describe('standard output and error', () => {
       await plugin.call('write_output', 'no line')
     })`], { env: { EXTISM_ENABLE_WASI_OUTPUT: undefined, ...env } })
 
-  test('are those of the process where that is wanted', async () => {
+  test('are those of the process with enableWasiOutput: true', async () => {
     const both = { code: 0, signal: null, output: 'to output 👋\nno line', errors: 'to error\n' }
     expect(await write({ enableWasiOutput: true })).toEqual(both)
     expect(await write({}, { EXTISM_ENABLE_WASI_OUTPUT: '1' })).toEqual(both)
@@ -167,7 +167,7 @@ describe('standard output and error', () => {
     expect(await write(options, env)).toEqual({ code: 0, signal: null, output: '', errors: '' })
   })
 
-  test('are a matter of each plugin', async () => {
+  test('are set for each plugin', async () => {
     const { output } = await runNode(['-e', `
       const { createPlugin } = require('.')
       const wasm = Buffer.from('${wasm.toString('base64')}', 'base64')

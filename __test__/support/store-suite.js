@@ -67,7 +67,7 @@ function describeStore (name, open, {
       await Promise.all(opened.map((store) => store.close()))
     })
 
-    test('what was set is got as bytes, a copy each time, until it is set again or deleted', async () => {
+    test('get returns a new copy of the bytes, until the key is set again or deleted', async () => {
       expect(await store.get('key')).toBeUndefined()
       expect(await store.set('key', 'I 💜 Extism')).toBeUndefined()
       const value = await store.get('key')
@@ -129,7 +129,7 @@ function describeStore (name, open, {
       expect(await all(store.keys())).toEqual([])
     })
 
-    test('what it cannot hold is refused with a rejection, and loses nothing', async () => {
+    test('invalid keys and values are rejected, and nothing is lost', async () => {
       await store.set('key', 'value')
       const refused = [
         () => store.get(1), () => store.set(1, 'x'), () => store.set('key', 1), () => store.set('key'), () => store.set('key', null),
@@ -156,7 +156,7 @@ function describeStore (name, open, {
     })
 
     describe('lifetimes', () => {
-      test('a key whose time is over is gone, for everything that asks for it', async () => {
+      test('an expired key is gone for every operation', async () => {
         await store.set('short', 'value', { ttlMs: LIFETIME })
         await store.setMany([['s1', '1'], ['s2', '2']], { ttlMs: LIFETIME })
         expect(await store.compareAndSwap('swapped', undefined, '3', { ttlMs: LIFETIME })).toBe(true)
@@ -172,7 +172,7 @@ function describeStore (name, open, {
         expect(await store.compareAndSwap('swapped', undefined, 'new')).toBe(true)
       })
 
-      test('to set a key again takes its lifetime away or gives it another; to increment it does not', async () => {
+      test('setting a key again removes or replaces its lifetime; incrementing it does not', async () => {
         await store.setMany([['kept', '1'], ['swapped', '1'], ['many', '1'], ['counted', '1'], ['longer', '1']], { ttlMs: LIFETIME })
         await store.set('kept', '2')
         await store.compareAndSwap('swapped', '1', '2')
@@ -184,7 +184,7 @@ function describeStore (name, open, {
         expect(values.map((value) => value?.toString())).toEqual(['2', '2', '2', undefined, '2'])
       })
 
-      test('a lifetime may be longer than anybody lives', async () => {
+      test('a lifetime may be longer than a human life', async () => {
         await store.set('long', 'value', { ttlMs: Number.MAX_SAFE_INTEGER })
         expect(String(await store.get('long'))).toBe('value')
       })
@@ -205,7 +205,7 @@ function describeStore (name, open, {
         expect(await all(store.keys({ prefix: 'nobody' }))).toEqual([])
       })
 
-      test('that are there all the time come once while others come and go', async () => {
+      test('that exist all the time are listed once while others change', async () => {
         await fill()
         const over = new AbortController()
         const others = (async () => {
@@ -233,7 +233,7 @@ function describeStore (name, open, {
     })
 
     describe('numbers', () => {
-      test('are decimal digits, from 0 where nothing is, of 64 bits', async () => {
+      test('are decimal digits of 64 bits, and a missing one is 0', async () => {
         expect(await store.increment('n')).toBe(1)
         expect(await store.increment('n', 41)).toBe(42)
         expect(await store.increment('n', -50n)).toBe(-8)
@@ -247,7 +247,7 @@ function describeStore (name, open, {
         expect(await store.increment('least', -(2n ** 63n))).toBe(-(2n ** 63n))
       })
 
-      test('are refused where something else is, which stays', async () => {
+      test('are rejected if the value is something else, which stays', async () => {
         for (const value of ['one', '1.5', '', Buffer.from([0xFF])]) {
           await store.set('text', value)
           await expect(store.increment('text')).rejects.toEqual(withCode('INVALID_ARGUMENT'))
@@ -262,7 +262,7 @@ function describeStore (name, open, {
     })
 
     describe('compareAndSwap', () => {
-      test('sets, or removes, what has the expected value, and nothing else', async () => {
+      test('sets or removes a key with the expected value, and nothing else', async () => {
         expect(await store.compareAndSwap('key', 'x', 'y')).toBe(false)
         expect(await store.compareAndSwap('key', undefined, 'a')).toBe(true)
         expect(await store.compareAndSwap('key', undefined, 'b')).toBe(false)
@@ -330,7 +330,7 @@ function describeStore (name, open, {
         return taken
       }
 
-      test('tells of what happens from then on, in order', async () => {
+      test('reports changes from then on, in order', async () => {
         await store.set('before', 'x')
         const changes = store.watch()
         const steps = [
@@ -355,7 +355,7 @@ function describeStore (name, open, {
         expect(await changes.next()).toEqual({ done: true, value: undefined })
       })
 
-      test('tells of keys with the prefix only', async () => {
+      test('reports keys with the prefix only', async () => {
         const changes = store.watch('user:')
         await store.setMany([['use', '1'], ['user:1', '2'], ['User:1', '3'], ['user*:', '4']])
         await store.set('user:', '5')
@@ -363,7 +363,7 @@ function describeStore (name, open, {
         await changes.return()
       })
 
-      test('tells of keys whose time is over', async () => {
+      test('reports expired keys', async () => {
         const changes = store.watch()
         const start = Date.now()
         await store.set('short', 'x', { ttlMs: LIFETIME })
@@ -372,7 +372,7 @@ function describeStore (name, open, {
         await changes.return()
       })
 
-      test('waits for what has not happened yet', async () => {
+      test('waits for the next change', async () => {
         const changes = store.watch()
         const [first, second] = [changes.next(), changes.next()]
         await sleep(20)
@@ -420,7 +420,7 @@ function describeStore (name, open, {
         expect(await last).toEqual({ done: true, value: undefined })
       })
 
-      test('says once that changes are lost where nobody reads them, and goes on', async () => {
+      test('reports once that changes are lost if nobody reads them, and continues', async () => {
         const changes = store.watch('many:')
         for (let round = 0; round < 3; round++) {
           await store.setMany(Array.from({ length: 1_000 }, (_, number) => [`many:${round}:${number}`, '']))
@@ -434,7 +434,7 @@ function describeStore (name, open, {
         await changes.return()
       })
 
-      test('of two, each is told', async () => {
+      test('of two, each reports', async () => {
         const watches = [store.watch(), store.watch('a')]
         await store.set('a', '1')
         for (const changes of watches) {
@@ -460,7 +460,7 @@ function describeStore (name, open, {
       }
     })
 
-    test('a closed store has done what it was asked for, refuses everything, and may be closed again', async () => {
+    test('a closed store has completed its operations, rejects new ones, and may be closed again', async () => {
       await store.set('key', 'value')
       const late = store.set('late', 'value')
       await store.close()
@@ -475,7 +475,7 @@ function describeStore (name, open, {
     })
 
     if (isShared) {
-      test('opened twice it is the same, and to close one leaves the other', async () => {
+      test('opened twice it is the same, and closing one leaves the other open', async () => {
         const other = await openAgain()
         const changes = other.watch()
         // It watches before it does anything else.
@@ -490,7 +490,7 @@ function describeStore (name, open, {
     }
 
     if (canReopen) {
-      test('what was set is there when it is opened again', async () => {
+      test('entries exist when it is opened again', async () => {
         await store.setMany([['a', '1'], ['b', Buffer.from([0xFF])], ['', '']])
         await store.set('short', 'x', { ttlMs: 50 })
         await store.set('long', 'x', { ttlMs: 60_000 })
