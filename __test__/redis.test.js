@@ -188,7 +188,7 @@ test('a server that has no memory left is full, and what it has can be read and 
   }
 })
 
-test('what is no string is refused', async () => {
+test('a key of another Redis type is rejected', async () => {
   const store = await openStore(server.url)
   await server.command('del', 'list')
   await server.command('rpush', 'list', 'a')

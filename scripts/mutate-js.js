@@ -2,9 +2,9 @@
 
 // The body of mutate-js.sh: `node scripts/mutate-js.js DIRECTORY FILES`.
 //
-// Stryker's instrumenter puts all mutants of the files into one copy of the tree; an environment variable says which
-// is active. Stryker's own runner would overlook the mutants that only the child processes of our tests reach: this one
-// has every process write down which mutants it executes, and then runs, for each mutant, only the tests that do.
+// Stryker's instrumenter puts all mutants of the files into one copy of the tree; an environment variable activates one.
+// Stryker's own runner would overlook mutants that only child processes of our tests execute. So this runner makes every
+// process record the mutants that it executes, and then runs, for each mutant, only the tests that execute it.
 
 const { spawn } = require('node:child_process')
 const { createHash } = require('node:crypto')
@@ -18,7 +18,7 @@ const TREE = resolve(directory, 'tree')
 const COVERAGE = resolve(directory, 'coverage')
 const { SAMPLE = Infinity, SEED = 1, ONLY, TESTS_MS = 60_000, LEAVE_OUT = '^$', WANTED = 0.9 } = process.env
 
-/** Replaces the helper with which Stryker counts in memory: a mutant's number goes to a file when it is first executed. */
+/** Replaces Stryker's helper that counts in memory: it appends a mutant's number to a file on first execution. */
 const RECORDER = `function stryCov_9fa48 (...ids) {
   const file = process.env.MUTANTS_EXECUTED
   if (!file) return
@@ -41,7 +41,7 @@ async function instrument () {
   return result.mutants
 }
 
-/** Resolves with 'passed', 'failed' or 'timeout', once no process of the test is left. */
+/** Resolves to 'passed', 'failed' or 'timeout' once all processes of the test have ended. */
 function runTest (test, timeoutMs, env) {
   return new Promise((resolve) => {
     const child = spawn(process.execPath, ['node_modules/jest/bin/jest.js', '--bail', '--ci', '--runInBand', '--forceExit', '--runTestsByPath', test], {
@@ -58,7 +58,7 @@ function runTest (test, timeoutMs, env) {
   })
 }
 
-/** Runs each test without a mutant: how long it takes, and which mutants it executes. Kept in the directory for the next run. */
+/** Runs each test without a mutant, to record its duration and the mutants it executes. The directory caches the results. */
 async function measure () {
   mkdirSync(COVERAGE, { recursive: true })
   const tests = []
@@ -76,7 +76,7 @@ async function measure () {
     }
     const test = JSON.parse(readFileSync(kept, 'utf8'))
     if (test.outcome === 'passed') tests.push({ ...test, mutants: new Set(test.mutants) })
-    else console.log(`${name} is left out: without a mutant it has ${test.outcome}.`)
+    else console.log(`${name} is skipped: without a mutant, its outcome is "${test.outcome}".`)
   }
   return tests
 }
@@ -88,7 +88,7 @@ function sample (mutants) {
     .slice(0, Number(SAMPLE)).map(({ mutant }) => mutant)
 }
 
-/** Tests that execute the mutant: one, and more while TESTS_MS lasts. First those that execute most of its file, have noticed many, or are quick. */
+/** Yields tests that execute the mutant: at least one, and more within TESTS_MS. Fast tests, those that execute most of its file, and those that killed many mutants come first. */
 function * testsOf ({ id, fileName }, tests, all) {
   const ofFile = all.filter((mutant) => mutant.fileName === fileName)
   const cost = ({ ms, mutants, noticed }) => {

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Mutation testing of the JavaScript: changes one operator or constant at a time, and tells which changes no test notices.
+# Mutation testing of the JavaScript: changes one operator or constant at a time, and reports mutants that survive all tests.
 #
-#   scripts/mutate-js.sh [FILES]    the mutants of these files; without any, of lib/ and the packages
+#   scripts/mutate-js.sh [FILES]    mutates these files; by default lib/ and the packages
 #
-# SAMPLE=n takes n mutants by chance, SEED=n others; ONLY=id,id takes those that an earlier run named. TESTS_MS=n bounds
-# what a mutant may cost, and LEAVE_OUT names tests that cost too much, by a regular expression. The exit code is 1 if less
-# than 90 % are noticed. It works on a copy, beside which Stryker, whose mutants these are, is installed.
+# SAMPLE=n tests n random mutants, SEED=n chooses others, and ONLY=id,id tests those that an earlier run reported. TESTS_MS=n
+# limits the time per mutant, and LEAVE_OUT is a regular expression of tests to skip because they are too slow. It exits with
+# 1 if less than 90 % are killed. It works on a copy, and installs Stryker, which generates the mutants, next to that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

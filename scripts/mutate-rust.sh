@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Mutation testing of the Rust that guests reach: changes one thing at a time, and tells which changes no test notices.
+# Mutation testing of the Rust code that guests reach: makes one change at a time, and reports mutants that survive all tests.
 #
-#   scripts/mutate-rust.sh [FILES]    the mutants of these files; without any, of host functions, kernel, plugins and stores
+#   scripts/mutate-rust.sh [FILES]    mutates these files; by default host functions, kernel, plugins and stores
 #
-# SHARD=k/n takes every n-th mutant, from the k-th. A mutant that `cargo test` does not notice is built into the addon for
-# the tests in __test__ that its file is about. The exit code is 1 if less than 85 % are noticed. It works on a copy; of
-# the builds it shares CARGO_TARGET_DIR, if there is one.
+# SHARD=k/n tests every n-th mutant, from the k-th. If a mutant survives `cargo test`, it is built into the addon for the
+# related tests in __test__. It exits with 1 if less than 85 % are killed. It works on a copy, but uses CARGO_TARGET_DIR if
+# it is set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ copy=${MUTATION_DIR:-$(mktemp -d)}
 [ -n "${MUTATION_DIR:-}" ] || trap 'rm -rf "$copy"' EXIT
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$copy/target} PATH=$copy/tools/bin:$PATH
 profile=${PROFILE:-checks}
-# Only this crate is compiled again for a mutant, and so it is not optimized.
+# No optimization, because each mutant recompiles this crate (but no other).
 cargo=(--ignore-rust-version "--config=profile.$profile.package.extism-host.opt-level=0")
 
 [ $# -gt 0 ] || set -- 'src/host/**' 'src/kernel/**' 'src/plugin/**' 'src/store/**'
@@ -25,14 +25,14 @@ git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t 
 addon=$(basename ./*.node)
 cd "$copy/tree"
 
-# Linking the addon, too, would double what a mutant costs.
+# Linking the addon, too, would double the time per mutant.
 sed -i '/^crate-type/s/"cdylib", //' Cargo.toml
 cargo mutants --in-place --no-shuffle --sharding round-robin --shard "${SHARD:-0/1}" --output "$copy" --profile "$profile" \
   "${cargo[@]/#/--cargo-arg=}" --minimum-test-timeout 120 "${@/#/--file=}" -- \
   --lib --test attacks --test calls --test kernel_fuzz --test link --test plugin --test pool --test restore || true
 sed -i '/^crate-type/s/\[/["cdylib", /' Cargo.toml
 
-# Which tests of __test__ are about a file.
+# Prints the tests of __test__ that are related to a file.
 tests() {
   case $1 in
     src/host/http*) echo http ;;
