@@ -350,8 +350,8 @@ describe('the app does not start', () => {
     ['with a route without a plugin', { routes: [{ url: '/', function: 'echo' }] }, /routes\[0\]\.plugin must be a non-empty string/],
     ['with a route of another plugin', { routes: [{ ...route, plugin: 'other' }] }, /routes\[0\] names plugin "other", but there are only "many"/],
     ['with a route of a function that the plugin has not', { routes: [route, { ...route, url: '/2', function: 'none' }] }, /plugin "many": it has no function "none"/],
-    ['with a route that has a mode that there is not', { routes: [{ ...route, mode: 'json' }] }, /routes\[0\]\.mode must be 'raw' or 'http'/],
-    ['with a route that takes no time', { routes: [{ ...route, timeoutMs: 0 }] }, /routes\[0\]\.timeoutMs must be a whole number from 1/],
+    ['with a route with an unknown mode', { routes: [{ ...route, mode: 'json' }] }, /routes\[0\]\.mode must be "raw" or "http", not "json"/],
+    ['with a route with a time limit of 0', { routes: [{ ...route, timeoutMs: 0 }] }, /routes\[0\]\.timeoutMs must be a whole number from 1 to 4294967295, not 0/],
     ['with a route of a type that is none', { routes: [{ ...route, contentType: 'text/html\r\nx: y' }] }, /routes\[0\]\.contentType must be a type such as/]
   ])('%s', async (name, options, message) => {
     build({}, options)

@@ -248,7 +248,7 @@ describe('permissions', () => {
     ['store.prefix', { prefix: 1 }],
     ['store.prefix', { prefix: '\uD800' }],
     ['store.prefix', { prefix: 'p'.repeat(1_025) }],
-    ['store.access must be "read" or "write"', { access: 'readwrite' }],
+    ['store.access must be "read" or "write", not "readwrite"', { access: 'readwrite' }],
     ['store.maxValueBytes', { maxValueBytes: 0 }],
     ['store.maxKeys', { maxKeys: 1.5 }]
   ])('what is refused: %s', async (message, option) => {

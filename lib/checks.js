@@ -14,7 +14,7 @@ function checkSignal (signal) {
 function asInteger (value, name, fallback, most, least = 1) {
   if (value === undefined) return fallback
   if (!Number.isInteger(value) || value < least || value > most) {
-    throw invalidArgument(`${name} must be a whole number from ${least} to ${most}`)
+    throw invalidArgument(`${name} must be a whole number from ${least} to ${most}, not ${typeof value === 'number' ? value : describe(value)}`)
   }
   return value
 }
@@ -25,4 +25,10 @@ function asBoolean (value, name) {
   return value
 }
 
-module.exports = { checkSignal, asBoolean, asInteger }
+function asOneOf (value, allowed, name) {
+  if (allowed.includes(value)) return value
+  const given = typeof value === 'string' ? JSON.stringify(value) : describe(value)
+  throw invalidArgument(`${name} must be ${allowed.map((one) => JSON.stringify(one)).join(' or ')}, not ${given}`)
+}
+
+module.exports = { checkSignal, asBoolean, asInteger, asOneOf }

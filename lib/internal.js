@@ -4,7 +4,7 @@
 
 const { KERNEL_NAMESPACE, USER_NAMESPACE, WASI_NAMESPACE, errorCodes } = require('./native.js')
 const { asBytes } = require('./bytes.js')
-const { asInteger } = require('./checks.js')
+const { asInteger, asOneOf } = require('./checks.js')
 const { closeWithoutLoss } = require('./draining.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { LEVELS, SILENT } = require('./logging.js')
@@ -26,6 +26,7 @@ module.exports = {
   LogOutput,
   asBytes,
   asInteger,
+  asOneOf,
   asStore,
   closeWithoutLoss,
   codedError,

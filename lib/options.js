@@ -4,7 +4,7 @@
 
 const { basename, resolve } = require('node:path')
 const binding = require('../binding.js')
-const { asBoolean, asInteger, checkSignal } = require('./checks.js')
+const { asBoolean, asInteger, asOneOf, checkSignal } = require('./checks.js')
 const { describe, invalidArgument } = require('./errors.js')
 const { parseFunctions } = require('./host-functions.js')
 const { asLevel, asLogger } = require('./logging.js')
@@ -64,16 +64,6 @@ const CALL_KEYS = { signal: 'signal', timeoutMs: 'timeoutMs', logger: 'logger' }
 const CLOSE_KEYS = { timeoutMs: 'timeoutMs' }
 const CALL_SYNC_KEYS = { timeoutMs: 'timeoutMs', logger: 'logger' }
 
-function asInterruption (interruption) {
-  if (interruption === undefined || interruption === 'page' || interruption === 'epoch') return interruption
-  throw invalidArgument(`interruption must be 'page' or 'epoch', not ${describe(interruption)}`)
-}
-
-function asRuntime (runtime = 'wasmtime') {
-  if (runtime === 'wasmtime' || runtime === 'extism') return runtime
-  throw invalidArgument(`runtime must be 'wasmtime' or 'extism', not ${describe(runtime)}`)
-}
-
 function asConfig (config = {}) {
   if (!isObject(config)) throw invalidArgument(`config must be an object, not ${describe(config)}`)
   for (const [key, value] of Object.entries(config)) {
@@ -124,12 +114,11 @@ function asStoreOption (option = { access: 'read' }) {
   if (typeof prefix !== 'string' || !prefix.isWellFormed() || Buffer.byteLength(prefix) > MAX_PREFIX_BYTES) {
     throw invalidArgument(`store.prefix must be a string of up to ${MAX_PREFIX_BYTES} bytes of UTF-8`)
   }
-  if (access !== 'read' && access !== 'write') throw invalidArgument('store.access must be "read" or "write"')
   return {
     store,
     permissions: {
       prefix,
-      canWrite: access === 'write',
+      canWrite: asOneOf(access, ['read', 'write'], 'store.access') === 'write',
       maxValueBytes: asInteger(maxValueBytes, 'store.maxValueBytes', undefined, MAX_U32),
       maxKeys: asInteger(maxKeys, 'store.maxKeys', undefined, Number.MAX_SAFE_INTEGER)
     }
@@ -151,13 +140,6 @@ function asOutput (enableWasiOutput = Boolean(process.env.EXTISM_ENABLE_WASI_OUT
   if (enableWasiOutput === 'logger') return 'logger'
   if (typeof enableWasiOutput !== 'boolean') throw invalidArgument('enableWasiOutput must be a boolean or "logger"')
   return enableWasiOutput ? 'process' : undefined
-}
-
-function asIsolation (isolation = 'instance') {
-  if (isolation !== 'instance' && isolation !== 'call') {
-    throw invalidArgument('isolation must be "instance" or "call"')
-  }
-  return isolation
 }
 
 /**
@@ -234,7 +216,7 @@ function pluginOptions ({ wasm, ...rest }, options) {
   checkFetch(merged.fetch, merged.allowedHosts)
 
   const name = asName(merged.name, wasm)
-  const runtime = asRuntime(merged.runtime)
+  const runtime = asOneOf(merged.runtime ?? 'wasmtime', ['wasmtime', 'extism'], 'runtime')
   const { store, permissions } = asStoreOption(merged.store)
   const { names, bodies } = parseFunctions(merged.functions)
   const level = asLevel(merged.logLevel)
@@ -258,9 +240,9 @@ function pluginOptions ({ wasm, ...rest }, options) {
     extraCertificates: process.env.NODE_EXTRA_CA_CERTS || undefined,
     maxOutputBytes: asInteger(merged.maxOutputBytes, 'maxOutputBytes', undefined, MAX_U32),
     fuel: asInteger(merged.fuel, 'fuel', undefined, Number.MAX_SAFE_INTEGER),
-    interruption: asInterruption(merged.interruption),
+    interruption: merged.interruption === undefined ? undefined : asOneOf(merged.interruption, ['page', 'epoch'], 'interruption'),
     runtime,
-    isIsolated: asIsolation(merged.isolation) === 'call',
+    isIsolated: asOneOf(merged.isolation ?? 'instance', ['instance', 'call'], 'isolation') === 'call',
     snapshot: asBoolean(merged.snapshot, 'snapshot'),
     maxCalls: asInteger(merged.maxCalls, 'maxCalls', undefined, Number.MAX_SAFE_INTEGER),
     maxAgeMs: asInteger(merged.maxAgeMs, 'maxAgeMs', undefined, Number.MAX_SAFE_INTEGER),

@@ -3,7 +3,7 @@
 // Checks the options of the registration.
 
 const { Plugin } = require('extism-host')
-const { asBytes, asInteger, asStore, describe, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT } = require('extism-host/internal')
+const { asBytes, asInteger, asOneOf, asStore, describe, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT } = require('extism-host/internal')
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
@@ -85,13 +85,12 @@ function asRoute (route, index, plugins) {
   if (!plugins.some(({ name }) => name === plugin)) {
     throw invalidArgument(`${what} names plugin "${plugin}", but there are only ${plugins.map(({ name }) => `"${name}"`).join(', ')}`)
   }
-  if (!MODES.includes(mode)) throw invalidArgument(`${what}.mode must be 'raw' or 'http'`)
   return {
     method,
     url: asName(url, `${what}.url`),
     plugin,
     functionName: asName(functionName, `${what}.function`),
-    mode,
+    mode: asOneOf(mode, MODES, `${what}.mode`),
     contentType: contentType === undefined ? undefined : asContentType(contentType, `${what}.contentType`),
     timeoutMs: asInteger(timeoutMs, `${what}.timeoutMs`, undefined, MAX_U32),
     errors: errors === undefined ? {} : asErrors(errors, `${what}.errors`),
