@@ -168,9 +168,10 @@ describeUnix('a trap is an error', () => {
           parentPort.postMessage(await plugin.call('unreachable').catch((error) => error.code))
           await plugin.close()
         })\`, { eval: true, workerData: Buffer.from('${wasm.toString('base64')}', 'base64') })
+      const exited = new Promise((resolve) => worker.once('exit', resolve))
       const message = await new Promise((resolve) => worker.once('message', resolve))
       if (message !== 'TRAP') throw new Error('it did not trap: ' + message)
-      await new Promise((resolve) => worker.once('exit', resolve))
+      await exited
       await expectTraps(plugin)
       console.log('done')`)).toEqual(ENDED_WELL)
   })
