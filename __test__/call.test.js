@@ -217,7 +217,7 @@ describe('a call that fails', () => {
   })
 
   for (const name of [undefined, null, 42, {}]) {
-    test(`because ${String(name)} is no name is an INVALID_ARGUMENT`, async () => {
+    test(`because ${String(name)} is not a name is an INVALID_ARGUMENT`, async () => {
       const plugin = await start()
       await expect(plugin.call(name)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     })

@@ -220,7 +220,7 @@ test('routes of a configuration validate bodies, and tell clients errors of the 
   expect(await (await post('/fail', 'no name')).json()).toMatchObject({ statusCode: 422, message: expect.stringContaining('no name') })
 })
 
-test('a configuration has several plugins, one store, metrics, and routes for who has the token', async () => {
+test('a configuration has several plugins, one store, metrics, and admin routes', async () => {
   await writePlugin('word.wasm', 'one')
   const { url } = await serve(writeConfig('health: true\nmetrics: true\nadmin: { token: "$' + '{TOKEN}" }\n'))
   expect(await get(`${url}/word`)).toBe('one')

@@ -89,7 +89,7 @@ describe('createPlugin rejects', () => {
       [Buffer.from('{"wasm": [{"data": {"ptr": 1, "len": 1}}]}'), 'INVALID_WASM', /not WebAssembly/],
     'a wrong hash': () => [{ wasm: [{ path, hash: '00' }] }, 'HASH_MISMATCH', /hash mismatch/],
     'a manifest without modules': () => [{ wasm: [] }, 'INVALID_ARGUMENT', /names no module/],
-    'a manifest whose wasm is no array': () => [{ wasm: 'plugin.wasm' }, 'INVALID_ARGUMENT', /must be an array/],
+    'a manifest whose wasm is not an array': () => [{ wasm: 'plugin.wasm' }, 'INVALID_ARGUMENT', /must be an array/],
     'a module with a path and data': () => [{ wasm: [{ path, data: wasm }] }, 'INVALID_ARGUMENT', /one of path, data, url and response/],
     'a module with neither': () => [{ wasm: [{}] }, 'INVALID_ARGUMENT', /one of path, data, url and response/],
     'a module that is a string': () => [{ wasm: [path] }, 'INVALID_ARGUMENT', /must be an object/],

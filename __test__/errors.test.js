@@ -149,7 +149,7 @@ describe('a message names the culprit', () => {
 })
 
 describe('an error of a call', () => {
-  test('names the plugin and the function, whatever the reason', async () => {
+  test('names the plugin and the function for every kind of error', async () => {
     const plugin = await open({ name: 'greeter', maxQueue: 1 })
     const errors = {
       TIMEOUT: plugin.call('endless', undefined, undefined, { timeoutMs: 20 }),

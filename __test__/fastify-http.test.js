@@ -108,11 +108,11 @@ describe('an invalid output is a 502, with the reason in the log only,', () => {
     ['that is empty', ''],
     ['that is no JSON', 'hello'],
     ['that is no UTF-8', Buffer.from([0xFF])],
-    ['that is no object', [1]],
+    ['that is not an object', [1]],
     ['that is null', 'null'],
-    ['with a property that there is not', { statusCode: 200 }],
+    ['with an unknown property', { statusCode: 200 }],
     ['with a status that is a string', { status: '200' }],
-    ['with a status that is none', { status: 99 }],
+    ['with an invalid status', { status: 99 }],
     ['with a status beyond 599', { status: 600 }],
     ['with an interim status', { status: 103 }],
     ['with headers that are none', { headers: ['a'] }],
@@ -120,14 +120,14 @@ describe('an invalid output is a 502, with the reason in the log only,', () => {
     ['with a header in an array with a line feed', { headers: { a: ['b', 'c\nd'] } }],
     ['with a header beyond Latin-1', { headers: { a: '👋' } }],
     ['with a header that is a number', { headers: { a: 1 } }],
-    ['with a header\'s name that is none', { headers: { 'a b': 'c' } }],
+    ['with an invalid header name', { headers: { 'a b': 'c' } }],
     ['with a header without a name', { headers: { '': 'c' } }],
     ['with two types', { headers: { 'content-type': ['text/plain', 'text/html'] } }],
     ['with __proto__', '{"headers": {"__proto__": ["a"]}}'],
     ...['Transfer-Encoding', 'connection', 'Content-Length', 'upgrade', 'trailer', 'keep-alive'].map((name) => [`with ${name}`, { headers: { [name]: '5' } }]),
-    ['with a body that is no string', { body: { a: 1 } }],
-    ['with a body that is no base64', { body: 'nö', isBase64: true }],
-    ['with isBase64 that is none', { body: 'a', isBase64: 'yes' }]
+    ['with a body that is not a string', { body: { a: 1 } }],
+    ['with a body that is not base64', { body: 'nö', isBase64: true }],
+    ['with isBase64 that is not a boolean', { body: 'a', isBase64: 'yes' }]
   ])('%s', async (name, value) => {
     answer = value
     const response = await post()

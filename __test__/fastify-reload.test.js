@@ -118,7 +118,7 @@ describe('fastify.extism.reload', () => {
 
   const broken = {
     'is not there': [() => rmSync(file), /cannot read/],
-    'is no module': [() => deploy('no module'), /.+/],
+    'is not a module': [() => deploy('no module'), /.+/],
     'lacks a function of a route': [() => deploy(Buffer.from([0, 0x61, 0x73, 0x6D, 1, 0, 0, 0])), /it has no function "version", which a route calls/, true],
     'has another output': [() => deploy(versions.B), /the output of its smoke call is not the expected one/, true],
     'cannot be called': [async () => deploy(await assemble('(module (func (export "version") unreachable))')), /its smoke call failed: .+/, true],

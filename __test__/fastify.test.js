@@ -341,18 +341,18 @@ describe('the app does not start', () => {
   test.each([
     ['without plugins', { plugins: undefined }, /plugins must be an object of plugins by name/],
     ['with no plugins', { plugins: {} }, /plugins must be an object of plugins by name/],
-    ['with a plugin that is none', { plugins: { many: 42 } }, /plugin "many" must be a Plugin, a source, or an object with a "source", not a number/],
+    ['with a plugin that is not a source', { plugins: { many: 42 } }, /plugin "many" must be a Plugin, a source, or an object with a "source", not a number/],
     ['with a plugin without a source', { plugins: { many: { useWasi: true } } }, /plugin "many" must be .*"source"/],
-    ['with an option that there is not', { store_: 1 }, /extism-host\/fastify has no "store_"; it takes plugins, routes/],
-    ['with an option of a plugin that there is not', { plugins: { many: { source: 'x.wasm', wasi_: 1 } } }, /plugin "many": .*has no "wasi_"/],
-    ['with a file that is not there', { plugins: { many: '/no/such.wasm' } }, /plugin "many": cannot read "\/no\/such.wasm"/],
-    ['with routes that are no array', { routes: {} }, /routes must be an array/],
+    ['with an unknown option', { store_: 1 }, /extism-host\/fastify has no "store_"; it takes plugins, routes/],
+    ['with an unknown option of a plugin', { plugins: { many: { source: 'x.wasm', wasi_: 1 } } }, /plugin "many": .*has no "wasi_"/],
+    ['with a missing file', { plugins: { many: '/no/such.wasm' } }, /plugin "many": cannot read "\/no\/such.wasm"/],
+    ['with routes that are not an array', { routes: {} }, /routes must be an array/],
     ['with a route without a plugin', { routes: [{ url: '/', function: 'echo' }] }, /routes\[0\]\.plugin must be a non-empty string/],
     ['with a route of another plugin', { routes: [{ ...route, plugin: 'other' }] }, /routes\[0\] names plugin "other", but there are only "many"/],
-    ['with a route of a function that the plugin has not', { routes: [route, { ...route, url: '/2', function: 'none' }] }, /plugin "many": it has no function "none"/],
+    ['with a route of a missing function', { routes: [route, { ...route, url: '/2', function: 'none' }] }, /plugin "many": it has no function "none"/],
     ['with a route with an unknown mode', { routes: [{ ...route, mode: 'json' }] }, /routes\[0\]\.mode must be "raw" or "http", not "json"/],
     ['with a route with a time limit of 0', { routes: [{ ...route, timeoutMs: 0 }] }, /routes\[0\]\.timeoutMs must be a whole number from 1 to 4294967295, not 0/],
-    ['with a route of a type that is none', { routes: [{ ...route, contentType: 'text/html\r\nx: y' }] }, /routes\[0\]\.contentType must be a type such as/]
+    ['with a route with an invalid content type', { routes: [{ ...route, contentType: 'text/html\r\nx: y' }] }, /routes\[0\]\.contentType must be a type such as/]
   ])('%s', async (name, options, message) => {
     build({}, options)
     await expect(app.ready()).rejects.toThrow(message)

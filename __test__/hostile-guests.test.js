@@ -142,7 +142,7 @@ test('an initial memory or table over the limit is refused', async () => {
   await expect(createPlugin(wide)).rejects.toMatchObject({ code: 'OUT_OF_MEMORY' })
 })
 
-test('an output over the limit is refused, and the plugin goes on', async () => {
+test('an output over the limit is rejected, and the plugin keeps working', async () => {
   const plugin = await createPlugin(many, { maxOutputBytes: 10 })
   await expect(plugin.call('echo', 'eleven char')).rejects.toMatchObject({ code: 'OUTPUT_TOO_LARGE' })
   expect((await plugin.call('echo', 'ten chars!')).text()).toBe('ten chars!')

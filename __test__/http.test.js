@@ -243,7 +243,7 @@ describe('a request', () => {
       .rejects.toMatchObject(refusal(expect.stringContaining(message)))
   })
 
-  test('must be HTTP, without user and password, whatever is allowed', async () => {
+  test('must be HTTP, without user and password, even if all hosts are allowed', async () => {
     const plugin = await start({ allowedHosts: ['*'] })
     for (const [url, message] of [
       ['file:///etc/passwd', '"file:///etc/passwd" is not allowed (the scheme must be http or https, not file)'],
@@ -303,7 +303,7 @@ describe('a request', () => {
     expect({ output, errors }).toEqual({ output: 'encrypted\nthe server\'s certificate is not valid\n', errors: '' })
   })
 
-  test('goes to its host, whatever the environment says about proxies', async () => {
+  test('ignores the environment\'s proxies', async () => {
     const { url, requests } = await serve(greet)
     const proxy = await serve((_, response) => response.end('from the proxy'))
     const { output, errors } = await runNode(['-e', `

@@ -120,7 +120,7 @@ describe('fuel', () => {
     expect(replaced.fuelExhausted).toBe(3)
   })
 
-  test('is for each call: what one leaves is no other\'s', async () => {
+  test('is per call: unused fuel is not carried over', async () => {
     const plugin = await start({ fuel: 200_000 })
     // Together they use far more than one may.
     for (let i = 0; i < 500; i++) await plugin.call('echo', 'x'.repeat(1_000))

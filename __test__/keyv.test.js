@@ -33,7 +33,7 @@ describe('Keyv over a store', () => {
     expect(await store.has('keyv:default')).toBe(false)
   })
 
-  test('lets them live for ever with a time of 0', async () => {
+  test('keeps them forever with a time of 0', async () => {
     const adapter = keyvAdapter(store)
     expect(await adapter.set('key', 'value', 0)).toBe(true)
     expect(await adapter.get('key')).toBe('value')

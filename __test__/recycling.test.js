@@ -194,7 +194,7 @@ describe('if the next instance cannot be initialized', () => {
   })
 })
 
-test('the logger is told why an instance could not be replaced', async () => {
+test('the logger gets the reason if an instance could not be replaced', async () => {
   let instances = 0
   const warn = jest.fn()
   const begin = () => { if (++instances > 1) throw new Error('not again') }

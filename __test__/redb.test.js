@@ -73,7 +73,7 @@ describe('a file', () => {
     }
   })
 
-  test('takes cacheBytes, the same for all who have it, and no maxBytes', async () => {
+  test('takes cacheBytes, the same for all who open it, and no maxBytes', async () => {
     const path = newPath()
     const store = await open(path, { cacheBytes: 1 })
     await store.setMany(Array.from({ length: 1_000 }, (_, number) => [String(number), 'x'.repeat(1_000)]))
@@ -188,7 +188,7 @@ describe('a file', () => {
   }
 
   if (process.platform === 'linux') {
-    test('that may not grow keeps what is in it, and takes more when it may', async () => {
+    test('that may not grow keeps its entries, and accepts more when it may grow', async () => {
       const path = newPath()
       // A limit for the size of files is as a full disk, and can be lifted.
       const program = `
@@ -336,7 +336,7 @@ describe('what has been acknowledged', () => {
     expect(await (await open(path)).increment('count', 0)).toBe(5)
   })
 
-  test('is there after a worker has been terminated, and the others go on', async () => {
+  test('survives the termination of a worker, and the other workers continue', async () => {
     const path = newPath()
     const store = await open(path)
     for (let round = 0; round < 5; round++) {

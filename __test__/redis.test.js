@@ -135,7 +135,7 @@ describe('with users', () => {
     await store.close()
   })
 
-  test('who may not track keys has no cache and cannot watch, and the rest is as ever', async () => {
+  test('a user who may not track keys has no cache and cannot watch, and everything else works', async () => {
     const [store, other] = [await openStore(url('reader:secret')), await openStore(url(':secret%3A%40%2F'))]
     for (let round = 0; round < 20; round++) {
       await other.set('key', String(round))
@@ -146,7 +146,7 @@ describe('with users', () => {
     await Promise.all([store.close(), other.close()])
   })
 
-  test('who may do nothing is denied everything', async () => {
+  test('a user without permissions gets ACCESS_DENIED for everything', async () => {
     const store = await openStore(url('none:secret')).catch((error) => error)
     if (store instanceof Error) {
       expect(store).toEqual(withCode('ACCESS_DENIED'))
@@ -215,7 +215,7 @@ describe('the cache', () => {
   /** How often the server was asked for a value. */
   const asked = async () => Number(/cmdstat_get:calls=(\d+)/.exec(await server.command('info', 'commandstats'))?.[1] ?? 0)
 
-  test('answers what is read often, also that there is no such key, and is told of changes', async () => {
+  test('serves hot keys, also missing ones, and sees changes', async () => {
     await other.set('key', 'one')
     await server.command('config', 'resetstat')
     for (let round = 0; round < 1_000; round++) {

@@ -67,7 +67,7 @@ describeLimits('a program', () => {
     expect(await program.run('open', wasm)).toEqual({ output: 'x' })
   })
 
-  test('without address space for a further instance serves with those that it has, and its logger is told', async () => {
+  test('without address space for another instance serves with the existing ones, and warns its logger', async () => {
     program = await startProgram()
     program.limit('as', program.addressSpace() + 24 * GIBIBYTE)
     const { output, warnings } = await program.run('scale', wasm, { instances: 4 })

@@ -158,7 +158,7 @@ describe('a call', () => {
     expect((await plugin.call('input_offset')).byteLength).toBe(0)
   })
 
-  test('fails gracefully, and the plugin goes on', async () => {
+  test('fails gracefully, and the plugin keeps working', async () => {
     const plugin = await open(wasm)
     for (let times = 0; times < 3; times++) {
       await expect(plugin.call('do_error')).rejects.toThrow(/^Plugin-originated error: Some error message$/)
@@ -302,7 +302,7 @@ describe('the package is imported', () => {
   })
 })
 
-test('CAPABILITIES have the keys of the SDK, and say what is true here', async () => {
+test('CAPABILITIES have the keys of the SDK, and the values of this host', async () => {
   const { CAPABILITIES } = require('..')
   const { output } = await runNode(['-p', 'JSON.stringify(Object.keys(require("@extism/extism").CAPABILITIES))'])
   expect(Object.keys(CAPABILITIES).sort()).toEqual(JSON.parse(output).sort())

@@ -215,9 +215,9 @@ describe('node server.js', () => {
   })
 
   const wrong = {
-    'a plugin that is not there': [{ PLUGIN_WASM: '/no/such/plugin.wasm' }, /cannot start: cannot read "\/no\/such\/plugin\.wasm"/],
-    'a number of instances that is none': [{ INSTANCES: 'many' }, /cannot start: instances must be/],
-    'a port that is none': [{ PORT: 'http' }, /cannot start: .*port/]
+    'a missing plugin': [{ PLUGIN_WASM: '/no/such/plugin.wasm' }, /cannot start: cannot read "\/no\/such\/plugin\.wasm"/],
+    'an invalid number of instances': [{ INSTANCES: 'many' }, /cannot start: instances must be/],
+    'an invalid port': [{ PORT: 'http' }, /cannot start: .*port/]
   }
   for (const [name, [env, message]] of Object.entries(wrong)) {
     test(`says what is wrong with ${name}, and exits with 1`, async () => {

@@ -113,7 +113,7 @@ describe('with a snapshot', () => {
   })
 })
 
-describe('without one, the plugin starts normally, and the logger is told why', () => {
+describe('without one, the plugin starts normally, and the logger gets the reason', () => {
   test.each([
     ['changes a table', `${INITIALIZE} (table.set $table (i32.const 1) (ref.func $marker))`, 'table.set', 1],
     ['calls a host function', `${INITIALIZE} (drop (call $config (i64.const 0)))`, 'config_get', 0]

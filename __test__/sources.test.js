@@ -127,14 +127,14 @@ describe('createPlugin rejects', () => {
       await response.arrayBuffer()
       return [response, 'INVALID_ARGUMENT', /clone/]
     },
-    'a "response" that is none': () => [{ wasm: [{ response: wasm }] }, 'INVALID_ARGUMENT', /must be a Response/],
+    'an invalid "response"': () => [{ wasm: [{ response: wasm }] }, 'INVALID_ARGUMENT', /must be a Response/],
     'a URL of another protocol': () => [new URL('ftp://example.com/plugin.wasm'), 'INVALID_ARGUMENT', /http:, https: or file:/],
     'an invalid "url"': () => [{ wasm: [{ url: 'plugin.wasm' }] }, 'INVALID_ARGUMENT', /is not a valid URL/],
     'a file: URL of another machine': () => ['file://example.com/plugin.wasm', 'INVALID_ARGUMENT', /this machine/],
     'JSON without modules': () => ['{}', 'INVALID_ARGUMENT', /must be a path/],
     'JSON with data that names memory of this process': () =>
       ['{"wasm": [{"data": {"ptr": 1, "len": 1}}]}', 'INVALID_ARGUMENT', /must be bytes or base64/],
-    'data that is no base64': () => [{ wasm: [{ data: 'plugin.wasm' }] }, 'INVALID_ARGUMENT', /base64/],
+    'data that is not base64': () => [{ wasm: [{ data: 'plugin.wasm' }] }, 'INVALID_ARGUMENT', /base64/],
     'two sources of one module': () => [{ wasm: [{ path, url: `${base}/plugin.wasm` }] }, 'INVALID_ARGUMENT', /one of path, data/]
   }
   for (const [name, makeCase] of Object.entries(cases)) {
@@ -159,7 +159,7 @@ describe('createPlugin rejects', () => {
     }
   })
 
-  test('a bad hash of what was fetched', async () => {
+  test('a wrong hash of a fetched module', async () => {
     for (const hash of ['00', 'no hexadecimal at all', sha256('other')]) {
       await expect(createPlugin({ wasm: [{ url: `${base}/plugin.wasm`, hash }] }))
         .rejects.toMatchObject({ code: 'HASH_MISMATCH', message: expect.stringContaining('hash mismatch') })

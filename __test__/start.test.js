@@ -90,7 +90,7 @@ describe('compileCache', () => {
     ['an array', [], /a boolean or an object/],
     ['an unknown key', { path: '.' }, /no "path"/],
     ['an empty directory', { directory: '' }, /path of a directory/],
-    ['a directory that is no string', { directory: 1 }, /path of a directory/],
+    ['a directory that is not a string', { directory: 1 }, /path of a directory/],
     ['no bytes at all', { maxBytes: 0 }, /maxBytes must be/],
     ['half a byte', { maxBytes: 0.5 }, /maxBytes must be/]
   ])('refuses %s', async (_, compileCache, why) => {
@@ -218,7 +218,7 @@ describe('precompile', () => {
     expect(after).toBeLessThan(without / 3)
   }, 60_000)
 
-  test('compiles what createPlugin does, whatever its other options are', async () => {
+  test('compiles the same as createPlugin, for any other options', async () => {
     const compileCache = { directory: join(base, 'cache') }
     const memory = { maxPages: 100 }
     await precompile(Promise.resolve({ wasm: [{ data: wasm }] }), { memory, compileCache })
@@ -266,7 +266,7 @@ describe('precompile', () => {
     }
   })
 
-  test('rejects if the cache cannot keep what was compiled, which createPlugin does without', async () => {
+  test('rejects if the cache cannot keep the result, although createPlugin would succeed', async () => {
     const compileCache = { directory: join(base, 'small'), maxBytes: 100 }
     await expect(precompile(wasm, { compileCache })).rejects.toMatchObject({
       code: 'CACHE_UNAVAILABLE',
@@ -332,7 +332,7 @@ describe('instances after the first', () => {
   })
 
   test.each([
-    ['loop for ever', '(loop $again (br $again))'],
+    ['loop forever', '(loop $again (br $again))'],
     ['wait where no interruption reaches them', `
       (i32.store (i32.const 16) (i32.const 1))
       (i64.store (i32.const 24) (i64.const 60000000000))

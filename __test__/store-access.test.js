@@ -84,7 +84,7 @@ describe('a guest that may write', () => {
     expect(await run('increment', 'most', 1)).toBe(INVALID_ARGUMENT)
   })
 
-  test('compares and swaps: what is missing, empty, set and removed', async () => {
+  test('compares and swaps: missing, empty, set and removed values', async () => {
     const { run } = await open()
     expect(await run('compareAndSwap', 'key', '', 'value', 0)).toBe(0)
     expect(await run('compareAndSwap', 'key', -1, '', 0)).toBe(1)

@@ -64,7 +64,7 @@ describe('openStore', () => {
 })
 
 describe('a store in memory', () => {
-  test('with maxBytes removes what was not used for longest, and refuses what never fits', async () => {
+  test('with maxBytes evicts the least recently used entries, and rejects what never fits', async () => {
     const store = await openStore('memory:', { maxBytes: 100_000 })
     const changes = store.watch()
     await store.set('used', Buffer.alloc(1_000))

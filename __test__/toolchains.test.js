@@ -137,7 +137,7 @@ test('Haskell: _initialize, then hs_init with two zeros, once', async () => {
   expect(await call('answer')).toBe('ih')
 })
 
-test('C: constructors by __wasm_call_ctors where there is no _initialize', async () => {
+test('C: constructors by __wasm_call_ctors if there is no _initialize', async () => {
   const call = await load(join(ROOT, '__test__/guests/greeting.wasm'))
   expect(await call('greet', 'hello')).toBe('👋, after nothing')
   expect(await call('greet', 'hello')).toBe('👋, after hello')

@@ -179,7 +179,7 @@ describe('standard output and error', () => {
     expect(output).toBe('on')
   })
 
-  test('go to the logger line by line, and what is left of a line at the end of its call', async () => {
+  test('go to the logger line by line, and an unfinished line at the end of its call', async () => {
     const messages = []
     const logger = { info: (message) => messages.push(`info: ${message}`), warn () {}, error: (message) => messages.push(`error: ${message}`) }
     const plugin = await open(wasm, { useWasi: true, enableWasiOutput: 'logger', logger, logLevel: 'info' })
@@ -252,7 +252,7 @@ describe('arguments and environment', () => {
     expect(await plugin.call('environment')).toBeNull()
   })
 
-  test('are what is given', async () => {
+  test('are those of the option', async () => {
     const plugin = await open(wasm, { useWasi: true, wasi: { args: ['plugin', '--loud', '👋'], env: { NAME: 'Jane Doe', EMPTY: '' } } })
     expect((await plugin.call('arguments')).text()).toBe('plugin\0--loud\0👋\0')
     expect((await plugin.call('environment')).text().split('\0').filter(Boolean).sort()).toEqual(['EMPTY=', 'NAME=Jane Doe'])

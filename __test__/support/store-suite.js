@@ -82,7 +82,7 @@ function describeStore (name, open, {
       expect(await store.get('key')).toBeUndefined()
     })
 
-    test('values are any bytes in any of their forms, and what is changed afterwards changes no value', async () => {
+    test('values are bytes of any type, and changing them afterwards does not change the store', async () => {
       const bytes = new Uint8Array([0, 0xFF, 0xC3, 0x28])
       const forms = [bytes, bytes.buffer, new DataView(bytes.buffer), Buffer.from(bytes), Uint8Array.from(bytes).subarray(0)]
       for (const form of forms) {
