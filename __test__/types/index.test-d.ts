@@ -90,6 +90,7 @@ declare const unknown: unknown
 if (unknown instanceof PluginError) expectType<ErrorCode>(unknown.code)
 expectType<'TIMEOUT'>(ErrorCode.TIMEOUT)
 expectType<number | undefined>(error.returnCode)
+expectType<string>(error.docs)
 expectType<Promise<void>>(plugin.close({ timeoutMs: 1 }))
 expectAssignable<Error>(error)
 expectAssignable<string>(error.code)
