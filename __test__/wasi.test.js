@@ -113,7 +113,7 @@ describe('the order of allowedPaths', () => {
       })`])
     expect({ code, output }).toEqual({ code: 0, output: 'hello world!\n' })
     expect(errors).toContain('EXTISM_HOST_ALLOWED_PATHS')
-    expect(errors).toContain(`"${data()}" is taken for this machine's. [{ host: "${data()}", guest: "${directory}" }] says without doubt which is which`)
+    expect(errors).toContain(`uses "${data()}" as this machine's. Write [{ host: "${data()}", guest: "${directory}" }] to be explicit`)
   })
 
   test('is rejected like in the JavaScript SDK if it has a read-only directory last', async () => {
