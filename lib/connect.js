@@ -2,7 +2,7 @@
 
 const { missingPackageError } = require('./optional-package.js')
 
-// Node finds the names for `import { … }` in just this form.
+// Node detects the names for `import { … }` only in exactly this form.
 try {
   module.exports = require('@extism-host/connect')
 } catch (error) {

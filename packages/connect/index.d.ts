@@ -7,7 +7,7 @@ export interface Connection {
   readonly [made]: true
 }
 
-/** What `nats` needs of a connection of `@nats-io/transport-node`. */
+/** The methods that `nats` needs of a connection of `@nats-io/transport-node`. */
 export interface NatsClient {
   // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
   publish (subject: string, payload?: any, options?: any): void
@@ -17,7 +17,7 @@ export interface NatsClient {
   isClosed (): boolean
 }
 
-/** What `postgres` needs of a `Pool` of `pg`. */
+/** The methods that `postgres` needs of a `Pool` of `pg`. */
 export interface PostgresPool {
   // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
   connect (): Promise<any>
@@ -162,7 +162,7 @@ export function nats (connection: NatsClient, options?: NatsOptions): Connection
  */
 export function postgres (pool: PostgresPool, options: PostgresOptions): Connection
 
-/** What a trigger needs of a connection of `@nats-io/transport-node`. */
+/** The methods that a trigger needs of a connection of `@nats-io/transport-node`. */
 export interface NatsSubscriber {
   // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
   subscribe (subject: string, options?: any): any

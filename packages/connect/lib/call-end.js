@@ -45,8 +45,8 @@ function watchEnd (context, milliseconds) {
 }
 
 /**
- * Settles as `promise` does, or rejects with the signal's reason as soon as that is aborted. What the promise then
- * still resolves to is passed to `discard`.
+ * Settles as `promise` does, or rejects with the signal's reason as soon as that is aborted. If the
+ * promise resolves later, `discard` gets its value.
  */
 function untilAborted (signal, promise, discard) {
   return new Promise((resolve, reject) => {

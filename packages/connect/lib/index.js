@@ -9,7 +9,7 @@ const { natsTrigger } = require('./nats-trigger.js')
 const { postgres } = require('./postgres.js')
 const { GuestError, errorReply, readRequest } = require('./protocol.js')
 
-/** What guests import, and the operation of a connection that each runs. */
+/** The functions that guests import, with the operation of a connection that each runs. */
 const FUNCTIONS = { hostPublish: 'publish', hostRequest: 'request', hostQuery: 'query', hostExecute: 'execute' }
 
 const OPTIONS = { maxRequestBytes: 'maxRequestBytes', onError: 'onError' }

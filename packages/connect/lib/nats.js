@@ -19,7 +19,7 @@ const OPTIONS = {
 
 const MAX_BYTES = 2 ** 31 - 1
 
-/** How long to wait after a flush has failed. */
+/** The pause after a failed flush. */
 const FLUSH_PAUSE_MS = 50
 
 const OK = '{}'

@@ -17,7 +17,7 @@ const OPTIONS = {
 
 const MAX_U31 = 2 ** 31 - 1
 
-/** How long a canceled statement may go on until its connection is terminated: PL/pgSQL can catch a cancel. */
+/** The connection of a canceled statement is terminated after this time: PL/pgSQL can catch a cancel. */
 const CANCEL_MS = 1_000
 
 function postgres (pool, options) {

@@ -1,6 +1,6 @@
 'use strict'
 
-// What guests and host write into blocks. A request is JSON. With `publish` and `request` its first line is JSON, and
+// The format of blocks between guests and the host. A request is JSON. With `publish` and `request` its first line is JSON, and
 // the bytes after that line are the message's. A reply is built in the same way.
 
 const NEWLINE = 10
