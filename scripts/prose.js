@@ -12,20 +12,21 @@ const ROOT = join(__dirname, '..')
 /** The files to check, as arguments of `git ls-files`. */
 const FILES = [
   '*.md', 'docs/reference/error-codes.json', 'index.js', 'index.d.ts', 'server.js', 'bin/*.js', 'lib/*.js', 'packages/*.js', 'packages/*.ts',
-  'packages/cli/lib/config.schema.json', 'bench/*.js', 'examples/*.js', 'scripts/*.js'
+  'packages/cli/lib/config.schema.json', 'bench/*.js', 'examples/*.js', 'scripts/*.js', 'build.rs', 'src/*.rs'
 ]
 
-/** Patterns that a sentence must not match, with advice. */
+/** Patterns that a sentence must not match, with advice. `LABEL`s may match the doc comment of an item in Rust, which may be a phrase. */
+const LABEL = true
 const RULES = [
   [/(?<!\bthere )\b(?:is|are|was|were) no (?!longer\b|more\b|less\b|fewer\b|later\b)\w+/i, 'write "is not a …"'],
-  [/^(?:What|Who|Whoever|How (?:many|much|long|often))\b(?!.*\?$).{12,}/, 'name the thing that the clause stands for'],
+  [/^(?:What|Who|Whoever|How (?:many|much|long|often))\b(?!.*\?$).{12,}/, 'name the thing that the clause stands for', LABEL],
   [/^Of what\b/, 'name the thing'],
   [/\b(?:for|of|to|by|from|with) (?:those|that) (?:who|which|that)\b/i, 'name the thing'],
   [/\bwhat (?:is|was|are|were) (?:asked|given|said|needed|wanted|left)\b/i, 'name the thing'],
   [/^To \w+ (?:it|them|that) \w+s\b/, 'begin with the subject: "Closing it also closes …"'],
   [/(?<!times )\bas long as\b.*\b(?:not|no|nobody|nothing)\b/i, 'write "until"'],
   [/\bas (?:it is|they are)(?=[.,;:)]|$)/i, 'write "unchanged"'],
-  [/^Where\b(?!.*\?$)/, 'write "if", or name the place'],
+  [/^Where\b(?!.*\?$)/, 'write "if", or name the place', LABEL],
   [/\bwhere (?:there (?:is|are|was|were)|it (?:is|was) (?:not|none|missing)|it (?:does|has|cannot)|they (?:do|have)|one cannot|nobody|nothing|possible)\b/i, 'write "if"'],
   [/\b(?:fails? in anything|gets? ready|takes? away how|does what is)\b/i, 'say what happens'],
   [/\blet(?:s|ting)? (?:\w+ )?in\b/i, 'write "rejects the credentials"'],
@@ -68,13 +69,15 @@ const ofJson = (text) => withoutQuoted(text.replace(/"/g, '\0'))
 /** The sentences that break a rule: `{ line, sentence, advice }`. */
 function problems (text, kind) {
   const found = []
+  const isLabel = (line) => kind === 'rs' && /^\s*\/\/\//.test(lines[line - 1])
+  const lines = text.split('\n')
   const prose = { md: ofMarkdown, json: ofJson }[kind] ?? ofSource
   let line = 1
   for (const block of prose(text).split('\0')) {
     for (const part of block.split(/(?<=[.!?:;]["')]*)(?=\s)/)) {
       const at = line + /^\s*/.exec(part)[0].split('\n').length - 1
       const sentence = part.trim().replace(/\s+/g, ' ')
-      const rule = RULES.find(([pattern]) => pattern.test(sentence))
+      const rule = RULES.find(([pattern, , mayBeLabel]) => pattern.test(sentence) && !(mayBeLabel && isLabel(at)))
       if (rule !== undefined) found.push({ line: at, sentence, advice: rule[1] })
       line += part.split('\n').length - 1
     }

@@ -1,4 +1,4 @@
-//! What guests and host agree on: function types, the namespaces that guests import from, and the functions
+//! The interface between guests and host: function types, the namespaces that guests import from, and the functions
 //! of Extism's kernel and of WASI.
 
 use std::fmt;

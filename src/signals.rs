@@ -35,7 +35,7 @@
 //!
 //! A crash reporter that displaces our handler remembers it as "the previous one" and calls it for
 //! signals that it does not handle itself. If that same handler then chained to the reporter, the two
-//! would call each other for ever. So each handler found in front of ours is covered by a *layer*: a new
+//! would call each other forever. So each handler found in front of ours is covered by a *layer*: a new
 //! entry point that chains to it, while the older entry points keep chaining to what they displaced.
 
 #[cfg(unix)]

@@ -30,7 +30,7 @@ pub const HEADER_MAY_TAKE: u32 = 5;
 #[napi]
 pub const HEADER_SHARED_BYTES_USED: u32 = 6;
 
-// How many results have been taken, and whether more remain.
+// The number of results that have been taken, and whether more remain.
 #[napi]
 pub const HEADER_COUNT: u32 = 7;
 #[napi]
@@ -92,7 +92,7 @@ pub const EMPTY_OUTPUT: u32 = u32::MAX - 2;
 #[napi]
 pub const NO_CALL: u32 = u32::MAX;
 
-// What queuing a call returns: it is queued; it is queued and `Plugin::wake` must be called in this turn of
+// The results of queuing a call: it is queued; it is queued and `Plugin::wake` must be called in this turn of
 // the event loop; its result has been taken; results must be taken soon, as they cause no wake-up.
 pub const CALL_QUEUED: u32 = 0;
 #[napi]

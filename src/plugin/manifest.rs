@@ -267,7 +267,7 @@ fn unreadable(path: &Path, reason: &str) -> Error {
 }
 
 fn open_file(path: &Path) -> Result<File> {
-  // Check before opening: reading a pipe or a device could block for ever.
+  // Check before opening: reading a pipe or a device could block forever.
   let metadata = std::fs::metadata(path).map_err(|error| cannot_read(path, &error))?;
   if metadata.is_dir() {
     return Err(unreadable(path, "it is a directory, not a file"));

@@ -34,7 +34,7 @@ struct Loop {
   signal_stop: SignalStop,
 }
 
-/// Listens for these signals for ever. Returns the address of libuv's handler, or `None` in a program
+/// Listens for these signals forever. Returns the address of libuv's handler, or `None` in a program
 /// without libuv.
 pub fn listen(signals: impl IntoIterator<Item = c_int>) -> Option<usize> {
   let own = Loop::new()?;

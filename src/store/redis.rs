@@ -321,7 +321,7 @@ impl Store for RedisStore {
 
   /// Keys are in the order of `SCAN`, server by server. A cursor consists of a server and a position on it.
   fn list(&self, prefix: &str, cursor: Option<&str>, limit: usize) -> Result<KeyPage> {
-    // How many `SCAN` calls may fill a page: with a rare prefix most replies are empty.
+    // The maximum number of `SCAN` calls for one page: with a rare prefix most replies are empty.
     const MAX_SCANS: usize = 16;
     let nodes = self.servers.nodes();
     if nodes.is_empty() {

@@ -1,4 +1,4 @@
-//! What the cache stores about a linked module besides its code, so that a cache hit needs no linking.
+//! The part of a linked module that the cache stores besides its code, so that a cache hit needs no linking.
 
 use serde_json::{Value, json};
 

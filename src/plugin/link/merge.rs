@@ -411,7 +411,7 @@ struct IndexMapper<'m> {
   types: &'m [u32],
   maps: &'m Maps,
   /// The encoded values of the globals whose initializer is a single constant, by number. Empty for other
-  /// globals, and for those that have not been written yet.
+  /// globals, and for globals that have not been written yet.
   constants: &'m [Vec<u8>],
   /// Whether a constant expression may read globals.
   may_read_globals: bool,
