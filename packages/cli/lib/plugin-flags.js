@@ -18,26 +18,26 @@ const collect = (value, values = []) => [...values, value]
 function addCompileFlags (command) {
   return command
     .option('--wasi', 'let the plugin import WASI, and write its standard output')
-    .option('--memory-max <pages>', 'how many pages of 64 KiB it may add to its memory', number)
-    .option('-m, --manifest', 'the file is a manifest, as each .json file is')
-    .option('--link <name=file>', 'a further module that the plugin imports under this name; may be repeated', collect)
+    .option('--memory-max <pages>', 'limit the growth of its memory to this many pages of 64 KiB', number)
+    .option('-m, --manifest', 'read the file as a manifest; implied for .json files')
+    .option('--link <name=file>', 'link another module, which the plugin imports under this name; may be repeated', collect)
 }
 
 /** Adds all flags of a plugin that runs. */
 function addPluginFlags (command) {
   return addCompileFlags(command)
-    .option('--functions <file>', 'a JavaScript module that exports host functions, by namespace and name')
-    .option('--plugin-config <key=value>', 'a value that the plugin can ask for; may be repeated', collect)
-    .option('--set-config <json>', 'such values as JSON; --plugin-config comes before them')
-    .option('--allow-host <host>', 'a host that it may send requests to, * for any part of a name; may be repeated', collect)
+    .option('--functions <file>', 'load host functions from a JavaScript module, by namespace and name')
+    .option('--plugin-config <key=value>', 'set a value of the configuration that the plugin reads; may be repeated', collect)
+    .option('--set-config <json>', 'set such values from JSON; --plugin-config overrides them')
+    .option('--allow-host <host>', 'let it send requests to this host, * for any part of a name; may be repeated', collect)
     .option('--allow-http-response-headers', 'let it read the headers of responses')
-    .option('--allow-path <directory[:guest]>', 'a directory that it may use, with ro: before it to read only; may be repeated', collect)
-    .option('--timeout <ms>', 'how long a call may take', number)
-    .option('--open-timeout <ms>', 'how long opening the plugin may take', number)
-    .option('--memory-http-max <bytes>', 'how large the answer to a request may be', number)
-    .option('--memory-var-max <bytes>', 'how much its variables may hold', number)
+    .option('--allow-path <directory[:guest]>', 'let it use this directory, with ro: before it for reading only; may be repeated', collect)
+    .option('--timeout <ms>', 'limit the time of a call', number)
+    .option('--open-timeout <ms>', 'limit the time for opening the plugin', number)
+    .option('--memory-http-max <bytes>', 'limit the size of a response', number)
+    .option('--memory-var-max <bytes>', 'limit the size of its variables together', number)
     .addOption(new Option('--log-level <level>', 'write messages of this level and above').choices(LEVELS))
-    .option('--store <url>', 'the store that it may read, as openStore takes it')
+    .option('--store <url>', 'let it read this store, a URL as openStore takes it')
     .option('--store-write', 'let it change the store')
 }
 
@@ -56,12 +56,12 @@ function asPair (text, flag) {
   return [text.slice(0, index), text.slice(index + 1)]
 }
 
-const isUrl = (place) => /^https?:/i.test(place)
+const isUrl = (location) => /^https?:/i.test(location)
 
 function asLinkedModule (text) {
-  const [name, place] = asPair(text, '--link must be name=file')
+  const [name, location] = asPair(text, '--link must be name=file')
   if (name === 'main') throw new UsageError('--link cannot name a module "main": that is the plugin itself')
-  return isUrl(place) ? { name, url: place } : { name, path: place }
+  return isUrl(location) ? { name, url: location } : { name, path: location }
 }
 
 function readManifest (file) {
@@ -73,15 +73,15 @@ function readManifest (file) {
   }
 }
 
-/** Whether the place of a plugin is a file with a manifest. */
-const isManifest = (place, { manifest }) => !isUrl(place) && (manifest || /\.json$/i.test(place))
+/** Whether the location of a plugin is a file with a manifest. */
+const isManifest = (location, { manifest }) => !isUrl(location) && (manifest || /\.json$/i.test(location))
 
 /** The source for createPlugin: a manifest, or the URL of a manifest or a module. */
-function sourceOf (place, { manifest, link = [] }) {
-  if (isUrl(place) && link.length === 0) return place
-  const source = isManifest(place, { manifest }) ? readManifest(place) : { wasm: [isUrl(place) ? { url: place } : { path: place }] }
+function sourceOf (location, { manifest, link = [] }) {
+  if (isUrl(location) && link.length === 0) return location
+  const source = isManifest(location, { manifest }) ? readManifest(location) : { wasm: [isUrl(location) ? { url: location } : { path: location }] }
   if (link.length === 0) return source
-  if (!Array.isArray(source?.wasm)) throw new UsageError(`${place} must be a manifest with "wasm"`)
+  if (!Array.isArray(source?.wasm)) throw new UsageError(`${location} must be a manifest with "wasm"`)
   // The plugin's own modules come last, since the last one can be the main module.
   return { ...source, wasm: [...link.map(asLinkedModule), ...source.wasm] }
 }

@@ -18,8 +18,8 @@ const { UsageError } = require('./usage-error.js')
 const FLUSH_MS = 5_000
 
 /** The configuration for one function at `POST /`. */
-function singleFunctionConfiguration (place, functionName, flags) {
-  const source = sourceOf(place, flags)
+function singleFunctionConfiguration (location, functionName, flags) {
+  const source = sourceOf(location, flags)
   return {
     server: { ...DEFAULT_SERVER, logLevel: flags.logLevel ?? DEFAULT_SERVER.logLevel },
     store: { url: flags.store ?? 'memory:', startTimeoutMs: STORE_START_MS, options: {} },
