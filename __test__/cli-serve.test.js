@@ -436,7 +436,7 @@ test('TLS, with a certificate of one\'s own, which SIGHUP reads again', async ()
 
   // Nothing has changed, and then the certificate is not there any more.
   child.kill('SIGHUP')
-  await until(() => server.log.match(/has been reloaded/g)?.length === 2)
+  await until(() => server.log.match(/plugin \\"visits\\" has been reloaded/g)?.length === 2)
   writeFileSync(config[1], readFileSync(config[1], 'utf8').replace(/, tls: {.*?}/, ''))
   child.kill('SIGHUP')
   await until(() => server.log.includes('changing server.tls needs a restart'))
