@@ -94,6 +94,20 @@ async function send ({ url }, text, address = '127.0.0.1') {
   return socket
 }
 
+/** Ends the server while it sends a large response that is read slowly: the response is complete, and the server ends. */
+async function expectWholeResponse (server, socket) {
+  await once(socket, 'readable')
+  server.child.kill('SIGTERM')
+  await sleep(2 * DRAIN_MS)
+  let received = 0
+  for await (const chunk of socket) {
+    received += chunk.length
+    if (received < LARGE / 2) await sleep(5)
+  }
+  expect(received).toBeGreaterThan(LARGE)
+  expect(await server.ended).toEqual({ code: 0, signal: null })
+}
+
 /** Gets a URL; resolves to its status and headers. */
 function request (url, options) {
   return new Promise((resolve, reject) => {
@@ -144,16 +158,7 @@ test.each([
 ])('%s sends a response to its last byte, however slowly it is read', async (_, start, line) => {
   const server = await start()
   const socket = await send(server, `${line} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n`)
-  await once(socket, 'readable')
-  server.child.kill('SIGTERM')
-  await sleep(2 * DRAIN_MS)
-  let received = 0
-  for await (const chunk of socket) {
-    received += chunk.length
-    if (received < LARGE / 2) await sleep(5)
-  }
-  expect(received).toBeGreaterThan(LARGE)
-  expect(await server.ended).toEqual({ code: 0, signal: null })
+  await expectWholeResponse(server, socket)
 })
 
 test('server.js sends a response to its last byte on each address of its host name', async () => {
@@ -172,16 +177,7 @@ dns.lookup = (name, options, callback) => options.all ? callback(null, addresses
   const read = await send(server, text, '127.0.0.2')
   const silent = await send(server, text, '127.0.0.2')
   silent.resume()
-  await once(read, 'readable')
-  server.child.kill('SIGTERM')
-  await sleep(2 * DRAIN_MS)
-  let received = 0
-  for await (const chunk of read) {
-    received += chunk.length
-    if (received < LARGE / 2) await sleep(5)
-  }
-  expect(received).toBeGreaterThan(LARGE)
-  expect(await server.ended).toEqual({ code: 0, signal: null })
+  await expectWholeResponse(server, read)
 })
 
 test('TLS: it drops a connection before its handshake, and sends a response to its last byte', async () => {

@@ -27,7 +27,7 @@ test('closing the app interrupts calls that do not end within closeTimeoutMs', a
   expect((await answer).status).toBe(503)
 })
 
-test('routes for operators are in no description of the API, and requests to those that are polled are not logged', async () => {
+test('routes for operators are not in the API description, and requests to polled routes are not logged', async () => {
   app = Fastify()
   const routes = []
   app.addHook('onRoute', ({ url, logLevel, schema }) => routes.push([url, logLevel, schema.hide]))

@@ -63,7 +63,7 @@ describe('a route takes the options of Fastify', () => {
     ['an option that there is not', { prehandler: () => {} }, /routes\[0\] has no "prehandler"; it takes .*preHandler/],
     ['a handler, which is the plugin', { handler: () => {} }, /routes\[0\] has no "handler"/],
     ['a hook that is none', { preHandler: 5 }, /preHandler/],
-    ['a status that is no error', { errors: { PLUGIN_ERROR: 200 } }, /routes\[0\]\.errors\.PLUGIN_ERROR must be a whole number from 400 to 599/],
+    ['a status that is not an error', { errors: { PLUGIN_ERROR: 200 } }, /routes\[0\]\.errors\.PLUGIN_ERROR must be a whole number from 400 to 599/],
     ['a code that stays hidden', { errors: { TRAP: 422 } }, /routes\[0\]\.errors has no "TRAP"; it takes PLUGIN_ERROR/]
   ])('and the app does not start with %s', async (_, route, message) => {
     await expect(build(route)).rejects.toThrow(message)

@@ -2,20 +2,14 @@
 
 // NATS servers for tests: on free ports of the loopback interface, without files.
 
-const { execFileSync, spawn } = require('node:child_process')
+const { spawn } = require('node:child_process')
 const { once } = require('node:events')
 const { setTimeout: sleep } = require('node:timers/promises')
+const { canRun } = require('./processes.js')
 const { HOST, freePort, isListening } = require('./redis.js')
 
 /** Whether there is a nats-server. */
-function hasNats () {
-  try {
-    execFileSync('nats-server', ['--version'], { stdio: 'ignore' })
-    return true
-  } catch {
-    return false
-  }
-}
+const hasNats = () => canRun('nats-server', ['--version'])
 
 class NatsServer {
   #process

@@ -9,6 +9,7 @@ const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { promisify } = require('node:util')
+const { canRun } = require('./processes.js')
 const { HOST, freePort } = require('./redis.js')
 
 const run = promisify(execFile)
@@ -35,13 +36,7 @@ function as (command, args) {
 
 /** Whether there is a PostgreSQL server. */
 function hasPostgres () {
-  try {
-    const [command, args] = as('postgres', ['--version'])
-    execFileSync(command, args, { stdio: 'ignore' })
-    return true
-  } catch {
-    return false
-  }
+  return binaries() !== undefined && canRun(...as('postgres', ['--version']))
 }
 
 class PostgresServer {

@@ -1,9 +1,19 @@
 'use strict'
 
-const { spawn } = require('node:child_process')
+const { execFileSync, spawn } = require('node:child_process')
 const { join } = require('node:path')
 
 const ROOT = join(__dirname, '../..')
+
+/** Whether a program can be run, and exits with 0. */
+function canRun (program, args) {
+  try {
+    execFileSync(program, args, { stdio: 'ignore' })
+    return true
+  } catch {
+    return false
+  }
+}
 
 /** Runs Node to its end; what takes longer than 60 s, or `timeout`, is killed, and has a signal. */
 function runNode (args, { env, timeout = 60_000 } = {}) {
@@ -42,4 +52,4 @@ function startServer (env, program = 'server.js') {
   })
 }
 
-module.exports = { ROOT, runNode, startServer }
+module.exports = { ROOT, canRun, runNode, startServer }

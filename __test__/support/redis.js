@@ -10,6 +10,7 @@ const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { promisify } = require('node:util')
+const { canRun } = require('./processes.js')
 
 const run = promisify(execFile)
 
@@ -19,14 +20,7 @@ const HOST = '127.0.0.1'
 const BUS = 10_000
 
 /** Whether there is a redis-server. */
-function hasRedis () {
-  try {
-    execFileSync('redis-server', ['--version'], { stdio: 'ignore' })
-    return true
-  } catch {
-    return false
-  }
-}
+const hasRedis = () => canRun('redis-server', ['--version'])
 
 function isFree (port) {
   return new Promise((resolve) => {
