@@ -1,6 +1,7 @@
 //! A plugin's access to its store: permissions, limits and counters.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -87,6 +88,19 @@ struct KeyCount {
   keys: Option<u64>,
   /// The earliest time of the next count.
   next_count: Option<Instant>,
+  /// The keys that calls are about to set.
+  pending: HashMap<String, PendingKey>,
+}
+
+/// A key that one or more calls are about to set. They share one place under `maxKeys`: if each took its own,
+/// calls that add the same key at the same time would fill the store with keys that do not exist.
+#[derive(Default)]
+struct PendingKey {
+  calls: usize,
+  /// Whether `keys` includes it on behalf of these calls.
+  is_counted: bool,
+  /// Whether one of these calls may have added it.
+  is_added: bool,
 }
 
 impl KeyCount {
@@ -94,6 +108,10 @@ impl KeyCount {
   fn is_due(&self, max: u64) -> bool {
     self.keys.is_none_or(|keys| keys >= max)
       && self.next_count.is_none_or(|at| at <= Instant::now())
+  }
+
+  fn forget_key(&mut self) {
+    self.keys = self.keys.map(|keys| keys.saturating_sub(1));
   }
 }
 
@@ -191,10 +209,7 @@ impl StoreAccess {
       let key = self.prefixed_for_write(key)?;
       self.check_value(value)?;
       let reservation = self.reserve_key(&key, interruption)?;
-      self
-        .store
-        .set(&key, value, lifetime)
-        .map_err(reservation.release_on_error())?;
+      reservation.settle(self.store.set(&key, value, lifetime), |()| true)?;
       self.count_write();
       Ok(())
     })
@@ -203,9 +218,10 @@ impl StoreAccess {
   /// Removes a key; returns whether it existed.
   pub fn delete(&self, key: &str) -> Result<bool> {
     self.count_errors(|| {
-      let deleted = self.store.delete(&self.prefixed_for_write(key)?)?;
+      let key = self.prefixed_for_write(key)?;
+      let deleted = self.store.delete(&key)?;
       if deleted {
-        self.record_delete();
+        self.record_delete(&key);
       }
       Ok(deleted)
     })
@@ -216,10 +232,7 @@ impl StoreAccess {
     self.count_errors(|| {
       let key = self.prefixed_for_write(key)?;
       let reservation = self.reserve_key(&key, interruption)?;
-      let sum = self
-        .store
-        .increment(&key, delta)
-        .map_err(reservation.release_on_error())?;
+      let sum = reservation.settle(self.store.increment(&key, delta), |_| true)?;
       self.count_write();
       Ok(sum)
     })
@@ -242,13 +255,13 @@ impl StoreAccess {
         (None, Some(_)) => self.reserve_key(&key, interruption)?,
         _ => KeyReservation::not_needed(self),
       };
-      let swapped = self
-        .store
-        .compare_and_swap(&key, expected, value, lifetime)
-        .map_err(reservation.release_on_error())?;
+      let swapped = reservation.settle(
+        self.store.compare_and_swap(&key, expected, value, lifetime),
+        |swapped| *swapped,
+      )?;
       match (swapped, expected, value) {
-        (false, ..) => reservation.release(),
-        (true, Some(_), None) => self.record_delete(),
+        (false, ..) => {}
+        (true, Some(_), None) => self.record_delete(&key),
         (true, ..) => self.count_write(),
       }
       Ok(swapped)
@@ -311,12 +324,18 @@ impl StoreAccess {
   }
 
   /// Reserves one of `maxKeys` for a key, if there is a limit and the key is new.
-  fn reserve_key(&self, key: &str, interruption: &Interruption) -> Result<KeyReservation<'_>> {
+  fn reserve_key<'a>(
+    &'a self,
+    key: &'a str,
+    interruption: &Interruption,
+  ) -> Result<KeyReservation<'a>> {
     let Some(max) = self.permissions.max_keys else {
       return Ok(KeyReservation::not_needed(self));
     };
+    // Before the store is asked: a call that adds the key meanwhile is then seen here or in the store.
+    let reservation = KeyReservation::begin(self, key);
     if self.store.exists(key)? {
-      return Ok(KeyReservation::not_needed(self));
+      return Ok(reservation);
     }
     if self.lock().is_due(max) {
       let _counting = wait::lock(&self.counting)?;
@@ -325,7 +344,11 @@ impl StoreAccess {
         self.count_keys(max, interruption)?;
       }
     }
-    let mut count = self.lock();
+    let count = &mut *self.lock();
+    let pending = count.pending.entry(key.to_owned()).or_default();
+    if pending.is_counted {
+      return Ok(reservation);
+    }
     let keys = count.keys.unwrap_or(max);
     if keys >= max {
       return Err(Error::new(
@@ -333,11 +356,9 @@ impl StoreAccess {
         format!("the plugin has {keys} keys in its store, and its limit is {max} (maxKeys)"),
       ));
     }
+    pending.is_counted = true;
     count.keys = Some(keys + 1);
-    Ok(KeyReservation {
-      access: self,
-      is_taken: true,
-    })
+    Ok(reservation)
   }
 
   /// Counts the keys. This may take long, so `count` is not locked meanwhile.
@@ -346,10 +367,9 @@ impl StoreAccess {
     let keys = self.number_of_keys(max, interruption)?;
     // Spend at most a tenth of the time counting.
     let pause = MIN_COUNT_INTERVAL.max(started.elapsed() * 10);
-    *self.lock() = KeyCount {
-      keys: Some(keys),
-      next_count: Some(Instant::now() + pause),
-    };
+    let mut count = self.lock();
+    count.keys = Some(keys);
+    count.next_count = Some(Instant::now() + pause);
     Ok(())
   }
 
@@ -375,44 +395,70 @@ impl StoreAccess {
     }
   }
 
-  fn record_delete(&self) {
+  fn record_delete(&self, key: &str) {
     self.count_write();
     if self.permissions.max_keys.is_some() {
       let mut count = self.lock();
-      count.keys = count.keys.map(|keys| keys.saturating_sub(1));
+      // A call that is setting the key may add it again, and would not count it a second time.
+      if !count.pending.contains_key(key) {
+        count.forget_key();
+      }
     }
   }
 }
 
-/// A reservation of one of `maxKeys`, for a key that is about to be set.
+/// A reservation of one of `maxKeys`, for a key that is about to be set. Ends when dropped.
 struct KeyReservation<'a> {
   access: &'a StoreAccess,
-  is_taken: bool,
+  /// `None` if nothing is counted.
+  key: Option<&'a str>,
 }
 
 impl<'a> KeyReservation<'a> {
   fn not_needed(access: &'a StoreAccess) -> Self {
+    Self { access, key: None }
+  }
+
+  fn begin(access: &'a StoreAccess, key: &'a str) -> Self {
+    let mut count = access.lock();
+    count.pending.entry(key.to_owned()).or_default().calls += 1;
     Self {
       access,
-      is_taken: false,
+      key: Some(key),
     }
   }
 
-  /// Releases the reservation: the key was not added.
-  fn release(&self) {
-    if self.is_taken {
-      let mut count = self.access.lock();
-      count.keys = count.keys.map(|keys| keys.saturating_sub(1));
+  /// Ends the reservation with the store's result. The key stays counted if it `is_set` or the store may have
+  /// set it although it failed.
+  fn settle<T>(self, result: Result<T>, is_set: impl Fn(&T) -> bool) -> Result<T> {
+    let is_added = match &result {
+      Ok(value) => is_set(value),
+      Err(error) => matches!(error.code, Code::StoreUnavailable | Code::Canceled),
+    };
+    if let Some(key) = self.key.filter(|_| is_added)
+      && let Some(pending) = self.access.lock().pending.get_mut(key)
+    {
+      pending.is_added = true;
     }
+    result
   }
+}
 
-  /// Releases the reservation if the store fails, except if it may have added the key after all.
-  fn release_on_error(&self) -> impl Fn(Error) -> Error + '_ {
-    |error| {
-      if !matches!(error.code, Code::StoreUnavailable | Code::Canceled) {
-        self.release();
-      }
-      error
+impl Drop for KeyReservation<'_> {
+  fn drop(&mut self) {
+    let Some(key) = self.key else { return };
+    let mut count = self.access.lock();
+    let Some(pending) = count.pending.get_mut(key) else {
+      return;
+    };
+    pending.calls -= 1;
+    if pending.calls > 0 {
+      return;
+    }
+    let is_unused = pending.is_counted && !pending.is_added;
+    count.pending.remove(key);
+    if is_unused {
+      count.forget_key();
     }
   }
 }
@@ -596,6 +642,33 @@ mod tests {
       Some(Code::Canceled)
     );
     access.set("1", b"", None, &Interruption::default())
+  }
+
+  #[test]
+  fn threads_that_add_the_same_keys_at_once_take_one_place_for_each() {
+    for _ in 0..200 {
+      let (store, access) = access(Permissions {
+        max_keys: Some(10),
+        ..writing()
+      });
+      let barrier = std::sync::Barrier::new(4);
+      std::thread::scope(|scope| {
+        for _ in 0..4 {
+          scope.spawn(|| {
+            let idle = Interruption::default();
+            for key in 0..5 {
+              barrier.wait();
+              assert!(access.increment(&key.to_string(), 1, &idle).is_ok());
+              barrier.wait();
+              assert!(access.set(&format!("{key} set"), b"", None, &idle).is_ok());
+            }
+          });
+        }
+      });
+      assert_eq!(store.len(), 10);
+      assert_eq!(access.lock().keys, Some(10));
+      assert!(access.lock().pending.is_empty());
+    }
   }
 
   #[test]
