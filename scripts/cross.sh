@@ -34,6 +34,11 @@ export CARGO_TARGET_DIR=$PWD/target/cross/build
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS='-C target-feature=-crt-static'
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUSTFLAGS=$CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS
 
+# napi's build script wants to find Node as a library, which only a linker needs: a check does not read it.
+mkdir -p "$PWD/target/cross/libnode"
+touch "$PWD/target/cross/libnode/libnode.dll"
+export LIBNODE_PATH=$PWD/target/cross/libnode
+
 build=("$tools/bin/cargo-zigbuild" "$action" --lib --profile "$profile" --target "$target${glibc:+.$glibc}" --ignore-rust-version --locked)
 if rustup target list --installed 2> /dev/null | grep -qx "$target"; then
   "${build[@]}"
