@@ -415,12 +415,6 @@ export interface PluginStats {
 /** Fills the compile cache for a plugin; an empty result arrives for job `call`. */
 export declare function precompile(call: number, options: PluginOptions, boundary: Boundary): void
 
-/**
- * Restores the signal handlers that turn guests' traps into errors, if other code has replaced them.
- * `listened` names the signals that JavaScript currently listens for. Cheap.
- */
-export declare function putBackSignalHandlers(listened: Array<string>): void
-
 /** Why an operation was refused. */
 export interface Refusal {
   /** The error's code. */
@@ -437,6 +431,12 @@ export declare const REPLY_STORE: number
 
 /** Names with this prefix are reserved. */
 export declare const RESERVED_PREFIX: string
+
+/**
+ * Restores the signal handlers that turn guests' traps into errors, if other code has replaced them.
+ * `listened` names the signals that JavaScript currently listens for. Cheap.
+ */
+export declare function restoreSignalHandlers(listened: Array<string>): void
 
 /** The options of a store. */
 export interface StoreOptions {

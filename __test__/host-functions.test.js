@@ -308,7 +308,7 @@ describe('the context of a host function', () => {
     })
     await plugin.call('ask')
     expect(refused).toEqual([
-      'the size of a block must be a non-negative whole number, not a number',
+      'the size of a block must be a non-negative whole number, not -1',
       'the size of a block must be a non-negative whole number, not a string',
       'the content of a block must be a string or bytes, not an instance of Object',
       'an offset must be a bigint, not a string',

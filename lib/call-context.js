@@ -73,7 +73,7 @@ class CallContext {
   alloc (size) {
     const length = typeof size === 'bigint' ? Number(size) : size
     if (!Number.isSafeInteger(length) || length < 0) {
-      throw invalidArgument(`the size of a block must be a non-negative whole number, not ${describe(size)}`)
+      throw invalidArgument(`the size of a block must be a non-negative whole number, not ${typeof size === 'number' ? size : describe(size)}`)
     }
     if (length > MAX_BLOCK_BYTES) throw codedError('OUT_OF_MEMORY', `a block can have at most ${MAX_BLOCK_BYTES} bytes, not ${length}`)
     return this.#blockOffset(this.#boundary.allocate(this.#hostCall, length), length)

@@ -548,7 +548,7 @@ function handleStarted (native, outcome) {
 /** Loads a plugin and resolves to the native plugin, unless `signal` is aborted first. */
 function open (options, store, signal) {
   const opened = complete(undefined, (number) => binding.openPlugin(number, options, store, boundary), signal)
-  watchSignalListeners(binding.putBackSignalHandlers)
+  watchSignalListeners(binding.restoreSignalHandlers)
   return opened
 }
 

@@ -8,16 +8,16 @@ const SIGNALS = ['SIGSEGV', 'SIGILL', 'SIGFPE', 'SIGBUS']
 let isWatching = false
 
 /**
- * Calls `putBack` with the signals that have listeners, now and after each change of the listeners for these
+ * Calls `restore` with the signals that have listeners, now and after each change of the listeners for these
  * signals. Only the first call counts.
  */
-function watchSignalListeners (putBack) {
+function watchSignalListeners (restore) {
   const { isMainThread } = require('node:worker_threads')
   // Listeners in worker threads install no handlers. Bun has no libuv, and ends the process if libuv is used.
   if (isWatching || !isMainThread || process.platform === 'win32' || process.versions.bun !== undefined) return
   isWatching = true
 
-  const update = (added) => putBack(SIGNALS.filter((signal) => signal === added || process.listenerCount(signal) > 0))
+  const update = (added) => restore(SIGNALS.filter((signal) => signal === added || process.listenerCount(signal) > 0))
   // Node installs and removes its handlers in its own listeners for these two events. They run before ours, so the
   // change has taken effect. The second update is for a version of Node that does it later.
   const onChange = (event, added) => {

@@ -129,8 +129,8 @@ pub fn open_plugin(
 /// Restores the signal handlers that turn guests' traps into errors, if other code has replaced them.
 /// `listened` names the signals that JavaScript currently listens for. Cheap.
 #[napi(catch_unwind)]
-pub fn put_back_signal_handlers(listened: Vec<String>) {
-  plugin::put_back_signal_handlers(&listened);
+pub fn restore_signal_handlers(listened: Vec<String>) {
+  plugin::restore_signal_handlers(&listened);
 }
 
 /// The environment of a plugin, with its host functions and its logger in JavaScript.

@@ -362,7 +362,7 @@ impl Plugin {
 
 /// Reinstalls the signal handlers that turn guests' traps into errors, if something has displaced them.
 /// JavaScript has listeners for the `listened` signals.
-pub fn put_back_signal_handlers(listened: &[String]) {
+pub fn restore_signal_handlers(listened: &[String]) {
   crate::signals::listeners_changed(listened);
 }
 
