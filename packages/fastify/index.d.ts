@@ -166,6 +166,15 @@ declare namespace extismHost {
      */
     admin?: { token: string, prefix?: string }
     /**
+     * Adds a page at `/docs` that describes the routes, each with its plugin, function, input and errors, and runs them
+     * from the browser. It needs the packages `@fastify/swagger` and `@fastify/swagger-ui`, and joins them if the app has
+     * registered them before. Whoever reaches the page can read it.
+     *
+     * `prefix` replaces `/docs`, and `info` has the title and version of the API, as in OpenAPI.
+     * @defaultValue false
+     */
+    docs?: boolean | { prefix?: string, info?: { title?: string, version?: string, description?: string } }
+    /**
      * The milliseconds that running calls get to end when the app closes, from 0 to 2,147,483,647. Remaining calls
      * are interrupted, and their responses are 503. Calls of a `Plugin` that the app passed are not interrupted.
      * @defaultValue 10000

@@ -7,7 +7,7 @@ const { asBytes, asInteger, asOneOf, asStore, describe, invalidArgument, isObjec
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
-const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'admin', 'closeTimeoutMs', 'prefix', 'logLevel')
+const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'admin', 'docs', 'closeTimeoutMs', 'prefix', 'logLevel')
 /** Fastify itself checks those from `schema` on. */
 const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'errors', 'bodyLimit', 'schema',
   'attachValidation', 'childLoggerFactory', 'config', 'constraints', 'errorHandler', 'exposeHeadRoute', 'handlerTimeout', 'logLevel', 'logSerializers',
@@ -21,6 +21,8 @@ const ADMIN_KEYS = keys('token', 'prefix')
 const LEAST_TOKEN_CHARACTERS = 16
 const HEALTH_KEYS = keys('prefix', 'config')
 const METRICS_KEYS = keys('prefix', 'config', 'register')
+const DOCS_KEYS = keys('prefix', 'info')
+const DEFAULT_INFO = { title: 'Plugins', version: '1.0.0' }
 const MODES = ['raw', 'http']
 
 function asName (value, what) {
@@ -133,6 +135,13 @@ function asMetrics (option = false) {
   return { prefix: prefix === undefined ? undefined : asPrefix(prefix, 'metrics'), config, register }
 }
 
+function asDocs (option = false, appPrefix = '') {
+  if (option === false) return undefined
+  const { prefix = '/docs', info } = pick(option === true ? {} : option, DOCS_KEYS, 'docs')
+  if (info !== undefined && !isObject(info)) throw invalidArgument(`docs.info must be an object such as { title, version }, not ${describe(info)}`)
+  return { prefix: appPrefix + asPrefix(prefix, 'docs'), info: { ...DEFAULT_INFO, ...info } }
+}
+
 function asAdmin (option) {
   if (option === undefined) return undefined
   const { token, prefix = '/admin' } = pick(option, ADMIN_KEYS, 'admin')
@@ -156,7 +165,7 @@ function storesOf (options) {
 
 /** `log` is the app's logger. */
 function asOptions (options, log) {
-  const { plugins, routes: routeList = [], store, health, metrics, admin, closeTimeoutMs, prefix } = pick(options, KEYS, 'extism-host/fastify')
+  const { plugins, routes: routeList = [], store, health, metrics, admin, docs, closeTimeoutMs, prefix } = pick(options, KEYS, 'extism-host/fastify')
   const list = asPlugins(plugins, { store, log })
   const routes = asRoutes(routeList, list)
   const functionsOf = (name) => routes.filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
@@ -168,6 +177,7 @@ function asOptions (options, log) {
     health: asHealth(health),
     metrics: asMetrics(metrics),
     admin: asAdmin(admin),
+    docs: asDocs(docs, prefix),
     closeTimeoutMs: asInteger(closeTimeoutMs, 'closeTimeoutMs', DEFAULT_CLOSE_TIMEOUT_MS, MAX_TIMER_MS, 0),
     prefix
   }
