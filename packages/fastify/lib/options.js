@@ -2,8 +2,10 @@
 
 // Checks the options of the registration.
 
+const { resolve } = require('node:path')
 const { Plugin } = require('extism-host')
 const { asBytes, asInteger, asOneOf, asStore, describe, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT } = require('extism-host/internal')
+const { Uploads } = require('./uploads.js')
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
@@ -17,7 +19,10 @@ const ERROR_KEYS = keys('PLUGIN_ERROR')
 const SMOKE_KEYS = keys('function', 'input', 'expect', 'timeoutMs')
 const DEFAULT_SMOKE_MILLISECONDS = 5_000
 const DEFAULT_CLOSE_TIMEOUT_MS = 10_000
-const ADMIN_KEYS = keys('token', 'prefix')
+const ADMIN_KEYS = keys('token', 'prefix', 'uploads')
+const UPLOAD_KEYS = keys('directory', 'maxBytes')
+/** A Go plugin has some MiB; a JavaScript engine in a plugin ten times as much. */
+const DEFAULT_UPLOAD_BYTES = 2 ** 26
 const LEAST_TOKEN_CHARACTERS = 16
 const HEALTH_KEYS = keys('prefix', 'config')
 const METRICS_KEYS = keys('prefix', 'config', 'register')
@@ -144,12 +149,20 @@ function asDocs (option = false, appPrefix = '') {
 
 function asAdmin (option) {
   if (option === undefined) return undefined
-  const { token, prefix = '/admin' } = pick(option, ADMIN_KEYS, 'admin')
+  const { token, prefix = '/admin', uploads } = pick(option, ADMIN_KEYS, 'admin')
   // Only characters that a header carries unchanged, without spaces at the ends.
   if (typeof token !== 'string' || token.length < LEAST_TOKEN_CHARACTERS || !/^[\x21-\x7E](?:[\x20-\x7E]*[\x21-\x7E])?$/.test(token)) {
     throw invalidArgument(`admin.token must be a string of at least ${LEAST_TOKEN_CHARACTERS} ASCII characters that nobody can guess`)
   }
-  return { token, prefix: asPrefix(prefix, 'admin') }
+  return { token, prefix: asPrefix(prefix, 'admin'), uploads: uploads && asUploads(uploads) }
+}
+
+function asUploads (uploads) {
+  const { directory, maxBytes } = pick(uploads, UPLOAD_KEYS, 'admin.uploads')
+  return {
+    directory: resolve(asName(directory, 'admin.uploads.directory')),
+    maxBytes: asInteger(maxBytes, 'admin.uploads.maxBytes', DEFAULT_UPLOAD_BYTES, MAX_U32)
+  }
 }
 
 /** The store of an option `store` of createPlugin: a store itself, or a StoreAccess with one. */
@@ -169,14 +182,16 @@ function asOptions (options, log) {
   const list = asPlugins(plugins, { store, log })
   const routes = asRoutes(routeList, list)
   const functionsOf = (name) => routes.filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
+  const checkedAdmin = asAdmin(admin)
+  const uploads = checkedAdmin?.uploads && new Uploads(checkedAdmin.uploads.directory)
   return {
-    definitions: list.map((one) => ({ ...one, functions: new Set(functionsOf(one.name)) })),
+    definitions: list.map((one) => ({ ...one, functions: new Set(functionsOf(one.name)), uploads })),
     routes,
     store: storesOf([store])[0],
     stores: storesOf([store, ...list.map(({ options }) => options?.store)]),
     health: asHealth(health),
     metrics: asMetrics(metrics),
-    admin: asAdmin(admin),
+    admin: checkedAdmin,
     docs: asDocs(docs, prefix),
     closeTimeoutMs: asInteger(closeTimeoutMs, 'closeTimeoutMs', DEFAULT_CLOSE_TIMEOUT_MS, MAX_TIMER_MS, 0),
     prefix
