@@ -253,6 +253,10 @@ test.each([
   }
 })
 
+test('docs/how-to/operate.md: its upload prints what it shows', async () => {
+  await expectPrints(examples('docs/how-to/operate.md', 'js').at(-1), examples('docs/how-to/operate.md', 'text')[0])
+})
+
 if (hasRedis()) {
   test('docs/how-to/scaling.md: its commands print what it shows', async () => {
     const server = await startRedis()

@@ -262,4 +262,17 @@ function pluginOptions ({ wasm, ...rest }, options) {
   return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { name, names, bodies, logger, level, instances: native.instances } }
 }
 
-module.exports = { MAX_TIMER_MS, MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, CLOSE_KEYS, pickOptions, pluginOptions }
+module.exports = {
+  MAX_TIMER_MS,
+  MAX_U32,
+  OPTION_KEYS,
+  MEMORY_KEYS,
+  STORE_KEYS,
+  WASI_KEYS,
+  CACHE_KEYS,
+  CALL_KEYS,
+  CALL_SYNC_KEYS,
+  CLOSE_KEYS,
+  pickOptions,
+  pluginOptions
+}

@@ -52,6 +52,13 @@ function program () {
     .option('--cache-dir <directory>', 'the directory of the cache, instead of the default'))
     .action((...args) => require('./compile.js').compile(...args))
 
+  program.command('config')
+    .description('Work with a configuration file of serve.')
+    .command('check')
+    .description('Check a configuration file without serving it.')
+    .argument('<file>', 'a configuration file in YAML or JSON')
+    .action((...args) => require('./config-check.js').check(...args))
+
   return program
 }
 
