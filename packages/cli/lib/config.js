@@ -8,6 +8,7 @@ const Ajv = require('ajv')
 const { LineCounter, isScalar, parseDocument, visit } = require('yaml')
 const { STORE_START_MS } = require('extism-host/internal')
 const schema = require('./config.schema.json')
+const { readSchema } = require('./plugin-schema.js')
 const { UsageError } = require('./usage-error.js')
 
 const DEFAULT_SERVER = {
@@ -131,13 +132,14 @@ function asSource (name, { wasm, hash }, absolute) {
 }
 
 /** Converts a configured plugin to its source, options of createPlugin, and what the server itself uses. */
-function asPlugin (name, { wasm, hash, wasi, functions, allowedPaths, compileCache, store, ...options }, absolute) {
+function asPlugin (name, { wasm, hash, wasi, functions, schema, allowedPaths, compileCache, store, ...options }, absolute) {
   const plugin = {
     ...options,
     source: asSource(name, { wasm, hash }, absolute),
     useWasi: wasi === undefined ? undefined : Boolean(wasi),
     wasi: typeof wasi === 'object' ? wasi : undefined,
     functions: functions && absolute(functions),
+    schema: schema && readSchema(absolute(schema)),
     allowedPaths: allowedPaths?.map((path) => ({ ...path, host: absolute(path.host) })),
     compileCache: compileCache?.directory === undefined ? compileCache : { ...compileCache, directory: absolute(compileCache.directory) },
     permissions: store

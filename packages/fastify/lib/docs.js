@@ -4,6 +4,7 @@
 
 const { codedError } = require('extism-host/internal')
 const { codesByStatus } = require('./errors.js')
+const { canHaveBody } = require('./options.js')
 const { isValidated, outputResponse } = require('./routes.js')
 
 /** The body of a raw request. In the page, text gets a box to type into, and bytes a button to choose a file. */
@@ -59,23 +60,22 @@ function errorResponses (route) {
 }
 
 function successResponse (route) {
-  if (route.mode === 'raw') return outputResponse(route)
+  if (route.mode === 'raw') return outputResponse(route, route.outputSchema)
   return { description: `The status, headers and body that ${route.functionName} returns`, type: 'null' }
 }
-
-const canHaveBody = ({ method }) => [method].flat().every((one) => !/^(GET|HEAD)$/i.test(one))
 
 /** The schema of a route for readers. Fastify itself neither validates nor serializes by it. */
 function describedSchema (route, schema) {
   const { plugin, functionName, mode } = route
+  const own = route.fastify.schema?.response
   const input = mode === 'http' ? 'The input is the request, as JSON.' : 'The input is the body.'
   return {
     tags: [plugin],
     summary: `Run ${functionName} of ${plugin}`,
     description: `Runs the function \`${functionName}\` of the plugin \`${plugin}\`. ${input}`,
-    ...(canHaveBody(route) ? { body: ANY_BODY } : {}),
+    ...(canHaveBody(route.method) ? { body: ANY_BODY } : {}),
     ...schema,
-    response: { ...(schema?.response === undefined ? { 200: successResponse(route) } : {}), ...errorResponses(route), ...schema?.response }
+    response: { ...(own === undefined ? { 200: successResponse(route) } : {}), ...errorResponses(route), ...own }
   }
 }
 

@@ -4,7 +4,7 @@
 
 const { resolve } = require('node:path')
 const { Plugin } = require('extism-host')
-const { asBytes, asInteger, asOneOf, asStore, describe, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT } = require('extism-host/internal')
+const { asBytes, asInteger, asOneOf, asStore, describe, encodingOf, functionsOf, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT, toJsonSchema } = require('extism-host/internal')
 const { Uploads } = require('./uploads.js')
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
@@ -28,7 +28,11 @@ const HEALTH_KEYS = keys('prefix', 'config')
 const METRICS_KEYS = keys('prefix', 'config', 'register')
 const DOCS_KEYS = keys('prefix', 'info')
 const DEFAULT_INFO = { title: 'Plugins', version: '1.0.0' }
+const CONTENT_TYPES = { json: 'application/json; charset=utf-8', text: 'text/plain; charset=utf-8' }
 const MODES = ['raw', 'http']
+
+/** Whether requests with all of these methods may have a body. */
+const canHaveBody = (method) => [method].flat().every((one) => !/^(GET|HEAD)$/i.test(one))
 
 function asName (value, what) {
   if (typeof value !== 'string' || value === '') throw invalidArgument(`${what} must be a non-empty string`)
@@ -89,20 +93,40 @@ function asRoute (route, index, plugins) {
     method = 'POST', url, plugin: pluginName, function: functionName, mode = 'raw', contentType, timeoutMs, errors, bodyLimit, ...fastify
   } = pick(route, ROUTE_KEYS, what)
   const plugin = asName(pluginName, `${what}.plugin`)
-  if (!plugins.some(({ name }) => name === plugin)) {
+  const definition = plugins.find(({ name }) => name === plugin)
+  if (definition === undefined) {
     throw invalidArgument(`${what} names plugin "${plugin}", but there are only ${plugins.map(({ name }) => `"${name}"`).join(', ')}`)
   }
+  const checkedMode = asOneOf(mode, MODES, `${what}.mode`)
+  const name = asName(functionName, `${what}.function`)
+  const described = checkedMode === 'raw' && definition.options?.schema !== undefined ? asDescribed(definition.options.schema, name, what, method) : {}
+  const body = fastify.schema?.body ?? described.body
+  if (body !== undefined) fastify.schema = { ...fastify.schema, body }
   return {
     method,
     url: asName(url, `${what}.url`),
     plugin,
-    functionName: asName(functionName, `${what}.function`),
-    mode: asOneOf(mode, MODES, `${what}.mode`),
-    contentType: contentType === undefined ? undefined : asContentType(contentType, `${what}.contentType`),
+    functionName: name,
+    mode: checkedMode,
+    contentType: contentType === undefined ? described.contentType : asContentType(contentType, `${what}.contentType`),
+    outputSchema: described.outputSchema,
     timeoutMs: asInteger(timeoutMs, `${what}.timeoutMs`, undefined, MAX_U32),
     errors: errors === undefined ? {} : asErrors(errors, `${what}.errors`),
     bodyLimit: asInteger(bodyLimit, `${what}.bodyLimit`, undefined, Number.MAX_SAFE_INTEGER),
     fastify
+  }
+}
+
+/** What the schema of a plugin says of a route: how to validate a body of JSON, and the output. */
+function asDescribed (schema, functionName, what, method) {
+  const described = functionsOf(schema).get(functionName)
+  if (described === undefined) throw invalidArgument(`${what} calls "${functionName}", which the schema of its plugin does not have`)
+  const { input, output } = described
+  const outputEncoding = encodingOf(schema, output)
+  return {
+    body: encodingOf(schema, input) === 'json' && canHaveBody(method) ? toJsonSchema(schema, input) : undefined,
+    contentType: CONTENT_TYPES[outputEncoding],
+    outputSchema: outputEncoding === 'json' ? toJsonSchema(schema, output) : undefined
   }
 }
 
@@ -198,4 +222,4 @@ function asOptions (options, log) {
   }
 }
 
-module.exports = { asOptions }
+module.exports = { asOptions, canHaveBody }

@@ -77,10 +77,10 @@ function validatedInput ({ body, mediaType = '' }) {
 }
 
 /** The response of a route, for the API's documentation. */
-function outputResponse ({ contentType = DEFAULT_TYPE, functionName }) {
+function outputResponse ({ contentType = DEFAULT_TYPE, functionName }, outputSchema) {
   const mediaType = contentType.split(';')[0].trim()
   // A hook may also answer in place of the plugin: JSON can be anything.
-  const content = { [mediaType]: { schema: isJson(mediaType) ? {} : { type: 'string' } } }
+  const content = { [mediaType]: { schema: outputSchema ?? (isJson(mediaType) ? {} : { type: 'string' }) } }
   return { description: `The output of ${functionName}`, content }
 }
 
