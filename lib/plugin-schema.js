@@ -6,7 +6,7 @@ const { asBytes } = require('./bytes.js')
 const { describe, invalidArgument } = require('./errors.js')
 const { isObject } = require('./objects.js')
 
-/** What a schema has beside the keywords of JSON Schema: validators of JSON Schema reject it. */
+/** Keywords that validators of JSON Schema reject or should not see. */
 const OTHER_KEYWORDS = new Set(['contentType', 'codeSamples', 'example', '$ref', '$id', '$schema', 'components', 'definitions', '$defs'])
 const SCHEMAS = new Set(['items', 'additionalProperties', 'not'])
 const OBJECTS_OF_SCHEMAS = new Set(['properties', 'patternProperties'])

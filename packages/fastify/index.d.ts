@@ -173,7 +173,7 @@ declare namespace extismHost {
     /**
      * Adds a page at `/docs` that describes the routes, each with its plugin, function, input and errors, and runs them
      * from the browser. It needs the packages `@fastify/swagger` and `@fastify/swagger-ui`, and joins them if the app has
-     * registered them before. Whoever reaches the page can read it.
+     * registered them before. The page has no access control.
      *
      * `prefix` replaces `/docs`, and `info` has the title and version of the API, as in OpenAPI.
      * @defaultValue false

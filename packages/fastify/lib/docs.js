@@ -60,8 +60,15 @@ function errorResponses (route) {
 }
 
 function successResponse (route) {
-  if (route.mode === 'raw') return outputResponse(route, route.outputSchema)
+  if (route.mode === 'raw') return outputResponse(route, withoutRecursion(route.outputSchema))
   return { description: `The status, headers and body that ${route.functionName} returns`, type: 'null' }
+}
+
+/** A schema of a plugin without `definitions`, which @fastify/swagger does not follow: what contains itself may be anything. */
+function withoutRecursion (schema) {
+  if (schema?.definitions === undefined) return schema
+  const { definitions, ...rest } = schema
+  return JSON.parse(JSON.stringify(rest, (key, value) => value?.$ref === undefined ? value : {}))
 }
 
 /** The schema of a route for readers. Fastify itself neither validates nor serializes by it. */
@@ -75,6 +82,7 @@ function describedSchema (route, schema) {
     description: `Runs the function \`${functionName}\` of the plugin \`${plugin}\`. ${input}`,
     ...(canHaveBody(route.method) ? { body: ANY_BODY } : {}),
     ...schema,
+    ...(route.inputSchema === undefined ? {} : { body: withoutRecursion(route.inputSchema) }),
     response: { ...(own === undefined ? { 200: successResponse(route) } : {}), ...errorResponses(route), ...own }
   }
 }

@@ -47,7 +47,7 @@ class HostedPlugin {
     this.#observer = observer
   }
 
-  /** What operators see: its name, when the serving version was opened, and its upload or `null`. */
+  /** For operators: its name, when the serving version was opened, and its upload or `null`. */
   describe () {
     const { openedAt, upload } = this.#version
     return { name: this.#definition.name, openedAt: openedAt.toISOString(), upload: upload ?? null }

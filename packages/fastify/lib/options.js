@@ -100,8 +100,8 @@ function asRoute (route, index, plugins) {
   const checkedMode = asOneOf(mode, MODES, `${what}.mode`)
   const name = asName(functionName, `${what}.function`)
   const described = checkedMode === 'raw' && definition.options?.schema !== undefined ? asDescribed(definition.options.schema, name, what, method) : {}
-  const body = fastify.schema?.body ?? described.body
-  if (body !== undefined) fastify.schema = { ...fastify.schema, body }
+  const inputSchema = fastify.schema?.body === undefined ? described.inputSchema : undefined
+  if (inputSchema !== undefined) fastify.schema = { ...fastify.schema, body: inputSchema }
   return {
     method,
     url: asName(url, `${what}.url`),
@@ -109,6 +109,7 @@ function asRoute (route, index, plugins) {
     functionName: name,
     mode: checkedMode,
     contentType: contentType === undefined ? described.contentType : asContentType(contentType, `${what}.contentType`),
+    inputSchema,
     outputSchema: described.outputSchema,
     timeoutMs: asInteger(timeoutMs, `${what}.timeoutMs`, undefined, MAX_U32),
     errors: errors === undefined ? {} : asErrors(errors, `${what}.errors`),
@@ -117,14 +118,14 @@ function asRoute (route, index, plugins) {
   }
 }
 
-/** What the schema of a plugin says of a route: how to validate a body of JSON, and the output. */
+/** The parts of a plugin's schema for a route: the schema of a JSON body, and the content type and schema of the output. */
 function asDescribed (schema, functionName, what, method) {
   const described = functionsOf(schema).get(functionName)
   if (described === undefined) throw invalidArgument(`${what} calls "${functionName}", which the schema of its plugin does not have`)
   const { input, output } = described
   const outputEncoding = encodingOf(schema, output)
   return {
-    body: encodingOf(schema, input) === 'json' && canHaveBody(method) ? toJsonSchema(schema, input) : undefined,
+    inputSchema: encodingOf(schema, input) === 'json' && canHaveBody(method) ? toJsonSchema(schema, input) : undefined,
     contentType: CONTENT_TYPES[outputEncoding],
     outputSchema: outputEncoding === 'json' ? toJsonSchema(schema, output) : undefined
   }
