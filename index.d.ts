@@ -260,6 +260,12 @@ export interface PluginOptions extends ManifestOptions {
    */
   functions?: HostFunctions
   /**
+   * The schema of the plugin's functions, for `plugin.exports`: a parsed schema of XTP (`v1-draft`), or a JSON Schema
+   * whose properties are the functions, each with the properties `input` and `output`. Functions that the plugin does
+   * not have are an error.
+   */
+  schema?: object
+  /**
    * The destination of the plugin's log messages. If a guest writes faster than its messages are read, messages
    * beyond 4 MiB are dropped, and the logger gets a warning with their number.
    * @defaultValue console
@@ -700,7 +706,7 @@ export class PluginError extends Error {
  *
  * `buffer` holds this output and nothing else; for a short output it is a copy, made on first use.
  */
-export class PluginOutput extends DataView<ArrayBuffer> {
+export class PluginOutput<Json = any> extends DataView<ArrayBuffer> {
   private constructor (buffer: ArrayBuffer)
   /** Decodes the output as UTF-8. Invalid bytes become U+FFFD. */
   text (): string
@@ -710,7 +716,7 @@ export class PluginOutput extends DataView<ArrayBuffer> {
    * Parses the output as JSON.
    * @throws a `SyntaxError` if it is not valid JSON
    */
-  json (): any
+  json (): Json
   /**
    * Returns the output's bytes.
    *
@@ -783,9 +789,55 @@ export class CallContext {
   deleteVariable (name: string): void
 }
 
-/** An open plugin, made by `createPlugin`. */
-export class Plugin {
+/** The name of a function of `Functions`. */
+export type FunctionName<Functions> = Extract<keyof Functions, string>
+/** The input of a function, by its schema; `undefined` if it has none. */
+export type FunctionInput<Functions, Name extends FunctionName<Functions>> = Functions[Name] extends { input: infer Input } ? Input : undefined
+/** The output of a function, by its schema; `undefined` if it has none. */
+export type FunctionOutput<Functions, Name extends FunctionName<Functions>> = Functions[Name] extends { output: infer Output } ? Output : undefined
+
+type CallInput<Functions, Name extends FunctionName<Functions>> = unknown extends Functions
+  ? string | Bytes | null
+  : FunctionInput<Functions, Name> extends string ? FunctionInput<Functions, Name> | Bytes : string | Bytes | null
+type CallJson<Functions, Name extends FunctionName<Functions>> = unknown extends Functions
+  ? any
+  : FunctionOutput<Functions, Name> extends string | Bytes | undefined ? any : FunctionOutput<Functions, Name>
+
+/** The functions of a plugin, each with its input and output by the schema: see `Plugin.exports`. */
+export type PluginExports<Functions> = {
+  readonly [Name in FunctionName<Functions>]: (...parameters: undefined extends FunctionInput<Functions, Name>
+    ? [input?: FunctionInput<Functions, Name>, hostContext?: unknown, options?: CallOptions | null]
+    : [input: FunctionInput<Functions, Name>, hostContext?: unknown, options?: CallOptions | null]
+  ) => Promise<FunctionOutput<Functions, Name>>
+}
+
+/**
+ * An open plugin, made by `createPlugin`.
+ *
+ * `Functions` has the input and the output of each function, for example
+ * `{ greet: { input: { name: string }, output: string } }`. `extism-host types` writes such an interface from a schema.
+ */
+export class Plugin<Functions extends object = any> {
   private constructor ()
+  /**
+   * The functions of the option `schema`. Each takes its input and resolves to its output by the schema: JSON for
+   * objects, arrays, numbers and booleans, text for strings, bytes for `buffer`; `contentType` overrides that. Beside
+   * the input, they take the host context and the options of `call`, and reject with its errors.
+   *
+   * The types are not checked when the program runs; routes of `extism-host/fastify` validate inputs by the schema.
+   *
+   * @throws `INVALID_ARGUMENT` if the plugin was opened without `schema`
+   *
+   * @example
+   * ```js
+   * const schema = { exports: { say_hello: { input: { type: 'string' }, output: { type: 'string' } } } }
+   * const plugin = await createPlugin('plugins/say-hello/say-hello.wasm', { useWasi: true, schema })
+   * const greeting = await plugin.exports.say_hello('Jane')
+   * console.log(greeting.split('\n')[0]) // 👋 Hello Jane
+   * await plugin.close()
+   * ```
+   */
+  readonly exports: PluginExports<Functions>
   /**
    * Runs a function of the plugin on one of its threads, while the event loop keeps turning.
    *
@@ -814,7 +866,9 @@ export class Plugin {
    * await plugin.close()
    * ```
    */
-  call<T = unknown> (name: string, input?: string | Bytes | null, hostContext?: T, options?: CallOptions | null): Promise<PluginOutput | null>
+  call<T = unknown, Name extends FunctionName<Functions> = FunctionName<Functions>> (
+    name: Name, input?: CallInput<Functions, Name>, hostContext?: T, options?: CallOptions | null
+  ): Promise<PluginOutput<CallJson<Functions, Name>> | null>
   /**
    * Runs a function of the plugin and blocks the event loop until it returns: for scripts and tests.
    *
@@ -828,7 +882,9 @@ export class Plugin {
    * @throws the same errors as `call`
    * @throws `WOULD_DEADLOCK` if a host function in JavaScript returns a promise, or the call would wait forever
    */
-  callSync (name: string, input?: string | Bytes | null, hostContext?: unknown, options?: CallSyncOptions | null): PluginOutput | null
+  callSync<Name extends FunctionName<Functions>> (
+    name: Name, input?: CallInput<Functions, Name>, hostContext?: unknown, options?: CallSyncOptions | null
+  ): PluginOutput<CallJson<Functions, Name>> | null
   /** Returns counters and the plugin's current state. It is cheap to call. */
   stats (): PluginStats
   /**
@@ -1195,7 +1251,9 @@ export function keyvAdapter (store: Store | MemoryStore): KeyvStoreAdapter
  * await plugin.close()
  * ```
  */
-export function createPlugin (source: ManifestLike | PromiseLike<ManifestLike>, options?: PluginOptions): Promise<Plugin>
+export function createPlugin<Functions extends object = any> (
+  source: ManifestLike | PromiseLike<ManifestLike>, options?: PluginOptions
+): Promise<Plugin<Functions>>
 export { createPlugin as newPlugin }
 export default createPlugin
 

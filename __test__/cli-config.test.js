@@ -5,7 +5,11 @@
 const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
+const Ajv = require('ajv')
+const { CACHE_KEYS, MEMORY_KEYS, OPTION_KEYS, STORE_KEYS, WASI_KEYS } = require('../lib/options.js')
 const { readConfig } = require('../packages/cli/lib/config.js')
+const schema = require('../packages/cli/lib/config.schema.json')
+const { runNode } = require('./support/processes.js')
 
 let directory
 
@@ -72,6 +76,112 @@ admin: { token: '\${TOKEN}' }
   })
   expect({ routes, health, metrics, admin }).toEqual({
     routes: [{ url: '/greet', plugin: 'greeter', function: 'greet', schema: { body: { type: 'object' } }, errors: { PLUGIN_ERROR: 422 } }], health: true, metrics: true, admin: { token: 'a token that nobody can guess' }
+  })
+})
+
+describe('the schema', () => {
+  const plugin = schema.properties.plugins.additionalProperties.properties
+  const namesOf = (keys) => [...new Set(Object.values(keys))].sort()
+  const propertiesOf = ({ properties, anyOf }) => Object.keys(properties ?? anyOf.find(({ type }) => type === 'object').properties).sort()
+
+  /** Options that a file does not have, and why. */
+  const NOT_IN_A_FILE = {
+    name: 'the key is the name',
+    useWasi: 'it is `wasi`',
+    logger: 'it is the log of the server',
+    fetch: 'it is a function',
+    signal: 'it is an object',
+    runInWorker: 'it has no effect',
+    sharedArrayBufferSize: 'it has no effect',
+    nodeWorkerArgs: 'it has no effect'
+  }
+
+  test('has every option of createPlugin, and no other', () => {
+    const ofServe = ['wasm', 'hash', 'smoke']
+    expect([...Object.keys(plugin).filter((name) => !ofServe.includes(name)), ...Object.keys(NOT_IN_A_FILE)].sort()).toEqual(namesOf(OPTION_KEYS))
+  })
+
+  test.each([['memory', MEMORY_KEYS], ['wasi', WASI_KEYS], ['compileCache', CACHE_KEYS]])('has every property of %s', (name, keys) => {
+    expect(propertiesOf(plugin[name])).toEqual(namesOf(keys))
+  })
+
+  test('has every permission in the store', () => {
+    expect(propertiesOf(plugin.store)).toEqual(namesOf(STORE_KEYS).filter((name) => name !== 'store'))
+  })
+
+  test('is valid, and has an address that stays', () => {
+    expect(new Ajv({ allowUnionTypes: true }).validateSchema(schema)).toBe(true)
+    expect(schema.$id).toMatch(/^https:\/\/.*\/packages\/cli\/lib\/config\.schema\.json$/)
+    expect(require('@extism-host/cli/config.schema.json')).toBe(schema)
+  })
+})
+
+test('a plugin has several modules, WASI arguments and a cache of its own', () => {
+  const { plugins } = read(`
+plugins:
+  greeter:
+    wasm: [{ path: helper.wasm, name: helper }, { url: 'https://example.com/main.wasm', name: main, hash: abc }]
+    wasi: { args: [greeter, --loud], env: { LANG: en } }
+    enableWasiOutput: logger
+    isolation: call
+    snapshot: true
+    interruption: epoch
+    compileCache: { directory: cache, maxBytes: 1000000 }
+  other: { wasm: other.wasm, wasi: false, compileCache: false, enableWasiOutput: true }
+`)
+  expect(plugins).toEqual({
+    greeter: {
+      source: { wasm: [{ path: join(directory, 'helper.wasm'), name: 'helper' }, { url: 'https://example.com/main.wasm', name: 'main', hash: 'abc' }] },
+      useWasi: true,
+      wasi: { args: ['greeter', '--loud'], env: { LANG: 'en' } },
+      enableWasiOutput: 'logger',
+      isolation: 'call',
+      snapshot: true,
+      interruption: 'epoch',
+      compileCache: { directory: join(directory, 'cache'), maxBytes: 1_000_000 }
+    },
+    other: { source: { wasm: [{ path: join(directory, 'other.wasm') }] }, useWasi: false, compileCache: false, enableWasiOutput: true }
+  })
+})
+
+test('uploads are kept beside the file, and the API page has a title', () => {
+  const { admin, docs } = read(`${PLUGINS}admin: { token: 'a token that nobody can guess', uploads: { directory: uploads } }\ndocs: { info: { title: Greetings } }\n`)
+  expect(admin).toEqual({ token: 'a token that nobody can guess', uploads: { directory: join(directory, 'uploads') } })
+  expect(docs).toEqual({ info: { title: 'Greetings' } })
+})
+
+describe('config check', () => {
+  const GREETER = join(__dirname, '../plugins/say-hello/say-hello.wasm')
+  const check = async (text) => {
+    const file = join(directory, 'extism-host.yaml')
+    writeFileSync(file, text)
+    const { code, output, errors } = await runNode(['bin/extism-host.js', 'config', 'check', file])
+    return { code, output: output.replaceAll(directory, '.'), errors: errors.replaceAll(directory, '.') }
+  }
+
+  test('says what a valid configuration has', async () => {
+    const text = `plugins: { greeter: { wasm: ${GREETER}, wasi: true, smoke: { function: say_hello } } }\nroutes: [{ url: /, plugin: greeter, function: say_hello }]\n`
+    expect(await check(text)).toEqual({ code: 0, output: './extism-host.yaml is valid: 1 plugin, 1 route\n', errors: '' })
+  })
+
+  test.each([
+    ['a key that does not exist', `plugins: { greeter: { wasm: ${GREETER}, wsai: true } }`, './extism-host.yaml:1: plugins.greeter: there is no "wsai"; did you mean "wasi"?'],
+    ['a missing module', PLUGINS, 'plugins.greeter: cannot read ./greeter.wasm: ENOENT'],
+    ['missing host functions', `plugins: { greeter: { wasm: ${GREETER}, functions: host.js } }`, 'plugins.greeter: cannot read ./host.js: ENOENT'],
+    ['a route of an unknown plugin', `plugins: { greeter: { wasm: ${GREETER} } }\nroutes: [{ url: /, plugin: greter, function: say_hello }]`, 'routes.0: there is no plugin "greter"; there are greeter'],
+    ['a route of an unknown function', `plugins: { greeter: { wasm: ${GREETER} } }\nroutes: [{ url: /, plugin: greeter, function: sayHello }]`, /^routes\.0: plugin "greeter" has no function "sayHello"; it has .*say_hello/],
+    ['a file that is not a module', `plugins: { greeter: { wasm: ${__filename} } }`, /^plugins\.greeter: .* is not a WebAssembly module: /],
+    ['a short token', `plugins: { greeter: { wasm: ${GREETER} } }\nadmin: { token: short }`, /^.*yaml:2: admin\.token: it must NOT have fewer than 16 characters/],
+    ['a hash of several modules', `plugins: { greeter: { wasm: [{ path: ${GREETER} }], hash: abc } }`, 'plugins.greeter: "hash" is that of one module; move it into the modules of "wasm"'],
+    ['a module without a place', 'plugins: { greeter: { wasm: [{ name: main }] } }', /^.*yaml:1: plugins\.greeter\.wasm\.0: /]
+  ])('exits with 2, and says in one line what is wrong: %s', async (_, text, message) => {
+    const { code, output, errors } = await check(text)
+    expect({ code, output }).toEqual({ code: 2, output: '' })
+    const [line, ...more] = errors.split('\n')
+    expect(more).toEqual([''])
+    const said = line.slice('extism-host: '.length)
+    if (typeof message === 'string') expect(said).toBe(message)
+    else expect(said).toMatch(message)
   })
 })
 

@@ -3,7 +3,7 @@
 // `extism-host serve` as a process: what it serves, loads again, and leaves behind.
 
 const { execFileSync, spawn } = require('node:child_process')
-const { copyFileSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
+const { copyFileSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
 const { createServer } = require('node:http')
 const { Agent, request } = require('node:https')
 const { connect } = require('node:tls')
@@ -218,6 +218,59 @@ test('routes of a configuration validate bodies, and tell clients errors of the 
   expect(await (await post('/echo', '{ "name": "Jane" }')).text()).toBe('{"name":"Jane"}')
   expect((await post('/echo', '{}')).status).toBe(400)
   expect(await (await post('/fail', 'no name')).json()).toMatchObject({ statusCode: 422, message: expect.stringContaining('no name') })
+})
+
+test('a configured plugin has linked modules, WASI arguments, an environment, its output in the log, and a cache of its own', async () => {
+  writeFileSync(path('wasi.wasm'), await guest('wasi'))
+  writeFileSync(path('main.wasm'), await assemble(`(module
+    (import "side" "write_error" (func $write (result i32)))
+    (memory (export "memory") 1)
+    (func (export "run") (result i32) (call $write)))`))
+  const options = { wasi: { args: ['wasi', '--loud'], env: { NAME: '$' + '{TOKEN}' } }, enableWasiOutput: 'logger', isolation: 'call', snapshot: true, compileCache: { directory: 'cache' } }
+  writeFileSync(path('extism-host.yaml'), `server: { port: 0, logLevel: trace }\nplugins: ${JSON.stringify({
+    wasi: { wasm: 'wasi.wasm', ...options },
+    linked: { wasm: [{ path: 'wasi.wasm', name: 'side' }, { path: 'main.wasm', name: 'main' }], ...options }
+  })}\nroutes: ${JSON.stringify([
+    ...['arguments', 'environment'].map((name) => ({ url: `/${name}`, plugin: 'wasi', function: name })), { url: '/linked', plugin: 'linked', function: 'run' }
+  ])}\n`)
+  const server = await serve(['--config', path('extism-host.yaml')])
+  const post = async (place, body) => (await fetch(server.url + place, { method: 'POST', body })).text()
+  expect(await post('/arguments')).toBe('wasi\0--loud\0')
+  expect(await post('/environment')).toBe(`NAME=${TOKEN}\0`)
+  await post('/linked', 'from the side')
+  await until(() => server.log.includes('from the side'))
+  expect(readdirSync(path('cache')).length).toBeGreaterThan(0)
+})
+
+test('a plugin may take longer to load than the 10 s of Fastify for a plugin of its own', async () => {
+  await writePlugin('word.wasm', 'slow')
+  const origin = createServer((request, response) => setTimeout(() => response.end(readFileSync(path('word.wasm'))), 11_000)).listen(0, '127.0.0.1')
+  try {
+    await new Promise((resolve) => origin.on('listening', resolve))
+    const { url } = await serve(configure({ word: { wasm: `http://127.0.0.1:${origin.address().port}/word.wasm` } }))
+    expect(await get(`${url}/word`)).toBe('slow')
+  } finally {
+    origin.close()
+  }
+}, 90_000)
+
+test('a plugin is uploaded, shown on the API page, and serves after a restart; a broken one is refused', async () => {
+  await writePlugin('word.wasm', 'one')
+  await writePlugin('new.wasm', 'two')
+  const flags = configure({ word: { wasm: 'word.wasm', smoke: ANSWERING } }, `docs: true\nadmin: { token: "${TOKEN}", uploads: { directory: uploads } }\n`)
+  const server = await serve(flags)
+  const upload = (body, token = TOKEN) => fetch(`${server.url}/admin/plugins/word`, { method: 'POST', body, headers: { authorization: `Bearer ${token}`, 'content-type': 'application/wasm' } })
+  expect((await upload(readFileSync(path('new.wasm')))).status).toBe(200)
+  expect((await upload('broken')).status).toBe(422)
+  expect((await upload(readFileSync(path('word.wasm')), 'a token that somebody guessed')).status).toBe(401)
+  expect(await get(`${server.url}/word`)).toBe('two')
+  expect((await (await fetch(`${server.url}/docs/json`)).json()).paths['/word'].get.summary).toBe('Run answer of word')
+  server.child.kill('SIGHUP')
+  await until(() => server.log.includes('has been reloaded'))
+  expect(await get(`${server.url}/word`)).toBe('two')
+  server.child.kill('SIGTERM')
+  await server.ended
+  expect(await get(`${(await serve(flags)).url}/word`)).toBe('two')
 })
 
 test('a configuration has several plugins, one store, metrics, and admin routes', async () => {

@@ -253,6 +253,28 @@ test.each([
   }
 })
 
+test('docs/how-to/typed-plugins.md: its command and its programs print what it shows', async () => {
+  const file = 'docs/how-to/typed-plugins.md'
+  const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
+  try {
+    symlinkSync(join(ROOT, 'node_modules'), join(directory, 'node_modules'), 'dir')
+    symlinkSync(join(ROOT, 'plugins/say-hello/say-hello.wasm'), join(directory, 'say-hello.wasm'))
+    writeFileSync(join(directory, 'greeter.yaml'), examples(file, 'yaml')[0])
+    const [types, ...outputs] = examples(file, 'text')
+    expect(await shell(asHere(examples(file, 'bash')[0], directory))).toBe(types)
+    for (const [place, program] of examples(file, 'js').entries()) {
+      writeFileSync(join(directory, 'main.js'), program)
+      expect(await shell(`cd ${JSON.stringify(directory)} && ${JSON.stringify(process.execPath)} main.js`)).toBe(outputs[place])
+    }
+  } finally {
+    rmSync(directory, { recursive: true, maxRetries: 10 })
+  }
+})
+
+test('docs/how-to/operate.md: its upload prints what it shows', async () => {
+  await expectPrints(examples('docs/how-to/operate.md', 'js').at(-1), examples('docs/how-to/operate.md', 'text')[0])
+})
+
 if (hasRedis()) {
   test('docs/how-to/scaling.md: its commands print what it shows', async () => {
     const server = await startRedis()

@@ -2,10 +2,15 @@
 
 // What the routes of plugins take from Fastify, and how its other plugins get on with ours.
 
+const { spawn } = require('node:child_process')
+const { mkdtempSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
+const { tmpdir } = require('node:os')
+const { join } = require('node:path')
 const Fastify = require('fastify')
 const { Counter, Registry } = require('prom-client')
 const extismHost = require('extism-host/fastify')
 const { guest } = require('./support/guest.js')
+const { ROOT } = require('./support/processes.js')
 
 let many
 let app
@@ -215,6 +220,52 @@ describe('beside other plugins of Fastify', () => {
     expect((await post('x')).headers['x-content-type-options']).toBe('nosniff')
     expect((await app.inject('/health/live')).headers['x-content-type-options']).toBe('nosniff')
   })
+
+  test('cors answers preflight requests, and allows calls of the origin', async () => {
+    await build({}, { health: true }, [[require('@fastify/cors'), { origin: 'https://example.com' }]])
+    const preflight = await app.inject({ method: 'OPTIONS', url: '/echo', headers: { origin: 'https://example.com', 'access-control-request-method': 'POST' } })
+    expect([preflight.statusCode, preflight.headers['access-control-allow-origin']]).toEqual([204, 'https://example.com'])
+    const answer = await post('x', { origin: 'https://example.com' })
+    expect([answer.body, answer.headers['access-control-allow-origin']]).toEqual(['x', 'https://example.com'])
+  })
+
+  test('under pressure calls are refused and the server is not ready, but it lives, and has metrics', async () => {
+    await build({}, { health: true, metrics: true }, [[require('@fastify/under-pressure'), { healthCheck: async () => false, healthCheckInterval: 60_000 }]])
+    const statuses = async () => Promise.all([post('x'), ...['/health/ready', '/health/live', '/metrics'].map((url) => app.inject(url))].map(async (response) => (await response).statusCode))
+    expect(await statuses()).toEqual([503, 503, 200, 200])
+    await app.close()
+    await build({}, { health: true, metrics: true }, [[require('@fastify/under-pressure'), { healthCheck: async () => true, healthCheckInterval: 60_000 }]])
+    expect(await statuses()).toEqual([200, 200, 200, 200])
+  })
+
+  test('fastify start runs an app with plugins, and closes it', async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'extism-host-start-'))
+    try {
+      symlinkSync(join(ROOT, 'node_modules'), join(directory, 'node_modules'), 'dir')
+      writeFileSync(join(directory, 'many.wasm'), many)
+      writeFileSync(join(directory, 'app.js'), `module.exports = async (fastify, options) => {
+        fastify.register(require('extism-host/fastify'), { plugins: { many: '${join(directory, 'many.wasm')}' }, routes: [{ url: '/echo', plugin: 'many', function: 'echo' }] })
+      }`)
+      const child = spawn(process.execPath, [join(ROOT, 'node_modules/fastify-cli/cli.js'), 'start', '--log-level', 'info', '--address', '127.0.0.1', '--port', '0', 'app.js'], { cwd: directory })
+      const ended = new Promise((resolve) => child.on('close', (code) => resolve(code)))
+      let log = ''
+      const url = await new Promise((resolve, reject) => {
+        const hear = (chunk) => {
+          log += chunk
+          const [, url] = /Server listening at (http:[^"]+)/.exec(log) ?? []
+          if (url !== undefined) resolve(url)
+        }
+        child.stdout.on('data', hear)
+        child.stderr.on('data', hear)
+        ended.then(() => reject(new Error(`it ended before it listened: ${log}`)))
+      })
+      expect(await (await fetch(`${url}/echo`, { method: 'POST', body: 'Jane' })).text()).toBe('Jane')
+      child.kill('SIGTERM')
+      expect(await ended).toBe(0)
+    } finally {
+      rmSync(directory, { recursive: true, maxRetries: 10 })
+    }
+  }, 60_000)
 
   test("the API's description has the type of each answer, and its body", async () => {
     const body = { type: 'object', properties: { name: { type: 'string' } } }

@@ -86,6 +86,17 @@ describe('all packages', () => {
     expect({ code, output }).toEqual({ code: 0, output: `${version}\n` })
   })
 
+  test('say which packages the API page and the types need', async () => {
+    app.write('docs.cjs', `
+      const app = require('fastify')()
+      app.register(require('extism-host/fastify'), { plugins: { guest: ${GUEST} }, docs: true })
+      app.ready().catch(({ code, message }) => console.log(code, message))`)
+    expect((await app.run('docs.cjs')).output).toBe('NOT_INSTALLED docs need the package @fastify/swagger: npm install @fastify/swagger @fastify/swagger-ui\n')
+    app.write('schema.json', '{ "exports": { "run": {} } }')
+    expect((await app.run('node_modules/extism-host/bin/extism-host.js', 'types', 'schema.json')).errors).toMatch(
+      /^extism-host: NOT_INSTALLED: types need the package json-schema-to-typescript: npm install --save-dev json-schema-to-typescript\n$/)
+  })
+
   test('say which client a connection needs', async () => {
     app.write('clients.cjs', `
       const { nats, postgres } = require('extism-host/connect')

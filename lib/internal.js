@@ -11,6 +11,7 @@ const { LEVELS, SILENT } = require('./logging.js')
 const { LogOutput } = require('./log-output.js')
 const { isObject, pick } = require('./objects.js')
 const { MAX_TIMER_MS, MAX_U32 } = require('./options.js')
+const { encodingOf, functionsOf, resolve, toJsonSchema } = require('./plugin-schema.js')
 const { asStore, listKeys } = require('./store.js')
 const { STORE_START_MS, openStoreInTime } = require('./store-start.js')
 
@@ -31,10 +32,14 @@ module.exports = {
   closeWithoutLoss,
   codedError,
   describe,
+  encodingOf,
   errorCodes,
+  functionsOf,
   invalidArgument,
   isObject,
   listKeys,
   openStoreInTime,
-  pick
+  pick,
+  resolve,
+  toJsonSchema
 }

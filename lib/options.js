@@ -9,6 +9,7 @@ const { describe, invalidArgument } = require('./errors.js')
 const { parseFunctions } = require('./host-functions.js')
 const { asLevel, asLogger } = require('./logging.js')
 const { inBothSpellings, isObject, pick } = require('./objects.js')
+const { asEncodings } = require('./plugin-schema.js')
 const { nativeStore } = require('./store.js')
 
 const DEFAULT_MAX_QUEUE = 10_000
@@ -42,6 +43,7 @@ const OPTION_KEYS = {
   interruption: 'interruption',
   runtime: 'runtime',
   functions: 'functions',
+  schema: 'schema',
   logger: 'logger',
   logLevel: 'logLevel',
   compileCache: 'compileCache',
@@ -259,7 +261,20 @@ function pluginOptions ({ wasm, ...rest }, options) {
     storePermissions: permissions,
     logLevel: level
   }
-  return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { name, names, bodies, logger, level, instances: native.instances } }
+  return { native, store, allowedPaths: merged.allowedPaths, inJavaScript: { name, names, bodies, logger, level, instances: native.instances, encodings: asEncodings(merged.schema) } }
 }
 
-module.exports = { MAX_TIMER_MS, MAX_U32, CALL_KEYS, CALL_SYNC_KEYS, CLOSE_KEYS, pickOptions, pluginOptions }
+module.exports = {
+  MAX_TIMER_MS,
+  MAX_U32,
+  OPTION_KEYS,
+  MEMORY_KEYS,
+  STORE_KEYS,
+  WASI_KEYS,
+  CACHE_KEYS,
+  CALL_KEYS,
+  CALL_SYNC_KEYS,
+  CLOSE_KEYS,
+  pickOptions,
+  pluginOptions
+}

@@ -12,6 +12,7 @@ const { AsyncLocalStorage, addPluginState, stateCleanup, removePluginState, note
 const { asLogger } = require('./logging.js')
 const { isObject, pick } = require('./objects.js')
 const { CALL_KEYS, CALL_SYNC_KEYS, CLOSE_KEYS, MAX_TIMER_MS, MAX_U32, pickOptions, pluginOptions } = require('./options.js')
+const { typedExports } = require('./plugin-schema.js')
 const { loadManifest } = require('./source.js')
 
 /** A message lists at most this many functions, and this many characters of each name. */
@@ -53,9 +54,10 @@ class Plugin {
   #functions
   #start
   #pluginState
+  #exports
   #closed
 
-  constructor (secret, native, pluginState) {
+  constructor (secret, native, pluginState, encodings) {
     if (secret !== SECRET) {
       throw invalidArgument('Plugin cannot be constructed: use createPlugin()')
     }
@@ -64,6 +66,16 @@ class Plugin {
     this.#start = caller(native)
     this.#pluginState = pluginState
     stateCleanup.register(this, pluginState)
+    if (encodings !== undefined) {
+      const missing = [...encodings.keys()].find((name) => !this.#functions.has(name))
+      if (missing !== undefined) throw invalidArgument(`schema has the function "${missing}", which the plugin does not have${this.#listOfFunctions()}`)
+      this.#exports = typedExports(this, encodings)
+    }
+  }
+
+  get exports () {
+    if (this.#exports === undefined) throw invalidArgument('exports needs the option schema; call() runs a function without it')
+    return this.#exports
   }
 
   // Not an async function, which would wrap the promise of `complete` in a second one.
@@ -238,7 +250,13 @@ async function openPlugin ({ native, store, inJavaScript, ...rest }, signal) {
   signal.throwIfAborted()
   const pluginState = addPluginState(inJavaScript)
   try {
-    return new Plugin(SECRET, await open({ ...native, allowedPaths, pluginId: pluginState.pluginId }, store, signal), pluginState)
+    const opened = await open({ ...native, allowedPaths, pluginId: pluginState.pluginId }, store, signal)
+    try {
+      return new Plugin(SECRET, opened, pluginState, inJavaScript.encodings)
+    } catch (error) {
+      await complete(undefined, (number) => opened.close(number))
+      throw error
+    }
   } catch (error) {
     removePluginState(pluginState)
     if (error.code === 'HOST_FUNCTION_ERROR' && pluginState.thrown !== undefined) throw pluginState.thrown.error

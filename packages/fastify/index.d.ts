@@ -156,6 +156,11 @@ declare namespace extismHost {
      * Adds routes for operators. Requests need the header `authorization: Bearer <token>`; the token has at least 16
      * ASCII characters. `prefix` replaces `/admin`.
      *
+     * - `GET /admin/plugins`: `{ plugins }`, each with `name`, `openedAt`, and `upload`: `{ sha256, bytes }` or `null`.
+     * - `POST /admin/plugins/:name`: the body, a WebAssembly module, replaces the plugin's main module; 200 with the
+     *   plugin as in the list, or 422 with the reason. The module must pass the checks of a reload, and goes before the
+     *   configured one until its file is removed from `uploads.directory`. `uploads.maxBytes` is 64 MiB by default.
+     *   Without `uploads`, the route is a 409.
      * - `POST /admin/plugins/:name/reload`: 204, or 422 with the reason.
      * - `GET /admin/store?prefix=&cursor=`: `{ keys, cursor }` with up to a thousand keys, and the cursor of the next
      *   page, or `null` on the last.
@@ -164,7 +169,16 @@ declare namespace extismHost {
      * The store is the option `store`, without the prefix and limits that apply to guests. Without that option, there
      * are no store routes.
      */
-    admin?: { token: string, prefix?: string }
+    admin?: { token: string, prefix?: string, uploads?: { directory: string, maxBytes?: number } }
+    /**
+     * Adds a page at `/docs` that describes the routes, each with its plugin, function, input and errors, and runs them
+     * from the browser. It needs the packages `@fastify/swagger` and `@fastify/swagger-ui`, and joins them if the app has
+     * registered them before. The page has no access control.
+     *
+     * `prefix` replaces `/docs`, and `info` has the title and version of the API, as in OpenAPI.
+     * @defaultValue false
+     */
+    docs?: boolean | { prefix?: string, info?: { title?: string, version?: string, description?: string } }
     /**
      * The milliseconds that running calls get to end when the app closes, from 0 to 2,147,483,647. Remaining calls
      * are interrupted, and their responses are 503. Calls of a `Plugin` that the app passed are not interrupted.

@@ -8,6 +8,7 @@ const Ajv = require('ajv')
 const { LineCounter, isScalar, parseDocument, visit } = require('yaml')
 const { STORE_START_MS } = require('extism-host/internal')
 const schema = require('./config.schema.json')
+const { readSchema } = require('./plugin-schema.js')
 const { UsageError } = require('./usage-error.js')
 
 const DEFAULT_SERVER = {
@@ -115,14 +116,43 @@ function readConfig (file, environment = process.env) {
   return withDefaults(config, (path) => resolve(dirname(file), path))
 }
 
-/** Converts a plugin's file or URL and its hash to a manifest. */
-function asSource ({ wasm, hash }, absolute) {
-  const isUrl = /^https?:/.test(wasm)
-  return { wasm: [{ ...(isUrl ? { url: wasm } : { path: absolute(wasm) }), ...(hash === undefined ? {} : { hash }) }] }
+/** Converts a plugin's modules and its hash to a manifest. */
+function asSource (name, { wasm, hash }, absolute) {
+  if (hash !== undefined && typeof wasm !== 'string') {
+    throw new UsageError(`plugins.${name}: "hash" is that of one module; move it into the modules of "wasm"`)
+  }
+  const modules = typeof wasm === 'string' ? [/^https?:/.test(wasm) ? { url: wasm } : { path: wasm }] : wasm
+  return {
+    wasm: modules.map(({ path, ...module }) => ({
+      ...(path === undefined ? {} : { path: absolute(path) }),
+      ...module,
+      ...(hash === undefined ? {} : { hash })
+    }))
+  }
+}
+
+/** Converts a configured plugin to its source, options of createPlugin, and what the server itself uses. */
+function asPlugin (name, { wasm, hash, wasi, functions, schema, allowedPaths, compileCache, store, ...options }, absolute) {
+  const plugin = {
+    ...options,
+    source: asSource(name, { wasm, hash }, absolute),
+    useWasi: wasi === undefined ? undefined : Boolean(wasi),
+    wasi: typeof wasi === 'object' ? wasi : undefined,
+    functions: functions && absolute(functions),
+    schema: schema && readSchema(absolute(schema)),
+    allowedPaths: allowedPaths?.map((path) => ({ ...path, host: absolute(path.host) })),
+    compileCache: compileCache?.directory === undefined ? compileCache : { ...compileCache, directory: absolute(compileCache.directory) },
+    permissions: store
+  }
+  return Object.fromEntries(Object.entries(plugin).filter(([, value]) => value !== undefined))
+}
+
+function asAdmin ({ uploads, ...admin }, absolute) {
+  return uploads === undefined ? admin : { ...admin, uploads: { ...uploads, directory: absolute(uploads.directory) } }
 }
 
 /** Converts a valid configuration for `serve`. */
-function withDefaults ({ server, store = 'memory:', plugins, ...rest }, absolute) {
+function withDefaults ({ server, store = 'memory:', plugins, admin, ...rest }, absolute) {
   const { url, ca, startTimeoutMs = STORE_START_MS, ...storeOptions } = typeof store === 'string' ? { url: store } : store
   const { tls, ...others } = server ?? {}
   return {
@@ -132,14 +162,8 @@ function withDefaults ({ server, store = 'memory:', plugins, ...rest }, absolute
       tls: tls === undefined ? undefined : { cert: read(absolute(tls.cert), 'server.tls.cert'), key: read(absolute(tls.key), 'server.tls.key') }
     },
     store: { url, startTimeoutMs, options: ca === undefined ? storeOptions : { ...storeOptions, ca: read(absolute(ca), 'store.ca') } },
-    plugins: Object.fromEntries(Object.entries(plugins).map(([name, { wasm, hash, wasi, functions, allowedPaths, store, ...options }]) => [name, {
-      ...options,
-      source: asSource({ wasm, hash }, absolute),
-      useWasi: wasi,
-      functions: functions && absolute(functions),
-      allowedPaths: allowedPaths?.map((path) => ({ ...path, host: absolute(path.host) })),
-      permissions: store
-    }])),
+    plugins: Object.fromEntries(Object.entries(plugins).map(([name, plugin]) => [name, asPlugin(name, plugin, absolute)])),
+    ...(admin === undefined ? {} : { admin: asAdmin(admin, absolute) }),
     ...rest
   }
 }

@@ -52,6 +52,20 @@ function program () {
     .option('--cache-dir <directory>', 'the directory of the cache, instead of the default'))
     .action((...args) => require('./compile.js').compile(...args))
 
+  program.command('types')
+    .description('Write the TypeScript types of a plugin from the schema of its functions.')
+    .argument('<schema>', 'a schema of XTP (v1-draft) in YAML, or a JSON Schema whose properties are the functions')
+    .option('-o, --output <file>', 'write to this file instead of standard output')
+    .option('--name <name>', 'the name of the interface, instead of that of the file')
+    .action((...args) => require('./types.js').types(...args))
+
+  program.command('config')
+    .description('Work with a configuration file of serve.')
+    .command('check')
+    .description('Check a configuration file without serving it.')
+    .argument('<file>', 'a configuration file in YAML or JSON')
+    .action((...args) => require('./config-check.js').check(...args))
+
   return program
 }
 

@@ -58,6 +58,8 @@ function createApp (server) {
     keepAliveTimeout: server.keepAliveTimeoutMs,
     trustProxy: server.trustProxy,
     return503OnClosing: false,
+    // Compiling a plugin for the first time may take longer than Fastify's 10 s; `openTimeoutMs` limits it.
+    pluginTimeout: 0,
     ...(server.tls === undefined ? {} : { https: server.tls })
   })
 }

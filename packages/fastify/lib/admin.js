@@ -1,6 +1,6 @@
 'use strict'
 
-// Routes for operators: reload plugins, and read and change the store.
+// Routes for operators: list, reload and replace plugins, and read and change the store.
 
 const { createHash, timingSafeEqual } = require('node:crypto')
 const createError = require('@fastify/error')
@@ -9,11 +9,12 @@ const { acceptAnyBody } = require('./routes.js')
 
 const Unauthorized = createError('UNAUTHORIZED', 'the request is not authorized', 401)
 const PluginNotFound = createError('PLUGIN_NOT_FOUND', 'there is no such plugin', 404)
+const UploadsOff = createError('UNSUPPORTED', 'this server takes no uploads; set admin.uploads.directory', 409)
 const KeyNotFound = createError('KEY_NOT_FOUND', 'there is no such key', 404)
 
 // The HTTP status of errors of the store and of reloads. Operators get the error's message.
 const STORE_STATUS = { INVALID_ARGUMENT: 400, VALUE_TOO_LARGE: 413, STORE_FULL: 507, CLOSED: 503, STORE_UNAVAILABLE: 503, ACCESS_DENIED: 502 }
-const RELOAD_STATUS = { UNSUPPORTED: 409, CLOSED: 503 }
+const RELOAD_STATUS = { UNSUPPORTED: 409, CLOSED: 503, UPLOAD_NOT_KEPT: 507 }
 const RELOAD_FAILED = 422
 
 const digest = (text) => createHash('sha256').update(text).digest()
@@ -38,13 +39,25 @@ async function withStatus (statuses, fallback, work) {
   }
 }
 
-function addReload (scope, plugins, options) {
+function addPlugins (scope, plugins, uploads, options) {
+  scope.get('/plugins', options, async () => ({ plugins: plugins.names.map((name) => plugins.plugin(name).describe()) }))
+
   scope.post('/plugins/:name/reload', options, async (request, reply) => {
     const { name } = request.params
     if (!plugins.names.includes(name)) throw new PluginNotFound()
     await withStatus(RELOAD_STATUS, RELOAD_FAILED, () => plugins.reload(name))
     request.log.info(`plugin "${name}" has been reloaded`)
     return reply.code(204).send()
+  })
+
+  scope.post('/plugins/:name', { ...options, bodyLimit: uploads?.maxBytes }, async (request) => {
+    const { name } = request.params
+    if (uploads === undefined) throw new UploadsOff()
+    if (!plugins.names.includes(name)) throw new PluginNotFound()
+    await withStatus(RELOAD_STATUS, RELOAD_FAILED, () => plugins.upload(name, request.body ?? Buffer.alloc(0)))
+    const described = plugins.plugin(name).describe()
+    request.log.info({ plugin: name, ...described.upload }, `plugin "${name}" has been replaced by an upload`)
+    return described
   })
 }
 
@@ -77,13 +90,13 @@ function addStore (scope, store, options) {
   })
 }
 
-function addAdmin (scope, { token, prefix }, plugins, store) {
+function addAdmin (scope, { token, prefix, uploads }, plugins, store) {
   scope.register(async (admin) => {
     acceptAnyBody(admin)
     admin.addHook('onRequest', requireToken(token))
     admin.addHook('onSend', async (request, reply) => { reply.header('cache-control', 'no-store') })
     const options = { schema: { hide: true } }
-    addReload(admin, plugins, options)
+    addPlugins(admin, plugins, uploads, options)
     if (store !== undefined) addStore(admin, store, options)
   }, { prefix })
 }

@@ -15,6 +15,16 @@ const errors = new Map([...CODES].map((code) => [code, createError(code, MESSAGE
 
 const BadPluginResponse = createError('BAD_PLUGIN_RESPONSE', 'the plugin gave no valid response', 502)
 
+/** The codes by the HTTP status that a client gets for them, as text. */
+function codesByStatus () {
+  const byStatus = {}
+  for (const [code, status] of Object.entries(STATUS)) {
+    // A client that has disconnected gets no response.
+    if (code !== 'CANCELED') byStatus[status] = byStatus[status] === undefined ? code : `${byStatus[status]}, ${code}`
+  }
+  return byStatus
+}
+
 /** The code of a call's error. Errors thrown by host functions in JavaScript may have an unknown code, or none. */
 function codeOf (error) {
   return CODES.has(error?.code) ? error.code : 'HOST_FUNCTION_ERROR'
@@ -35,4 +45,4 @@ function asHttpError (cause, exposed) {
   return error
 }
 
-module.exports = { BadPluginResponse, asHttpError, codeOf }
+module.exports = { BadPluginResponse, asHttpError, codeOf, codesByStatus }

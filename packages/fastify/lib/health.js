@@ -63,9 +63,12 @@ async function statusOf (checks, log) {
   return failed.length === 0 ? 'ok' : 'unavailable'
 }
 
-/** The options of routes that machines poll: hidden from the log and the API's documentation, without a rate limit. */
+/**
+ * The options of routes that machines poll: hidden from the log and the API's documentation, without a rate limit, and
+ * served by a process that @fastify/under-pressure finds overloaded, because to restart it would make things worse.
+ */
 function probeOptions (config) {
-  return { logLevel: 'warn', schema: { hide: true }, config: { rateLimit: false, ...config } }
+  return { logLevel: 'warn', schema: { hide: true }, config: { rateLimit: false, pressureHandler: () => {}, ...config } }
 }
 
 function addHealth (scope, { prefix, config }, plugins) {
@@ -75,7 +78,8 @@ function addHealth (scope, { prefix, config }, plugins) {
 
   scope.get(`${prefix}/live`, options, async () => ({ status: 'ok' }))
 
-  scope.get(`${prefix}/ready`, options, async (request, reply) => {
+  // An overloaded process is not ready: its load balancer should choose another one.
+  scope.get(`${prefix}/ready`, { ...options, config: { ...options.config, pressureHandler: config?.pressureHandler } }, async (request, reply) => {
     if (plugins.isDraining) {
       reply.code(503).header('cache-control', 'no-store')
       return { status: 'draining' }

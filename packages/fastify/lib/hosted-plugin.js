@@ -3,11 +3,14 @@
 const { createPlugin } = require('extism-host')
 const { asBytes, codedError, invalidArgument } = require('extism-host/internal')
 const { codeOf } = require('./errors.js')
+const { describeUpload, withMainModule } = require('./uploads.js')
 
 /** A plugin of an app, by name. A reload replaces the version that serves its calls, not this object. */
 class HostedPlugin {
   #definition
   #plugin
+  /** The serving version: when it was opened, and its upload. */
+  #version
   /** Closing waits for these: the last reload, and replaced versions that still have calls. */
   #lastReload = Promise.resolve()
   #retiring = new Map()
@@ -17,9 +20,10 @@ class HostedPlugin {
   /** The last `UNAVAILABLE` error, and the number of stuck threads at that time. */
   #lastUnavailable
 
-  constructor (definition, plugin) {
+  constructor (definition, version) {
     this.#definition = definition
-    this.#plugin = plugin
+    this.#plugin = version.plugin
+    this.#version = version
   }
 
   // Choosing the version and starting the call happen in one step, so no call reaches a closed version.
@@ -41,6 +45,12 @@ class HostedPlugin {
   /** Calls `observer` when a call ends, with its function, `OK` or its error's code, and its duration in seconds. */
   observe (observer) {
     this.#observer = observer
+  }
+
+  /** For operators: its name, when the serving version was opened, and its upload or `null`. */
+  describe () {
+    const { openedAt, upload } = this.#version
+    return { name: this.#definition.name, openedAt: openedAt.toISOString(), upload: upload ?? null }
   }
 
   stats () {
@@ -67,17 +77,34 @@ class HostedPlugin {
 
   /** Opens a new version, and sends all later calls to it. Reloads run one after the other. */
   reload () {
-    const reload = this.#lastReload.then(() => this.#reload())
-    this.#lastReload = reload.catch(() => {})
-    return reload
+    return this.#enqueue(async () => this.adopt(this.#definition, await openVersion(this.#definition)))
   }
 
-  async #reload () {
-    this.#checkOpen()
-    if (this.#definition.external !== undefined) {
-      throw codedError('UNSUPPORTED', 'a plugin that was passed as a Plugin cannot be reloaded; pass its source instead')
-    }
-    this.adopt(this.#definition, await openVersion(this.#definition))
+  /** Like `reload`, with these bytes as the module. If they are accepted, keeps them for later reloads and starts. */
+  upload (bytes) {
+    return this.#enqueue(async () => {
+      const definition = this.#definition
+      const version = await openVersion(definition, bytes)
+      try {
+        await definition.uploads.keep(definition.name, bytes)
+      } catch (error) {
+        await version.plugin.close()
+        throw error
+      }
+      this.adopt(definition, version)
+    })
+  }
+
+  #enqueue (work) {
+    const reload = this.#lastReload.then(() => {
+      this.#checkOpen()
+      if (this.#definition.external !== undefined) {
+        throw codedError('UNSUPPORTED', 'a plugin that was passed as a Plugin cannot be reloaded; pass its source instead')
+      }
+      return work()
+    })
+    this.#lastReload = reload.catch(() => {})
+    return reload
   }
 
   /** Resolves when no reload is running. */
@@ -86,11 +113,12 @@ class HostedPlugin {
   }
 
   /** Sends all later calls to this version. Closes the previous one, unless the app passed it as a Plugin. */
-  adopt (definition, plugin) {
+  adopt (definition, version) {
     const before = this.#plugin
     const wasExternal = this.#definition.external !== undefined
     this.#definition = definition
-    this.#plugin = plugin
+    this.#plugin = version.plugin
+    this.#version = version
     this.#lastUnavailable = undefined
     if (wasExternal) return
     this.#retiring.set(before, before.close().finally(() => this.#retiring.delete(before)))
@@ -119,18 +147,35 @@ class HostedPlugin {
   }
 }
 
-/** Opens a version, and checks its functions and its smoke call. If a check fails, closes it and rejects. */
-async function openVersion ({ external, source, options, functions, smoke }) {
-  const plugin = external ?? await createPlugin(source, options)
+/**
+ * Opens a version, and checks its functions and its smoke call. If a check fails, closes it and rejects. Its main module
+ * is `uploaded`, else the upload that has been kept, else that of its source.
+ */
+async function openVersion ({ name, external, source, options, functions, smoke, uploads }, uploaded) {
+  if (external === undefined && uploaded === undefined) {
+    const kept = await uploads?.read(name)
+    if (kept !== undefined) return openKept({ name, source, options, functions, smoke, uploads }, kept)
+  }
+  const plugin = external ?? await createPlugin(uploaded === undefined ? source : withMainModule(source, uploaded), options)
   try {
-    for (const name of functions) {
-      if (!await plugin.functionExists(name)) throw invalidArgument(`it has no function "${name}", which a route calls`)
+    for (const one of functions) {
+      if (!await plugin.functionExists(one)) throw invalidArgument(`it has no function "${one}", which a route calls`)
     }
     if (smoke !== undefined) await runSmokeCall(plugin, smoke)
-    return plugin
+    return { plugin, openedAt: new Date(), upload: uploaded && describeUpload(uploaded) }
   } catch (error) {
     if (external === undefined) await plugin.close()
     throw error
+  }
+}
+
+/** The configured module may be fine: an error names the file that is in its place. */
+async function openKept (definition, bytes) {
+  try {
+    return await openVersion(definition, bytes)
+  } catch (cause) {
+    const { code, message } = cause
+    throw Object.assign(new Error(`${message} (its module was uploaded to ${definition.uploads.path(definition.name)})`, { cause }), { code })
   }
 }
 

@@ -5,6 +5,7 @@
 const fp = require('fastify-plugin')
 const { codedError } = require('extism-host/internal')
 const { addAdmin } = require('./admin.js')
+const { addDocs, withDocs } = require('./docs.js')
 const { addHealth } = require('./health.js')
 const { addMetrics } = require('./metrics.js')
 const { asOptions } = require('./options.js')
@@ -18,7 +19,7 @@ async function extismHost (fastify, options) {
       'put all plugins into one registration, or register it again in a nested scope')
   }
   const define = (plugins) => asOptions({ ...options, plugins }, fastify.log)
-  const { routes, store, health, metrics, admin, prefix, closeTimeoutMs } = define(options.plugins)
+  const { routes, store, health, metrics, admin, docs, prefix, closeTimeoutMs } = define(options.plugins)
   const plugins = await Plugins.open(options.plugins, define)
   fastify.addHook('preClose', (done) => {
     plugins.endCallsAfter(closeTimeoutMs)
@@ -26,8 +27,10 @@ async function extismHost (fastify, options) {
   })
   fastify.addHook('onClose', () => plugins.close())
   fastify.decorate('extism', plugins)
+  if (docs !== undefined) await addDocs(fastify, docs)
+  const described = docs === undefined ? routes : routes.map(withDocs)
   // Scopes of their own, so that the app's other routes keep their parsers, and probes get none of the routes' hooks.
-  fastify.register(async (scope) => addRoutes(scope, plugins, routes), { prefix })
+  fastify.register(async (scope) => addRoutes(scope, plugins, described), { prefix })
   fastify.register(async (scope) => {
     if (health !== undefined) addHealth(scope, health, plugins)
     if (metrics !== undefined) addMetrics(scope, metrics, plugins)

@@ -2,12 +2,14 @@
 
 // Checks the options of the registration.
 
+const { resolve } = require('node:path')
 const { Plugin } = require('extism-host')
-const { asBytes, asInteger, asOneOf, asStore, describe, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT } = require('extism-host/internal')
+const { asBytes, asInteger, asOneOf, asStore, describe, encodingOf, functionsOf, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT, toJsonSchema } = require('extism-host/internal')
+const { Uploads } = require('./uploads.js')
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
-const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'admin', 'closeTimeoutMs', 'prefix', 'logLevel')
+const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'admin', 'docs', 'closeTimeoutMs', 'prefix', 'logLevel')
 /** Fastify itself checks those from `schema` on. */
 const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'errors', 'bodyLimit', 'schema',
   'attachValidation', 'childLoggerFactory', 'config', 'constraints', 'errorHandler', 'exposeHeadRoute', 'handlerTimeout', 'logLevel', 'logSerializers',
@@ -17,11 +19,20 @@ const ERROR_KEYS = keys('PLUGIN_ERROR')
 const SMOKE_KEYS = keys('function', 'input', 'expect', 'timeoutMs')
 const DEFAULT_SMOKE_MILLISECONDS = 5_000
 const DEFAULT_CLOSE_TIMEOUT_MS = 10_000
-const ADMIN_KEYS = keys('token', 'prefix')
+const ADMIN_KEYS = keys('token', 'prefix', 'uploads')
+const UPLOAD_KEYS = keys('directory', 'maxBytes')
+/** A Go plugin has some MiB; a JavaScript engine in a plugin ten times as much. */
+const DEFAULT_UPLOAD_BYTES = 2 ** 26
 const LEAST_TOKEN_CHARACTERS = 16
 const HEALTH_KEYS = keys('prefix', 'config')
 const METRICS_KEYS = keys('prefix', 'config', 'register')
+const DOCS_KEYS = keys('prefix', 'info')
+const DEFAULT_INFO = { title: 'Plugins', version: '1.0.0' }
+const CONTENT_TYPES = { json: 'application/json; charset=utf-8', text: 'text/plain; charset=utf-8' }
 const MODES = ['raw', 'http']
+
+/** Whether requests with all of these methods may have a body. */
+const canHaveBody = (method) => [method].flat().every((one) => !/^(GET|HEAD)$/i.test(one))
 
 function asName (value, what) {
   if (typeof value !== 'string' || value === '') throw invalidArgument(`${what} must be a non-empty string`)
@@ -82,20 +93,41 @@ function asRoute (route, index, plugins) {
     method = 'POST', url, plugin: pluginName, function: functionName, mode = 'raw', contentType, timeoutMs, errors, bodyLimit, ...fastify
   } = pick(route, ROUTE_KEYS, what)
   const plugin = asName(pluginName, `${what}.plugin`)
-  if (!plugins.some(({ name }) => name === plugin)) {
+  const definition = plugins.find(({ name }) => name === plugin)
+  if (definition === undefined) {
     throw invalidArgument(`${what} names plugin "${plugin}", but there are only ${plugins.map(({ name }) => `"${name}"`).join(', ')}`)
   }
+  const checkedMode = asOneOf(mode, MODES, `${what}.mode`)
+  const name = asName(functionName, `${what}.function`)
+  const described = checkedMode === 'raw' && definition.options?.schema !== undefined ? asDescribed(definition.options.schema, name, what, method) : {}
+  const inputSchema = fastify.schema?.body === undefined ? described.inputSchema : undefined
+  if (inputSchema !== undefined) fastify.schema = { ...fastify.schema, body: inputSchema }
   return {
     method,
     url: asName(url, `${what}.url`),
     plugin,
-    functionName: asName(functionName, `${what}.function`),
-    mode: asOneOf(mode, MODES, `${what}.mode`),
-    contentType: contentType === undefined ? undefined : asContentType(contentType, `${what}.contentType`),
+    functionName: name,
+    mode: checkedMode,
+    contentType: contentType === undefined ? described.contentType : asContentType(contentType, `${what}.contentType`),
+    inputSchema,
+    outputSchema: described.outputSchema,
     timeoutMs: asInteger(timeoutMs, `${what}.timeoutMs`, undefined, MAX_U32),
     errors: errors === undefined ? {} : asErrors(errors, `${what}.errors`),
     bodyLimit: asInteger(bodyLimit, `${what}.bodyLimit`, undefined, Number.MAX_SAFE_INTEGER),
     fastify
+  }
+}
+
+/** The parts of a plugin's schema for a route: the schema of a JSON body, and the content type and schema of the output. */
+function asDescribed (schema, functionName, what, method) {
+  const described = functionsOf(schema).get(functionName)
+  if (described === undefined) throw invalidArgument(`${what} calls "${functionName}", which the schema of its plugin does not have`)
+  const { input, output } = described
+  const outputEncoding = encodingOf(schema, output)
+  return {
+    inputSchema: encodingOf(schema, input) === 'json' && canHaveBody(method) ? toJsonSchema(schema, input) : undefined,
+    contentType: CONTENT_TYPES[outputEncoding],
+    outputSchema: outputEncoding === 'json' ? toJsonSchema(schema, output) : undefined
   }
 }
 
@@ -133,14 +165,29 @@ function asMetrics (option = false) {
   return { prefix: prefix === undefined ? undefined : asPrefix(prefix, 'metrics'), config, register }
 }
 
+function asDocs (option = false, appPrefix = '') {
+  if (option === false) return undefined
+  const { prefix = '/docs', info } = pick(option === true ? {} : option, DOCS_KEYS, 'docs')
+  if (info !== undefined && !isObject(info)) throw invalidArgument(`docs.info must be an object such as { title, version }, not ${describe(info)}`)
+  return { prefix: appPrefix + asPrefix(prefix, 'docs'), info: { ...DEFAULT_INFO, ...info } }
+}
+
 function asAdmin (option) {
   if (option === undefined) return undefined
-  const { token, prefix = '/admin' } = pick(option, ADMIN_KEYS, 'admin')
+  const { token, prefix = '/admin', uploads } = pick(option, ADMIN_KEYS, 'admin')
   // Only characters that a header carries unchanged, without spaces at the ends.
   if (typeof token !== 'string' || token.length < LEAST_TOKEN_CHARACTERS || !/^[\x21-\x7E](?:[\x20-\x7E]*[\x21-\x7E])?$/.test(token)) {
     throw invalidArgument(`admin.token must be a string of at least ${LEAST_TOKEN_CHARACTERS} ASCII characters that nobody can guess`)
   }
-  return { token, prefix: asPrefix(prefix, 'admin') }
+  return { token, prefix: asPrefix(prefix, 'admin'), uploads: uploads && asUploads(uploads) }
+}
+
+function asUploads (uploads) {
+  const { directory, maxBytes } = pick(uploads, UPLOAD_KEYS, 'admin.uploads')
+  return {
+    directory: resolve(asName(directory, 'admin.uploads.directory')),
+    maxBytes: asInteger(maxBytes, 'admin.uploads.maxBytes', DEFAULT_UPLOAD_BYTES, MAX_U32)
+  }
 }
 
 /** The store of an option `store` of createPlugin: a store itself, or a StoreAccess with one. */
@@ -156,21 +203,24 @@ function storesOf (options) {
 
 /** `log` is the app's logger. */
 function asOptions (options, log) {
-  const { plugins, routes: routeList = [], store, health, metrics, admin, closeTimeoutMs, prefix } = pick(options, KEYS, 'extism-host/fastify')
+  const { plugins, routes: routeList = [], store, health, metrics, admin, docs, closeTimeoutMs, prefix } = pick(options, KEYS, 'extism-host/fastify')
   const list = asPlugins(plugins, { store, log })
   const routes = asRoutes(routeList, list)
   const functionsOf = (name) => routes.filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
+  const checkedAdmin = asAdmin(admin)
+  const uploads = checkedAdmin?.uploads && new Uploads(checkedAdmin.uploads.directory)
   return {
-    definitions: list.map((one) => ({ ...one, functions: new Set(functionsOf(one.name)) })),
+    definitions: list.map((one) => ({ ...one, functions: new Set(functionsOf(one.name)), uploads })),
     routes,
     store: storesOf([store])[0],
     stores: storesOf([store, ...list.map(({ options }) => options?.store)]),
     health: asHealth(health),
     metrics: asMetrics(metrics),
-    admin: asAdmin(admin),
+    admin: checkedAdmin,
+    docs: asDocs(docs, prefix),
     closeTimeoutMs: asInteger(closeTimeoutMs, 'closeTimeoutMs', DEFAULT_CLOSE_TIMEOUT_MS, MAX_TIMER_MS, 0),
     prefix
   }
 }
 
-module.exports = { asOptions }
+module.exports = { asOptions, canHaveBody }

@@ -80,9 +80,18 @@ class Plugins {
     await plugin.reload()
   }
 
+  /** Replaces the module of a plugin by these bytes, if they pass the checks of a reload. */
+  upload (name, bytes) {
+    return this.#inTurn(() => this.plugin(name).upload(bytes))
+  }
+
   /** Adds and replaces plugins, and removes those whose value is `null`. If one cannot be opened, changes nothing. */
   update (changes) {
-    const update = this.#lastUpdate.then(() => this.#update(changes))
+    return this.#inTurn(() => this.#update(changes))
+  }
+
+  #inTurn (work) {
+    const update = this.#lastUpdate.then(work)
     this.#lastUpdate = update.catch(() => {})
     return update
   }
@@ -135,10 +144,10 @@ class Plugins {
 
 /** Opens the versions of all definitions. If one fails, closes the others and rejects. */
 async function openAll (definitions) {
-  const opened = await Promise.allSettled(definitions.map(openVersion))
+  const opened = await Promise.allSettled(definitions.map((definition) => openVersion(definition)))
   const failed = opened.findIndex(({ status }) => status === 'rejected')
   if (failed === -1) return opened.map(({ value }) => value)
-  await Promise.all(opened.map(({ value }, index) => definitions[index].external === undefined && value?.close()))
+  await Promise.all(opened.map(({ value }, index) => definitions[index].external === undefined && value?.plugin.close()))
   const { reason } = opened[failed]
   throw Object.assign(new Error(`plugin "${definitions[failed].name}": ${reason.message}`, { cause: reason }), { code: reason.code })
 }

@@ -6,6 +6,8 @@ const { ClientSignal } = require('./client-signal.js')
 const { BadPluginResponse, asHttpError } = require('./errors.js')
 const { parseAnswer, requestAsJson } = require('./http-messages.js')
 
+const DEFAULT_TYPE = 'application/octet-stream'
+
 /** Makes the scope pass every body as bytes, whatever its content-type, even a malformed one. */
 function acceptAnyBody (scope) {
   scope.addHook('onRequest', (request, reply, done) => {
@@ -21,7 +23,7 @@ function acceptAnyBody (scope) {
 }
 
 /** Returns a handler that runs a function on the body, and responds with its output. */
-function rawHandler (plugin, { functionName, contentType = 'application/octet-stream', timeoutMs, errors, inputOf }) {
+function rawHandler (plugin, { functionName, contentType = DEFAULT_TYPE, timeoutMs, errors, inputOf }) {
   return async function handler (request, reply) {
     let output
     try {
@@ -74,13 +76,19 @@ function validatedInput ({ body, mediaType = '' }) {
   return Buffer.from(typeof body !== 'string' || isJson(mediaType) ? JSON.stringify(body) : body)
 }
 
-/** The schema of a route, with the content type of its response, for the API's documentation. */
-function schemaOf ({ contentType, functionName, fastify: { schema } }) {
-  if (contentType === undefined || schema?.response !== undefined) return schema
+/** The response of a route, for the API's documentation. */
+function outputResponse ({ contentType = DEFAULT_TYPE, functionName }, outputSchema) {
   const mediaType = contentType.split(';')[0].trim()
   // A hook may also answer in place of the plugin: JSON can be anything.
-  const content = { [mediaType]: { schema: isJson(mediaType) ? {} : { type: 'string' } } }
-  return { ...schema, response: { 200: { description: `The output of ${functionName}`, content } } }
+  const content = { [mediaType]: { schema: outputSchema ?? (isJson(mediaType) ? {} : { type: 'string' }) } }
+  return { description: `The output of ${functionName}`, content }
+}
+
+/** The schema of a route, with the content type of its response, for the API's documentation. */
+function schemaOf (route) {
+  const { contentType, fastify: { schema } } = route
+  if (contentType === undefined || schema?.response !== undefined) return schema
+  return { ...schema, response: { 200: outputResponse(route) } }
 }
 
 function addRoute (scope, plugins, route, inputOf) {
@@ -89,9 +97,10 @@ function addRoute (scope, plugins, route, inputOf) {
   scope.route({ ...fastify, method, url, bodyLimit, schema: schemaOf(route), handler })
 }
 
+const isValidated = ({ fastify: { schema } }) => schema?.body !== undefined
+
 /** Adds the routes. Those with a body schema use the app's parsers; the others accept any bytes. */
 function addRoutes (scope, plugins, routes) {
-  const isValidated = ({ fastify: { schema } }) => schema?.body !== undefined
   for (const route of routes.filter(isValidated)) addRoute(scope, plugins, route, validatedInput)
   scope.register(async (scope) => {
     acceptAnyBody(scope)
@@ -99,4 +108,4 @@ function addRoutes (scope, plugins, routes) {
   })
 }
 
-module.exports = { addRoutes, acceptAnyBody }
+module.exports = { addRoutes, acceptAnyBody, isValidated, outputResponse }

@@ -1,0 +1,62 @@
+'use strict'
+
+// `config check`: what `serve` would refuse, found without opening a store or running a plugin.
+
+const { readFile } = require('node:fs/promises')
+const { readConfig } = require('./config.js')
+const { interfaceOf } = require('./module-interface.js')
+const { UsageError } = require('./usage-error.js')
+
+async function read (what, path) {
+  try {
+    return await readFile(path)
+  } catch (error) {
+    throw new UsageError(`${what}: cannot read ${path}: ${error.code}`)
+  }
+}
+
+/** The functions that a module exports; `undefined` for a module on the network, which is not fetched. */
+async function functionsOf (what, { path }) {
+  if (path === undefined) return undefined
+  const bytes = await read(what, path)
+  try {
+    await WebAssembly.compile(bytes)
+    return interfaceOf(bytes).exports.filter(({ kind }) => kind === 'function').map(({ name }) => name)
+  } catch (error) {
+    throw new UsageError(`${what}: ${path} is not a WebAssembly module: ${error.message}`)
+  }
+}
+
+/** The functions of a plugin, those of its main module. */
+async function pluginFunctions (name, { source: { wasm } }) {
+  const all = await Promise.all(wasm.map((module) => functionsOf(`plugins.${name}`, module)))
+  const main = wasm.findIndex((module) => module.name === 'main')
+  return all.at(main)
+}
+
+function checkCall (what, plugin, functionName, functions) {
+  if (!functions.has(plugin)) throw new UsageError(`${what}: there is no plugin "${plugin}"; there are ${[...functions.keys()].join(', ')}`)
+  const known = functions.get(plugin)
+  if (known !== undefined && !known.includes(functionName)) {
+    throw new UsageError(`${what}: plugin "${plugin}" has no function "${functionName}"; it has ${known.join(', ')}`)
+  }
+}
+
+async function check (file) {
+  const { plugins, routes = [] } = readConfig(file)
+  const functions = new Map()
+  for (const [name, plugin] of Object.entries(plugins)) {
+    functions.set(name, await pluginFunctions(name, plugin))
+    if (plugin.functions !== undefined) await read(`plugins.${name}`, plugin.functions)
+    if (plugin.smoke !== undefined) checkCall(`plugins.${name}.smoke`, name, plugin.smoke.function, functions)
+  }
+  for (const [index, { plugin, function: functionName }] of routes.entries()) checkCall(`routes.${index}`, plugin, functionName, functions)
+  console.log(`${file} is valid: ${count(plugins, 'plugin')}, ${count(routes, 'route')}`)
+}
+
+function count (list, what) {
+  const { length } = Object.keys(list)
+  return `${length} ${what}${length === 1 ? '' : 's'}`
+}
+
+module.exports = { check }
