@@ -46,6 +46,12 @@ function program () {
     .option('--content-type <type>', 'the content-type of the responses'))
     .action((...args) => require('./dev.js').dev(...args))
 
+  program.command('new')
+    .description('Create the project of a plugin, with a test.')
+    .argument('<directory>', 'a new directory, whose name is also that of the project')
+    .addOption(new Option('--lang <language>', 'the language of the plugin').choices(['go', 'rust', 'assemblyscript']).makeOptionMandatory())
+    .action((...args) => require('./new.js').create(...args))
+
   program.command('inspect')
     .description('Show the exports, imports and required permissions of a plugin, without running it.')
     .argument('<plugin>', 'a .wasm file')

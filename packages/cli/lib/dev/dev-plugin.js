@@ -33,7 +33,7 @@ function newestModule (directory) {
   return modules[0]
 }
 
-/** An argument or a result of a host function: its number, and the text if it is a block's offset. */
+/** Describes an argument or a result of a host function: its number, and the text if it is a block's offset. */
 function describeValue (context, value) {
   if (typeof value === 'string') return JSON.stringify(value.slice(0, MAX_VALUE))
   if (value instanceof Uint8Array) return `${value.length} bytes`
@@ -168,6 +168,7 @@ class DevPlugin extends EventEmitter {
   async call (functionName, input, hostContext, signal) {
     const report = { function: functionName, version: this.state.version, logs: [], hostCalls: [] }
     const start = performance.now()
+    const before = this.#plugin?.stats().store
     let output
     try {
       if (this.#plugin === undefined) throw codedError('UNAVAILABLE', 'no version of the plugin is loaded yet')
@@ -179,8 +180,15 @@ class DevPlugin extends EventEmitter {
       report.error = describeError(error)
     }
     report.durationMs = since(start)
+    if (before !== undefined) Object.assign(report, this.#usage(before))
     this.emit('call', report)
     return { output, report }
+  }
+
+  /** The plugin's memory, and the use of its store since. The page makes one call after the other. */
+  #usage ({ reads, writes }) {
+    const { memoryBytes, store } = this.#plugin.stats()
+    return { memoryBytes, storeReads: store.reads - reads, storeWrites: store.writes - writes }
   }
 
   async close () {
