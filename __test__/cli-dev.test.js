@@ -55,11 +55,14 @@ const PLUGIN = `(module
 
 const PNG = Buffer.from('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==', 'base64')
 
+// A browser, a server and a build for each of them take long on a busy machine.
+jest.setTimeout(120_000)
+
 let browser
 let directory
 let running = []
 
-beforeAll(async () => { browser = await launchBrowser() }, 60_000)
+beforeAll(async () => { browser = await launchBrowser() })
 afterAll(() => browser.close())
 
 function makeProject () {
@@ -104,7 +107,7 @@ const devBuilding = () => dev(['.', '--build', `${JSON.stringify(process.execPat
 
 async function printed (server, text) {
   for (let tries = 0; !server.printed.includes(text); tries++) {
-    if (tries > 1_000) throw new Error(`it has not printed "${text}" but: ${server.printed}`)
+    if (tries > 3_000) throw new Error(`it has not printed "${text}" but: ${server.printed}`)
     await sleep(20)
   }
 }
@@ -112,6 +115,7 @@ async function printed (server, text) {
 /** Opens the page; what its scripts complain about fails the test. */
 async function open (url, options) {
   const context = await browser.newContext({ viewport: { width: 1100, height: 760 }, ...options })
+  context.setDefaultTimeout(60_000)
   const page = await context.newPage()
   page.problems = []
   page.on('pageerror', (error) => page.problems.push(error.message))
@@ -130,10 +134,6 @@ async function run (page, name, input) {
   if (input !== undefined) await page.getByRole('textbox', { name: 'Input' }).fill(input)
   await page.getByRole('button', { name: 'Run' }).click()
   await summary(page, `${name}: `)
-}
-
-async function savePicture (page, name) {
-  if (process.env.PICTURES !== undefined) await page.screenshot({ path: join(process.env.PICTURES, `${name}.png`) })
 }
 
 /** Sends a request with any headers, also those that fetch refuses to send. */
@@ -165,7 +165,6 @@ describe('the page', () => {
     expect(await page.getByRole('row').nth(1).innerText()).toMatch(/^extism:host\/user city\t"{\\"name\\": \\"Jane\\"}"\t"Berlin, says the host to {\\"name\\": \\"Jane\\"}"\t[\d.]+ ms$/)
     await page.getByRole('radio', { name: 'JSON' }).first().check()
     expect(await page.locator('#highlighted .key').allInnerTexts()).toEqual(['"name"'])
-    await savePicture(page, 'dev-page')
     await page.getByRole('textbox', { name: 'Input' }).fill('{"name": }')
     expect(await textOf(page, '#input-problem')).toMatch(/^Not valid JSON: /)
     expect(page.problems).toEqual([])
@@ -177,7 +176,6 @@ describe('the page', () => {
     expect(await textOf(page, '#error')).toMatch(/^TRAP .*divide by zero/s)
     expect(await page.locator('#frames li').allInnerTexts()).toEqual([expect.stringContaining('divide'), 'wasm-function[11]'])
     await printed(server, 'divide: TRAP in')
-    await savePicture(page, 'dev-page-trap')
     await run(page, 'refuse')
     expect(await textOf(page, '#error')).toMatch(/the host function refuses.*functions\.js:6/s)
     expect(await textOf(page, '#host-calls')).toContain('extism:host/user refuse')
@@ -248,7 +246,6 @@ describe('the page', () => {
     }
     await page.keyboard.press('Enter')
     await page.locator('#calls li').nth(1).waitFor()
-    await savePicture(page, 'dev-page-dark')
     const unnamed = await page.evaluate(() => [...globalThis.document.querySelectorAll('button, input, textarea')]
       .filter((element) => !element.ariaLabel && !element.textContent.trim() && element.labels?.length === 0).map(({ outerHTML }) => outerHTML))
     expect(unnamed).toEqual([])

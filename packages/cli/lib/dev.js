@@ -40,7 +40,8 @@ async function dev (location, flags) {
   const plugin = new DevPlugin(location, flags, store)
   printEvents(plugin)
   const app = createApp(plugin, flags)
-  const watcher = new FileWatcher(() => plugin.load(), () => {})
+  // A build that runs may have written half of a file. Its end loads the plugin.
+  const watcher = new FileWatcher(() => { if (!plugin.state.build.isRunning) plugin.load() }, () => {})
   plugin.on('state', () => watcher.watch(plugin.files))
   const stop = new AbortController()
   let building = Promise.resolve()

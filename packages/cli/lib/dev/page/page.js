@@ -115,7 +115,7 @@ async function run ({ name, kind, content }) {
     const { outputId } = call.report
     if (outputId !== undefined) call.output = new Uint8Array(await (await fetch(`/_dev/output/${outputId}`)).arrayBuffer())
   } catch (error) {
-    const message = error.name === 'AbortError' ? 'You stopped the call.' : `The server did not answer: ${error.message}`
+    const message = error.name === 'AbortError' ? 'You stopped the call.' : `The request failed: ${error.message}`
     call.report = { function: name, error: { message, backtrace: [] }, logs: [], hostCalls: [] }
   }
   running = undefined
@@ -152,7 +152,8 @@ function showCall (call) {
 
   $('error').hidden = error === undefined
   if (error !== undefined) {
-    $('error-code').textContent = error.code ?? ''
+    const { code = '', docs } = error
+    $('error-code').replaceChildren(docs === undefined ? code : element('a', { href: docs, target: '_blank', rel: 'noopener' }, code))
     $('error-message').textContent = error.message
     $('error-stack').hidden = error.stack === undefined
     $('error-stack').textContent = error.stack ?? ''

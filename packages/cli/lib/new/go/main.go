@@ -1,11 +1,7 @@
 // A plugin for Extism. Each function after a go:wasmexport can be called by its name.
 package main
 
-import (
-	"errors"
-
-	"github.com/extism/go-pdk"
-)
+import "github.com/extism/go-pdk"
 
 // greet reads its input and sets its output. A result other than 0 fails the call.
 //
@@ -13,7 +9,7 @@ import (
 func greet() int32 {
 	name := pdk.InputString()
 	if name == "" {
-		pdk.SetError(errors.New("whom shall I greet?"))
+		pdk.SetErrorString("whom shall I greet?")
 		return 1
 	}
 	pdk.Log(pdk.LogInfo, "greeting "+name)
