@@ -16,7 +16,7 @@ const COMMAND = `${JSON.stringify(process.execPath)} ${JSON.stringify(join(ROOT,
 const TUTORIAL = 'docs/tutorials/write-your-first-plugin.md'
 
 // Compilers that start with an empty cache take long on a busy machine.
-jest.setTimeout(300_000)
+jest.setTimeout(600_000)
 
 let directory
 
@@ -31,7 +31,7 @@ const asHere = (script) => script
 function shell (script, cwd = directory) {
   // The dependencies of the project in Rust take long to optimize, and the test does not need that.
   const env = { ...process.env, CARGO_PROFILE_RELEASE_OPT_LEVEL: '0' }
-  const { status, stdout, stderr } = spawnSync('bash', ['-ec', asHere(script)], { cwd, env, encoding: 'utf8', timeout: 300_000, killSignal: 'SIGKILL' })
+  const { status, stdout, stderr } = spawnSync('bash', ['-ec', asHere(script)], { cwd, env, encoding: 'utf8', timeout: 600_000, killSignal: 'SIGKILL' })
   if (status !== 0) throw new Error(`${script} exited with ${status}: ${stdout}${stderr}`)
   return stdout
 }
