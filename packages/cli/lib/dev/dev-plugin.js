@@ -41,6 +41,12 @@ function describeValue (context, value) {
   return block === null ? String(value) : JSON.stringify(block.text().slice(0, MAX_VALUE))
 }
 
+/** The plugin's memory, and how it used its store since then. The page makes one call after the other. */
+function usageOf (plugin, { reads, writes }) {
+  const { memoryBytes, store } = plugin.stats()
+  return { memoryBytes, storeReads: store.reads - reads, storeWrites: store.writes - writes }
+}
+
 function describeError (error) {
   const { code, message = String(error), docs, returnCode, wasmBacktrace = [], stack } = error ?? {}
   // Errors of the developer's own host functions have a stack that says more than ours.
@@ -167,28 +173,23 @@ class DevPlugin extends EventEmitter {
    */
   async call (functionName, input, hostContext, signal) {
     const report = { function: functionName, version: this.state.version, logs: [], hostCalls: [] }
+    const plugin = this.#plugin
+    const before = plugin?.stats().store
     const start = performance.now()
-    const before = this.#plugin?.stats().store
     let output
     try {
-      if (this.#plugin === undefined) throw codedError('UNAVAILABLE', 'no version of the plugin is loaded yet')
+      if (plugin === undefined) throw codedError('UNAVAILABLE', 'no version of the plugin is loaded yet')
       const options = { signal, logger: this.#logger(report) }
-      const result = await this.#reports.run(report, () => this.#plugin.call(functionName, input, hostContext, options))
+      const result = await this.#reports.run(report, () => plugin.call(functionName, input, hostContext, options))
       output = result === null ? new Uint8Array() : result.bytes()
       report.outputBytes = output.length
     } catch (error) {
       report.error = describeError(error)
     }
     report.durationMs = since(start)
-    if (before !== undefined) Object.assign(report, this.#usage(before))
+    if (plugin !== undefined) Object.assign(report, usageOf(plugin, before))
     this.emit('call', report)
     return { output, report }
-  }
-
-  /** The plugin's memory, and the use of its store since. The page makes one call after the other. */
-  #usage ({ reads, writes }) {
-    const { memoryBytes, store } = this.#plugin.stats()
-    return { memoryBytes, storeReads: store.reads - reads, storeWrites: store.writes - writes }
   }
 
   async close () {
