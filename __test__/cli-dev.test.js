@@ -321,7 +321,7 @@ describe('in a project of its own', () => {
     for (const headers of [{ host: 'evil.example' }, { host: 'localhost.evil.example' }, { host, origin: 'http://evil.example' }, { host, origin: 'null' }, { host, origin: 'http://127.0.0.1:1' }]) {
       for (const [path, method] of [['/_dev', 'GET'], ['/_dev/events', 'GET'], ['/_dev/call/echo', 'POST'], ['/echo', 'POST']]) {
         const { status, text } = await send(url + path, { method, headers, body: method === 'POST' ? 'x' : undefined })
-        expect({ headers, path, status, text }).toEqual({ headers, path, status: 403, text: expect.stringContaining('FORBIDDEN') })
+        expect({ headers, path, status, text }).toEqual({ headers, path, status: 403, text: expect.stringContaining('Forbidden') })
       }
     }
     const own = await send(`${url}/_dev`, { headers: { host } })
@@ -342,6 +342,14 @@ describe('in a project of its own', () => {
     expect(await send(`${server.url}/echo`, { method: 'POST', body: 'Jane' })).toMatchObject({ status: 200, text: 'Jane' })
     const { status, text } = await send(`${server.url}/divide`, { method: 'POST' })
     expect({ status, code: JSON.parse(text).code }).toEqual({ status: 500, code: 'TRAP' })
+  })
+
+  test('reports how a call used the store', async () => {
+    const server = await dev([join(ROOT, 'plugins/visits-rust/visits.wasm'), '--store', 'memory:', '--store-write'])
+    const visit = async () => JSON.parse((await send(`${server.url}/_dev/call/visit`, { method: 'POST', body: 'Jane' })).text)
+    expect(await visit()).toMatchObject({ function: 'visit', version: 1, storeReads: 1, storeWrites: 2 })
+    const { outputId } = await visit()
+    expect(await send(`${server.url}/_dev/output/${outputId}`)).toMatchObject({ status: 200, text: 'visit 2 of Jane, after Jane' })
   })
 
   test('reloads a plugin that somebody else builds, and keeps the old version if the new one is broken', async () => {

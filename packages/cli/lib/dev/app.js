@@ -31,13 +31,14 @@ const OUTPUT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; i
 
 const PAGE = { '/_dev': ['index.html', 'text/html'], '/_dev/page.css': ['page.css', 'text/css'], '/_dev/page.js': ['page.js', 'text/javascript'] }
 
+const httpError = (statusCode, message) => Object.assign(new Error(message), { statusCode })
+
 /** Refuses names that an attacker's DNS server leads here (DNS rebinding), and requests from pages of other origins. */
 function checkOrigin (request, reply, done) {
   reply.headers(HEADERS)
   const { host = '', origin } = request.headers
   const isOurs = LOOPBACK.test(host) && (origin === undefined || origin === `http://${host}`)
-  if (isOurs) return done()
-  reply.code(403).send({ code: 'FORBIDDEN', message: 'extism-host dev answers only its own page and programs on this machine: open it as http://127.0.0.1' })
+  done(isOurs ? undefined : httpError(403, 'only the page of extism-host dev and programs on this machine may send requests: open it as http://127.0.0.1'))
 }
 
 /** Aborts when the client has gone before its answer was sent. */
@@ -98,7 +99,7 @@ function createApp (plugin, { contentType = 'application/octet-stream' }) {
   })
   app.get('/_dev/output/:id', async (request, reply) => {
     const output = outputs.get(request.params.id)
-    if (output === undefined) return reply.code(404).send({ code: 'NOT_FOUND', message: 'this output is no longer kept: repeat the call' })
+    if (output === undefined) throw httpError(404, 'this output is no longer kept: repeat the call')
     if (request.query.as === 'html') reply.header('content-security-policy', OUTPUT_POLICY).type('text/html; charset=utf-8')
     else reply.type('application/octet-stream')
     return output
