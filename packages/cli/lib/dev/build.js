@@ -4,9 +4,9 @@
 
 const { spawn } = require('node:child_process')
 const { createHash } = require('node:crypto')
-const { readdir, readFile, stat } = require('node:fs/promises')
-const { join } = require('node:path')
+const { readFile, stat } = require('node:fs/promises')
 const { setTimeout: sleep } = require('node:timers/promises')
+const { filesIn } = require('./files.js')
 
 /** The interval of polling. Polling works on every file system, and also for files that editors replace. */
 const INTERVAL_MS = 250
@@ -14,19 +14,18 @@ const INTERVAL_MS = 250
 /** The part of a build's output to keep: its last characters. */
 const MAX_OUTPUT = 65_536
 
-/** Directories of dependencies and of what compilers make; those that begin with a dot are not sources either. */
-const NO_SOURCES = new Set(['node_modules', 'target'])
+/** Directories of dependencies and of what compilers make. */
+const NO_SOURCES = ['node_modules', 'target']
 
 /**
  * Maps the sources in a directory to the hashes of their content. Builds may write files beside the sources, so only
  * content counts: a build that writes the same file again does not cause another one.
  */
-async function hashSources (directory, before = new Map(), hashes = new Map()) {
-  for (const entry of await readdir(directory, { withFileTypes: true }).catch(() => [])) {
-    const path = join(directory, entry.name)
-    if (entry.name.startsWith('.') || NO_SOURCES.has(entry.name) || entry.name.endsWith('.wasm')) continue
-    if (entry.isDirectory()) await hashSources(path, before, hashes)
-    else if (entry.isFile()) await hashFile(path, before, hashes).catch(() => {})
+async function hashSources (directory, before = new Map()) {
+  const hashes = new Map()
+  for await (const path of filesIn(directory, NO_SOURCES)) {
+    // An editor may remove a file at any moment.
+    if (!path.endsWith('.wasm')) await hashFile(path, before, hashes).catch(() => {})
   }
   return hashes
 }
@@ -46,8 +45,15 @@ function run (command, directory, signal) {
   return new Promise((resolve) => {
     const isGroup = process.platform !== 'win32'
     const child = spawn(command, { cwd: directory, shell: true, detached: isGroup, stdio: ['ignore', 'pipe', 'pipe'] })
-    // A compiler is a child of the shell, so the whole group has to end.
-    const stop = () => isGroup ? process.kill(-child.pid, 'SIGKILL') : child.kill()
+    const stop = () => {
+      try {
+        // A compiler is a child of the shell, so the whole group has to end.
+        if (isGroup) process.kill(-child.pid, 'SIGKILL')
+        else child.kill()
+      } catch {
+        // It has just ended.
+      }
+    }
     let output = ''
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding('utf8').on('data', (text) => {

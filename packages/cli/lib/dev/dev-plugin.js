@@ -4,8 +4,8 @@
 
 const { AsyncLocalStorage } = require('node:async_hooks')
 const { EventEmitter } = require('node:events')
-const { readdirSync, statSync } = require('node:fs')
-const { basename, join, resolve } = require('node:path')
+const { statSync } = require('node:fs')
+const { basename, resolve } = require('node:path')
 const { createPlugin } = require('extism-host')
 const { LEVELS, codedError } = require('extism-host/internal')
 const { loadFunctions } = require('../functions.js')
@@ -13,6 +13,7 @@ const { START_FUNCTIONS } = require('../inspect.js')
 const { filesOf } = require('../live-configuration.js')
 const { isManifest, optionsOf, permissionsOf, sourceOf } = require('../plugin-flags.js')
 const { UsageError } = require('../usage-error.js')
+const { filesIn } = require('./files.js')
 
 /** The characters to show of an argument or a result of a host function. */
 const MAX_VALUE = 200
@@ -21,16 +22,16 @@ const MAX_LOGS = 1_000
 const MAX_HOST_CALLS = 1_000
 
 const since = (start) => Math.round((performance.now() - start) * 100) / 100
-const changedMs = (file) => statSync(file, { throwIfNoEntry: false })?.ctimeMs
+const changedMs = (file) => file && statSync(file, { throwIfNoEntry: false })?.ctimeMs
 
 /** The module that was written last in a directory. Cargo keeps a copy of each in `deps`. */
-function newestModule (directory) {
-  const modules = readdirSync(directory, { recursive: true })
-    .filter((file) => file.endsWith('.wasm') && !/(^|[\\/])(node_modules|deps)[\\/]/.test(file))
-    .map((file) => join(directory, file))
-    .sort((a, b) => changedMs(b) - changedMs(a))
-  if (modules.length === 0) throw new UsageError(`there is no .wasm file in ${directory}; pass the command that builds one as --build`)
-  return modules[0]
+async function newestModule (directory) {
+  let newest
+  for await (const file of filesIn(directory, ['node_modules', 'deps'])) {
+    if (file.endsWith('.wasm') && !(changedMs(newest) > changedMs(file))) newest = file
+  }
+  if (newest === undefined) throw new UsageError(`there is no .wasm file in ${directory}; pass the command that builds one as --build`)
+  return newest
 }
 
 /** Describes an argument or a result of a host function: its number, and the text if it is a block's offset. */
@@ -94,7 +95,7 @@ class DevPlugin extends EventEmitter {
 
   async #load () {
     try {
-      const location = statSync(this.#location, { throwIfNoEntry: false })?.isDirectory() ? newestModule(this.#location) : this.#location
+      const location = statSync(this.#location, { throwIfNoEntry: false })?.isDirectory() ? await newestModule(this.#location) : this.#location
       const source = sourceOf(location, this.#flags)
       const { functions } = this.#flags
       this.files = [...filesOf({ source, functions }), ...(isManifest(location, this.#flags) ? [location] : [])].map((file) => resolve(file))
