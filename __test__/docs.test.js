@@ -6,18 +6,12 @@ const { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } = requir
 const { createServer } = require('node:http')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
+const { examples } = require('./support/examples.js')
 const { guest } = require('./support/guest.js')
 const { ROOT, runNode, startServer } = require('./support/processes.js')
 const { hasNats, startNats } = require('./support/nats.js')
 const { hasPostgres, startPostgres } = require('./support/postgres.js')
 const { freePort, hasRedis, startRedis } = require('./support/redis.js')
-
-function examples (file, language) {
-  const text = readFileSync(join(ROOT, file), 'utf8')
-  return [...text.matchAll(/^```(\w+)\n([\s\S]*?)^```$/gm)]
-    .filter((match) => match[1] === language)
-    .map((match) => match[2])
-}
 
 /** The commands of a document that contain a text. */
 function commands (file, text) {

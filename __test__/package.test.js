@@ -3,7 +3,7 @@
 // What is published, installed in empty projects.
 
 const { execFile, execFileSync } = require('node:child_process')
-const { mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
+const { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { dirname, join } = require('node:path')
 const { version } = require('../package.json')
@@ -95,6 +95,16 @@ describe('all packages', () => {
     app.write('schema.json', '{ "exports": { "run": {} } }')
     expect((await app.run('node_modules/extism-host/bin/extism-host.js', 'types', 'schema.json')).errors).toMatch(
       /^extism-host: NOT_INSTALLED: types need the package json-schema-to-typescript: npm install --save-dev json-schema-to-typescript\n$/)
+  })
+
+  test('have the projects that new creates, and the page of dev', async () => {
+    const { code, errors } = await app.run(`node_modules/${CORE}/bin/extism-host.js`, 'new', 'plugin', '--lang', 'go')
+    expect({ code, errors }).toEqual({ code: 0, errors: '' })
+    expect(readdirSync(join(app.project, 'plugin')).sort()).toEqual(['.gitignore', 'go.mod', 'go.sum', 'main.go', 'package.json', 'test.js'])
+    expect(readdirSync(join(app.project, 'node_modules', COMMAND, 'lib/dev/page')).sort()).toEqual(['index.html', 'page.css', 'page.js'])
+    for (const [language, file] of [['rust', 'src/lib.rs'], ['assemblyscript', 'plugin.ts']]) {
+      expect(existsSync(join(app.project, 'node_modules', COMMAND, 'lib/new', language, file))).toBe(true)
+    }
   })
 
   test('say which client a connection needs', async () => {

@@ -38,6 +38,20 @@ function program () {
     .option('--watch', 'reload plugins and the configuration when their files change'))
     .action((...args) => require('./serve.js').serve(...args))
 
+  addPluginFlags(program.command('dev')
+    .description('Build and serve a plugin while you write it, with a page to try it, and reload it when a file changes.')
+    .argument('<plugin>', 'a .wasm file, a .json manifest, or a directory: its newest .wasm file')
+    .option('--build <command>', 'build with this shell command, in the directory or else in the current one, when a file there changes')
+    .option('-p, --port <port>', 'the port to listen on, at 127.0.0.1 only; 0 for any free port', number)
+    .option('--content-type <type>', 'the content-type of the responses'))
+    .action((...args) => require('./dev.js').dev(...args))
+
+  program.command('new')
+    .description('Create the project of a plugin, with a test.')
+    .argument('<directory>', 'a new directory, whose name is also that of the project')
+    .addOption(new Option('--lang <language>', 'the language of the plugin').choices(['go', 'rust', 'assemblyscript']).makeOptionMandatory())
+    .action((...args) => require('./new.js').create(...args))
+
   program.command('inspect')
     .description('Show the exports, imports and required permissions of a plugin, without running it.')
     .argument('<plugin>', 'a .wasm file')

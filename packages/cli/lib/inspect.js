@@ -72,4 +72,4 @@ async function inspect (path, { json, stub: language }) {
   console.log(json ? JSON.stringify(described, null, 2) : formatText(described))
 }
 
-module.exports = { inspect }
+module.exports = { START_FUNCTIONS, inspect }

@@ -134,4 +134,4 @@ class LiveConfiguration {
   }
 }
 
-module.exports = { definitionsOf, LiveConfiguration }
+module.exports = { definitionsOf, filesOf, LiveConfiguration }
