@@ -2,7 +2,7 @@
 
 // The configuration file of `extism-host serve`.
 
-const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
+const { mkdtempSync, readFileSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const Ajv = require('ajv')
@@ -107,6 +107,11 @@ describe('the schema', () => {
 
   test('has every permission in the store', () => {
     expect(propertiesOf(plugin.store)).toEqual(namesOf(STORE_KEYS).filter((name) => name !== 'store'))
+  })
+
+  test('accepts the example of the docs', () => {
+    const [, example] = /```yaml\n([^]*?)```/.exec(readFileSync(join(__dirname, '../docs/reference/command-line.md'), 'utf8'))
+    expect(Object.keys(read(example).plugins)).toEqual(['greeter'])
   })
 
   test('is valid, and has an address that stays', () => {

@@ -331,6 +331,10 @@ describe.each([['SIGHUP', [], (server) => server.child.kill('SIGHUP')], ['--watc
 
   test.each([
     ['a setting that needs a restart', () => configure({ word: { wasm: 'two.wasm' } }, 'health: true\n'), 'changing health needs a restart'],
+    ['a schema that needs a restart', () => {
+      writeFileSync(path('word.yaml'), 'exports: { answer: { output: { type: string } } }')
+      configure({ word: { wasm: 'two.wasm', schema: 'word.yaml' } })
+    }, 'changing plugins.word.schema needs a restart'],
     ['a plugin that cannot be opened', () => configure({ word: { wasm: 'two.wasm' }, broken: { wasm: 'nowhere.wasm' } }), 'plugin \\"broken\\": '],
     ['a route whose plugin is removed', () => configure({ other: { wasm: 'two.wasm' } }), 'routes[0] names plugin \\"word\\"'],
     ['a key that does not exist', () => configure({ word: { wasm: 'two.wasm', wsai: true } }), 'did you mean \\"wasi\\"']

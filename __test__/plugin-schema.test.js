@@ -149,6 +149,14 @@ describe('the command', () => {
     expect(readFileSync(join(directory, 'out.d.ts'), 'utf8')).toContain('export interface Greetings {')
   })
 
+  test('keeps properties that are named like keywords', async () => {
+    const file = join(directory, 'mail.json')
+    const properties = { contentType: { type: 'string' }, nullable: { type: 'boolean' }, $ref: { type: 'string' }, type: { type: 'integer' } }
+    writeFileSync(file, JSON.stringify({ exports: { send: { input: { type: 'object', properties, required: Object.keys(properties) } } } }))
+    const { output } = await types(file)
+    for (const line of ['contentType: string', 'nullable: boolean', '$ref: string', 'type: number']) expect(output).toContain(line)
+  })
+
   test.each([
     ['version: v0\nexports: [greet]\n', 'its version is v0; only v1-draft is supported'], ['a: [', 'is not a schema of a plugin'], ['{}', 'schema must have "exports"']
   ])('refuses %j in one line', async (text, message) => {
@@ -157,6 +165,12 @@ describe('the command', () => {
     const { code, errors } = await types(file)
     expect(code).toBe(2)
     expect(errors).toContain(message)
+  })
+
+  test('reads no other file', async () => {
+    const file = join(directory, 'schema.json')
+    writeFileSync(file, JSON.stringify({ exports: { echo: { input: { type: 'object', properties: { other: { $ref: 'file:///etc/hostname' } } } } } }))
+    expect(await types(file)).toMatchObject({ code: 1, output: '', errors: expect.stringContaining('references must lead to a part of the schema') })
   })
 
   test('serve reads the schema of a plugin from its configuration, and so does config check', async () => {

@@ -38,6 +38,14 @@ app.register(extismHost, {
 })
 expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/', plugin: 'file', function: 'f', errors: { TRAP: 422 } }] }))
 expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, routes: [{ url: '/', plugin: 'file', function: 'f', handler: () => {} }] }))
+app.register(extismHost, {
+  plugins: { file: { source: 'greeter.wasm', schema: { exports: { greet: {} } } } },
+  admin: { token: '0123456789abcdef', uploads: { directory: 'uploads', maxBytes: 1_000_000 } },
+  docs: { prefix: '/reference', info: { title: 'Greetings', version: '1' } }
+})
+app.register(extismHost, { plugins: { file: 'greeter.wasm' }, docs: true })
+expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, docs: 'docs' }))
+expectError(app.register(extismHost, { plugins: { file: 'greeter.wasm' }, admin: { token: '0123456789abcdef', uploads: {} } }))
 
 expectType<string[]>(app.extism.names)
 expectType<HostedPlugin>(app.extism.plugin('file'))

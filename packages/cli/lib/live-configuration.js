@@ -27,7 +27,9 @@ function hasOtherCertificate ({ server: { tls: before } }, { server: { tls: afte
 function restartOnlySettings (before, after) {
   const server = differing(before.server, after.server).filter((key) => key !== 'tls' || !hasOtherCertificate(before, after))
   const others = differing(before, after).filter((key) => key !== 'server' && key !== 'plugins')
-  return [...server.map((key) => `server.${key}`), ...others]
+  // Routes validate by the schema that they were registered with.
+  const schemas = Object.keys(before.plugins).filter((name) => Object.hasOwn(after.plugins, name) && !isDeepStrictEqual(before.plugins[name].schema, after.plugins[name].schema))
+  return [...server.map((key) => `server.${key}`), ...schemas.map((name) => `plugins.${name}.schema`), ...others]
 }
 
 class LiveConfiguration {

@@ -4,11 +4,14 @@
 
 const { writeFileSync } = require('node:fs')
 const { basename } = require('node:path')
-const { codedError, encodingOf, functionsOf, isObject } = require('extism-host/internal')
+const { codedError, encodingOf, functionsOf, isObject, resolve } = require('extism-host/internal')
 const { readSchema } = require('./plugin-schema.js')
 const { UsageError } = require('./usage-error.js')
 
 const STYLE = { semi: false, singleQuote: true, printWidth: 120 }
+
+/** Keywords whose value has a schema for each name; a name may be that of a keyword. */
+const NAMED_SCHEMAS = new Set(['properties', 'patternProperties'])
 
 function loadCompiler () {
   try {
@@ -31,23 +34,29 @@ function definitionsOf ({ components, definitions, $defs }) {
   return { ...components?.schemas, ...definitions, ...$defs }
 }
 
-/** Converts a schema to what the compiler knows: references to definitions, `null` as a type, bytes as base64. */
-function forCompiler (value) {
-  if (Array.isArray(value)) return value.map(forCompiler)
-  if (!isObject(value)) return value
-  const { $ref, nullable, contentType, codeSamples, ...rest } = value
-  // With other keywords beside it, the compiler would make another interface of each reference.
-  const converted = $ref === undefined
-    ? Object.fromEntries(Object.entries(rest).map(([key, part]) => [key, forCompiler(part)]))
-    : { $ref: $ref.replace(/^#\/(?:components\/schemas|\$defs)\//, '#/definitions/') }
-  if (converted.type === 'buffer') converted.type = 'string'
-  return nullable ? { anyOf: [converted, { type: 'null' }] } : converted
+const mapValues = (object, map) => Object.fromEntries(Object.entries(object).map(([key, value]) => [key, map(value, key)]))
+
+/** Returns a function that converts a part of the schema to what the compiler knows: definitions, `null` as a type, base64. */
+function converterFor (schema) {
+  return function convert (value) {
+    if (Array.isArray(value)) return value.map(convert)
+    if (!isObject(value)) return value
+    const { $ref, nullable, contentType, codeSamples, ...rest } = value
+    // Refuses references to other files, which the compiler would read.
+    if ($ref !== undefined) resolve(schema, value)
+    // With other keywords beside it, the compiler would make another interface of each reference.
+    const converted = $ref === undefined
+      ? mapValues(rest, (part, key) => NAMED_SCHEMAS.has(key) && isObject(part) ? mapValues(part, convert) : convert(part))
+      : { $ref: $ref.replace(/^#\/(?:components\/schemas|\$defs)\//, '#/definitions/') }
+    if (converted.type === 'buffer') converted.type = 'string'
+    return nullable ? { anyOf: [converted, { type: 'null' }] } : converted
+  }
 }
 
 function typeOf (schema, node) {
   const encoding = encodingOf(schema, node)
   if (encoding === 'bytes') return { tsType: 'Uint8Array' }
-  const converted = forCompiler(node)
+  const converted = converterFor(schema)(node)
   return encoding === 'text' && converted.$ref === undefined ? { ...converted, type: 'string' } : converted
 }
 
@@ -63,7 +72,7 @@ function interfaceSchema (schema) {
       properties: Object.fromEntries(parts.map(([key, node]) => [key, typeOf(schema, node)]))
     }
   }
-  return { type: 'object', required: Object.keys(properties), properties, definitions: forCompiler(definitionsOf(schema)) }
+  return { type: 'object', required: Object.keys(properties), properties, definitions: mapValues(definitionsOf(schema), converterFor(schema)) }
 }
 
 async function types (file, { name = nameOf(file), output }) {
