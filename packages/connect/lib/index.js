@@ -4,6 +4,7 @@
 
 const { USER_NAMESPACE, asInteger, describe, invalidArgument, isObject, pick } = require('extism-host/internal')
 const { Connection } = require('./connection.js')
+const { jetStreamTrigger } = require('./jetstream-trigger.js')
 const { nats } = require('./nats.js')
 const { natsTrigger } = require('./nats-trigger.js')
 const { postgres } = require('./postgres.js')
@@ -49,4 +50,4 @@ function connect (connections, options = {}) {
   }
 }
 
-module.exports = { connect, nats, natsTrigger, postgres }
+module.exports = { connect, jetStreamTrigger, nats, natsTrigger, postgres }
