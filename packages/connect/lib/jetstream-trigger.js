@@ -17,6 +17,9 @@ const FETCH_MS = 30_000
 /** The pause after an error of the consumer. */
 const RETRY_MS = 250
 
+/** How long closing waits for the server, which may be lost. */
+const FLUSH_MS = 1_000
+
 const NANOSECONDS = 1e6
 const CONSUMER_NOT_FOUND = 10014
 
@@ -171,12 +174,22 @@ class JetStreamTrigger {
   async #close () {
     this.#closing.abort()
     this.#onRoom()
+    // Messages that are on their way would otherwise come again only after `ack_wait`.
+    await this.#flush()
     this.#fetched?.stop()
     await this.#pulling
     await this.#queue.idle()
     clearInterval(this.#timer)
     // The acknowledgements have arrived then. Without a connection, the server delivers their messages again.
-    if (!this.#connection.isClosed()) await this.#connection.flush().catch(() => {})
+    await this.#flush()
+  }
+
+  async #flush () {
+    const given = new AbortController()
+    const late = sleep(FLUSH_MS, undefined, { signal: given.signal })
+    await Promise.race([this.#connection.flush(), late]).catch(() => {})
+    late.catch(() => {})
+    given.abort()
   }
 }
 
