@@ -58,11 +58,21 @@ async function trigger (options) {
   return made
 }
 
+/** A plugin whose outputs are kept, as text. */
+const recorder = (plugin, outputs) => ({
+  async call (...args) {
+    const output = await plugin.call(...args)
+    outputs.push(output.text())
+    return output
+  }
+})
+
 /** A plugin in JavaScript, which gets each message's head and text. */
 const pluginOf = (handle) => ({
   async call (_, input) {
     const [head, text] = Buffer.from(input).toString().split('\n')
-    return handle(JSON.parse(head), text)
+    await handle(JSON.parse(head), text)
+    return null
   }
 })
 
@@ -79,7 +89,7 @@ async function publish (count, subject = 'orders.new') {
 test('a trigger calls the plugin with each message, and acknowledges it', async () => {
   const messages = []
   const plugin = await open(wasm)
-  const orders = await trigger({ plugin: { call: async (...args) => messages.push((await plugin.call(...args)).text()) } })
+  const orders = await trigger({ plugin: recorder(plugin, messages) })
   const sent = headers()
   sent.append('trace', 'abc')
   await client.publish('orders.new', 'tea\n5', { headers: sent })

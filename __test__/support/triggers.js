@@ -8,13 +8,14 @@ const { existsSync, readFileSync } = require('node:fs')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { connect } = require('@nats-io/transport-node')
-const { jetStreamTrigger } = require('../../lib/connect.js')
+const { jetStreamTrigger, mqttTrigger } = require('../../lib/connect.js')
 
 const OPEN = {
   async jetStream (url, options) {
     const connection = await connect({ servers: url, reconnectTimeWait: 20, maxReconnectAttempts: -1, waitOnFirstConnect: true })
     return jetStreamTrigger(connection, { stream: 'ORDERS', consumer: 'workers', ackWaitMs: 1_000, ...options })
-  }
+  },
+  mqtt: (url, options) => mqttTrigger({ url, reconnectPeriod: 20 }, { clientId: 'workers', topic: 'orders/#', ...options })
 }
 
 const open = (kind, ...args) => OPEN[kind](...args)

@@ -49,7 +49,7 @@ class NatsTrigger {
       const input = withPayload({ subject: message.subject, headers: asRecord(message.headers) }, message.data)
       const output = await callPlugin(this.#options, input)
       this.#counts.handled++
-      this.#respond(message, output?.bytes())
+      this.#respond(message, output)
     } catch (error) {
       this.#counts.failed++
       this.#options.onError(error, { subject: message.subject })

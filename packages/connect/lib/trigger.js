@@ -56,9 +56,10 @@ function asRedelivery (options, deadLetters) {
 /** The pause before the next delivery, after so many. */
 const pauseAfter = (deliveries, backoffMs) => backoffMs[Math.min(deliveries, backoffMs.length) - 1]
 
-/** Calls the plugin of a trigger. */
-function callPlugin ({ plugin, functionName, timeoutMs }, input) {
-  return plugin.call(functionName, input, undefined, timeoutMs === undefined ? undefined : { timeoutMs })
+/** Calls the plugin of a trigger. Resolves to the bytes of its output, if it has one. */
+async function callPlugin ({ plugin, functionName, timeoutMs }, input) {
+  const output = await plugin.call(functionName, input, undefined, timeoutMs === undefined ? undefined : { timeoutMs })
+  return output?.bytes()
 }
 
 const newCounts = () => ({ received: 0, handled: 0, failed: 0, redelivered: 0, deadLettered: 0, dropped: 0 })
@@ -90,6 +91,12 @@ class MessageQueue {
 
   add (message) {
     if (this.isBusy) this.#waiting.push(message)
+    else this.#run(message)
+  }
+
+  /** Adds a message before all others that wait. */
+  addFirst (message) {
+    if (this.isBusy) this.#waiting.unshift(message)
     else this.#run(message)
   }
 
