@@ -257,7 +257,7 @@ describe('each message is handled at least once', () => {
     await publish(600)
     const child = new TriggerChild('mqtt', broker.url, join(directory, 'message.wasm'), file)
     try {
-      for (let kills = 1; kills <= 4; kills++) {
+      for (let kills = 1; kills <= 3; kills++) {
         child.start()
         await until(() => handledIn(file).length >= kills * 100)
         await child.kill()
