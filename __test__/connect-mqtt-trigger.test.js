@@ -1,6 +1,7 @@
 'use strict'
 
 const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
+const { createServer } = require('node:net')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
@@ -9,6 +10,7 @@ const { mqttTrigger } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')
 const { startMosquitto } = require('./support/mosquitto.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
+const { freePort } = require('./support/redis.js')
 const { TriggerChild, handledIn, open: openTrigger, until } = require('./support/triggers.js')
 
 jest.setTimeout(60_000)
@@ -292,4 +294,19 @@ describe('a trigger refuses', () => {
   test('a broker that does not run', async () => {
     await expect(mqttTrigger('mqtt://127.0.0.1:1', options)).rejects.toThrow('ECONNREFUSED')
   })
+})
+
+test('a trigger that could not start does not try again', async () => {
+  let connections = 0
+  const port = await freePort()
+  const options = { clientId: 'a', topic: 'a', plugin: pluginOf(() => {}), function: 'f', onError () {} }
+  await expect(mqttTrigger({ url: `mqtt://127.0.0.1:${port}`, reconnectPeriod: 10 }, options)).rejects.toThrow('ECONNREFUSED')
+  const server = createServer((socket) => {
+    connections++
+    socket.destroy()
+  })
+  await new Promise((resolve) => server.listen(port, '127.0.0.1', resolve))
+  await sleep(200)
+  server.close()
+  expect(connections).toBe(0)
 })

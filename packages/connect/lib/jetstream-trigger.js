@@ -9,7 +9,7 @@ const { asRecord, newHeaders } = require('./nats-headers.js')
 const { peer } = require('./peer.js')
 const { withPayload } = require('./protocol.js')
 const { isPattern, isSubject, subjectMatcher } = require('./subjects.js')
-const { MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter } = require('./trigger.js')
+const { Batch, MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter } = require('./trigger.js')
 
 /** How long a request for messages waits at the server. */
 const FETCH_MS = 30_000
@@ -33,6 +33,7 @@ class JetStreamTrigger {
   /** The messages that wait for a call or have one. The server hears of each that it is being worked on. */
   #held = new Set()
   #counts = newCounts()
+  #answers = new Batch()
   #fetched
   #onRoom = () => {}
   #timer
@@ -96,19 +97,16 @@ class JetStreamTrigger {
       const head = { subject: message.subject, headers: asRecord(message.headers), stream, sequence, delivery }
       await callPlugin(this.#options, withPayload(head, message.data))
       this.#counts.handled++
-      this.#settle(message, () => message.ack())
+      this.#settle(message, 'ack')
     } catch (error) {
       this.#counts.failed++
       onError(error, { subject: message.subject })
       if (delivery < maxDeliver || isTransient(error) || !await this.#storeDeadLetter(message, error)) {
-        this.#settle(message, () => message.nak(pauseAfter(delivery, backoffMs)))
+        this.#settle(message, 'nak', pauseAfter(delivery, backoffMs))
       } else {
         this.#counts.deadLettered++
-        this.#settle(message, () => message.term())
+        this.#settle(message, 'term')
       }
-    } finally {
-      this.#held.delete(message)
-      this.#onRoom()
     }
   }
 
@@ -140,17 +138,23 @@ class JetStreamTrigger {
     }
   }
 
-  /** If this fails, the server delivers the message again. */
-  #settle (message, answer) {
+  #settle (message, answer, ...args) {
+    this.#held.delete(message)
+    this.#onRoom()
+    this.#answers.add(() => this.#tell(message, answer, ...args))
+  }
+
+  /** Sends an answer. If this fails, the server delivers the message again. */
+  #tell (message, answer, ...args) {
     try {
-      answer()
+      message[answer](...args)
     } catch (error) {
       this.#options.onError(error, { subject: message.subject })
     }
   }
 
   #signalWork () {
-    for (const message of this.#held) this.#settle(message, () => message.working())
+    for (const message of this.#held) this.#tell(message, 'working')
   }
 
   get #subject () {
@@ -180,6 +184,7 @@ class JetStreamTrigger {
     await this.#pulling
     await this.#queue.idle()
     clearInterval(this.#timer)
+    this.#answers.flush()
     // The acknowledgements have arrived then. Without a connection, the server delivers their messages again.
     await this.#flush()
   }

@@ -8,7 +8,7 @@ const { MAX_U32, asInteger, codedError, describe, invalidArgument, isObject } = 
 const { peer } = require('./peer.js')
 const { withPayload } = require('./protocol.js')
 const { isFilter, isTopic, topicMatcher } = require('./topics.js')
-const { MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter } = require('./trigger.js')
+const { Batch, MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter } = require('./trigger.js')
 
 const WEEK_SECONDS = 7 * 24 * 60 * 60
 
@@ -37,6 +37,7 @@ class MqttTrigger {
   #options
   #queue
   #counts = newCounts()
+  #acknowledgements = new Batch()
   #delivery = new Delivery()
   #interrupted = []
   /** The timers of messages that wait for another call. */
@@ -82,9 +83,20 @@ class MqttTrigger {
       if (granted?.qos !== 1) throw codedError('ACCESS_DENIED', `the broker refuses the subscription to "${topic}" with QoS 1`)
       this.#isSubscribed = true
     } catch (error) {
-      await this.#client.endAsync(true)
+      await this.#end(true)
       throw error
     }
+  }
+
+  /** Ends the client. One with `manualConnect` would connect again if its connection is lost after that. */
+  async #end (isForced) {
+    this.#client.options.reconnectPeriod = 0
+    // If the broker is lost meanwhile, the client waits forever for the acknowledgements of answers.
+    const ended = new AbortController()
+    const late = sleep(BROKER_MS, undefined, { signal: ended.signal }).then(() => this.#client.stream.destroy())
+    late.catch(() => {})
+    await Promise.race([this.#client.endAsync(isForced), late])
+    ended.abort()
   }
 
   #report (error, topic = this.#options.topic) {
@@ -151,9 +163,13 @@ class MqttTrigger {
   #settle (message) {
     message.isSettled = true
     message.done?.()
+    if (this.#delivery.unacknowledged[0]?.isSettled) this.#acknowledgements.add(this.#acknowledge)
+  }
+
+  #acknowledge = () => {
     const { unacknowledged } = this.#delivery
-    while (unacknowledged[0]?.isSettled) {
-      const { packet: { messageId } } = unacknowledged.shift()
+    const end = unacknowledged.findIndex(({ isSettled }) => !isSettled)
+    for (const { packet: { messageId } } of unacknowledged.splice(0, end === -1 ? unacknowledged.length : end)) {
       this.#client._sendPacket({ cmd: 'puback', messageId, reasonCode: 0 })
     }
   }
@@ -162,7 +178,7 @@ class MqttTrigger {
     const responseTopic = properties?.responseTopic
     if (responseTopic === undefined || !isTopic(responseTopic) || !this.#options.mayReply(responseTopic)) return
     const { correlationData } = properties
-    this.#client.publish(responseTopic, Buffer.from(output ?? []), { qos: 1, properties: { correlationData } }, (error, sent) => {
+    this.#client.publish(responseTopic, Buffer.from(output?.bytes() ?? []), { qos: 1, properties: { correlationData } }, (error, sent) => {
       this.#withoutSubscribers.delete(sent?.messageId)
       if (error) this.#report(error, topic)
     })
@@ -212,10 +228,9 @@ class MqttTrigger {
     for (const timer of this.#pauses) clearTimeout(timer)
     this.#pauses.clear()
     await this.#queue.idle()
-    // Closing gracefully sends the acknowledgements. It would wait forever for a broker that is lost.
-    const late = setTimeout(() => this.#client.end(true), BROKER_MS)
-    await this.#client.endAsync(!this.#client.connected)
-    clearTimeout(late)
+    this.#acknowledgements.flush()
+    // Ending gracefully sends the acknowledgements.
+    await this.#end(!this.#client.connected)
   }
 }
 

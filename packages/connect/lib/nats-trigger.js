@@ -6,7 +6,7 @@ const { MAX_U32, asInteger, describe, invalidArgument } = require('extism-host/i
 const { asRecord, newHeaders } = require('./nats-headers.js')
 const { withPayload } = require('./protocol.js')
 const { isPattern } = require('./subjects.js')
-const { MessageQueue, asTriggerOptions, callPlugin, codeOf, newCounts } = require('./trigger.js')
+const { Batch, MessageQueue, asTriggerOptions, callPlugin, codeOf, newCounts } = require('./trigger.js')
 
 /** The headers by which services on NATS report errors. */
 const ERROR = 'Nats-Service-Error'
@@ -19,6 +19,7 @@ class NatsTrigger {
   #subscription
   #queue
   #counts = newCounts()
+  #answers = new Batch()
   #makeHeaders
 
   constructor (connection, options) {
@@ -49,7 +50,7 @@ class NatsTrigger {
       const input = withPayload({ subject: message.subject, headers: asRecord(message.headers) }, message.data)
       const output = await callPlugin(this.#options, input)
       this.#counts.handled++
-      this.#respond(message, output)
+      if (message.reply) this.#respond(message, output?.bytes())
     } catch (error) {
       this.#counts.failed++
       this.#options.onError(error, { subject: message.subject })
@@ -65,11 +66,13 @@ class NatsTrigger {
       headers.set(ERROR, error.text)
       headers.set(ERROR_CODE, String(error.code))
     }
-    try {
-      message.respond(payload, { headers })
-    } catch (error) {
-      this.#options.onError(error, { subject: message.subject })
-    }
+    this.#answers.add(() => {
+      try {
+        message.respond(payload, { headers })
+      } catch (error) {
+        this.#options.onError(error, { subject: message.subject })
+      }
+    })
   }
 
   stats () {
@@ -85,6 +88,7 @@ class NatsTrigger {
     // Draining fails only if the connection is closed or lost; nothing comes then either.
     if (!this.#subscription.isClosed()) await this.#subscription.drain().catch(() => this.#subscription.unsubscribe())
     await this.#queue.idle()
+    this.#answers.flush()
   }
 }
 

@@ -56,22 +56,64 @@ function asRedelivery (options, deadLetters) {
 /** The pause before the next delivery, after so many. */
 const pauseAfter = (deliveries, backoffMs) => backoffMs[Math.min(deliveries, backoffMs.length) - 1]
 
-/** Calls the plugin of a trigger. Resolves to the bytes of its output, if it has one. */
-async function callPlugin ({ plugin, functionName, timeoutMs }, input) {
-  const output = await plugin.call(functionName, input, undefined, timeoutMs === undefined ? undefined : { timeoutMs })
-  return output?.bytes()
+/** Calls the plugin of a trigger. */
+function callPlugin ({ plugin, functionName, timeoutMs }, input) {
+  return plugin.call(functionName, input, undefined, timeoutMs === undefined ? undefined : { timeoutMs })
 }
 
 const newCounts = () => ({ received: 0, handled: 0, failed: 0, redelivered: 0, deadLettered: 0, dropped: 0 })
+
+/** A queue whose operations take the same time at any length; an array's `shift` moves all others. */
+class Fifo {
+  #items = []
+  #first = 0
+
+  get length () {
+    return this.#items.length - this.#first
+  }
+
+  add (item) {
+    this.#items.push(item)
+  }
+
+  addFirst (item) {
+    if (this.#first > 0) this.#items[--this.#first] = item
+    else this.#items.unshift(item)
+  }
+
+  take () {
+    const item = this.#items[this.#first]
+    this.#items[this.#first++] = undefined
+    if (this.#first > 1_000 && this.#first > this.length) {
+      this.#items = this.#items.slice(this.#first)
+      this.#first = 0
+    }
+    return item
+  }
+}
+
+/** Runs functions together, soon: clients write what is sent in one step to the socket at once. */
+class Batch {
+  #functions = []
+
+  add (run) {
+    if (this.#functions.push(run) === 1) setImmediate(() => this.flush())
+  }
+
+  flush () {
+    for (const run of this.#functions.splice(0)) run()
+  }
+}
 
 /** Handles up to `concurrency` messages at the same time, and the others in their order. */
 class MessageQueue {
   #concurrency
   #handle
-  #waiting = []
+  #waiting = new Fifo()
   #inFlight = 0
   #idle = []
 
+  /** `handle` returns a promise, which must not reject. */
   constructor (concurrency, handle) {
     this.#concurrency = concurrency
     this.#handle = handle
@@ -90,25 +132,25 @@ class MessageQueue {
   }
 
   add (message) {
-    if (this.isBusy) this.#waiting.push(message)
+    if (this.isBusy) this.#waiting.add(message)
     else this.#run(message)
   }
 
   /** Adds a message before all others that wait. */
   addFirst (message) {
-    if (this.isBusy) this.#waiting.unshift(message)
+    if (this.isBusy) this.#waiting.addFirst(message)
     else this.#run(message)
   }
 
-  async #run (message) {
+  #run (message) {
     this.#inFlight++
-    try {
-      await this.#handle(message)
-    } finally {
-      this.#inFlight--
-      if (this.#waiting.length > 0) this.#run(this.#waiting.shift())
-      else if (this.#inFlight === 0) for (const resolve of this.#idle.splice(0)) resolve()
-    }
+    this.#handle(message).finally(this.#end)
+  }
+
+  #end = () => {
+    this.#inFlight--
+    if (this.#waiting.length > 0) this.#run(this.#waiting.take())
+    else if (this.#inFlight === 0) for (const resolve of this.#idle.splice(0)) resolve()
   }
 
   /** Resolves once all messages are handled. */
@@ -117,4 +159,4 @@ class MessageQueue {
   }
 }
 
-module.exports = { MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter }
+module.exports = { Batch, MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter }
