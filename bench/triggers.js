@@ -20,7 +20,7 @@ const CONCURRENCY = 64
 const JAVASCRIPT = 'plain JavaScript'
 const PLUGIN = 'extism-host'
 
-/** What the plugin does, in JavaScript. */
+/** The plugin's function, in JavaScript. */
 function countVowels (bytes) {
   let count = 0
   for (let i = 0; i < bytes.length; i++) {

@@ -325,7 +325,8 @@ export interface JetStreamTriggerOptions extends TriggerOptions<{ subject: strin
    */
   subject?: string
   /**
-   * How long after the loss of a process its messages are delivered again, if the consumer is made. Calls may take longer.
+   * The milliseconds after the loss of a process until its messages are delivered again, if the trigger makes the consumer.
+   * Calls may take longer.
    * @default 30000
    */
   ackWaitMs?: number

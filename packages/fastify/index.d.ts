@@ -127,7 +127,7 @@ declare namespace extismHost {
     // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
     | { subscribe (subject: string, options?: any): any, flush (): Promise<void> }
 
-  /** What a trigger of the app needs, whatever its broker. */
+  /** Options of all triggers of the app. */
   export interface PluginTriggerOptions {
     /**
      * The name of a connection in `connections`.

@@ -11,13 +11,13 @@ const { withPayload } = require('./protocol.js')
 const { isPattern, isSubject, subjectMatcher } = require('./subjects.js')
 const { Batch, MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter } = require('./trigger.js')
 
-/** How long a request for messages waits at the server. */
+/** The time that a request for messages waits at the server. */
 const FETCH_MS = 30_000
 
 /** The pause after an error of the consumer. */
 const RETRY_MS = 250
 
-/** How long closing waits for the server, which may be lost. */
+/** The time that closing waits for the server, which may be lost. */
 const FLUSH_MS = 1_000
 
 const NANOSECONDS = 1e6

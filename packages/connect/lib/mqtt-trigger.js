@@ -12,7 +12,7 @@ const { Batch, MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlu
 
 const WEEK_SECONDS = 7 * 24 * 60 * 60
 
-/** How long the broker may take to acknowledge a dead letter, and closing may take to reach the broker. */
+/** The time limit of the broker's answer to a dead letter, and of a graceful end. */
 const BROKER_MS = 10_000
 
 /** The protocol's limit. */
@@ -21,7 +21,7 @@ const MAX_RECEIVE = 65_535
 /** The reason code of a message that the broker has dropped, because nobody subscribes to its topic. */
 const NO_SUBSCRIBERS = 16
 
-/** What tells mqtt.js to handle the next packet, but not to acknowledge this one. */
+/** Makes mqtt.js handle the next packet, but not acknowledge this one. */
 const ACKNOWLEDGED_LATER = new Error('the trigger acknowledges this message itself')
 
 /** The messages of one connection. Acknowledgements are valid on their own connection only. */

@@ -1,6 +1,6 @@
 'use strict'
 
-// What all triggers share: their options, their counters, and the limit of concurrent calls.
+// Options, counters and the limit of concurrent calls, for all triggers.
 
 const { MAX_TIMER_MS, MAX_U32, asInteger, describe, invalidArgument, pick } = require('extism-host/internal')
 

@@ -4,7 +4,7 @@
 
 const { codedError, describe, invalidArgument, isObject } = require('extism-host/internal')
 
-/** How long connecting to a broker may take at the start. Fastify gives a plugin 10 s. */
+/** The time limit of a connection to a broker at the start. Fastify gives a plugin 10 s. */
 const CONNECT_MS = 5_000
 
 /** How to open a connection, or a trigger on it, and what the name of a trigger's source is. */
