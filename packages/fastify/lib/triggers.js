@@ -103,6 +103,8 @@ class Triggers {
     try {
       const trigger = await KINDS[kind].open(this.#opened.get(connection), all, require('extism-host/connect'))
       this.#list.push({ labels: { trigger: source, plugin, function: functionName }, trigger })
+      // An app that is ready gets messages: the server knows the subscription then.
+      await trigger.checkReady()
     } catch (error) {
       throw renamed(error, `${what}, ${kind} "${source}"`)
     }
