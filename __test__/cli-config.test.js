@@ -37,7 +37,7 @@ test('missing settings have defaults, and paths are relative to the file', () =>
 
 test('all settings are passed on', () => {
   writeFileSync(join(directory, 'ca.pem'), 'a certificate')
-  const { server, store, plugins, routes, health, metrics, admin } = read(`
+  const { server, store, plugins, routes, connections, triggers, health, metrics, admin } = read(`
 server: { port: 0, logLevel: warn }
 store: { url: 'rediss://host', ca: ca.pem, timeoutMs: 100, startTimeoutMs: 0 }
 plugins:
@@ -55,6 +55,10 @@ plugins:
     store: { prefix: 'g:', access: write }
     smoke: { function: greet, input: Jane }
 routes: [{ url: /greet, plugin: greeter, function: greet, schema: { body: { type: object } }, errors: { PLUGIN_ERROR: 422 } }]
+connections:
+  events: { nats: 'tls://host', token: secret, ca: ca.pem }
+  sensors: { mqtt: 'mqtts://host', username: jane, password: secret, ca: ca.pem }
+triggers: [{ nats: 'orders.*', plugin: greeter, function: greet }]
 health: true
 metrics: true
 admin: { token: '\${TOKEN}' }
@@ -74,6 +78,11 @@ admin: { token: '\${TOKEN}' }
     permissions: { prefix: 'g:', access: 'write' },
     smoke: { function: 'greet', input: 'Jane' }
   })
+  expect(connections).toEqual({
+    events: { nats: 'tls://host', token: 'secret', tls: { ca: 'a certificate' } },
+    sensors: { mqtt: 'mqtts://host', username: 'jane', password: 'secret', ca: 'a certificate' }
+  })
+  expect(triggers).toEqual([{ nats: 'orders.*', plugin: 'greeter', function: 'greet' }])
   expect({ routes, health, metrics, admin }).toEqual({
     routes: [{ url: '/greet', plugin: 'greeter', function: 'greet', schema: { body: { type: 'object' } }, errors: { PLUGIN_ERROR: 422 } }], health: true, metrics: true, admin: { token: 'a token that nobody can guess' }
   })

@@ -8,6 +8,7 @@ const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { examples } = require('./support/examples.js')
 const { guest } = require('./support/guest.js')
+const { startMosquitto } = require('./support/mosquitto.js')
 const { ROOT, runNode, startServer } = require('./support/processes.js')
 const { hasNats, startNats } = require('./support/nats.js')
 const { hasPostgres, startPostgres } = require('./support/postgres.js')
@@ -308,16 +309,45 @@ if (hasNats() && hasPostgres()) {
         .replace('nats://localhost:4222', broker.url)
         .replace('postgresql://postgres@localhost:5432/postgres', database.url)
       const run = (script) => shell(`cd ${JSON.stringify(directory)}\n${script}`)
-      const [plugins, builds, programs, outputs] = ['ts', 'bash', 'js', 'text'].map((language) => examples(file, language))
-      for (const [place, name] of ['orders', 'greeter'].entries()) {
-        writeFileSync(join(directory, `${name}.ts`), plugins[place])
-        writeFileSync(join(directory, 'main.js'), here(programs[place]))
-        await run(builds[place])
-        expect(await run(`${JSON.stringify(process.execPath)} main.js`)).toBe(outputs[place])
-      }
+      const [[plugin], [build], [program], [output]] = ['ts', 'bash', 'js', 'text'].map((language) => examples(file, language))
+      writeFileSync(join(directory, 'orders.ts'), plugin)
+      writeFileSync(join(directory, 'main.js'), here(program))
+      await run(build)
+      expect(await run(`${JSON.stringify(process.execPath)} main.js`)).toBe(output)
     } finally {
       await Promise.all(servers.map((server) => server.stop()))
       rmSync(directory, { recursive: true, maxRetries: 10 })
     }
   })
 }
+
+test('docs/how-to/triggers.md: its programs print what it shows, and its configuration serves', async () => {
+  const file = 'docs/how-to/triggers.md'
+  const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
+  const servers = []
+  try {
+    servers.push(await startNats(['-js', '-sd', directory]), await startMosquitto())
+    const [nats, mosquitto] = servers
+    symlinkSync(join(ROOT, 'node_modules'), join(directory, 'node_modules'), 'dir')
+    const here = (text) => text.replaceAll('nats://localhost:4222', nats.url).replaceAll('mqtt://localhost:1883', mosquitto.url)
+    const run = (script) => shell(`cd ${JSON.stringify(directory)}\n${script}`)
+    writeFileSync(join(directory, 'orders.ts'), examples(file, 'ts')[0])
+    await run(examples(file, 'bash')[0])
+    const outputs = examples(file, 'text')
+    for (const [place, program] of examples(file, 'js').entries()) {
+      writeFileSync(join(directory, 'main.js'), here(program))
+      expect(await run(`${JSON.stringify(process.execPath)} main.js`)).toBe(outputs[place])
+    }
+    writeFileSync(join(directory, 'config.yaml'), `server: { port: 0, drainMs: 0 }\n${here(examples(file, 'yaml')[0])}`)
+    const { child, ended, url } = await startServer({}, ['bin/extism-host.js', 'serve', '--config', join(directory, 'config.yaml')])
+    try {
+      expect((await fetch(`${url}/health/ready`)).status).toBe(200)
+    } finally {
+      child.kill()
+      await ended
+    }
+  } finally {
+    await Promise.all(servers.map((server) => server.stop()))
+    rmSync(directory, { recursive: true, maxRetries: 10 })
+  }
+})

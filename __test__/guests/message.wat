@@ -9,4 +9,9 @@
   ;; Answers with nothing.
   (func (export "silent"))
   (func (export "trap") unreachable)
+  ;; Traps at each third call. The instance is replaced then, so the count starts again.
+  (global $calls (mut i32) (i32.const 0))
+  (func (export "unreliable")
+    (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+    (if (i32.eq (global.get $calls) (i32.const 3)) (then unreachable)))
   (func (export "endless") (loop $again (br $again))))

@@ -33,10 +33,10 @@ function runNode (args, { env, timeout = 60_000 } = {}) {
   })
 }
 
-/** Starts `server.js`, or another program, on a free port; resolves when it listens. */
+/** Starts `server.js`, or another program with its arguments, on a free port; resolves when it listens. */
 function startServer (env, program = 'server.js') {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [program], {
+    const child = spawn(process.execPath, [program].flat(), {
       cwd: ROOT,
       env: { ...process.env, PORT: '0', HOST: '127.0.0.1', DRAIN_MS: '0', ...env }
     })

@@ -55,3 +55,14 @@ expectType<Promise<void>>(app.extism.reload('file'))
 expectType<Promise<void>>(app.extism.update({ file: 'new.wasm', added: { source: 'added.wasm', useWasi: true }, old: null }))
 expectError(app.extism.update({ file: 5 }))
 expectType<void>(app.extism.drain())
+
+app.register(extismHost, {
+  plugins: { orders: 'orders.wasm' },
+  connections: { events: { nats: 'nats://localhost', user: 'a' }, sensors: { mqtt: 'mqtt://localhost' } },
+  triggers: [
+    { nats: 'greet.*', queue: 'workers', connection: 'events', plugin: 'orders', function: 'greet', concurrency: 1, timeoutMs: 1 },
+    { jetStream: 'orders.*', stream: 'ORDERS', consumer: 'workers', plugin: 'orders', function: 'order', maxDeliver: 3, deadLetterSubject: 'dead.orders' },
+    { mqtt: 'sensors/+', clientId: 'a', plugin: 'orders', function: 'measure', backoffMs: [1_000] }
+  ]
+})
+expectError(app.register(extismHost, { plugins: { orders: 'orders.wasm' }, triggers: [{ jetStream: 'orders.*', plugin: 'orders', function: 'order' }] }))

@@ -2,7 +2,7 @@ import type { CallContext, CallOptions, PluginOutput } from 'extism-host'
 
 declare const made: unique symbol
 
-/** A connection that guests may name, made by `nats` or `postgres`. */
+/** A connection that guests may name, made by `mqtt`, `nats` or `postgres`. */
 export interface Connection {
   readonly [made]: true
 }
@@ -162,10 +162,60 @@ export function nats (connection: NatsClient, options?: NatsOptions): Connection
  */
 export function postgres (pool: PostgresPool, options: PostgresOptions): Connection
 
+/** The methods that `mqtt` needs of a client of `mqtt`. */
+export interface MqttClient {
+  readonly connected: boolean
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  publish (...args: any[]): any
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  publishAsync (...args: any[]): Promise<any>
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  subscribe (...args: any[]): any
+}
+
+/** The permissions and limits of guests on an MQTT broker. */
+export interface MqttOptions {
+  /**
+   * The topics that guests may publish to. `+` stands for one level, `#` for any number at the end. A wildcard in the first
+   * place does not match topics that begin with `$`, such as `$SYS/…`.
+   * @default []
+   */
+  publish?: string[]
+  /**
+   * The topics whose messages guests may have retained, in the same form. Such a topic must match `publish`, too.
+   * @default []
+   */
+  retain?: string[]
+  /**
+   * The bytes that a message may have.
+   * @default 1048576 (1 MiB)
+   */
+  maxPayloadBytes?: number
+  /**
+   * The messages that may be on their way to the broker. A guest that would exceed it waits.
+   * @default 100
+   */
+  maxUnacknowledged?: number
+  /**
+   * The longest that a guest waits for the broker. The deadline of its call may end the wait earlier.
+   * @default 30000
+   */
+  timeoutMs?: number
+}
+
+/**
+ * Lets guests publish on a client of `mqtt`. The client stays yours: nothing here closes it.
+ *
+ * @example
+ * const functions = connect({ sensors: mqtt(client, { publish: ['sensors/+'] }) })
+ */
+export function mqtt (client: MqttClient, options?: MqttOptions): Connection
+
 /** The methods that a trigger needs of a connection of `@nats-io/transport-node`. */
 export interface NatsSubscriber {
   // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
   subscribe (subject: string, options?: any): any
+  flush (): Promise<void>
 }
 
 /** A plugin of `createPlugin`, or one of `app.extism.plugin(name)`, which reloads do not change. */
@@ -173,62 +223,176 @@ export interface TriggeredPlugin {
   call (name: string, input: Uint8Array, hostContext: undefined, options?: CallOptions): Promise<PluginOutput | null>
 }
 
-/** Options of `natsTrigger`. */
-export interface NatsTriggerOptions {
-  /** The subject to subscribe to, with wildcards if you like. */
-  subject: string
-  /** The queue group. Each message goes to one of its members, in whichever process that is. */
-  queue?: string
+/** Options of all triggers. */
+export interface TriggerOptions<Origin> {
   /** The plugin to call. */
   plugin: TriggeredPlugin
-  /**
-   * The function to call. Its input is a line of JSON, `{"subject": …, "headers": …}`, and after that line the message. Its
-   * output is the answer, if the sender waits for one.
-   */
+  /** The function to call. Its input is a line of JSON about the message, and after that line the message. */
   function: string
   /**
    * The number of calls at the same time.
    * @default 16
    */
   concurrency?: number
+  /** The milliseconds that a call may run, instead of the plugin's `timeoutMs`. */
+  timeoutMs?: number
+  /** Called with the error of a call, or of the broker. It must not throw. */
+  onError: (error: unknown, origin: Origin) => void
+}
+
+/** Options of triggers that deliver a message again if its call fails. */
+export interface RedeliveryOptions {
+  /**
+   * The number of calls for a message. If the last one fails, the message becomes a dead letter. It needs a destination for
+   * dead letters. Without one, a message is delivered again until its call succeeds. Errors that say nothing about the message
+   * (`CLOSED`, `QUEUE_FULL`, `UNAVAILABLE`, `OUT_OF_RESOURCES`, `STORE_UNAVAILABLE`) never make it a dead letter.
+   * @default 5, with a destination for dead letters
+   */
+  maxDeliver?: number
+  /**
+   * The pauses before further calls, in milliseconds. The last one repeats.
+   * @default [1000, 5000, 30000]
+   */
+  backoffMs?: number[]
+}
+
+/** The counters of a trigger. */
+export interface TriggerStats {
+  /** Messages that the broker has delivered; each delivery counts. */
+  received: number
+  /** Messages whose call has succeeded. */
+  handled: number
+  /** Calls that have failed. */
+  failed: number
+  /** Deliveries and calls after the first of a message. Some of these messages may have been handled before. */
+  redelivered: number
+  /** Messages that became dead letters. */
+  deadLettered: number
+  /** Messages that came when `maxPending` others were waiting, and that nobody delivers again. */
+  dropped: number
+  /** Calls that are running. */
+  inFlight: number
+  /** Messages that wait for a call. */
+  pending: number
+}
+
+/** Calls a plugin for messages, until it is closed. */
+export interface Trigger {
+  /** Returns the counters since the trigger was made. */
+  stats (): TriggerStats
+  /** Resolves if the broker responds. It rejects, or does not resolve for now, if the broker is lost. */
+  checkReady (): Promise<void>
+  /**
+   * Takes no further messages, and resolves once those that have come are handled. A connection that was passed stays open.
+   */
+  close (): Promise<void>
+}
+
+/** Options of `natsTrigger`. */
+export interface NatsTriggerOptions extends TriggerOptions<{ subject: string }> {
+  /** The subject to subscribe to, with wildcards if you like. */
+  subject: string
+  /** The queue group. Each message goes to one of its members, in whichever process that is. */
+  queue?: string
   /**
    * The number of messages that may wait for a call. One more is dropped; its sender gets the error 503, `BUSY`.
    * @default 1000
    */
   maxPending?: number
-  /** The milliseconds that a call may run, instead of the plugin's `timeoutMs`. */
-  timeoutMs?: number
-  /**
-   * Called with the error of a call, or of the subscription. It must not throw. The sender, if it waits for an answer, gets
-   * the headers `Nats-Service-Error-Code: 500` and `Nats-Service-Error` with the error's code.
-   */
-  onError: (error: unknown, origin: { subject: string }) => void
-}
-
-/** The numbers of a trigger's messages. */
-export interface NatsTriggerStats {
-  received: number
-  /** Messages whose call has succeeded. */
-  succeeded: number
-  /** Messages whose call has failed. */
-  failed: number
-  /** Messages that came when `maxPending` others were waiting. */
-  dropped: number
-  /** Calls that are running. */
-  running: number
-  /** Messages that wait for a call. */
-  pending: number
-}
-
-/** A subscription whose messages a plugin processes. */
-export interface NatsTrigger {
-  stats (): NatsTriggerStats
-  /** Takes no further messages, and resolves once those that have come are processed. The connection stays open. */
-  close (): Promise<void>
 }
 
 /**
  * Calls a plugin for each message of a subject. Messages are delivered at most once, as always in NATS without JetStream: a
  * message whose call fails is not delivered again.
+ *
+ * The line of JSON is `{"subject": …, "headers": …}`. The function's output is the answer, if the sender waits for one. If the
+ * call fails, the sender gets the headers `Nats-Service-Error-Code: 500` and `Nats-Service-Error` with the error's code.
  */
-export function natsTrigger (connection: NatsSubscriber, options: NatsTriggerOptions): NatsTrigger
+export function natsTrigger (connection: NatsSubscriber, options: NatsTriggerOptions): Trigger
+
+/** Options of `jetStreamTrigger`. */
+export interface JetStreamTriggerOptions extends TriggerOptions<{ subject: string }>, RedeliveryOptions {
+  /** The stream. It must exist. */
+  stream: string
+  /**
+   * The durable consumer. It is made if it is missing. Triggers that name the same one share its messages, in whichever
+   * processes they are.
+   */
+  consumer: string
+  /**
+   * The subject of the messages, with wildcards if you like.
+   * @default all messages of the stream
+   */
+  subject?: string
+  /**
+   * The milliseconds after the loss of a process until its messages are delivered again, if the trigger makes the consumer.
+   * Calls may take longer.
+   * @default 30000
+   */
+  ackWaitMs?: number
+  /** The subject of dead letters. A stream must store it. */
+  deadLetterSubject?: string
+}
+
+/**
+ * Calls a plugin for each message of a stream, at least once: a message is acknowledged only after its call has succeeded, or
+ * after its dead letter is stored. A message may come twice, for example if the process ends before its acknowledgement arrives.
+ *
+ * The line of JSON is `{"subject": …, "headers": …, "stream": …, "sequence": …, "delivery": …}`. `stream` and `sequence` identify a
+ * message; `delivery` is 1 the first time. The function's output is ignored.
+ *
+ * @throws `INVALID_ARGUMENT` if the consumer exists and could lose messages, or if no stream stores the dead letters
+ * @throws the client's error if the stream does not exist, or if the server cannot be reached
+ * @example
+ * const trigger = await jetStreamTrigger(connection, {
+ *   stream: 'ORDERS', consumer: 'workers', plugin, function: 'order', deadLetterSubject: 'dead.orders', onError: console.error
+ * })
+ */
+export function jetStreamTrigger (connection: NatsSubscriber, options: JetStreamTriggerOptions): Promise<Trigger>
+
+/** A broker: its `url`, and options of `connect` of the package `mqtt`. */
+export interface MqttBroker {
+  url?: string
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  [option: string]: any
+}
+
+/** Options of `mqttTrigger`. */
+export interface MqttTriggerOptions extends TriggerOptions<{ topic: string }>, RedeliveryOptions {
+  /**
+   * The name of the session, in which the broker keeps messages while the trigger is not there. Each process needs its own, the
+   * same after each start.
+   */
+  clientId: string
+  /** The topic to subscribe to, with wildcards if you like. Triggers with `$share/<group>/<topic>` share the messages. */
+  topic: string
+  /**
+   * The messages with QoS 0 that may wait for a call. One more is dropped.
+   * @default 1000
+   */
+  maxPending?: number
+  /** The topic of dead letters. Somebody must subscribe to it, or the broker would drop them. */
+  deadLetterTopic?: string
+  /**
+   * The topics at which senders may want answers (the property `responseTopic` of MQTT 5), with wildcards if you like. The
+   * function's output is the answer.
+   * @default []
+   */
+  replyTopics?: string[]
+}
+
+/**
+ * Calls a plugin for each message of a topic, with QoS 1 at least once: a message is acknowledged only after its call has
+ * succeeded, or after the broker has its dead letter. It opens a connection of its own, and closes it.
+ *
+ * The line of JSON is `{"topic": …, "headers": …, "redelivered": …}`. `headers` are the user properties of MQTT 5, and
+ * `redelivered` tells whether the message may have been handled before.
+ *
+ * @throws `ACCESS_DENIED` if the broker refuses the subscription
+ * @throws the client's error if the broker cannot be reached
+ * @example
+ * const trigger = await mqttTrigger('mqtt://localhost:1883', {
+ *   clientId: 'meter-1', topic: 'sensors/+', plugin, function: 'measure', onError: console.error
+ * })
+ */
+export function mqttTrigger (broker: string | MqttBroker, options: MqttTriggerOptions): Promise<Trigger>

@@ -118,6 +118,57 @@ declare namespace extismHost {
     isBase64?: boolean
   }
 
+  /** A broker of triggers. */
+  export type BrokerConnection =
+    // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+    | { nats: string, [option: string]: any }
+    // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+    | { mqtt: string, [option: string]: any }
+    // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+    | { subscribe (subject: string, options?: any): any, flush (): Promise<void> }
+
+  /** Options of all triggers of the app. */
+  export interface PluginTriggerOptions {
+    /**
+     * The name of a connection in `connections`.
+     * @defaultValue the only one to such a broker
+     */
+    connection?: string
+    /** The name of a plugin in `plugins`. */
+    plugin: string
+    /** The function to call. If the plugin does not have it, the app fails to start. */
+    function: string
+    /**
+     * The number of calls at the same time.
+     * @defaultValue 16
+     */
+    concurrency?: number
+    /** The time limit of a call in milliseconds, instead of the plugin's `timeoutMs`. */
+    timeoutMs?: number
+  }
+
+  /** A trigger of the app: `nats`, `jetStream` or `mqtt` with a subject or topic, and options of `extism-host/connect`. */
+  export type PluginTrigger =
+    | PluginTriggerOptions & { nats: string, queue?: string, maxPending?: number }
+    | PluginTriggerOptions & {
+      jetStream: string
+      stream: string
+      consumer: string
+      ackWaitMs?: number
+      maxDeliver?: number
+      backoffMs?: number[]
+      deadLetterSubject?: string
+    }
+    | PluginTriggerOptions & {
+      mqtt: string
+      clientId: string
+      maxPending?: number
+      maxDeliver?: number
+      backoffMs?: number[]
+      deadLetterTopic?: string
+      replyTopics?: string[]
+    }
+
   /** The options of the registration. */
   export interface ExtismHostOptions {
     /**
@@ -129,14 +180,24 @@ declare namespace extismHost {
     plugins: Record<string, ManifestLike | PromiseLike<ManifestLike> | PluginDefinition | Plugin>
     /** Routes that run functions of the plugins. */
     routes?: PluginRoute[]
+    /**
+     * The brokers of the triggers, by name: the URL of a broker with options of its client, or an open connection to NATS. The
+     * app opens and closes connections given by a URL; an open one stays open when the app closes.
+     */
+    connections?: Record<string, BrokerConnection>
+    /**
+     * Calls plugins for messages, from when the app is ready until it closes. The app logs failed calls; `onError` is not an
+     * option. Readiness includes the brokers, and the metrics count messages by outcome.
+     */
+    triggers?: PluginTrigger[]
     /** The default `store` of the plugins opened here. */
     store?: MemoryStore | Store | StoreAccess
     /**
      * Adds two routes for orchestrators:
      *
      * - `GET /health/live`: 200 while the process responds.
-     * - `GET /health/ready`: 200 if all plugins are open and serve calls, and all known stores respond within a
-     *   second and are not full; else 503.
+     * - `GET /health/ready`: 200 if all plugins are open and serve calls, all known stores respond within a
+     *   second and are not full, and the brokers of all triggers respond within a second; else 503.
      *
      * `prefix` replaces `/health`. `config` is the `config` of the routes, in which `rateLimit` is `false` by
      * default.
@@ -144,8 +205,8 @@ declare namespace extismHost {
      */
     health?: boolean | { prefix?: string, config?: FastifyContextConfig & Record<string, unknown> }
     /**
-     * Adds `GET /metrics` for Prometheus: calls by plugin, function and code, their durations, and the counters of
-     * `stats()`. `prefix` replaces `/metrics`, and `config` is the `config` of the route, as in `health`.
+     * Adds `GET /metrics` for Prometheus: calls by plugin, function and code, their durations, the counters of
+     * `stats()`, and the messages of triggers. `prefix` replaces `/metrics`, and `config` is the `config` of the route, as in `health`.
      *
      * With `register`, a registry of prom-client, the metrics are added to that registry until the app closes. Then
      * there is a route only with a `prefix`; it shows all metrics of the registry.

@@ -151,8 +151,15 @@ function asAdmin ({ uploads, ...admin }, absolute) {
   return uploads === undefined ? admin : { ...admin, uploads: { ...uploads, directory: absolute(uploads.directory) } }
 }
 
+/** Reads the authorities of a connection, which each client expects elsewhere. */
+function asConnection (name, { ca, ...connection }, absolute) {
+  if (ca === undefined) return connection
+  const pem = String(read(absolute(ca), `connections.${name}.ca`))
+  return connection.nats === undefined ? { ...connection, ca: pem } : { ...connection, tls: { ca: pem } }
+}
+
 /** Converts a valid configuration for `serve`. */
-function withDefaults ({ server, store = 'memory:', plugins, admin, ...rest }, absolute) {
+function withDefaults ({ server, store = 'memory:', plugins, admin, connections, ...rest }, absolute) {
   const { url, ca, startTimeoutMs = STORE_START_MS, ...storeOptions } = typeof store === 'string' ? { url: store } : store
   const { tls, ...others } = server ?? {}
   return {
@@ -164,6 +171,7 @@ function withDefaults ({ server, store = 'memory:', plugins, admin, ...rest }, a
     store: { url, startTimeoutMs, options: ca === undefined ? storeOptions : { ...storeOptions, ca: read(absolute(ca), 'store.ca') } },
     plugins: Object.fromEntries(Object.entries(plugins).map(([name, plugin]) => [name, asPlugin(name, plugin, absolute)])),
     ...(admin === undefined ? {} : { admin: asAdmin(admin, absolute) }),
+    ...(connections === undefined ? {} : { connections: Object.fromEntries(Object.entries(connections).map(([name, connection]) => [name, asConnection(name, connection, absolute)])) }),
     ...rest
   }
 }

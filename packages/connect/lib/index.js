@@ -4,6 +4,9 @@
 
 const { USER_NAMESPACE, asInteger, describe, invalidArgument, isObject, pick } = require('extism-host/internal')
 const { Connection } = require('./connection.js')
+const { jetStreamTrigger } = require('./jetstream-trigger.js')
+const { mqtt } = require('./mqtt.js')
+const { mqttTrigger } = require('./mqtt-trigger.js')
 const { nats } = require('./nats.js')
 const { natsTrigger } = require('./nats-trigger.js')
 const { postgres } = require('./postgres.js')
@@ -19,7 +22,7 @@ function connect (connections, options = {}) {
   const byName = new Map(Object.entries(connections))
   for (const [name, connection] of byName) {
     if (!(connection instanceof Connection)) {
-      throw invalidArgument(`the connection "${name}" must be made by nats() or postgres(), and is ${describe(connection)}`)
+      throw invalidArgument(`the connection "${name}" must be made by mqtt(), nats() or postgres(), and is ${describe(connection)}`)
     }
   }
   const { maxRequestBytes, onError = () => {} } = pick(options, OPTIONS, 'the options of connect')
@@ -49,4 +52,4 @@ function connect (connections, options = {}) {
   }
 }
 
-module.exports = { connect, nats, natsTrigger, postgres }
+module.exports = { connect, jetStreamTrigger, mqtt, mqttTrigger, nats, natsTrigger, postgres }

@@ -1,40 +1,32 @@
 'use strict'
 
-// Calls a plugin for each message of a subject of NATS.
+// Calls a plugin for each message of a subject of NATS, at most once.
 
-const { MAX_TIMER_MS, MAX_U32, asInteger, describe, invalidArgument, pick } = require('extism-host/internal')
+const { MAX_U32, asInteger, describe, invalidArgument } = require('extism-host/internal')
 const { asRecord, newHeaders } = require('./nats-headers.js')
 const { withPayload } = require('./protocol.js')
 const { isPattern } = require('./subjects.js')
-
-const OPTIONS = {
-  subject: 'subject',
-  queue: 'queue',
-  plugin: 'plugin',
-  function: 'function',
-  concurrency: 'concurrency',
-  maxPending: 'maxPending',
-  timeoutMs: 'timeoutMs',
-  onError: 'onError'
-}
+const { Batch, MessageQueue, asTriggerOptions, callPlugin, codeOf, newCounts } = require('./trigger.js')
 
 /** The headers by which services on NATS report errors. */
 const ERROR = 'Nats-Service-Error'
 const ERROR_CODE = 'Nats-Service-Error-Code'
 
-/** A subscription whose messages a plugin processes. */
+/** A subscription whose messages a plugin handles. */
 class NatsTrigger {
+  #connection
   #options
   #subscription
-  #pending = []
-  #running = 0
-  #counts = { received: 0, succeeded: 0, failed: 0, dropped: 0 }
-  #idle = []
+  #queue
+  #counts = newCounts()
+  #answers = new Batch()
   #makeHeaders
 
   constructor (connection, options) {
+    this.#connection = connection
     this.#options = options
     this.#makeHeaders = newHeaders()
+    this.#queue = new MessageQueue(options.concurrency, (message) => this.#handle(message))
     this.#subscription = connection.subscribe(options.subject, {
       queue: options.queue,
       callback: (error, message) => {
@@ -46,31 +38,23 @@ class NatsTrigger {
 
   #receive (message) {
     this.#counts.received++
-    if (this.#running < this.#options.concurrency) this.#run(message)
-    else if (this.#pending.length < this.#options.maxPending) this.#pending.push(message)
+    if (!this.#queue.isBusy || this.#queue.pending < this.#options.maxPending) this.#queue.add(message)
     else {
       this.#counts.dropped++
       this.#respond(message, undefined, { code: 503, text: 'BUSY' })
     }
   }
 
-  async #run (message) {
-    this.#running++
-    const { plugin, function: name, timeoutMs } = this.#options
+  async #handle (message) {
     try {
       const input = withPayload({ subject: message.subject, headers: asRecord(message.headers) }, message.data)
-      const output = await plugin.call(name, input, undefined, timeoutMs === undefined ? undefined : { timeoutMs })
-      this.#counts.succeeded++
-      this.#respond(message, output?.bytes())
+      const output = await callPlugin(this.#options, input)
+      this.#counts.handled++
+      if (message.reply) this.#respond(message, output?.bytes())
     } catch (error) {
       this.#counts.failed++
       this.#options.onError(error, { subject: message.subject })
-      this.#respond(message, undefined, { code: 500, text: typeof error?.code === 'string' ? error.code : 'FAILED' })
-    } finally {
-      this.#running--
-      const next = this.#pending.shift()
-      if (next !== undefined) this.#run(next)
-      else if (this.#running === 0) for (const resolve of this.#idle.splice(0)) resolve()
+      this.#respond(message, undefined, { code: 500, text: codeOf(error) })
     }
   }
 
@@ -82,22 +66,29 @@ class NatsTrigger {
       headers.set(ERROR, error.text)
       headers.set(ERROR_CODE, String(error.code))
     }
-    try {
-      message.respond(payload, { headers })
-    } catch (error) {
-      this.#options.onError(error, { subject: message.subject })
-    }
+    this.#answers.add(() => {
+      try {
+        message.respond(payload, { headers })
+      } catch (error) {
+        this.#options.onError(error, { subject: message.subject })
+      }
+    })
   }
 
   stats () {
-    return { ...this.#counts, running: this.#running, pending: this.#pending.length }
+    return { ...this.#counts, inFlight: this.#queue.inFlight, pending: this.#queue.pending }
   }
 
-  /** Takes no further messages, and resolves once those that have come are processed. */
+  async checkReady () {
+    await this.#connection.flush()
+  }
+
+  /** Takes no further messages, and resolves once those that have come are handled. */
   async close () {
     // Draining fails only if the connection is closed or lost; nothing comes then either.
     if (!this.#subscription.isClosed()) await this.#subscription.drain().catch(() => this.#subscription.unsubscribe())
-    if (this.#running > 0) await new Promise((resolve) => this.#idle.push(resolve))
+    await this.#queue.idle()
+    this.#answers.flush()
   }
 }
 
@@ -105,22 +96,10 @@ function natsTrigger (connection, options) {
   if (typeof connection?.subscribe !== 'function') {
     throw invalidArgument(`natsTrigger takes a connection of @nats-io/transport-node, not ${describe(connection)}`)
   }
-  const { subject, queue, plugin, function: name, onError, ...given } = pick(options, OPTIONS, 'the options of natsTrigger')
+  const { subject, queue, maxPending, ...common } = asTriggerOptions(options, ['subject', 'queue', 'maxPending'], 'natsTrigger')
   if (!isPattern(subject)) throw invalidArgument(`subject must be a subject such as 'orders.*', not ${describe(subject)}`)
   if (queue !== undefined && typeof queue !== 'string') throw invalidArgument(`queue must be a string, not ${describe(queue)}`)
-  if (typeof plugin?.call !== 'function') throw invalidArgument(`plugin must be a plugin, not ${describe(plugin)}`)
-  if (typeof name !== 'string') throw invalidArgument(`function must be the name of a function, not ${describe(name)}`)
-  if (typeof onError !== 'function') throw invalidArgument(`onError must be a function, not ${describe(onError)}`)
-  return new NatsTrigger(connection, {
-    subject,
-    queue,
-    plugin,
-    function: name,
-    onError,
-    concurrency: asInteger(given.concurrency, 'concurrency', 16, MAX_U32),
-    maxPending: asInteger(given.maxPending, 'maxPending', 1_000, MAX_U32, 0),
-    timeoutMs: asInteger(given.timeoutMs, 'timeoutMs', undefined, MAX_TIMER_MS)
-  })
+  return new NatsTrigger(connection, { ...common, subject, queue, maxPending: asInteger(maxPending, 'maxPending', 1_000, MAX_U32, 0) })
 }
 
 module.exports = { natsTrigger }

@@ -5,17 +5,15 @@
 const { setTimeout: sleep } = require('node:timers/promises')
 const { codedError } = require('extism-host/internal')
 
-const STORE_MILLISECONDS = 1_000
+const CHECK_MILLISECONDS = 1_000
 
 /** The key that is written to check whether a full store has space again. */
 const PROBE_KEY = 'extism-host:probe'
 
-/** Rejects if a store's reply is an error or does not come in time. */
-async function inTime (reply) {
+/** Rejects if a reply is an error or does not come in time. */
+async function inTime (reply, tooLateError) {
   const answered = new AbortController()
-  const tooLate = sleep(STORE_MILLISECONDS, undefined, { signal: answered.signal }).then(() => {
-    throw codedError('STORE_UNAVAILABLE', `the store did not respond within ${STORE_MILLISECONDS} ms`)
-  })
+  const tooLate = sleep(CHECK_MILLISECONDS, undefined, { signal: answered.signal }).then(() => { throw tooLateError() })
   try {
     await Promise.race([reply, tooLate])
   } finally {
@@ -24,10 +22,14 @@ async function inTime (reply) {
   }
 }
 
+const storeInTime = (reply) => inTime(reply, () => codedError('STORE_UNAVAILABLE', `the store did not respond within ${CHECK_MILLISECONDS} ms`))
+
+const brokerInTime = (reply) => inTime(reply, () => codedError('UNAVAILABLE', `the broker of a trigger did not respond within ${CHECK_MILLISECONDS} ms`))
+
 /** Rejects if a store is full. Other errors of the write do not matter here. */
 async function writeProbe (store) {
   try {
-    await store.set(PROBE_KEY, '', { ttlMs: STORE_MILLISECONDS })
+    await store.set(PROBE_KEY, '', { ttlMs: CHECK_MILLISECONDS })
   } catch (error) {
     if (error.code === 'STORE_FULL') throw error
     return
@@ -50,8 +52,8 @@ class StoreChecks {
     const failures = names.reduce((sum, name) => sum + (this.#plugins.plugin(name).stats().store.failed.STORE_FULL ?? 0), 0)
     if (failures !== this.#failures) this.#isSuspect = true
     this.#failures = failures
-    if (!this.#isSuspect) return stores.map((store) => inTime(store.has('')))
-    const checks = stores.map((store) => inTime(writeProbe(store)))
+    if (!this.#isSuspect) return stores.map((store) => storeInTime(store.has('')))
+    const checks = stores.map((store) => storeInTime(writeProbe(store)))
     Promise.all(checks).then(() => { this.#isSuspect = false }, () => {})
     return checks
   }
@@ -71,7 +73,7 @@ function probeOptions (config) {
   return { logLevel: 'warn', schema: { hide: true }, config: { rateLimit: false, pressureHandler: () => {}, ...config } }
 }
 
-function addHealth (scope, { prefix, config }, plugins) {
+function addHealth (scope, { prefix, config }, plugins, triggers) {
   plugins.trackUnavailable()
   const storeChecks = new StoreChecks(plugins)
   const options = probeOptions(config)
@@ -84,13 +86,14 @@ function addHealth (scope, { prefix, config }, plugins) {
       reply.code(503).header('cache-control', 'no-store')
       return { status: 'draining' }
     }
-    const [pluginStatus, storeStatus] = await Promise.all([
+    const [pluginStatus, storeStatus, triggerStatus] = await Promise.all([
       statusOf(plugins.names.map((name) => plugins.plugin(name).checkReady()), request.log),
-      statusOf(storeChecks.run(), request.log)
+      statusOf(storeChecks.run(), request.log),
+      statusOf(triggers.list.map(({ trigger }) => brokerInTime(trigger.checkReady())), request.log)
     ])
-    const isReady = pluginStatus === 'ok' && storeStatus === 'ok'
+    const isReady = [pluginStatus, storeStatus, triggerStatus].every((status) => status === 'ok')
     reply.code(isReady ? 200 : 503).header('cache-control', 'no-store')
-    return { status: isReady ? 'ok' : 'unavailable', plugins: pluginStatus, store: storeStatus }
+    return { status: isReady ? 'ok' : 'unavailable', plugins: pluginStatus, store: storeStatus, ...(triggers.list.length > 0 && { triggers: triggerStatus }) }
   })
 }
 

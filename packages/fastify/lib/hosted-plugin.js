@@ -159,7 +159,7 @@ async function openVersion ({ name, external, source, options, functions, smoke,
   const plugin = external ?? await createPlugin(uploaded === undefined ? source : withMainModule(source, uploaded), options)
   try {
     for (const one of functions) {
-      if (!await plugin.functionExists(one)) throw invalidArgument(`it has no function "${one}", which a route calls`)
+      if (!await plugin.functionExists(one)) throw invalidArgument(`it has no function "${one}", which a route or a trigger calls`)
     }
     if (smoke !== undefined) await runSmokeCall(plugin, smoke)
     return { plugin, openedAt: new Date(), upload: uploaded && describeUpload(uploaded) }

@@ -11,6 +11,7 @@ const { addMetrics } = require('./metrics.js')
 const { asOptions } = require('./options.js')
 const { Plugins } = require('./plugins.js')
 const { addRoutes } = require('./routes.js')
+const { Triggers } = require('./triggers.js')
 
 async function extismHost (fastify, options) {
   // Only an own property is an error: a nested scope may have a registration of its own.
@@ -19,21 +20,29 @@ async function extismHost (fastify, options) {
       'put all plugins into one registration, or register it again in a nested scope')
   }
   const define = (plugins) => asOptions({ ...options, plugins }, fastify.log)
-  const { routes, store, health, metrics, admin, docs, prefix, closeTimeoutMs } = define(options.plugins)
+  const { routes, store, health, metrics, admin, docs, prefix, closeTimeoutMs, connections, triggers: definitions } = define(options.plugins)
   const plugins = await Plugins.open(options.plugins, define)
+  const triggers = new Triggers({ connections, triggers: definitions }, plugins, fastify.log)
+  // When all of the app is ready: messages may come at once.
+  fastify.addHook('onReady', () => triggers.open())
   fastify.addHook('preClose', (done) => {
     plugins.endCallsAfter(closeTimeoutMs)
+    // While the app closes its connections, its triggers finish their calls.
+    triggers.close().catch((error) => fastify.log.error(error))
     done()
   })
-  fastify.addHook('onClose', () => plugins.close())
+  fastify.addHook('onClose', async () => {
+    await triggers.close()
+    await plugins.close()
+  })
   fastify.decorate('extism', plugins)
   if (docs !== undefined) await addDocs(fastify, docs)
   const described = docs === undefined ? routes : routes.map(withDocs)
   // Scopes of their own, so that the app's other routes keep their parsers, and probes get none of the routes' hooks.
   fastify.register(async (scope) => addRoutes(scope, plugins, described), { prefix })
   fastify.register(async (scope) => {
-    if (health !== undefined) addHealth(scope, health, plugins)
-    if (metrics !== undefined) addMetrics(scope, metrics, plugins)
+    if (health !== undefined) addHealth(scope, health, plugins, triggers)
+    if (metrics !== undefined) addMetrics(scope, metrics, plugins, triggers)
     if (admin !== undefined) addAdmin(scope, admin, plugins, store)
   }, { prefix })
 }

@@ -65,12 +65,38 @@ function showStats (registers, plugins) {
   show(Counter, 'store_failures_total', 'Operations of guests that were refused or failed, by code', ({ store }) => store.failed, 'code')
 }
 
+/** The counters of a trigger that are outcomes of messages, with their labels. */
+const OUTCOMES = { handled: 'handled', failed: 'failed', redelivered: 'redelivered', deadLettered: 'dead_lettered', dropped: 'dropped' }
+
+/** Exports the counters of the triggers. Triggers with the same labels add up. */
+function showTriggers (registers, triggers) {
+  const show = (metric, labelNames, add) => metric({
+    labelNames: ['trigger', 'plugin', 'function', ...labelNames],
+    registers,
+    collect () {
+      this.reset()
+      for (const { labels, trigger } of triggers.list) add(this, labels, trigger.stats())
+    }
+  })
+  const counter = (options) => new Counter({
+    name: 'extism_trigger_messages_total',
+    help: 'Messages of triggers, by outcome; failed and redelivered count each delivery',
+    ...options
+  })
+  const gauge = (options) => new Gauge({ name: 'extism_trigger_in_flight_messages', help: 'Messages of triggers whose call is running', ...options })
+  show(counter, ['outcome'], (metric, labels, stats) => {
+    for (const [key, outcome] of Object.entries(OUTCOMES)) metric.inc({ ...labels, outcome }, stats[key])
+  })
+  show(gauge, [], (metric, labels, { inFlight }) => metric.inc(labels, inFlight))
+}
+
 /** Adds metrics to a registry of their own and to `register`, which outlives the app. */
-function addMetrics (scope, { prefix, config, register }, plugins) {
+function addMetrics (scope, { prefix, config, register }, plugins, triggers) {
   const registry = new Registry()
   const registers = register === undefined ? [registry] : [register, registry]
   observeCalls(registers, plugins)
   showStats(registers, plugins)
+  showTriggers(registers, triggers)
   scope.addHook('onClose', async () => {
     for (const { name } of registry.getMetricsAsArray()) register?.removeSingleMetric(name)
   })

@@ -5,11 +5,12 @@
 const { resolve } = require('node:path')
 const { Plugin } = require('extism-host')
 const { asBytes, asInteger, asOneOf, asStore, describe, encodingOf, functionsOf, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT, toJsonSchema } = require('extism-host/internal')
+const { asConnections, asTriggers } = require('./triggers.js')
 const { Uploads } = require('./uploads.js')
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
 // `prefix` and `logLevel` are Fastify's own: those of `register`.
-const KEYS = keys('plugins', 'routes', 'store', 'health', 'metrics', 'admin', 'docs', 'closeTimeoutMs', 'prefix', 'logLevel')
+const KEYS = keys('plugins', 'routes', 'connections', 'triggers', 'store', 'health', 'metrics', 'admin', 'docs', 'closeTimeoutMs', 'prefix', 'logLevel')
 /** Fastify itself checks those from `schema` on. */
 const ROUTE_KEYS = keys('method', 'url', 'plugin', 'function', 'mode', 'contentType', 'timeoutMs', 'errors', 'bodyLimit', 'schema',
   'attachValidation', 'childLoggerFactory', 'config', 'constraints', 'errorHandler', 'exposeHeadRoute', 'handlerTimeout', 'logLevel', 'logSerializers',
@@ -203,15 +204,19 @@ function storesOf (options) {
 
 /** `log` is the app's logger. */
 function asOptions (options, log) {
-  const { plugins, routes: routeList = [], store, health, metrics, admin, docs, closeTimeoutMs, prefix } = pick(options, KEYS, 'extism-host/fastify')
+  const { plugins, routes: routeList = [], connections: connectionList = {}, triggers: triggerList = [], store, health, metrics, admin, docs, closeTimeoutMs, prefix } = pick(options, KEYS, 'extism-host/fastify')
   const list = asPlugins(plugins, { store, log })
   const routes = asRoutes(routeList, list)
-  const functionsOf = (name) => routes.filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
+  const connections = asConnections(connectionList)
+  const triggers = asTriggers(triggerList, connections, list)
+  const functionsOf = (name) => [...routes, ...triggers].filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
   const checkedAdmin = asAdmin(admin)
   const uploads = checkedAdmin?.uploads && new Uploads(checkedAdmin.uploads.directory)
   return {
     definitions: list.map((one) => ({ ...one, functions: new Set(functionsOf(one.name)), uploads })),
     routes,
+    connections,
+    triggers,
     store: storesOf([store])[0],
     stores: storesOf([store, ...list.map(({ options }) => options?.store)]),
     health: asHealth(health),

@@ -1,0 +1,20 @@
+'use strict'
+
+// Publishes as many messages as each line of standard input says.
+
+const { createInterface } = require('node:readline')
+const { connect } = require('@nats-io/transport-node')
+
+async function main ([url, subject, text]) {
+  const connection = await connect({ servers: url })
+  console.log('ready')
+  for await (const line of createInterface({ input: process.stdin })) {
+    for (let left = Number(line); left > 0; left--) {
+      connection.publish(subject, text)
+      if (left % 500 === 0) await connection.flush()
+    }
+    await connection.flush()
+  }
+}
+
+main(process.argv.slice(2))

@@ -1,0 +1,266 @@
+'use strict'
+
+// Calls a plugin for each message of a JetStream consumer, at least once: a message is acknowledged only after its call has
+// succeeded, or after it has been stored as a dead letter.
+
+const { setTimeout: sleep } = require('node:timers/promises')
+const { MAX_TIMER_MS, asInteger, describe, invalidArgument } = require('extism-host/internal')
+const { asRecord, newHeaders } = require('./nats-headers.js')
+const { peer } = require('./peer.js')
+const { withPayload } = require('./protocol.js')
+const { isPattern, isSubject, subjectMatcher } = require('./subjects.js')
+const { Batch, MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter } = require('./trigger.js')
+
+/** The time that a request for messages waits at the server. */
+const FETCH_MS = 30_000
+
+/** The pause after an error of the consumer. */
+const RETRY_MS = 250
+
+/** The time that closing waits for the server, which may be lost. */
+const FLUSH_MS = 1_000
+
+const NANOSECONDS = 1e6
+const CONSUMER_NOT_FOUND = 10014
+
+class JetStreamTrigger {
+  #connection
+  #client
+  #ensureConsumer
+  #options
+  #makeHeaders
+  #queue
+  /** The messages that wait for a call or have one. The server hears of each that it is being worked on. */
+  #held = new Set()
+  #counts = newCounts()
+  #answers = new Batch()
+  #fetched
+  #onRoom = () => {}
+  #timer
+  #closing = new AbortController()
+  #pulling
+  #closed
+
+  constructor (connection, { client, consumer, ensureConsumer, options }) {
+    this.#connection = connection
+    this.#client = client
+    this.#ensureConsumer = ensureConsumer
+    this.#options = options
+    this.#makeHeaders = newHeaders()
+    this.#queue = new MessageQueue(options.concurrency, (message) => this.#handle(message))
+    // A third of the time leaves two more chances, if a signal is late or lost.
+    this.#timer = setInterval(() => this.#signalWork(), consumer.config.ack_wait / NANOSECONDS / 3)
+    this.#timer.unref()
+    this.#pulling = this.#pull()
+  }
+
+  async #pull () {
+    const { stream, consumer: name, onError } = this.#options
+    while (!this.#closing.signal.aborted && !this.#connection.isClosed()) {
+      try {
+        const consumer = await this.#client.consumers.get(stream, name)
+        while (!this.#closing.signal.aborted && !this.#connection.isClosed()) await this.#fetch(consumer)
+      } catch (error) {
+        if (this.#closing.signal.aborted) return
+        onError(error, { subject: this.#subject })
+        await sleep(RETRY_MS, undefined, { signal: this.#closing.signal }).catch(() => {})
+        // Somebody may have deleted it, or the stream was in the memory of a server that was restarted.
+        await this.#ensureConsumer().catch(() => {})
+      }
+    }
+  }
+
+  /**
+   * Fetches up to `concurrency` messages ahead of the calls. The client's own buffer would hide the messages that wait there:
+   * the server would deliver them again after `ack_wait`, and count that as a delivery.
+   */
+  async #fetch (consumer) {
+    const { concurrency } = this.#options
+    while (this.#held.size > concurrency && !this.#closing.signal.aborted) await new Promise((resolve) => { this.#onRoom = resolve })
+    if (this.#closing.signal.aborted) return
+    this.#fetched = await consumer.fetch({ max_messages: 2 * concurrency - this.#held.size, expires: FETCH_MS })
+    if (this.#closing.signal.aborted) this.#fetched.stop()
+    for await (const message of this.#fetched) this.#receive(message)
+  }
+
+  #receive (message) {
+    this.#counts.received++
+    if (message.redelivered) this.#counts.redelivered++
+    this.#held.add(message)
+    this.#queue.add(message)
+  }
+
+  async #handle (message) {
+    const { maxDeliver, backoffMs, onError } = this.#options
+    const { stream, streamSequence: sequence, deliveryCount: delivery } = message.info
+    try {
+      const head = { subject: message.subject, headers: asRecord(message.headers), stream, sequence, delivery }
+      await callPlugin(this.#options, withPayload(head, message.data))
+      this.#counts.handled++
+      this.#settle(message, 'ack')
+    } catch (error) {
+      this.#counts.failed++
+      onError(error, { subject: message.subject })
+      if (delivery < maxDeliver || isTransient(error) || !await this.#storeDeadLetter(message, error)) {
+        this.#settle(message, 'nak', pauseAfter(delivery, backoffMs))
+      } else {
+        this.#counts.deadLettered++
+        this.#settle(message, 'term')
+      }
+    }
+  }
+
+  /** Resolves to whether a stream has stored the dead letter. */
+  async #storeDeadLetter (message, error) {
+    const { deadLetterSubject, consumer, onError } = this.#options
+    const { stream, streamSequence, deliveryCount } = message.info
+    const given = this.#makeHeaders()
+    for (const [name, values] of Object.entries(asRecord(message.headers))) {
+      // Those would steer the server: with `Nats-Rollup`, one dead letter would delete the others.
+      if (!/^nats-/i.test(name)) for (const value of values) given.append(name, value)
+    }
+    const headers = this.#makeHeaders()
+    for (const name of given.keys()) for (const value of given.values(name)) headers.append(name, value)
+    headers.set('Extism-Error', codeOf(error))
+    headers.set('Extism-Subject', message.subject)
+    headers.set('Extism-Stream', stream)
+    headers.set('Extism-Sequence', String(streamSequence))
+    headers.set('Extism-Deliveries', String(deliveryCount))
+    // If the connection is lost before the message is terminated, its next dead letter is a duplicate, which the stream drops.
+    headers.set('Nats-Msg-Id', `${stream}:${consumer}:${streamSequence}`)
+    const isTooLarge = headers.encode().length + message.data.length > this.#connection.info?.max_payload
+    try {
+      await this.#client.publish(deadLetterSubject, message.data, { headers: isTooLarge ? given : headers })
+      return true
+    } catch (error) {
+      onError(error, { subject: message.subject })
+      return false
+    }
+  }
+
+  #settle (message, answer, ...args) {
+    this.#held.delete(message)
+    this.#onRoom()
+    this.#answers.add(() => this.#tell(message, answer, ...args))
+  }
+
+  /** Sends an answer. If this fails, the server delivers the message again. */
+  #tell (message, answer, ...args) {
+    try {
+      message[answer](...args)
+    } catch (error) {
+      this.#options.onError(error, { subject: message.subject })
+    }
+  }
+
+  #signalWork () {
+    for (const message of this.#held) this.#tell(message, 'working')
+  }
+
+  get #subject () {
+    return this.#options.subject ?? this.#options.stream
+  }
+
+  stats () {
+    return { ...this.#counts, inFlight: this.#queue.inFlight, pending: this.#queue.pending }
+  }
+
+  async checkReady () {
+    const { stream, consumer } = this.#options
+    await this.#client.consumers.get(stream, consumer)
+  }
+
+  close () {
+    this.#closed ??= this.#close()
+    return this.#closed
+  }
+
+  async #close () {
+    this.#closing.abort()
+    this.#onRoom()
+    // Messages that are on their way would otherwise come again only after `ack_wait`.
+    await this.#flush()
+    this.#fetched?.stop()
+    await this.#pulling
+    await this.#queue.idle()
+    clearInterval(this.#timer)
+    this.#answers.flush()
+    // The acknowledgements have arrived then. Without a connection, the server delivers their messages again.
+    await this.#flush()
+  }
+
+  async #flush () {
+    const given = new AbortController()
+    const late = sleep(FLUSH_MS, undefined, { signal: given.signal })
+    await Promise.race([this.#connection.flush(), late]).catch(() => {})
+    late.catch(() => {})
+    given.abort()
+  }
+}
+
+/** Checks a consumer that exists: the trigger decides itself which delivery is the last, so that no message is lost. */
+function checkConsumer ({ config }, { consumer, subject }) {
+  const wrong = (what) => invalidArgument(`the consumer "${consumer}" ${what}; delete it, or name another`)
+  if (config.deliver_subject !== undefined) throw wrong('is a push consumer')
+  if (config.ack_policy !== 'explicit') throw wrong(`has the ack policy "${config.ack_policy}" instead of "explicit"`)
+  if (config.max_deliver > 0) throw wrong(`has max_deliver ${config.max_deliver}, after which a message would be lost`)
+  if (subject !== undefined && config.filter_subject !== subject) throw wrong(`filters ${JSON.stringify(config.filter_subject ?? '>')} instead of ${JSON.stringify(subject)}`)
+}
+
+async function ensureConsumer (manager, options) {
+  const { stream, consumer, subject, ackWaitMs } = options
+  let info
+  try {
+    info = await manager.consumers.info(stream, consumer)
+  } catch (error) {
+    if (error.code !== CONSUMER_NOT_FOUND) throw error
+    info = await manager.consumers.add(stream, {
+      durable_name: consumer,
+      ack_policy: 'explicit',
+      ack_wait: ackWaitMs * NANOSECONDS,
+      max_deliver: -1,
+      filter_subject: subject
+    })
+  }
+  checkConsumer(info, options)
+  return info
+}
+
+/** Checks that a stream stores the dead letters, and that they do not come back as messages. */
+async function checkDeadLetters (manager, { stream, subject, deadLetterSubject }) {
+  const found = await manager.streams.find(deadLetterSubject).catch(() => undefined)
+  if (found === undefined) throw invalidArgument(`no stream stores the deadLetterSubject "${deadLetterSubject}"; make one, so that dead letters are not lost`)
+  if (found === stream && (subject === undefined || subjectMatcher([subject], 'subject')(deadLetterSubject))) {
+    throw invalidArgument(`the deadLetterSubject "${deadLetterSubject}" is one of the trigger's own; choose one that it does not receive`)
+  }
+}
+
+const OWN = ['stream', 'consumer', 'subject', 'ackWaitMs', 'deadLetterSubject', ...REDELIVERY]
+
+async function jetStreamTrigger (connection, options) {
+  if (typeof connection?.subscribe !== 'function') {
+    throw invalidArgument(`jetStreamTrigger takes a connection of @nats-io/transport-node, not ${describe(connection)}`)
+  }
+  const given = asTriggerOptions(options, OWN, 'jetStreamTrigger')
+  const { stream, consumer, subject, deadLetterSubject } = given
+  for (const [name, value] of Object.entries({ stream, consumer })) {
+    if (typeof value !== 'string' || !/^[^\s.*>/\\]+$/.test(value)) throw invalidArgument(`${name} must be a name without spaces, dots, * and >, not ${describe(value)}`)
+  }
+  if (subject !== undefined && !isPattern(subject)) throw invalidArgument(`subject must be a subject such as 'orders.*', not ${describe(subject)}`)
+  if (deadLetterSubject !== undefined && !isSubject(deadLetterSubject)) {
+    throw invalidArgument(`deadLetterSubject must be a subject without wildcards, not ${describe(deadLetterSubject)}`)
+  }
+  const checked = {
+    ...given,
+    ...asRedelivery(given, 'deadLetterSubject'),
+    ackWaitMs: asInteger(given.ackWaitMs, 'ackWaitMs', 30_000, MAX_TIMER_MS, 100)
+  }
+  const { jetstream, jetstreamManager } = peer('@nats-io/jetstream', () => require('@nats-io/jetstream'))
+  // Without its check, which needs a permission of its own.
+  const manager = await jetstreamManager(connection, { checkAPI: false })
+  if (deadLetterSubject !== undefined) await checkDeadLetters(manager, checked)
+  const ensure = () => ensureConsumer(manager, checked)
+  return new JetStreamTrigger(connection, { client: jetstream(connection), consumer: await ensure(), ensureConsumer: ensure, options: checked })
+}
+
+module.exports = { jetStreamTrigger }
