@@ -9,7 +9,7 @@ const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
 const axe = require('axe-core')
-const { launchBrowser } = require('./support/browser.js')
+const { launch, openPage } = require('./support/chromium.js')
 const { assemble } = require('./support/guest.js')
 const { ROOT, startServer } = require('./support/processes.js')
 const { freePort, isListening } = require('./support/redis.js')
@@ -71,7 +71,7 @@ let browser
 let directory
 let running = []
 
-beforeAll(async () => { browser = await launchBrowser() })
+beforeAll(async () => { browser = await launch() })
 afterAll(() => browser.close())
 
 function makeProject () {
@@ -121,18 +121,13 @@ async function printed (server, text) {
   }
 }
 
-/** Opens the page; what its scripts complain about fails the test. */
+/** Opens the page. `page.problems` are what its scripts complain about, and its requests to others. */
 async function open (url, options) {
-  const context = await browser.newContext({ viewport: { width: 1100, height: 760 }, ...options })
-  context.setDefaultTimeout(60_000)
-  const page = await context.newPage()
-  page.problems = []
-  page.on('pageerror', (error) => page.problems.push(error.message))
-  page.on('console', (message) => { if (message.type() === 'error') page.problems.push(message.text()) })
-  page.on('request', (request) => { if (!request.url().startsWith(url) && !/^(data|blob):/.test(request.url())) page.problems.push(`it asks for ${request.url()}`) })
+  const { page, problems } = await openPage(browser, url, { viewport: { width: 1100, height: 760 }, ...options })
+  page.setDefaultTimeout(60_000)
   await page.goto(`${url}/_dev`)
   await page.getByRole('radio', { name: 'echo' }).waitFor()
-  return page
+  return Object.assign(page, { problems })
 }
 
 const summary = (page, text) => page.locator('#summary').filter({ hasText: text }).waitFor()

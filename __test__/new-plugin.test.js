@@ -1,13 +1,14 @@
 'use strict'
 
-// `extism-host new`, and docs/tutorials/write-your-first-plugin.md, whose steps are taken as they are printed.
+// `extism-host new`, and docs/tutorials/write-your-first-plugin.md, whose steps are taken as they are printed. With
+// SCREENSHOTS=<directory>, the test saves a picture of the dev page there.
 
 const { execFileSync, spawn, spawnSync } = require('node:child_process')
 const { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
-const { launchBrowser } = require('./support/browser.js')
+const { launch } = require('./support/chromium.js')
 const { examples } = require('./support/examples.js')
 const { ROOT, canRun } = require('./support/processes.js')
 const { freePort } = require('./support/redis.js')
@@ -70,7 +71,7 @@ describe(TUTORIAL, () => {
   let browser
   let server
 
-  beforeAll(async () => { browser = await launchBrowser() })
+  beforeAll(async () => { browser = await launch() })
   afterAll(() => browser.close())
   afterEach(() => stop())
 
@@ -134,7 +135,7 @@ describe(TUTORIAL, () => {
     expect(`${await runGreet(second)}\n`).toBe(greeting)
     expect(await second.getByRole('row').nth(1).innerText()).toContain('extism:host/user cityOf\t"Jane"\t"Berlin"')
     expect(await second.locator('#curl').innerText()).toBe(curl.trim().replace('7070', devPort))
-    if (process.env.PICTURES !== undefined) await second.screenshot({ path: join(process.env.PICTURES, 'dev-page.png') })
+    if (process.env.SCREENSHOTS !== undefined) await second.screenshot({ path: join(process.env.SCREENSHOTS, 'dev-page.png') })
     expect(`${shell(curl.replace('7070', devPort))}\n`).toBe(greeting)
     await stop()
 
