@@ -745,6 +745,13 @@ export class CallContext {
   /** The plugin's `logLevel`. */
   readonly logLevel: LogLevel
   /**
+   * Aborted when the call ends before this host function has returned or settled: with the reason of the call's own signal if
+   * that was aborted, otherwise with the call's error, such as `TIMEOUT` or `CLOSED`. During the initialization of an
+   * instance, only closing the plugin aborts it. It stays unchanged once the host function has returned; read for the first
+   * time after that, it is aborted with `CONTEXT_ENDED`.
+   */
+  readonly signal: AbortSignal
+  /**
    * Allocates a block of zeroed memory in the plugin.
    * @param size the size in bytes
    * @returns the block's offset, or 0 for an empty one

@@ -1,47 +1,27 @@
 'use strict'
 
-// Tells a host function that its call has ended, by its deadline or because it was aborted.
+// The end of the work for a guest: its call has ended, or the host has no more time.
 
 const { GuestError } = require('./protocol.js')
-
-/** How often to check. A host function is not told that its call has ended; its context throws from then on. */
-const CHECK_MS = 20
-
-const watched = new Map()
-let timer
-
-function check () {
-  for (const [context, end] of watched) {
-    try {
-      // Of all that a context offers, this alone never asks the guest's thread.
-      context.getVariable('')
-    } catch {
-      end()
-    }
-  }
-}
 
 /**
  * Watches a call, for at most so many milliseconds. `signal` is aborted at the end, with a `GuestError` as its reason;
  * `dispose` stops watching.
  */
-function watchEnd (context, milliseconds) {
+function watchEnd ({ signal }, milliseconds) {
   const ending = new AbortController()
-  const end = (reason) => {
-    dispose()
-    ending.abort(reason)
+  const end = (message) => ending.abort(new GuestError('TIMEOUT', message))
+  const late = setTimeout(end, milliseconds, 'the host has no more time for this')
+  const onCallEnd = () => end('the call has ended')
+  signal.addEventListener('abort', onCallEnd, { once: true })
+  if (signal.aborted) onCallEnd()
+  return {
+    signal: ending.signal,
+    dispose () {
+      clearTimeout(late)
+      signal.removeEventListener('abort', onCallEnd)
+    }
   }
-  const late = setTimeout(() => end(new GuestError('TIMEOUT', 'the host has no more time for this')), milliseconds)
-  const dispose = () => {
-    clearTimeout(late)
-    watched.delete(context)
-    if (watched.size > 0) return
-    clearInterval(timer)
-    timer = undefined
-  }
-  watched.set(context, () => end(new GuestError('TIMEOUT', 'the call has ended')))
-  timer ??= setInterval(check, CHECK_MS)
-  return { signal: ending.signal, dispose }
 }
 
 /**
