@@ -2,7 +2,7 @@
 
 // Host functions in JavaScript. `src/binding/host_call.rs` is the Rust side.
 
-const { AsyncLocalStorage } = require('node:async_hooks')
+const { AsyncLocalStorage, AsyncResource } = require('node:async_hooks')
 const { asBytes } = require('./bytes.js')
 const { CallContext, SECRET } = require('./call-context.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
@@ -176,7 +176,7 @@ function run (boundary, hostCall, onAnswered) {
   let value
   let isAsync
   try {
-    value = callState?.inContext === undefined ? start() : callState.inContext(start)
+    value = callState?.context === undefined ? start() : callState.context.runInAsyncScope(start)
     isAsync = typeof value?.then === 'function'
   } catch (error) {
     return failed(error)
@@ -273,5 +273,5 @@ function isBlockedOnJs (pluginState) {
 }
 
 module.exports = {
-  AsyncLocalStorage, addPluginState, parseFunctions, stateCleanup, decodeHostCall, isBlockedOnJs, removePluginState, run, pluginStates, noteReentrantCall
+  AsyncResource, addPluginState, parseFunctions, stateCleanup, decodeHostCall, isBlockedOnJs, removePluginState, run, pluginStates, noteReentrantCall
 }
