@@ -578,6 +578,11 @@ export interface PluginStats {
     /** Refused and failed operations, by code; `CANCELED` if the guest's call ended while it waited for the store. */
     failed: Partial<Record<ErrorCode | 'CANCELED', number>>
   }
+  /**
+   * Operations of the plugin's guests on connections of `extism-host/connect`, by connection, operation and outcome: `OK`, or
+   * the code that the guest was told. Those on connections that do not exist are under the empty name.
+   */
+  connectors: Record<string, Record<string, Record<string, number>>>
 }
 
 /** The stable codes of errors. docs/reference/errors.md has the cause and the remedy of each. */

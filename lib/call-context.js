@@ -144,6 +144,11 @@ class CallContext {
     if (!this.#boundary.deleteVariable(this.#hostCall, asName(name))) throw ended()
   }
 
+  /** Counts an operation of a guest on a connection, for the plugin's `stats()`. */
+  static countConnectorCall (context, connector, operation, outcome) {
+    context.#pluginState.connectorCalls.add(connector, operation, outcome)
+  }
+
   /** Called when the host function has returned, or with a function for the reason why its call ended before that. */
   static end (context, reason) {
     context.#hostCall = NO_CALL

@@ -6,6 +6,7 @@ const { AsyncLocalStorage, AsyncResource } = require('node:async_hooks')
 const { asBytes } = require('./bytes.js')
 const { CallContext, SECRET } = require('./call-context.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
+const { NestedCounts } = require('./nested-counts.js')
 
 // `src/binding/protocol.rs` explains the message of a host call.
 const {
@@ -71,6 +72,8 @@ function addPluginState ({ name, names, bodies, logger, level, instances }) {
     waiting: new Map(),
     // Host functions that run outside of any call, during an initialization.
     outsideCalls: new Set(),
+    // Operations of guests on connections, by connection, operation and outcome.
+    connectorCalls: new NestedCounts(),
     // The error that a host function threw outside of any call, during an initialization: `{ error }`.
     thrown: undefined
   }

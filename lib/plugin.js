@@ -162,7 +162,20 @@ class Plugin {
 
   stats () {
     const { succeeded, failed, queued, busy, instances, ready, made, waited, replaced, abandonedThreads, snapshot, store } = this.#native.stats()
-    return { calls: { succeeded, failed }, queued, busy, instances, ready, made, waited, replaced, abandonedThreads, snapshot, store }
+    return {
+      calls: { succeeded, failed },
+      queued,
+      busy,
+      instances,
+      ready,
+      made,
+      waited,
+      replaced,
+      abandonedThreads,
+      snapshot,
+      store,
+      connectors: this.#pluginState.connectorCalls.toObject()
+    }
   }
 
   isActive () {

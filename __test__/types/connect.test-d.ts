@@ -12,6 +12,8 @@ const events = nats(await openConnection(), {
   publish: ['orders.*'], request: ['prices.>'], maxPayloadBytes: 1, maxUnflushedBytes: 1, timeoutMs: 1
 })
 expectType<Connection>(events)
+expectType<number | undefined>(events.stats().calls.publish?.OK)
+expectType<number>(events.stats().running)
 const db = postgres(new Pool(), { statements: { one: 'SELECT 1' }, readOnly: false, maxRows: 1, maxBytes: 1, timeoutMs: 1 })
 expectType<Connection>(postgres(new Pool(), { statements: 'any' }))
 

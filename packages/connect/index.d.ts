@@ -5,6 +5,16 @@ declare const made: unique symbol
 /** A connection that guests may name, made by `mqtt`, `nats` or `postgres`. */
 export interface Connection {
   readonly [made]: true
+  /** Counts what guests of all plugins have done on it. */
+  stats (): ConnectionStats
+}
+
+/** What guests have done on a connection. */
+export interface ConnectionStats {
+  /** Operations that have ended, by outcome: `OK`, or the code that the guest was told. */
+  calls: Partial<Record<Operation, Partial<Record<'OK' | GuestErrorCode, number>>>>
+  /** Operations that have not ended. Those that wait for a connection of a pool are among them. */
+  running: number
 }
 
 /** The methods that `nats` needs of a connection of `@nats-io/transport-node`. */

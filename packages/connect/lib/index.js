@@ -2,7 +2,7 @@
 
 // Gives guests brokers and databases: the functions that they import, and which connection a request names.
 
-const { USER_NAMESPACE, asInteger, describe, invalidArgument, isObject, pick } = require('extism-host/internal')
+const { USER_NAMESPACE, asInteger, countConnectorCall, describe, invalidArgument, isObject, pick } = require('extism-host/internal')
 const { Connection } = require('./connection.js')
 const { jetStreamTrigger } = require('./jetstream-trigger.js')
 const { mqtt } = require('./mqtt.js')
@@ -30,19 +30,32 @@ function connect (connections, options = {}) {
   const most = asInteger(maxRequestBytes, 'maxRequestBytes', 2 ** 20, 2 ** 31 - 1)
 
   const hostFunction = (operation) => (context, offset) => {
-    let name
+    let request
+    let connection
+    const end = (outcome) => {
+      connection?.end(operation, outcome)
+      // Guests can pass any name, and metrics keep each one.
+      countConnectorCall(context, connection === undefined ? '' : request.connection, operation, outcome)
+    }
+    const succeeded = (reply) => {
+      end('OK')
+      return reply
+    }
     const failed = (error) => {
-      if (!(error instanceof GuestError)) onError(error, { connection: name, operation })
-      else if (error.cause !== undefined) onError(error.cause, { connection: name, operation })
+      const isForGuest = error instanceof GuestError
+      end(isForGuest ? error.code : 'INTERNAL')
+      const cause = isForGuest ? error.cause : error
+      if (cause !== undefined) onError(cause, { connection: request?.connection, operation })
       return errorReply(error)
     }
     try {
-      const { request, payload } = readRequest(context.read(offset), operation, most)
-      name = request.connection
-      const connection = byName.get(name)
+      const read = readRequest(context.read(offset), operation, most)
+      request = read.request
+      connection = byName.get(request.connection)
       if (connection === undefined) throw new GuestError('UNKNOWN_CONNECTION', 'the host has no connection of this name')
-      const reply = connection.perform(operation, request, payload, context)
-      return reply instanceof Promise ? reply.catch(failed) : reply
+      connection.begin()
+      const reply = connection.perform(operation, request, read.payload, context)
+      return reply instanceof Promise ? reply.then(succeeded, failed) : succeeded(reply)
     } catch (error) {
       return failed(error)
     }

@@ -54,9 +54,10 @@ class NamedStatements {
     let prepared = this.#prepared.get(client)
     if (prepared === undefined) this.#prepared.set(client, prepared = new Map())
     const columns = prepared.get(statement)
+    const isReused = prepared.has(this.#settings)
     if (columns !== undefined) rows.columns = columns
     const send = (connection, query) => {
-      if (!prepared.has(this.#settings)) this.#settings.prepare(connection)
+      if (!isReused) this.#settings.prepare(connection)
       this.#settings.execute(connection)
       if (columns === undefined) {
         statement.prepare(connection)
@@ -75,7 +76,7 @@ class NamedStatements {
       onEnd: (error, rowCount) => {
         if (error === undefined) {
           prepared.set(this.#settings).set(statement, rows.columns)
-        } else if (columns !== undefined && STALE.has(error.code)) {
+        } else if (isReused && STALE.has(error.code)) {
           this.#prepared.delete(client)
           client.query(this.query(client, statement, values, rows, onEnd))
           return
