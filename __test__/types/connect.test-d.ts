@@ -4,7 +4,7 @@ import { Pool } from 'pg'
 import { expectAssignable, expectError, expectType } from 'tsd'
 import { connectAsync } from 'mqtt'
 import { connect, jetStreamTrigger, mqtt, mqttTrigger, nats, natsTrigger, postgres } from '@extism-host/connect'
-import type { Connection, ConnectFunctions, GuestErrorCode, Trigger } from '@extism-host/connect'
+import type { Connection, ConnectFunctions, GuestErrorCode, Operation, Trigger } from '@extism-host/connect'
 import { createPlugin } from '../..'
 import type { HostFunctions } from '../..'
 
@@ -22,7 +22,7 @@ const functions = connect({ events, db }, {
   onError (error, { connection, operation }) {
     expectType<unknown>(error)
     expectType<unknown>(connection)
-    expectType<'publish' | 'request' | 'query' | 'execute'>(operation)
+    expectType<Operation>(operation)
   }
 })
 expectType<ConnectFunctions>(functions)

@@ -10,7 +10,7 @@ class Connection {
   #running = 0
 
   constructor (operations) {
-    this.#operations = new Map(Object.entries(operations))
+    this.#operations = new Map(Object.entries({ connect: () => '', ...operations }))
   }
 
   perform (operation, ...args) {

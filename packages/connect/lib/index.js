@@ -11,25 +11,40 @@ const { nats } = require('./nats.js')
 const { natsTrigger } = require('./nats-trigger.js')
 const { postgres } = require('./postgres.js')
 const { GuestError, errorReply, readRequest } = require('./protocol.js')
+const { redis } = require('./redis.js')
+const { slingshotFunctions } = require('./slingshot.js')
 
-/** The functions that guests import, with the operation of a connection that each runs. */
-const FUNCTIONS = { hostPublish: 'publish', hostRequest: 'request', hostQuery: 'query', hostExecute: 'execute' }
+const ownFunction = (operation) => ({
+  operation,
+  read: (block, most) => readRequest(block, most, operation),
+  succeed: (reply) => reply,
+  fail: errorReply
+})
 
-const OPTIONS = { maxRequestBytes: 'maxRequestBytes', onError: 'onError' }
+/** The functions that guests import: the operation of a connection that each runs, and how it reads and replies. */
+const FUNCTIONS = {
+  hostPublish: ownFunction('publish'),
+  hostRequest: ownFunction('request'),
+  hostQuery: ownFunction('query'),
+  hostExecute: ownFunction('execute')
+}
+
+const OPTIONS = { maxRequestBytes: 'maxRequestBytes', onError: 'onError', slingshot: 'slingshot' }
 
 function connect (connections, options = {}) {
   if (!isObject(connections)) throw invalidArgument(`connect takes an object {name: connection}, not ${describe(connections)}`)
   const byName = new Map(Object.entries(connections))
   for (const [name, connection] of byName) {
     if (!(connection instanceof Connection)) {
-      throw invalidArgument(`the connection "${name}" must be made by mqtt(), nats() or postgres(), and is ${describe(connection)}`)
+      throw invalidArgument(`the connection "${name}" must be made by mqtt(), nats(), postgres() or redis(), and is ${describe(connection)}`)
     }
   }
-  const { maxRequestBytes, onError = () => {} } = pick(options, OPTIONS, 'the options of connect')
+  const { maxRequestBytes, onError = () => {}, slingshot = false } = pick(options, OPTIONS, 'the options of connect')
   if (typeof onError !== 'function') throw invalidArgument(`onError must be a function, not ${describe(onError)}`)
+  if (typeof slingshot !== 'boolean') throw invalidArgument(`slingshot must be a boolean, not ${describe(slingshot)}`)
   const most = asInteger(maxRequestBytes, 'maxRequestBytes', 2 ** 20, 2 ** 31 - 1)
 
-  const hostFunction = (operation) => (context, offset) => {
+  const hostFunction = ({ operation, read, succeed, fail }) => (context, offset) => {
     let request
     let connection
     const end = (outcome) => {
@@ -39,30 +54,33 @@ function connect (connections, options = {}) {
     }
     const succeeded = (reply) => {
       end('OK')
-      return reply
+      return succeed(reply, request)
     }
     const failed = (error) => {
       const isForGuest = error instanceof GuestError
       end(isForGuest ? error.code : 'INTERNAL')
       const cause = isForGuest ? error.cause : error
       if (cause !== undefined) onError(cause, { connection: request?.connection, operation })
-      return errorReply(error)
+      return fail(error)
     }
     try {
-      const read = readRequest(context.read(offset), operation, most)
-      request = read.request
+      const block = context.read(offset)
+      if (block === null) throw new GuestError('INVALID_REQUEST', 'no block starts at this offset')
+      const given = read(block, most)
+      request = given.request
       connection = byName.get(request.connection)
       if (connection === undefined) throw new GuestError('UNKNOWN_CONNECTION', 'the host has no connection of this name')
       connection.begin()
-      const reply = connection.perform(operation, request, read.payload, context)
+      const reply = connection.perform(operation, request, given.payload, context)
       return reply instanceof Promise ? reply.then(succeeded, failed) : succeeded(reply)
     } catch (error) {
       return failed(error)
     }
   }
   return {
-    [USER_NAMESPACE]: Object.fromEntries(Object.entries(FUNCTIONS).map(([name, operation]) => [name, hostFunction(operation)]))
+    [USER_NAMESPACE]: Object.fromEntries(Object.entries({ ...FUNCTIONS, ...(slingshot ? slingshotFunctions : undefined) })
+      .map(([name, definition]) => [name, hostFunction(definition)]))
   }
 }
 
-module.exports = { connect, jetStreamTrigger, mqtt, mqttTrigger, nats, natsTrigger, postgres }
+module.exports = { connect, jetStreamTrigger, mqtt, mqttTrigger, nats, natsTrigger, postgres, redis }
