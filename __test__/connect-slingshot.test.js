@@ -1,6 +1,6 @@
 'use strict'
 
-const { createClient } = require('@redis/client')
+const { createClient } = require('redis')
 const { connect: openConnection } = require('@nats-io/transport-node')
 const { connect, nats, redis } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')

@@ -25,7 +25,7 @@ const PLUGIN = 'a plugin'
 
 const toJson = ({ rows, rowCount }, writes) => JSON.stringify(writes ? { rowCount } : { rows })
 
-/** What each subject does for one statement. All give the same JSON. */
+/** The subjects. For one statement, all give the same JSON. */
 function subjectsFor (pool, plugin, { text, param, writes }) {
   const begin = writes ? 'BEGIN' : 'BEGIN READ ONLY'
   const request = (value) => JSON.stringify({ connection: writes ? 'write' : 'read', statement: text, params: [value] })

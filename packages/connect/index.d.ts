@@ -9,7 +9,7 @@ export interface Connection {
   stats (): ConnectionStats
 }
 
-/** What guests have done on a connection. */
+/** The operations of guests on a connection. */
 export interface ConnectionStats {
   /** Operations that have ended, by outcome: `OK`, or the code that the guest was told. */
   calls: Partial<Record<Operation, Partial<Record<'OK' | GuestErrorCode, number>>>>

@@ -20,7 +20,7 @@ class GuestError extends Error {
   }
 }
 
-/** What the guest is told of an error. */
+/** The error that a guest is told: defects stay with the host. */
 function forGuest (error) {
   return error instanceof GuestError ? error : new GuestError('INTERNAL', 'the host has failed')
 }
