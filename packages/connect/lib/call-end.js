@@ -21,4 +21,19 @@ function watchEnd ({ signal }, milliseconds, onEnd) {
   return unwatch
 }
 
-module.exports = { watchEnd }
+/**
+ * Settles as the promise of `work` does, or rejects when the call ends or the time is over. `work` goes on then; it gets a function
+ * that tells whether nobody waits for it any more.
+ */
+function inTime (context, milliseconds, work) {
+  return new Promise((resolve, reject) => {
+    let isOver = false
+    const unwatch = watchEnd(context, milliseconds, (error) => {
+      isOver = true
+      reject(error)
+    })
+    work(() => isOver).then(resolve, reject).finally(unwatch)
+  })
+}
+
+module.exports = { inTime, watchEnd }

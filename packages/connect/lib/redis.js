@@ -3,7 +3,7 @@
 // Keys and channels of Redis, on a client of the package `redis`.
 
 const { MAX_TIMER_MS, asInteger, describe, invalidArgument, pick } = require('extism-host/internal')
-const { watchEnd } = require('./call-end.js')
+const { inTime } = require('./call-end.js')
 const { Connection } = require('./connection.js')
 const { GuestError } = require('./protocol.js')
 
@@ -30,12 +30,7 @@ function redis (client, options = {}) {
   const timeoutMs = asInteger(given.timeoutMs, 'timeoutMs', 30_000, MAX_TIMER_MS)
 
   /** The client keeps commands while it is not connected, however long that takes. */
-  function inTime (context, work) {
-    return new Promise((resolve, reject) => {
-      const unwatch = watchEnd(context, timeoutMs, reject)
-      work().then(resolve, (cause) => reject(guestErrorOf(cause))).finally(unwatch)
-    })
-  }
+  const run = (context, work) => inTime(context, timeoutMs, (isOver) => work(isOver).catch((cause) => { throw guestErrorOf(cause) }))
 
   function checkSize (bytes) {
     if (bytes > maxValueBytes) throw new GuestError('TOO_LARGE', `a value has up to ${maxValueBytes} bytes`)
@@ -45,13 +40,13 @@ function redis (client, options = {}) {
     async publish ({ subject }, payload, context) {
       checkName(subject, 'subject', mayPublish, 'channel')
       checkSize(payload.length)
-      await inTime(context, () => client.publish(subject, Buffer.from(payload)))
+      await run(context, () => client.publish(subject, Buffer.from(payload)))
       return '{}'
     },
 
     async get ({ key }, payload, context) {
       checkName(key, 'key', mayRead, 'key')
-      const value = await inTime(context, () => client.get(key))
+      const value = await run(context, () => client.get(key))
       if (value === null) throw new GuestError('NOT_FOUND', 'the key has no value')
       checkSize(Buffer.byteLength(value))
       return value
@@ -61,24 +56,24 @@ function redis (client, options = {}) {
       checkName(key, 'key', mayWrite, 'key')
       if (typeof value !== 'string') throw new GuestError('INVALID_REQUEST', 'value must be a string')
       checkSize(Buffer.byteLength(value))
-      await inTime(context, () => client.set(key, value))
+      await run(context, () => client.set(key, value))
       return key
     },
 
     async delete ({ key }, payload, context) {
       checkName(key, 'key', mayWrite, 'key')
-      await inTime(context, () => client.del(key))
+      await run(context, () => client.del(key))
       return key
     },
 
     async keys ({ pattern }, payload, context) {
       checkName(pattern, 'pattern', () => true, 'key')
       if (pattern.split('*').length - 1 > MAX_WILDCARDS) throw new GuestError('INVALID_REQUEST', `a pattern has up to ${MAX_WILDCARDS} wildcards`)
-      return inTime(context, async () => {
+      return run(context, async (isOver) => {
         const found = new Set()
         // A scan, because KEYS would block the server.
         for await (const keys of client.scanIterator({ MATCH: pattern, COUNT: 1_000 })) {
-          if (context.signal.aborted) break
+          if (isOver()) break
           for (const key of keys) if (mayRead(key)) found.add(key)
           if (found.size > maxKeys) throw new GuestError('TOO_LARGE', `a result has up to ${maxKeys} keys`)
         }
