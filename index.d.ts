@@ -578,6 +578,11 @@ export interface PluginStats {
     /** Refused and failed operations, by code; `CANCELED` if the guest's call ended while it waited for the store. */
     failed: Partial<Record<ErrorCode | 'CANCELED', number>>
   }
+  /**
+   * Operations of the plugin's guests on connections of `extism-host/connect`, by connection, operation and outcome: `OK`, or
+   * the code that the guest was told. Those on connections that do not exist are under the empty name.
+   */
+  connectors: Record<string, Record<string, Record<string, number>>>
 }
 
 /** The stable codes of errors. docs/reference/errors.md has the cause and the remedy of each. */
@@ -744,6 +749,13 @@ export class CallContext {
   hostContext<T = any> (): T
   /** The plugin's `logLevel`. */
   readonly logLevel: LogLevel
+  /**
+   * Aborted when the call ends before this host function has returned or settled: with the reason of the call's own signal if
+   * that was aborted, otherwise with the call's error, such as `TIMEOUT` or `CLOSED`. During the initialization of an
+   * instance, only closing the plugin aborts it. It stays unchanged once the host function has returned; read for the first
+   * time after that, it is aborted with `CONTEXT_ENDED`.
+   */
+  readonly signal: AbortSignal
   /**
    * Allocates a block of zeroed memory in the plugin.
    * @param size the size in bytes

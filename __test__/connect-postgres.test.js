@@ -88,6 +88,55 @@ describe('a named statement', () => {
     expect((await admin.query('SELECT count(*)::int FROM users')).rows).toEqual([{ count: 2 }])
   })
 
+  test('is prepared again when its connection has lost it, or a table has changed', async () => {
+    const call = await connected({ statements: { ...statements, everything: 'SELECT * FROM users WHERE id = $1' }, readOnly: false })
+    const query = () => call('query', { statement: 'everything', params: [1] })
+    for (let i = 0; i < 2; i++) expect(await query()).toEqual({ rows: [{ id: 1, name: 'Jane' }] })
+    await pool.query('DEALLOCATE ALL')
+    expect(await query()).toEqual({ rows: [{ id: 1, name: 'Jane' }] })
+    await pool.query('DISCARD ALL')
+    expect(await call('execute', { statement: 'addUser', params: [3, 'Ann'] })).toEqual({ rowCount: 1 })
+    await admin.query('ALTER TABLE users ADD COLUMN age int DEFAULT 7')
+    expect(await query()).toEqual({ rows: [{ id: 1, name: 'Jane', age: 7 }] })
+    await admin.query('ALTER TABLE users ALTER COLUMN name TYPE char(6)')
+    expect(await query()).toEqual({ rows: [{ id: 1, name: 'Jane  ', age: 7 }] })
+    expect(pool.totalCount).toBe(1)
+  })
+
+  test('leaves the host its own settings on the same connections, and its own prepared statements', async () => {
+    const call = await connected({ statements, timeoutMs: 5_000 })
+    const own = () => pool.query({ name: 'own', text: 'INSERT INTO users VALUES ($1, $2)', values: [pool.made++, 'x'] })
+    pool.made = 10
+    for (let i = 0; i < 3; i++) {
+      await call('query', { statement: 'userById', params: [1] })
+      await own()
+      expect((await pool.query('SHOW statement_timeout')).rows).toEqual([{ statement_timeout: '0' }])
+    }
+    expect(pool.totalCount).toBe(1)
+  })
+
+  test('is a transaction of its own, and failing does not hurt the next', async () => {
+    const call = await connected({ statements: { ...statements, both: 'WITH added AS (INSERT INTO users VALUES ($1, $2) RETURNING id) SELECT 1 / (id - 3) AS one FROM added' }, readOnly: false })
+    for (let i = 0; i < 3; i++) {
+      expect(await call('query', { statement: 'both', params: [3, 'Ann'] })).toEqual(withCode('INVALID_VALUE'))
+      expect(await call('query', { statement: 'userById', params: [3] })).toEqual({ rows: [] })
+      expect(await call('query', { statement: 'both', params: [4 + i, 'Bob'] })).toMatchObject({ rows: [{}] })
+    }
+    expect(await busy()).toEqual([])
+  })
+
+  test('cannot become read-write, even by the host\'s own SQL', async () => {
+    const call = await connected({
+      statements: {
+        block: "DO $$ BEGIN SET TRANSACTION READ WRITE; INSERT INTO users VALUES (3, 'x'); END $$",
+        setting: "SELECT set_config('transaction_read_only', 'off', false)",
+        addUser: "INSERT INTO users VALUES (3, 'x')"
+      }
+    })
+    for (const statement of ['block', 'setting', 'addUser']) await call('query', { statement })
+    expect((await admin.query('SELECT count(*)::int FROM users')).rows).toEqual([{ count: 2 }])
+  })
+
   test.each([
     [{ statement: 'other' }, 'NOT_ALLOWED'],
     [{ statement: '__proto__' }, 'NOT_ALLOWED'],
@@ -354,6 +403,45 @@ describe('errors', () => {
     } while (reply.error !== undefined)
     expect(reply).toEqual({ rows: [{ one: 1 }] })
   })
+})
+
+test('a role that may only read is refused by the database, too', async () => {
+  await admin.query(`
+    DROP ROLE IF EXISTS guest;
+    CREATE ROLE guest LOGIN;
+    GRANT SELECT ON users TO guest;
+    ALTER ROLE guest SET default_transaction_read_only = on`)
+  const own = new Pool({ connectionString: server.url.replace('postgres@', 'guest@'), max: 2 })
+  try {
+    const plugin = await open(wasm, { functions: connect({ db: postgres(own, { statements: 'any', readOnly: false }) }) })
+    const query = async (sql) => (await plugin.call('query', JSON.stringify({ connection: 'db', sql }))).json()
+    expect(await query('SELECT name FROM users WHERE id = 1')).toEqual({ rows: [{ name: 'Jane' }] })
+    for (const sql of ["INSERT INTO users VALUES (3, 'x')", 'CREATE TABLE mine (id int)', 'SELECT pg_read_file(\'/etc/passwd\')']) {
+      expect(await query(sql)).toEqual({ error: expect.objectContaining({ code: 'NOT_ALLOWED', sqlstate: '42501' }) })
+    }
+  } finally {
+    await own.end()
+    await admin.query('REVOKE SELECT ON users FROM guest; DROP ROLE guest')
+  }
+})
+
+test('what guests do is counted by the connection, and by their plugin', async () => {
+  const db = postgres(pool, { statements: { one: 'SELECT 1 AS one' } })
+  const plugin = await open(wasm, { functions: connect({ db }) })
+  const call = (name, request) => plugin.call(name, JSON.stringify(request))
+  await call('query', { connection: 'db', statement: 'one' })
+  await Promise.all([call('query', { connection: 'db', statement: 'one' }), call('execute', { connection: 'db', statement: 'one' })])
+  await call('query', { connection: 'db', statement: 'two' })
+  await call('publish', { connection: 'db' })
+  await call('query', { connection: 'other' })
+  await call('query', 'nothing')
+  const calls = { query: { OK: 2, NOT_ALLOWED: 1 }, execute: { OK: 1 }, publish: { UNSUPPORTED: 1 } }
+  expect(db.stats()).toEqual({ calls, running: 0 })
+  expect(plugin.stats().connectors).toEqual({ db: calls, '': { query: { UNKNOWN_CONNECTION: 1, INVALID_REQUEST: 1 } } })
+  const other = await open(wasm, { functions: connect({ db }) })
+  await other.call('execute', '{"connection":"db","statement":"one"}')
+  expect(other.stats().connectors).toEqual({ db: { execute: { OK: 1 } } })
+  expect(db.stats().calls.execute).toEqual({ OK: 2 })
 })
 
 test('100 guests at once share the pool', async () => {

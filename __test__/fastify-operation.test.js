@@ -3,6 +3,7 @@
 const Fastify = require('fastify')
 const extismHost = require('extism-host/fastify')
 const { createPlugin, MemoryStore, openStore, Plugin, Store } = require('..')
+const { connect, nats } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')
 
 let many
@@ -173,6 +174,24 @@ describe('metrics', () => {
       'extism_plugin_ready_instances{plugin="many"} 1', 'extism_plugin_store_hits_total{plugin="many"} 2', 'extism_plugin_store_writes_total{plugin="many"} 0', 'extism_plugin_abandoned_threads{plugin="many"} 0'
     ]
     for (let round = 0; round < 2; round++) expect(await lines()).toEqual(expect.arrayContaining(expected))
+  })
+
+  test('count what guests do on connections, by connection, operation and outcome', async () => {
+    const client = { publish () {}, request: async () => {}, flush: async () => {} }
+    const functions = connect({ events: nats(client, { publish: ['orders.*'] }) })
+    await build({ plugins: { connected: { source: await guest('connected'), functions } }, metrics: true })
+    const publish = (connection, subject) => app.extism.plugin('connected').call('publish', JSON.stringify({ connection, subject }))
+    await publish('events', 'orders.new')
+    await publish('events', 'orders.old')
+    await publish('events', 'invoices.new')
+    await publish('anything', 'orders.new')
+    for (let round = 0; round < 2; round++) {
+      expect((await lines()).filter((line) => line.startsWith('extism_connector_calls_total{')).sort()).toEqual([
+        'extism_connector_calls_total{plugin="connected",connector="",operation="publish",outcome="UNKNOWN_CONNECTION"} 1',
+        'extism_connector_calls_total{plugin="connected",connector="events",operation="publish",outcome="NOT_ALLOWED"} 1',
+        'extism_connector_calls_total{plugin="connected",connector="events",operation="publish",outcome="OK"} 2'
+      ])
+    }
   })
 
   test('are Prometheus text, at another path too', async () => {

@@ -14,6 +14,13 @@ beforeAll(async () => { wasm = await guest('asking') })
 const none = () => {}
 const numbers = { mix: none, i32: none, f32: none, nothing: none }
 
+/** As `Promise.withResolvers`, which Node 20 does not have. */
+function withResolvers () {
+  let resolve
+  const promise = new Promise((_resolve) => { resolve = _resolve })
+  return { promise, resolve }
+}
+
 /** A plugin whose guest asks `ask`. */
 function asking (ask, options = {}) {
   return open(wasm, { ...options, functions: { 'extism:host/user': { ask }, numbers, ...options.functions } })
@@ -390,6 +397,97 @@ describe('a call that waits for a host function', () => {
     const plugin = await asking(() => new Promise(() => {}), { timeoutMs: 20 })
     await Promise.allSettled(Array.from({ length: 3 }, () => plugin.call('ask')))
     expect(plugin.callSync('count').byteLength).toBe(1)
+  })
+
+  describe('tells the function by context.signal', () => {
+    /** A plugin whose host function waits for its signal; `asked` resolves to that once it runs, `reason` to why it was aborted. */
+    async function waiting (options) {
+      const asked = withResolvers()
+      const reason = withResolvers()
+      const plugin = await asking(({ signal }) => new Promise(() => {
+        signal.addEventListener('abort', () => reason.resolve(signal.reason))
+        asked.resolve(signal)
+      }), options)
+      return { plugin, asked: asked.promise, reason: reason.promise }
+    }
+
+    test('of a deadline', async () => {
+      const { plugin, reason } = await waiting({ timeoutMs: 50 })
+      const error = await plugin.call('ask').catch((error) => error)
+      expect(await reason).toMatchObject({ code: 'TIMEOUT', message: error.message, function: 'ask' })
+    })
+
+    test('of an abort, at once and with its reason', async () => {
+      const { plugin, asked } = await waiting()
+      const abort = new AbortController()
+      const call = plugin.call('ask', '', undefined, { signal: abort.signal })
+      const signal = await asked
+      expect(signal.aborted).toBe(false)
+      const thrown = new Error('enough')
+      abort.abort(thrown)
+      expect(signal.reason).toBe(thrown)
+      await expect(call).rejects.toBe(thrown)
+    })
+
+    test('of a plugin that is closed', async () => {
+      const { plugin, asked, reason } = await waiting()
+      const call = plugin.call('ask')
+      await asked
+      const closed = plugin.close({ timeoutMs: 0 })
+      const error = await call.catch((error) => error)
+      expect(await reason).toMatchObject({ code: error.code })
+      await closed
+    })
+
+    test('of an initialization whose plugin is not opened', async () => {
+      const asked = withResolvers()
+      const text = `(module
+        (import "extism:host/user" "begin" (func $begin (result i64)))
+        (func (export "_initialize") (drop (call $begin))))`
+      const begin = ({ signal }) => new Promise(() => asked.resolve(signal))
+      const abort = new AbortController()
+      const opened = open(await assemble(text), { signal: abort.signal, functions: { 'extism:host/user': { begin } } })
+      const signal = await asked.promise
+      abort.abort(new Error('enough'))
+      await expect(opened).rejects.toThrow('enough')
+      expect(signal.reason).toMatchObject({ code: 'CLOSED' })
+    })
+
+    test('and not of anything else', async () => {
+      let context
+      const signals = []
+      const plugin = await asking(async (own) => {
+        context = own
+        signals.push(own.signal)
+        await sleep(1)
+        expect(own.signal).toBe(signals.at(-1))
+        return 'done'
+      })
+      await plugin.call('ask')
+      const abort = new AbortController()
+      await plugin.call('ask', '', undefined, { signal: abort.signal })
+      abort.abort()
+      await plugin.close()
+      expect(signals.map(({ aborted }) => aborted)).toEqual([false, false])
+      expect(context.signal).toBe(signals[1])
+    })
+
+    test('if it is read first when all is over', async () => {
+      let context
+      const plugin = await asking((own) => { context = own })
+      await plugin.call('ask')
+      expect(context.signal.reason).toMatchObject({ code: 'CONTEXT_ENDED' })
+    })
+
+    test('whose listeners may call the plugin', async () => {
+      const { plugin, asked } = await waiting({ timeoutMs: 50 })
+      const call = plugin.call('ask')
+      const signal = await asked
+      const listener = jest.fn(() => plugin.callSync('count'))
+      signal.addEventListener('abort', listener)
+      await expect(call).rejects.toMatchObject({ code: 'TIMEOUT' })
+      expect(listener).toHaveReturned()
+    })
   })
 
   test('does not run the function if it has been aborted', async () => {

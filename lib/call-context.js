@@ -51,6 +51,7 @@ class CallContext {
   #pluginState
   #resets
   #hostContext
+  #ending
 
   constructor (secret, boundary, hostCall, blocks, pluginState, hostContext) {
     if (secret !== SECRET) throw invalidArgument('CallContext cannot be constructed: it is the first argument of host functions')
@@ -64,6 +65,15 @@ class CallContext {
 
   hostContext () {
     return this.#hostContext
+  }
+
+  /** Made when it is first read: most host functions never do. */
+  get signal () {
+    if (this.#ending === undefined) {
+      this.#ending = new AbortController()
+      if (this.#hostCall === NO_CALL) this.#ending.abort(ended())
+    }
+    return this.#ending.signal
   }
 
   get logLevel () {
@@ -134,10 +144,16 @@ class CallContext {
     if (!this.#boundary.deleteVariable(this.#hostCall, asName(name))) throw ended()
   }
 
-  /** Called when the host function has returned. */
-  static end (context) {
+  /** Counts an operation of a guest on a connection, for the plugin's `stats()`. */
+  static countConnectorCall (context, connector, operation, outcome) {
+    context.#pluginState.connectorCalls.add(connector, operation, outcome)
+  }
+
+  /** Called when the host function has returned, or with a function for the reason why its call ended before that. */
+  static end (context, reason) {
     context.#hostCall = NO_CALL
     context.#blocks = undefined
+    if (reason !== undefined && context.#ending !== undefined) context.#ending.abort(reason())
   }
 }
 

@@ -122,6 +122,7 @@ function complete (native, start, signal, callState, name, plugin) {
         if (native === undefined) abandon(call)
         else native.cancel(call.number)
         reject(signal.reason)
+        callState?.running?.end(() => signal.reason)
       }
       signal.addEventListener('abort', call.abort, { once: true })
     }
@@ -214,9 +215,8 @@ function freeNumber (number) {
   freeNumbers.push(number)
 }
 
-/** Ends a call's running host function, and removes the listener from its signal. */
+/** Removes the listener from a call's signal. */
 function release (call) {
-  call.callState?.running?.end()
   if (call.signal === undefined) return
   try {
     call.signal.removeEventListener('abort', call.abort)
@@ -397,7 +397,11 @@ function settleOne () {
   next += ITEM_LENGTH
 
   if (code === LOG) logMessage(call?.callState, new DataView(buffer, offset, length))
-  else if (code !== HOST_CALL && call !== undefined) release(call)
+  else if (code !== HOST_CALL && call !== undefined) {
+    release(call)
+    // Its host function still runs if the call was interrupted.
+    call.callState?.running?.end(() => errorOf(call, code, decoder.decode(new Uint8Array(buffer, offset, length))))
+  }
 }
 
 function settleCall (call, code, buffer, offset, length) {

@@ -2,10 +2,11 @@
 
 // Host functions in JavaScript. `src/binding/host_call.rs` is the Rust side.
 
-const { AsyncLocalStorage } = require('node:async_hooks')
+const { AsyncLocalStorage, AsyncResource } = require('node:async_hooks')
 const { asBytes } = require('./bytes.js')
 const { CallContext, SECRET } = require('./call-context.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
+const { NestedCounts } = require('./nested-counts.js')
 
 // `src/binding/protocol.rs` explains the message of a host call.
 const {
@@ -69,6 +70,10 @@ function addPluginState ({ name, names, bodies, logger, level, instances }) {
     pending: 0,
     // Host functions that wait for calls of their own plugin, each with the number of such calls.
     waiting: new Map(),
+    // Host functions that run outside of any call, during an initialization.
+    outsideCalls: new Set(),
+    // Operations of guests on connections, by connection, operation and outcome.
+    connectorCalls: new NestedCounts(),
     // The error that a host function threw outside of any call, during an initialization: `{ error }`.
     thrown: undefined
   }
@@ -80,6 +85,7 @@ function removePluginState (pluginState) {
   if (pluginStates[pluginState.pluginId] !== pluginState) return
   pluginStates[pluginState.pluginId] = undefined
   freeIds.push(pluginState.pluginId)
+  for (const running of pluginState.outsideCalls) running.end(() => codedError('CLOSED', 'the plugin is closed'))
 }
 
 const stateCleanup = new FinalizationRegistry(removePluginState)
@@ -138,18 +144,20 @@ function run (boundary, hostCall, onAnswered) {
     return true
   }
   const context = new CallContext(SECRET, boundary, number, blocks, pluginState, callState?.hostContext)
-  const end = () => {
+  const end = (reason) => {
     if (running.hasEnded) return
     running.hasEnded = true
     pluginState.pending--
     pluginState.waiting.delete(running)
-    CallContext.end(context)
+    pluginState.outsideCalls.delete(running)
+    CallContext.end(context, reason)
   }
   const running = { pluginState, end, hasEnded: false }
   pluginState.pending++
   // The function's access to the guest ends with its call, even if it still awaits something. A call never has more
   // than one running host function, because the guest waits for it.
   if (callState !== undefined) callState.running = running
+  else pluginState.outsideCalls.add(running)
   const returned = (value) => {
     try {
       answer(boundary, hostCall, value)
@@ -171,7 +179,7 @@ function run (boundary, hostCall, onAnswered) {
   let value
   let isAsync
   try {
-    value = callState?.inContext === undefined ? start() : callState.inContext(start)
+    value = callState?.context === undefined ? start() : callState.context.runInAsyncScope(start)
     isAsync = typeof value?.then === 'function'
   } catch (error) {
     return failed(error)
@@ -268,5 +276,5 @@ function isBlockedOnJs (pluginState) {
 }
 
 module.exports = {
-  AsyncLocalStorage, addPluginState, parseFunctions, stateCleanup, decodeHostCall, isBlockedOnJs, removePluginState, run, pluginStates, noteReentrantCall
+  AsyncResource, addPluginState, parseFunctions, stateCleanup, decodeHostCall, isBlockedOnJs, removePluginState, run, pluginStates, noteReentrantCall
 }

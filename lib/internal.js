@@ -4,6 +4,7 @@
 
 const { KERNEL_NAMESPACE, USER_NAMESPACE, WASI_NAMESPACE, errorCodes } = require('./native.js')
 const { asBytes } = require('./bytes.js')
+const { CallContext: { countConnectorCall } } = require('./call-context.js')
 const { asInteger, asOneOf } = require('./checks.js')
 const { closeWithoutLoss } = require('./draining.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
@@ -12,6 +13,7 @@ const { LogOutput } = require('./log-output.js')
 const { isObject, pick } = require('./objects.js')
 const { MAX_TIMER_MS, MAX_U32 } = require('./options.js')
 const { encodingOf, functionsOf, resolve, toJsonSchema } = require('./plugin-schema.js')
+const { NestedCounts } = require('./nested-counts.js')
 const { asStore, listKeys } = require('./store.js')
 const { STORE_START_MS, openStoreInTime } = require('./store-start.js')
 
@@ -25,12 +27,14 @@ module.exports = {
   MAX_TIMER_MS,
   MAX_U32,
   LogOutput,
+  NestedCounts,
   asBytes,
   asInteger,
   asOneOf,
   asStore,
   closeWithoutLoss,
   codedError,
+  countConnectorCall,
   describe,
   encodingOf,
   errorCodes,

@@ -6,32 +6,32 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-go_sources='plugins/say-hello/say-hello.wasm plugins/visits-go/visits.wasm'
-rust_source=plugins/visits-rust
-c_source=__test__/guests/greeting.c
+go_sources='plugins/say-hello/say-hello.wasm plugins/visits-go/visits.wasm plugins/orders-go/orders.wasm'
+rust_sources='plugins/visits-rust/visits.wasm plugins/orders-rust/orders.wasm'
+c_sources='__test__/guests/greeting.c plugins/orders-c/orders.c'
 
 build_go() { # output file, directory of the source
   (cd "$2" && GOOS=wasip1 GOARCH=wasm GOFLAGS= GOWORK=off CGO_ENABLED=0 \
     go build -buildmode=c-shared -trimpath -buildvcs=false -o "$1" .)
 }
 
-build_c() { # output file
+build_c() { # output file, source
   # Without the start files there is no _initialize, and the constructors are the host's to call.
   clang-14 --target=wasm32-wasi -O2 -Wall -Werror -nostartfiles \
-    -Wl,--no-entry -Wl,--export=__wasm_call_ctors -Wl,--strip-debug -o "$1" "$c_source"
+    -Wl,--no-entry -Wl,--export=__wasm_call_ctors -Wl,--strip-debug -o "$1" "$2"
   chmod 644 "$1" # the linker makes programs
 }
 
-build_rust() { # output file
+build_rust() { # output file, directory of the source
   # Debian has no standard library for WebAssembly, but its source.
   local target
   target=$(mktemp -d)
-  (cd "$rust_source" &&
+  (cd "$2" &&
     RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=wasm-ld-14 \
     RUSTFLAGS="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo --remap-path-prefix=$target=target" \
     /usr/bin/cargo build -Zbuild-std=std,panic_abort --release --locked --quiet \
       --target wasm32-unknown-unknown --target-dir "$target")
-  install -m 644 "$target/wasm32-unknown-unknown/release/visits.wasm" "$1"
+  install -m 644 "$target/wasm32-unknown-unknown/release/$(sed -n 's/^name = "\(.*\)"/\1/p' "$2/Cargo.toml").wasm" "$1"
   rm -rf "$target"
 }
 
@@ -46,7 +46,7 @@ rust_version() {
   dpkg-query --show --showformat='${Package}=${Version} ' cargo-web lld-14 rust-web-src rustc-web | sed 's/ $//'
 }
 
-check() { # committed file, the tools that it is built with, build function, version function, directory of the source
+check() { # committed file, the tools that it is built with, build function, version function, source or its directory
   local installed
   installed=$("$4" 2>/dev/null) || installed='not all of that'
   if [ "$installed" != "$2" ]; then
@@ -60,8 +60,8 @@ check() { # committed file, the tools that it is built with, build function, ver
 
 if [ "${1:-}" != --check ]; then
   for wasm in $go_sources; do build_go "$PWD/$wasm" "${wasm%/*}"; done
-  build_c "${c_source%.c}.wasm"
-  build_rust "$PWD/$rust_source/visits.wasm"
+  for source in $c_sources; do build_c "${source%.c}.wasm" "$source"; done
+  for wasm in $rust_sources; do build_rust "$PWD/$wasm" "${wasm%/*}"; done
   exit
 fi
 
@@ -70,5 +70,9 @@ trap 'rm -rf "$fresh"' EXIT
 for wasm in $go_sources; do
   check "$wasm" "go$(sed -n 's/^go //p' "${wasm%/*}/go.mod")" build_go go_version "${wasm%/*}"
 done
-check "$rust_source/visits.wasm" "$(sed -n 's/^# \(cargo-web=\)/\1/p' "$rust_source/Cargo.toml")" build_rust rust_version
-check "${c_source%.c}.wasm" "$(sed -n 's/^\/\/ \(clang-14=\)/\1/p' "$c_source")" build_c c_version
+for wasm in $rust_sources; do
+  check "$wasm" "$(sed -n 's/^# \(cargo-web=\)/\1/p' "${wasm%/*}/Cargo.toml")" build_rust rust_version "${wasm%/*}"
+done
+for source in $c_sources; do
+  check "${source%.c}.wasm" "$(sed -n 's/^\/\/ \(clang-14=\)/\1/p' "$source")" build_c c_version "$source"
+done

@@ -4,7 +4,7 @@ import { Pool } from 'pg'
 import { expectAssignable, expectError, expectType } from 'tsd'
 import { connectAsync } from 'mqtt'
 import { connect, jetStreamTrigger, mqtt, mqttTrigger, nats, natsTrigger, postgres } from '@extism-host/connect'
-import type { Connection, ConnectFunctions, GuestErrorCode, Trigger } from '@extism-host/connect'
+import type { Connection, ConnectFunctions, GuestErrorCode, Operation, Trigger } from '@extism-host/connect'
 import { createPlugin } from '../..'
 import type { HostFunctions } from '../..'
 
@@ -12,6 +12,8 @@ const events = nats(await openConnection(), {
   publish: ['orders.*'], request: ['prices.>'], maxPayloadBytes: 1, maxUnflushedBytes: 1, timeoutMs: 1
 })
 expectType<Connection>(events)
+expectType<number | undefined>(events.stats().calls.publish?.OK)
+expectType<number>(events.stats().running)
 const db = postgres(new Pool(), { statements: { one: 'SELECT 1' }, readOnly: false, maxRows: 1, maxBytes: 1, timeoutMs: 1 })
 expectType<Connection>(postgres(new Pool(), { statements: 'any' }))
 
@@ -20,7 +22,7 @@ const functions = connect({ events, db }, {
   onError (error, { connection, operation }) {
     expectType<unknown>(error)
     expectType<unknown>(connection)
-    expectType<'publish' | 'request' | 'query' | 'execute'>(operation)
+    expectType<Operation>(operation)
   }
 })
 expectType<ConnectFunctions>(functions)

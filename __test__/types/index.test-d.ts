@@ -123,6 +123,7 @@ expectType<Promise<Plugin>>(createPlugin('plugin.wasm', {
         expectType<PluginOutput | null>(context.read(offset))
         expectType<{ user: string }>(context.hostContext<{ user: string }>())
         expectType<bigint>(context.store('text'))
+        expectType<AbortSignal>(context.signal)
         return context.alloc(1)
       },
       async later (context: CallContext) {

@@ -2,9 +2,19 @@ import type { CallContext, CallOptions, PluginOutput } from 'extism-host'
 
 declare const made: unique symbol
 
-/** A connection that guests may name, made by `mqtt`, `nats` or `postgres`. */
+/** A connection that guests may name, made by `mqtt`, `nats`, `postgres` or `redis`. */
 export interface Connection {
   readonly [made]: true
+  /** Counts what guests of all plugins have done on it. */
+  stats (): ConnectionStats
+}
+
+/** The operations of guests on a connection. */
+export interface ConnectionStats {
+  /** Operations that have ended, by outcome: `OK`, or the code that the guest was told. */
+  calls: Partial<Record<Operation, Partial<Record<'OK' | GuestErrorCode, number>>>>
+  /** Operations that have not ended. Those that wait for a connection of a pool are among them. */
+  running: number
 }
 
 /** The methods that `nats` needs of a connection of `@nats-io/transport-node`. */
@@ -89,8 +99,57 @@ export interface PostgresOptions {
   timeoutMs?: number
 }
 
-/** The operation that a guest wanted. */
-export type Operation = 'publish' | 'request' | 'query' | 'execute'
+/** The methods that `redis` needs of a client of the package `redis`. */
+export interface RedisClient {
+  get (key: string): Promise<string | null>
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  set (key: string, value: string): Promise<any>
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  del (key: string): Promise<any>
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  publish (channel: string, message: any): Promise<any>
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+  scanIterator (options?: any): AsyncIterable<string[]>
+}
+
+/**
+ * The permissions and limits of guests on a Redis server. A name that ends with `*` stands for all that begin like it.
+ */
+export interface RedisOptions {
+  /**
+   * The keys that guests may read, such as `'visits:*'`.
+   * @default []
+   */
+  read?: string[]
+  /**
+   * The keys that guests may set and delete.
+   * @default []
+   */
+  write?: string[]
+  /**
+   * The channels that guests may publish to.
+   * @default []
+   */
+  publish?: string[]
+  /**
+   * The bytes that a value or a message may have.
+   * @default 1048576 (1 MiB)
+   */
+  maxValueBytes?: number
+  /**
+   * The keys that a list of keys may have.
+   * @default 1000
+   */
+  maxKeys?: number
+  /**
+   * The longest that a guest waits for the server. The deadline of its call may end the wait earlier.
+   * @default 30000
+   */
+  timeoutMs?: number
+}
+
+/** The operation that a guest wanted. `connect` and those on keys belong to slingshot's functions. */
+export type Operation = 'publish' | 'request' | 'query' | 'execute' | 'connect' | 'get' | 'set' | 'delete' | 'keys'
 
 /** The place of an error: the connection, as the guest named it, and the operation. */
 export interface ErrorOrigin {
@@ -110,7 +169,17 @@ export interface ConnectOptions {
    * and values in them. If it throws, the guest's call rejects with that value.
    */
   onError?: (error: unknown, origin: ErrorOrigin) => void
+  /**
+   * Adds the host functions of slingshot, `hostNatsPublish`, `hostRedisGet` and so on. Their `id` names a connection.
+   * @default false
+   */
+  slingshot?: boolean
 }
+
+/** The host functions of slingshot. */
+export type SlingshotFunction =
+  | 'hostInitNatsConnection' | 'hostNatsPublish' | 'hostInitRedisClient' | 'hostRedisGet' | 'hostRedisSet' | 'hostRedisDel'
+  | 'hostRedisFilter' | 'hostRedisPublish'
 
 /** Takes the offset of a request, and returns that of a reply. */
 export type ConnectFunction = (context: CallContext, offset: bigint) => string | Uint8Array | Promise<string | Uint8Array>
@@ -118,6 +187,7 @@ export type ConnectFunction = (context: CallContext, offset: bigint) => string |
 /** The host functions of `connect`, for the option `functions` of a plugin. */
 export type ConnectFunctions = {
   'extism:host/user': Record<'hostPublish' | 'hostRequest' | 'hostQuery' | 'hostExecute', ConnectFunction>
+    & Partial<Record<SlingshotFunction, ConnectFunction>>
 }
 
 /**
@@ -135,11 +205,12 @@ export type ConnectFunctions = {
  * - `CONSTRAINT`: a constraint of the database is violated.
  * - `CONFLICT`: other transactions are in the way; a later attempt may succeed.
  * - `SQL_ERROR`: another error of the statement; `error.sqlstate` says which.
+ * - `NOT_FOUND`: a key has no value.
  * - `INTERNAL`: a defect in the host.
  */
 export type GuestErrorCode =
   | 'INVALID_REQUEST' | 'UNKNOWN_CONNECTION' | 'UNSUPPORTED' | 'NOT_ALLOWED' | 'TOO_LARGE' | 'TIMEOUT' | 'NO_RESPONDERS'
-  | 'UNAVAILABLE' | 'INVALID_VALUE' | 'CONSTRAINT' | 'CONFLICT' | 'SQL_ERROR' | 'INTERNAL'
+  | 'UNAVAILABLE' | 'INVALID_VALUE' | 'CONSTRAINT' | 'CONFLICT' | 'SQL_ERROR' | 'NOT_FOUND' | 'INTERNAL'
 
 /**
  * Makes the host functions by which guests use connections. A guest names a connection by its key.
@@ -210,6 +281,12 @@ export interface MqttOptions {
  * const functions = connect({ sensors: mqtt(client, { publish: ['sensors/+'] }) })
  */
 export function mqtt (client: MqttClient, options?: MqttOptions): Connection
+
+/**
+ * Lets guests use keys and channels of a Redis server, on a client of the package `redis`: by `hostPublish`, with the channel
+ * as `subject`, and by slingshot's functions. The client stays yours: nothing here closes it.
+ */
+export function redis (client: RedisClient, options?: RedisOptions): Connection
 
 /** The methods that a trigger needs of a connection of `@nats-io/transport-node`. */
 export interface NatsSubscriber {

@@ -1,66 +1,39 @@
 'use strict'
 
-// Tells a host function that its call has ended, by its deadline or because it was aborted.
-
 const { GuestError } = require('./protocol.js')
 
-/** How often to check. A host function is not told that its call has ended; its context throws from then on. */
-const CHECK_MS = 20
-
-const watched = new Map()
-let timer
-
-function check () {
-  for (const [context, end] of watched) {
-    try {
-      // Of all that a context offers, this alone never asks the guest's thread.
-      context.getVariable('')
-    } catch {
-      end()
-    }
-  }
-}
-
 /**
- * Watches a call, for at most so many milliseconds. `signal` is aborted at the end, with a `GuestError` as its reason;
- * `dispose` stops watching.
+ * Calls `onEnd` with an error for the guest when its call ends, or after so many milliseconds. Returns the function that
+ * stops watching.
  */
-function watchEnd (context, milliseconds) {
-  const ending = new AbortController()
-  const end = (reason) => {
-    dispose()
-    ending.abort(reason)
+function watchEnd ({ signal }, milliseconds, onEnd) {
+  const end = (message) => {
+    unwatch()
+    onEnd(new GuestError('TIMEOUT', message))
   }
-  const late = setTimeout(() => end(new GuestError('TIMEOUT', 'the host has no more time for this')), milliseconds)
-  const dispose = () => {
+  const late = setTimeout(end, milliseconds, 'the host has no more time for this')
+  const onAbort = () => end('the call has ended')
+  const unwatch = () => {
     clearTimeout(late)
-    watched.delete(context)
-    if (watched.size > 0) return
-    clearInterval(timer)
-    timer = undefined
+    signal.removeEventListener('abort', onAbort)
   }
-  watched.set(context, () => end(new GuestError('TIMEOUT', 'the call has ended')))
-  timer ??= setInterval(check, CHECK_MS)
-  return { signal: ending.signal, dispose }
+  signal.addEventListener('abort', onAbort)
+  return unwatch
 }
 
 /**
- * Settles as `promise` does, or rejects with the signal's reason as soon as that is aborted. If the
- * promise resolves later, `discard` gets its value.
+ * Settles as the promise of `work` does, or rejects when the call ends or the time is over. `work` goes on then; it gets a function
+ * that tells whether nobody waits for it any more.
  */
-function untilAborted (signal, promise, discard) {
+function inTime (context, milliseconds, work) {
   return new Promise((resolve, reject) => {
-    const abort = () => {
-      reject(signal.reason)
-      promise.then(discard, () => {})
-    }
-    if (signal.aborted) {
-      abort()
-      return
-    }
-    signal.addEventListener('abort', abort, { once: true })
-    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort))
+    let isOver = false
+    const unwatch = watchEnd(context, milliseconds, (error) => {
+      isOver = true
+      reject(error)
+    })
+    work(() => isOver).then(resolve, reject).finally(unwatch)
   })
 }
 
-module.exports = { untilAborted, watchEnd }
+module.exports = { inTime, watchEnd }

@@ -3,7 +3,7 @@
 // Publish on a connection to an MQTT broker.
 
 const { MAX_TIMER_MS, asInteger, describe, invalidArgument, pick } = require('extism-host/internal')
-const { untilAborted, watchEnd } = require('./call-end.js')
+const { inTime } = require('./call-end.js')
 const { Connection } = require('./connection.js')
 const { GuestError } = require('./protocol.js')
 const { Slots } = require('./slots.js')
@@ -45,24 +45,21 @@ function mqtt (client, options = {}) {
   return new Connection({
     async publish (request, payload, context) {
       const { topic, settings } = messageOf(request, payload)
-      const { signal, dispose } = watchEnd(context, timeoutMs)
-      try {
-        const slot = slots.acquire()
-        await untilAborted(signal, slot, () => slots.release())
-        // Otherwise the client would store the message until it is connected again.
-        if (!client.connected) {
-          slots.release()
-          throw new GuestError('UNAVAILABLE', 'the broker cannot be reached')
-        }
+      await inTime(context, timeoutMs, async (isOver) => {
+        await new Promise((resolve) => slots.acquire(resolve))
         // The client goes on even if the call ends, so the slot is taken until the broker has the message.
-        const published = client.publishAsync(topic, Buffer.from(payload), settings).finally(() => slots.release())
-        await untilAborted(signal, published, () => {})
-        return OK
-      } catch (error) {
-        throw error instanceof GuestError ? error : guestErrorOf(error)
-      } finally {
-        dispose()
-      }
+        try {
+          if (isOver()) return
+          // Otherwise the client would store the message until it is connected again.
+          if (!client.connected) throw new GuestError('UNAVAILABLE', 'the broker cannot be reached')
+          await client.publishAsync(topic, Buffer.from(payload), settings)
+        } catch (error) {
+          throw error instanceof GuestError ? error : guestErrorOf(error)
+        } finally {
+          slots.release()
+        }
+      })
+      return OK
     }
   })
 }

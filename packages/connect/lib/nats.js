@@ -48,7 +48,7 @@ function nats (connection, options = {}) {
   }
 
   return new Connection({
-    publish (request, payload) {
+    publish (request, payload, context) {
       const { subject, head, size } = messageOf(request, payload, mayPublish)
       const send = () => {
         try {
@@ -59,7 +59,12 @@ function nats (connection, options = {}) {
         return OK
       }
       const wait = flow.add(size)
-      return wait === undefined ? send() : wait.then(send)
+      if (wait === undefined) return send()
+      const { signal } = context
+      return wait.then(() => {
+        if (signal.aborted) throw new GuestError('TIMEOUT', 'the call has ended')
+        return send()
+      })
     },
 
     async request (request, payload) {

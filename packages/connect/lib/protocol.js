@@ -20,19 +20,18 @@ class GuestError extends Error {
   }
 }
 
+/** The error that a guest is told: defects stay with the host. */
+function forGuest (error) {
+  return error instanceof GuestError ? error : new GuestError('INTERNAL', 'the host has failed')
+}
+
 function errorReply (error) {
-  const { code, message, details } = error instanceof GuestError
-    ? error
-    : { code: 'INTERNAL', message: 'the host has failed' }
+  const { code, message, details } = forGuest(error)
   return JSON.stringify({ error: { code, message, ...details } })
 }
 
-/** The request in a block, and its payload. */
-function readRequest (block, operation, maxBytes) {
-  if (block === null) throw new GuestError('INVALID_REQUEST', 'no block starts at this offset')
-  const bytes = block.bytes()
-  const newline = WITH_PAYLOAD.has(operation) ? bytes.indexOf(NEWLINE) : -1
-  const json = newline === -1 ? bytes : bytes.subarray(0, newline)
+/** The JSON object of a request. */
+function parseJson (json, maxBytes) {
   if (json.length > maxBytes) throw new GuestError('TOO_LARGE', `a request has up to ${maxBytes} bytes`)
   let request
   try {
@@ -43,7 +42,16 @@ function readRequest (block, operation, maxBytes) {
   if (typeof request !== 'object' || request === null || Array.isArray(request)) {
     throw new GuestError('INVALID_REQUEST', 'the request is not a JSON object')
   }
-  return { request, payload: newline === -1 ? EMPTY : bytes.subarray(newline + 1) }
+  return request
+}
+
+/** The request in a block, and its payload. */
+function readRequest (block, maxBytes, operation) {
+  const bytes = block.bytes()
+  const newline = WITH_PAYLOAD.has(operation) ? bytes.indexOf(NEWLINE) : -1
+  return newline === -1
+    ? { request: parseJson(bytes, maxBytes), payload: EMPTY }
+    : { request: parseJson(bytes.subarray(0, newline), maxBytes), payload: bytes.subarray(newline + 1) }
 }
 
 /** Bytes whose first line is JSON, and which the payload follows. */
@@ -52,4 +60,4 @@ function withPayload (head, payload) {
   return Buffer.concat([line, payload])
 }
 
-module.exports = { GuestError, errorReply, readRequest, withPayload }
+module.exports = { GuestError, errorReply, forGuest, parseJson, readRequest, withPayload }

@@ -9,9 +9,13 @@ class Slots {
     this.#free = count
   }
 
-  async acquire () {
-    if (this.#free > 0) this.#free--
-    else await new Promise((resolve) => this.#waiting.push(resolve))
+  acquire (callback) {
+    if (this.#free > 0) {
+      this.#free--
+      callback()
+    } else {
+      this.#waiting.push(callback)
+    }
   }
 
   release () {

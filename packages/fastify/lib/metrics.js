@@ -3,6 +3,7 @@
 // Metrics of plugins for Prometheus.
 
 const { Counter, Gauge, Histogram, Registry } = require('prom-client')
+const { showConnectorCalls } = require('./connector-metrics.js')
 const { probeOptions } = require('./health.js')
 
 // Calls take from tens of microseconds to seconds.
@@ -97,6 +98,7 @@ function addMetrics (scope, { prefix, config, register }, plugins, triggers) {
   observeCalls(registers, plugins)
   showStats(registers, plugins)
   showTriggers(registers, triggers)
+  showConnectorCalls(registers, plugins)
   scope.addHook('onClose', async () => {
     for (const { name } of registry.getMetricsAsArray()) register?.removeSingleMetric(name)
   })
