@@ -10,6 +10,9 @@ go_sources='plugins/say-hello/say-hello.wasm plugins/visits-go/visits.wasm plugi
 rust_sources='plugins/visits-rust/visits.wasm plugins/orders-rust/orders.wasm'
 c_sources='__test__/guests/greeting.c plugins/orders-c/orders.c'
 
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
 build_go() { # output file, directory of the source
   (cd "$2" && GOOS=wasip1 GOARCH=wasm GOFLAGS= GOWORK=off CGO_ENABLED=0 \
     go build -buildmode=c-shared -trimpath -buildvcs=false -o "$1" .)
@@ -23,16 +26,14 @@ build_c() { # output file, source
 }
 
 build_rust() { # output file, directory of the source
-  # Debian has no standard library for WebAssembly, but its source.
-  local target
-  target=$(mktemp -d)
+  # Debian has no standard library for WebAssembly, but its source. All plugins share what is built of it.
+  local target=$scratch/target
   (cd "$2" &&
     RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=wasm-ld-14 \
     RUSTFLAGS="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo --remap-path-prefix=$target=target" \
     /usr/bin/cargo build -Zbuild-std=std,panic_abort --release --locked --quiet \
       --target wasm32-unknown-unknown --target-dir "$target")
   install -m 644 "$target/wasm32-unknown-unknown/release/$(sed -n 's/^name = "\(.*\)"/\1/p' "$2/Cargo.toml").wasm" "$1"
-  rm -rf "$target"
 }
 
 go_version() { go env GOVERSION; }
@@ -53,8 +54,8 @@ check() { # committed file, the tools that it is built with, build function, ver
     echo "$1 not checked: it is built with $2, here is $installed"
     return
   fi
-  "$3" "$fresh/plugin.wasm" "${5:-}"
-  cmp "$fresh/plugin.wasm" "$1"
+  "$3" "$scratch/plugin.wasm" "${5:-}"
+  cmp "$scratch/plugin.wasm" "$1"
   echo "$1 is what its source gives"
 }
 
@@ -65,8 +66,6 @@ if [ "${1:-}" != --check ]; then
   exit
 fi
 
-fresh=$(mktemp -d)
-trap 'rm -rf "$fresh"' EXIT
 for wasm in $go_sources; do
   check "$wasm" "go$(sed -n 's/^go //p' "${wasm%/*}/go.mod")" build_go go_version "${wasm%/*}"
 done
