@@ -14,6 +14,7 @@ const { MAX_TIMER_MS, MAX_U32 } = require('./options.js')
 const { encodingOf, functionsOf, resolve, toJsonSchema } = require('./plugin-schema.js')
 const { asStore, listKeys } = require('./store.js')
 const { STORE_START_MS, openStoreInTime } = require('./store-start.js')
+const { traceReload } = require('./tracing.js')
 
 module.exports = {
   KERNEL_NAMESPACE,
@@ -41,5 +42,6 @@ module.exports = {
   openStoreInTime,
   pick,
   resolve,
-  toJsonSchema
+  toJsonSchema,
+  traceReload
 }

@@ -63,4 +63,14 @@ function traceFunction ({ start, end, asyncStart, asyncEnd, error }, message, wo
   })
 }
 
-module.exports = { channels, isCallTraced, isTraced, publishSummary, traceFunction }
+/** Traces the reload of a plugin of an app. `versionOf` returns the version that serves. */
+function traceReload (plugin, versionOf, work) {
+  if (!isTraced(channels.reload)) return work()
+  const message = { plugin, version: versionOf(), newVersion: undefined }
+  return channels.reload.tracePromise(async () => {
+    await work()
+    message.newVersion = versionOf()
+  }, message)
+}
+
+module.exports = { channels, isCallTraced, isTraced, publishSummary, traceFunction, traceReload }
