@@ -187,4 +187,3 @@ test('works with the registration of the SDK, and stops when it is disabled', as
   own.disable()
   instrumentation.enable()
 })
-

@@ -23,6 +23,9 @@ const MAX_NAME_SHOWN = 80
 /** Calls may run this long after the end of an `await using`. */
 const DISPOSAL_MS = 10_000
 
+/** The name of the method that measures a call. */
+const TIMED_CALL = Symbol('timed call')
+
 // Only `createPlugin` may construct a Plugin.
 const SECRET = Symbol('extism-host')
 
@@ -81,29 +84,36 @@ class Plugin {
     return this.#exports
   }
 
-  // Not an async function, which would wrap the promise of `complete` in a second one.
   call (name, input, hostContext, options) {
+    return this[TIMED_CALL](name, input, hostContext, options, undefined)
+  }
+
+  /**
+   * Like `call`, and sets `queueMs` and `runMs` of `times`, if it is given, when the call ends. For the packages of this
+   * repository. Not an async function, which would wrap the promise of `complete` in a second one.
+   */
+  [TIMED_CALL] (name, input, hostContext, options, times) {
     try {
       const exportNumber = this.#exportNumber(name)
       const bytes = asInput(input)
       checkHostContext(hostContext, options, name)
       if (options === undefined || options === null) {
-        return this.#complete(name, exportNumber, bytes, 0, undefined, hostContext, undefined)
+        return this.#complete(name, exportNumber, bytes, 0, undefined, hostContext, undefined, times)
       }
       const { signal, timeoutMs, logger } = pick(options, CALL_KEYS, 'the options of a call')
       if (signal !== undefined) checkSignal(signal)
       const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
       const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#pluginState.level)
       if (signal?.aborted) return Promise.reject(signal.reason)
-      return this.#complete(name, exportNumber, bytes, limit, signal, hostContext, ownLogger)
+      return this.#complete(name, exportNumber, bytes, limit, signal, hostContext, ownLogger, times)
     } catch (error) {
       return Promise.reject(annotateCallError(error, this.#pluginState.name, name, this.call))
     }
   }
 
-  #complete (name, exportNumber, bytes, limit, signal, hostContext, logger) {
-    if (!isCallTraced()) return this.#run(name, exportNumber, bytes, limit, signal, hostContext, logger, undefined)
-    const trace = this.#traceMessage(name, bytes)
+  #complete (name, exportNumber, bytes, limit, signal, hostContext, logger, times) {
+    if (!isCallTraced()) return this.#run(name, exportNumber, bytes, limit, signal, hostContext, logger, times)
+    const trace = Object.assign(times ?? {}, this.#traceMessage(name, bytes))
     return channels.call.tracePromise(() => this.#run(name, exportNumber, bytes, limit, signal, hostContext, logger, trace), trace)
   }
 
@@ -298,4 +308,4 @@ function precompile (source, options) {
   })
 }
 
-module.exports = { Plugin, createPlugin, precompile }
+module.exports = { Plugin, TIMED_CALL, createPlugin, precompile }
