@@ -6,8 +6,6 @@ const { readFileSync } = require('node:fs')
 const { monitorEventLoopDelay } = require('node:perf_hooks')
 const { Gauge } = require('prom-client')
 
-const QUANTILES = [0.5, 0.99]
-
 /** The number of threads of this process; `undefined` without Linux's /proc. */
 function threads () {
   try {
@@ -32,17 +30,18 @@ function showProcess (registers) {
       last = now
     }
   })
-  gauge({
-    name: 'extism_event_loop_delay_seconds',
-    help: 'How late the event loop runs timers, since the last scrape, by quantile; 1 is the maximum',
-    labelNames: ['quantile'],
-    collect () {
-      // Without a sample, the histogram has no maximum.
-      if (delays.count === 0) return
-      for (const quantile of QUANTILES) this.set({ quantile }, delays.percentile(100 * quantile) / 1e9)
-      this.set({ quantile: 1 }, delays.max / 1e9)
-      delays.reset()
-    }
+  // Prometheus knows quantiles as labels of summaries only, and those never start anew.
+  const showDelay = (name, help, read) => gauge({
+    name: `extism_event_loop_delay_${name}_seconds`,
+    help,
+    // Without a sample, the histogram has no maximum.
+    collect () { if (delays.count > 0) this.set(read() / 1e9) }
+  })
+  showDelay('p99', 'The 99th percentile of how late the event loop runs timers, since the last scrape', () => delays.percentile(99))
+  showDelay('max', 'How late the event loop runs timers at most, since the last scrape', () => {
+    const { max } = delays
+    delays.reset()
+    return max
   })
   if (threads() !== undefined) {
     gauge({
