@@ -32,9 +32,12 @@ export declare class Boundary {
    * answered, or its guest was interrupted.
    */
   replier(): () => number
-  /** Traces the call that is started next with this number. Its HTTP requests carry `traceparent`. */
-  startTrace(call: number, traceparent?: string | undefined | null): void
-  /** What a traced call has done, and ends its trace. `null` if the call is not traced. */
+  /**
+   * Traces the call that is started next with this number. Its HTTP requests carry `traceparent`. Without
+   * `records_operations`, the trace only measures the call.
+   */
+  startTrace(call: number, traceparent: string | undefined | null, recordsOperations: boolean): void
+  /** Ends the trace of a call, and returns its record; `null` if the call is not traced. */
   endTrace(call: number): TraceSummary | null
   /** Answers a host call with the offset of a new block with these bytes. */
   answerWith(hostCall: number, bytes: Uint8Array): boolean
@@ -490,7 +493,7 @@ export interface StoreStats {
 export interface TracedOperation {
   /** When it started, in milliseconds after the call. */
   offsetMs: number
-  /** How long it took, in milliseconds. */
+  /** The duration, in milliseconds. */
   durationMs: number
   /** The name of the host function, or the method of the request. */
   name: string
@@ -500,19 +503,19 @@ export interface TracedOperation {
   url?: string
   /** The status of the response. */
   status?: number
-  /** Why it failed: the code of a store's error, or a message. */
+  /** The reason of a failure: the code of a store's error, or a message. */
   error?: string
 }
 
-/** What a traced call has done. */
+/** The record of a traced call. */
 export interface TraceSummary {
-  /** How long it waited for an instance, in milliseconds. */
+  /** The time that it waited for an instance, in milliseconds. */
   queueMs: number
-  /** How long it ran, in milliseconds; missing if it never started. */
+  /** The time that it ran, in milliseconds; missing if it never started. */
   runMs?: number
   /** Its first operations. */
   operations: Array<TracedOperation>
-  /** How many more it had. */
+  /** The number of operations beyond those. */
   droppedOperations: number
 }
 

@@ -613,15 +613,15 @@ export interface CallTrace {
   startTime: number
   /** A subscriber of `start` may set it: the guest's HTTP requests carry it as their header `traceparent`. */
   traceparent?: string
-  /** How long the call waited for an instance, in milliseconds. Set before the promise settles. */
+  /** The time that the call waited for an instance, in milliseconds. Set before the promise settles. */
   queueMs?: number
-  /** How long it ran, in milliseconds; `undefined` if it never started. */
+  /** The time that it ran, in milliseconds; `undefined` if it never started. */
   runMs?: number
-  /** How many operations were not published, because the call had more than 128. */
+  /** The number of operations beyond the first 128, which are not published. */
   droppedOperations?: number
   /** The output. */
   result?: PluginOutput | null
-  /** What the call was rejected with. */
+  /** The reason of a rejection. */
   error?: unknown
 }
 
@@ -639,13 +639,13 @@ export interface HostFunctionTrace {
   function: string
   /** A subscriber of `start` may set it, to run the function in a context of its own. It must return what `work` returns. */
   around?: <T>(work: () => T) => T
-  /** What the function returned. */
+  /** The value that the function returned. */
   result?: unknown
-  /** What it threw. */
+  /** The error that it threw. */
   error?: unknown
 }
 
-/** What the messages about a guest's operations have in common. Each is published when its call has ended. */
+/** The common part of the messages about a guest's operations. They are published when the call has ended. */
 export interface OperationTrace {
   /** The message about the call. */
   call: CallTrace
@@ -655,7 +655,7 @@ export interface OperationTrace {
   version: string
   /** When the operation started, in milliseconds since 1970. */
   startTime: number
-  /** How long it took, in milliseconds. */
+  /** The duration, in milliseconds. */
   durationMs: number
   /** Why it failed: the code of a store's error, or the message about a request without a response. */
   error?: string

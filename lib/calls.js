@@ -112,7 +112,7 @@ function renewShared () {
  * that number, or when `signal` is aborted, whichever is first. The job keeps a reference to `native` until then,
  * because collecting a native plugin interrupts its calls. For calls, `callState` holds the state for host functions
  * and loggers, `name` is the function, `plugin` the plugin's name, and `trace` the message
- * for the channel `extism-host:call`, if somebody listens.
+ * for the channel `extism-host:call`, if somebody listens, or an object for the call's times.
  */
 function complete (native, start, signal, callState, name, plugin, trace) {
   return new Promise((resolve, reject) => {
@@ -139,7 +139,7 @@ function startNumbered (start, call) {
   const number = freeNumbers.pop() ?? calls.length
   let outcome
   try {
-    if (call.trace !== undefined) boundary.startTrace(number, call.trace.traceparent)
+    if (call.trace !== undefined) boundary.startTrace(number, call.trace.traceparent, call.trace.plugin !== undefined)
     // `start` ends with the native call, and nothing runs before the job is registered below: an interruption
     // cannot separate the two.
     outcome = start(number)

@@ -19,6 +19,7 @@ thread_local! {
 pub struct CallTrace {
   queued: Instant,
   traceparent: Option<String>,
+  records_operations: bool,
   progress: Mutex<Progress>,
 }
 
@@ -30,16 +31,16 @@ struct Progress {
   dropped: u32,
 }
 
-/// What a call has done so far.
+/// The record of a call so far.
 #[derive(Debug, Default)]
 pub struct Summary {
-  /// How long it waited for an instance.
+  /// The time that it waited for an instance.
   pub queued: Duration,
-  /// How long it ran; `None` if it never started.
+  /// The time that it ran; `None` if it never started.
   pub ran: Option<Duration>,
   /// Its first operations.
   pub operations: Vec<Operation>,
-  /// How many more it had.
+  /// The number of operations beyond those.
   pub dropped: u32,
 }
 
@@ -48,11 +49,11 @@ pub struct Summary {
 pub struct Operation {
   /// When it started, after the call was queued.
   pub offset: Duration,
-  /// How long it took.
+  /// The duration.
   pub duration: Duration,
-  /// What it was.
+  /// The operation itself.
   pub kind: OperationKind,
-  /// Why it failed.
+  /// The reason of a failure.
   pub error: Option<String>,
 }
 
@@ -78,11 +79,13 @@ pub enum OperationKind {
 }
 
 impl CallTrace {
-  /// The trace of a call that is being queued. Its HTTP requests carry `traceparent`.
-  pub fn new(traceparent: Option<String>) -> Self {
+  /// The trace of a call that is being queued. Without `records_operations`, it only measures the call, and
+  /// no HTTP request carries `traceparent`.
+  pub fn new(traceparent: Option<String>, records_operations: bool) -> Self {
     Self {
       queued: sync::now(),
       traceparent,
+      records_operations,
       progress: Mutex::default(),
     }
   }
@@ -92,7 +95,7 @@ impl CallTrace {
     self.traceparent.as_deref()
   }
 
-  /// What the call has done so far. The operations move to the caller.
+  /// The record of the call so far. The operations move to the caller.
   pub fn summary(&self) -> Summary {
     let now = sync::now();
     let mut progress = self.lock();
@@ -154,7 +157,9 @@ pub fn current() -> Option<Arc<CallTrace>> {
 pub fn run<T>(trace: Option<Arc<CallTrace>>, call: impl FnOnce() -> T) -> T {
   let Some(trace) = trace else { return call() };
   trace.lock().started = Some(sync::now());
-  CURRENT.set(Some(Arc::clone(&trace)));
+  if trace.records_operations {
+    CURRENT.set(Some(Arc::clone(&trace)));
+  }
   let _scope = TraceScope(trace);
   call()
 }
@@ -180,13 +185,13 @@ mod tests {
 
   #[test]
   fn a_call_that_never_started_has_only_waited() {
-    let summary = CallTrace::new(None).summary();
+    let summary = CallTrace::new(None, true).summary();
     assert_eq!((summary.ran, summary.operations.len()), (None, 0));
   }
 
   #[test]
   fn operations_beyond_the_limit_are_only_counted() {
-    let trace = Arc::new(CallTrace::new(None));
+    let trace = Arc::new(CallTrace::new(None, true));
     run(Some(Arc::clone(&trace)), || {
       for _ in 0..MAX_OPERATIONS + 2 {
         current().map(|trace| trace.begin().end(READ(), None));
@@ -199,8 +204,15 @@ mod tests {
   }
 
   #[test]
+  fn a_trace_that_only_measures_records_no_operations() {
+    let trace = Arc::new(CallTrace::new(None, false));
+    run(Some(Arc::clone(&trace)), || assert!(current().is_none()));
+    assert!(trace.summary().ran.is_some());
+  }
+
+  #[test]
   fn a_call_that_panics_leaves_no_trace_behind() {
-    let trace = Arc::new(CallTrace::new(None));
+    let trace = Arc::new(CallTrace::new(None, true));
     let call = || run(Some(Arc::clone(&trace)), || std::panic::panic_any(()));
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
     assert!(panicked.is_err() && current().is_none());

@@ -86,13 +86,16 @@ impl Boundary {
     env.create_function_from_closure("reply", move |_| Ok(js_thread.reply()))
   }
 
-  /// Traces the call that is started next with this number. Its HTTP requests carry `traceparent`.
+  /// Traces the call that is started next with this number. Its HTTP requests carry `traceparent`. Without
+  /// `records_operations`, the trace only measures the call.
   #[napi(catch_unwind)]
-  pub fn start_trace(&self, call: u32, traceparent: Option<String>) {
-    self.js_thread.start_trace(call, traceparent);
+  pub fn start_trace(&self, call: u32, traceparent: Option<String>, records_operations: bool) {
+    self
+      .js_thread
+      .start_trace(call, traceparent, records_operations);
   }
 
-  /// What a traced call has done, and ends its trace. `null` if the call is not traced.
+  /// Ends the trace of a call, and returns its record; `null` if the call is not traced.
   #[napi(catch_unwind)]
   pub fn end_trace(&self, call: u32) -> Option<TraceSummary> {
     self.js_thread.end_trace(call).map(TraceSummary::from)

@@ -60,9 +60,9 @@ impl JsThreadState {
     }
   }
 
-  /// Traces the call that will have this number.
-  pub fn start_trace(&self, call: u32, traceparent: Option<String>) {
-    let trace = Arc::new(CallTrace::new(traceparent));
+  /// Traces the call that will have this number, see [`CallTrace::new`].
+  pub fn start_trace(&self, call: u32, traceparent: Option<String>, records_operations: bool) {
+    let trace = Arc::new(CallTrace::new(traceparent, records_operations));
     self.traces.borrow_mut().insert(call, trace);
   }
 
@@ -71,7 +71,7 @@ impl JsThreadState {
     self.traces.borrow().get(&call).cloned()
   }
 
-  /// What a traced call has done. JavaScript does not trace it any longer.
+  /// Ends the trace of a call, and returns its record.
   pub fn end_trace(&self, call: u32) -> Option<Summary> {
     let trace = self.traces.borrow_mut().remove(&call);
     trace.map(|trace| trace.summary())

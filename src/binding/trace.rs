@@ -1,4 +1,4 @@
-//! What a traced call has done, for JavaScript.
+//! Converts the record of a traced call for JavaScript.
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use napi_derive::napi;
 
 use crate::trace::{Operation, OperationKind, Summary};
 
-/// What a traced call has done.
+/// The record of a traced call.
 #[napi(object, object_from_js = false)]
 pub struct TraceSummary {
-  /// How long it waited for an instance, in milliseconds.
+  /// The time that it waited for an instance, in milliseconds.
   pub queue_ms: f64,
-  /// How long it ran, in milliseconds; missing if it never started.
+  /// The time that it ran, in milliseconds; missing if it never started.
   pub run_ms: Option<f64>,
   /// Its first operations.
   pub operations: Vec<TracedOperation>,
-  /// How many more it had.
+  /// The number of operations beyond those.
   pub dropped_operations: u32,
 }
 
@@ -24,7 +24,7 @@ pub struct TraceSummary {
 pub struct TracedOperation {
   /// When it started, in milliseconds after the call.
   pub offset_ms: f64,
-  /// How long it took, in milliseconds.
+  /// The duration, in milliseconds.
   pub duration_ms: f64,
   /// The name of the host function, or the method of the request.
   pub name: String,
@@ -34,7 +34,7 @@ pub struct TracedOperation {
   pub url: Option<String>,
   /// The status of the response.
   pub status: Option<u32>,
-  /// Why it failed: the code of a store's error, or a message.
+  /// The reason of a failure: the code of a store's error, or a message.
   pub error: Option<String>,
 }
 

@@ -1,6 +1,6 @@
 'use strict'
 
-// Where the log of `serve` goes: lines for people on a terminal, if pino-pretty is installed; JSON otherwise.
+// The destination of the log of `serve`: lines for people on a terminal, if pino-pretty is installed; JSON otherwise.
 
 const { LogOutput } = require('extism-host/internal')
 
