@@ -8,7 +8,10 @@ const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { guest } = require('./support/guest.js')
-const { ROOT } = require('./support/processes.js')
+const { canRun, ROOT } = require('./support/processes.js')
+
+// The flags of `script` are those of Linux.
+const testOnLinux = process.platform === 'linux' ? test : test.skip
 
 let directory
 let child
@@ -24,7 +27,7 @@ routes: [{ url: /trap, plugin: many, function: trap }]
 })
 
 afterEach(async () => {
-  if (child.exitCode === null && child.signalCode === null) {
+  if (child?.exitCode === null && child.signalCode === null) {
     child.kill('SIGKILL')
     await once(child, 'close')
   }
@@ -62,7 +65,8 @@ test('is JSON, and its lines name a failed call, a reload and the shutdown', asy
   expect(lines.at(-1).msg).toBe('shut down')
 })
 
-test('is for people on a terminal', async () => {
+testOnLinux('is for people on a terminal', async () => {
+  if (!canRun('script', ['--version'])) throw new Error('this test needs the program script: apt-get install bsdutils')
   const quote = (text) => `'${text}'`
   const server = await serve('script', ['-qfec', [process.execPath, ...serveArguments()].map(quote).join(' '), '/dev/null'])
   // eslint-disable-next-line no-control-regex
