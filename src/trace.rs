@@ -194,7 +194,9 @@ mod tests {
     let trace = Arc::new(CallTrace::new(None, true));
     run(Some(Arc::clone(&trace)), || {
       for _ in 0..MAX_OPERATIONS + 2 {
-        current().map(|trace| trace.begin().end(READ(), None));
+        if let Some(trace) = current() {
+          trace.begin().end(READ(), None);
+        }
       }
     });
     let summary = trace.summary();
