@@ -32,6 +32,13 @@ export declare class Boundary {
    * answered, or its guest was interrupted.
    */
   replier(): () => number
+  /**
+   * Traces the call that is started next with this number. Its HTTP requests carry `traceparent`. Without
+   * `records_operations`, the trace only measures the call.
+   */
+  startTrace(call: number, traceparent: string | undefined | null, recordsOperations: boolean): void
+  /** Ends the trace of a call, and returns its record; `null` if the call is not traced. */
+  endTrace(call: number): TraceSummary | null
   /** Answers a host call with the offset of a new block with these bytes. */
   answerWith(hostCall: number, bytes: Uint8Array): boolean
   /** Fails a host call, which fails the plugin's call with this message. */
@@ -98,13 +105,15 @@ export declare class Plugin {
    * Like the function of [`caller`](Self::caller), for an input that is too long for the inbox. It takes no
    * results.
    */
-  callWith(number: number, exportNumber: number, input: string | Uint8Array, timeoutMs: number): number
+  callWith(number: number, exportNumber: number, input: string | Uint8Array, timeoutMs: number, boundary: Boundary): number
   /** Wakes up the threads that queued calls need. */
   wake(): void
   /** Cancels a call. Its result still arrives, and must be ignored. */
   cancel(call: number): void
   /** The plugin's counters and current state. */
   stats(): PluginStats
+  /** Identifies the code of the plugin. */
+  version(): string
   /** The exports of the main module. */
   exports(): Array<ExportDescriptor>
   /** The imports of the main module. */
@@ -408,6 +417,10 @@ export interface PluginStats {
   abandonedThreads: number
   /** The state of the snapshot that instances start from: `none`, `pending`, `taken` or `unsupported`. */
   snapshot: string
+  /** The memory of all instances together, in bytes. */
+  memoryBytes: number
+  /** The size of the compiled code, in bytes. */
+  codeBytes: number
   /** The counters of store operations by guests. */
   store: StoreStats
 }
@@ -474,6 +487,36 @@ export interface StoreStats {
   writes: number
   /** The number of refused or failed operations, by code. */
   failed: Record<string, number>
+}
+
+/** An operation of a guest: one on its store if there is a `system`, otherwise an HTTP request. */
+export interface TracedOperation {
+  /** When it started, in milliseconds after the call. */
+  offsetMs: number
+  /** The duration, in milliseconds. */
+  durationMs: number
+  /** The name of the host function, or the method of the request. */
+  name: string
+  /** The kind of store. */
+  system?: string
+  /** The URL of the request. */
+  url?: string
+  /** The status of the response. */
+  status?: number
+  /** The reason of a failure: the code of a store's error, or a message. */
+  error?: string
+}
+
+/** The record of a traced call. */
+export interface TraceSummary {
+  /** The time that it waited for an instance, in milliseconds. */
+  queueMs: number
+  /** The time that it ran, in milliseconds; missing if it never started. */
+  runMs?: number
+  /** Its first operations. */
+  operations: Array<TracedOperation>
+  /** The number of operations beyond those. */
+  droppedOperations: number
 }
 
 export declare const TYPE_F32: number

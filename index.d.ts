@@ -567,6 +567,14 @@ export interface PluginStats {
    * been taken, `'taken'`, or `'unsupported'` if the plugin does not allow one.
    */
   snapshot: 'none' | 'pending' | 'taken' | 'unsupported'
+  /** Identifies the plugin's code: 16 hexadecimal digits that change with any of its modules. */
+  version: string
+  /**
+   * The memory of all instances together, in bytes: what each had after its last call. `0` with the runtime `extism`.
+   */
+  memoryBytes: number
+  /** The size of the compiled code, in bytes. `0` with the runtime `extism`. */
+  codeBytes: number
   /** Operations of the plugin's guests on its store. */
   store: {
     /** Keys that guests looked up. */
@@ -583,6 +591,109 @@ export interface PluginStats {
    * the code that the guest was told. Those on connections that do not exist are under the empty name.
    */
   connectors: Record<string, Record<string, Record<string, number>>>
+}
+
+/**
+ * The message about a call on the tracing channel `extism-host:call` of `node:diagnostics_channel`. It completes as the
+ * call goes on.
+ * @example
+ * ```js
+ * const { tracingChannel } = require('node:diagnostics_channel')
+ *
+ * tracingChannel('extism-host:call').subscribe({
+ *   asyncEnd ({ plugin, function: name, queueMs, runMs }) { console.log(plugin, name, queueMs, runMs) }
+ * })
+ * ```
+ */
+export interface CallTrace {
+  /** The plugin's name. */
+  plugin: string
+  /** The version of its code, as in `stats()`. */
+  version: string
+  /** The function that is called. */
+  function: string
+  /** The length of the input, in bytes. */
+  inputBytes: number
+  /** When the call started, in milliseconds since 1970. */
+  startTime: number
+  /** A subscriber of `start` may set it: the guest's HTTP requests carry it as their header `traceparent`. */
+  traceparent?: string
+  /** The time that the call waited for an instance, in milliseconds. Set before the promise settles. */
+  queueMs?: number
+  /** The time that it ran, in milliseconds; `undefined` if it never started. */
+  runMs?: number
+  /** The number of operations beyond the first 128, which are not published. */
+  droppedOperations?: number
+  /** The output. */
+  result?: PluginOutput | null
+  /** The reason of a rejection. */
+  error?: unknown
+}
+
+/** The message about a host function in JavaScript, on the tracing channel `extism-host:host-function`. */
+export interface HostFunctionTrace {
+  /** The message about the call; `undefined` during an initialization, or if nobody listens to calls. */
+  call?: CallTrace
+  /** The plugin's name. */
+  plugin: string
+  /** The version of its code; `undefined` while the plugin opens. */
+  version?: string
+  /** The namespace of the function. */
+  namespace: string
+  /** The name of the function. */
+  function: string
+  /** A subscriber of `start` may set it, to run the function in a context of its own. It must return what `work` returns. */
+  around?: <T>(work: () => T) => T
+  /** The value that the function returned. */
+  result?: unknown
+  /** The error that it threw. */
+  error?: unknown
+}
+
+/** The common part of the messages about a guest's operations. They are published when the call has ended. */
+export interface OperationTrace {
+  /** The message about the call. */
+  call: CallTrace
+  /** The plugin's name. */
+  plugin: string
+  /** The version of its code. */
+  version: string
+  /** When the operation started, in milliseconds since 1970. */
+  startTime: number
+  /** The duration, in milliseconds. */
+  durationMs: number
+  /** Why it failed: the code of a store's error, or the message about a request without a response. */
+  error?: string
+}
+
+/** The message about an operation on the plugin's store, on the channel `extism-host:store`. */
+export interface StoreOperationTrace extends OperationTrace {
+  /** The host function, such as `hostStoreGet`. */
+  function: string
+  /** The kind of store. */
+  system: 'memory' | 'redb' | 'redis'
+}
+
+/** The message about a guest's HTTP request, on the channel `extism-host:http`. */
+export interface HttpRequestTrace extends OperationTrace {
+  /** The method. */
+  method: string
+  /** The URL, without query and fragment. */
+  url: string
+  /** The status of the response; `undefined` if there was none. */
+  status?: number
+}
+
+/** The message about a reload in a Fastify app, on the tracing channel `extism-host:reload`. */
+export interface ReloadTrace {
+  /** The plugin's name in the app. */
+  plugin: string
+  /** The version of the code that served before. */
+  version: string
+  /** The version of the code that serves afterwards; `undefined` if the reload failed. */
+  newVersion?: string
+  /** Why the reload failed. */
+  error?: unknown
 }
 
 /** The stable codes of errors. docs/reference/errors.md has the cause and the remedy of each. */

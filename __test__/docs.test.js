@@ -113,6 +113,12 @@ test('docs/reference/http.md: its example prints what it promises', async () => 
   }
 })
 
+test('docs/reference/tracing.md: its example prints how long the call and its operations took', async () => {
+  const { code, output } = await runNode(['-e', examples('docs/reference/tracing.md', 'js')[0]])
+  expect(code).toBe(0)
+  expect(output).toMatch(/^ {2}hostMemoryGet: [\d.]+ ms\n {2}hostMemoryGet: [\d.]+ ms\nsay-hello say_hello: waited [\d.e-]+ ms, ran [\d.]+ ms\n$/)
+})
+
 test('docs/reference/wasi.md: its example prints what it promises', async () => {
   const [example] = examples('docs/reference/wasi.md', 'js')
   const [promised] = examples('docs/reference/wasi.md', 'text')

@@ -12,6 +12,10 @@ let app
 beforeAll(async () => { many = await guest('many') })
 afterEach(async () => { await app?.close() })
 
+async function until (isSo) {
+  while (!await isSo()) await new Promise((resolve) => setTimeout(resolve, 5))
+}
+
 function build (options) {
   app = Fastify()
   app.register(extismHost, { plugins: { many }, ...options })
@@ -192,6 +196,38 @@ describe('metrics', () => {
         'extism_connector_calls_total{plugin="connected",connector="events",operation="publish",outcome="OK"} 2'
       ])
     }
+  })
+
+  test('tell waiting from running, memory, code, versions, the event loop and threads', async () => {
+    await build({ metrics: true })
+    const plugin = app.extism.plugin('many')
+    await plugin.call('echo', 'x')
+    const valueOf = (all, name) => Number(all.find((line) => line.startsWith(`${name} `))?.split(' ')[1])
+    const all = await lines()
+    expect(valueOf(all, 'extism_plugin_call_queue_seconds_count{plugin="many"}')).toBe(1)
+    expect(valueOf(all, 'extism_plugin_call_run_seconds_count{plugin="many",function="echo"}')).toBe(1)
+    expect(valueOf(all, 'extism_plugin_call_run_seconds_sum{plugin="many",function="echo"}')).toBeGreaterThan(0)
+    expect(valueOf(all, 'extism_plugin_memory_bytes{plugin="many"}')).toBeGreaterThan(65_536)
+    expect(valueOf(all, 'extism_plugin_code_bytes{plugin="many"}')).toBeGreaterThan(1_000)
+    expect(valueOf(all, 'extism_plugin_threads{plugin="many"}')).toBe(1)
+    expect(all).toContain(`extism_plugin_info{plugin="many",version="${plugin.stats().version}"} 1`)
+    expect(valueOf(all, 'extism_event_loop_utilization')).toBeLessThanOrEqual(1)
+    if (process.platform === 'linux') expect(valueOf(all, 'extism_process_threads')).toBeGreaterThan(1)
+  })
+
+  test('count on through a reload', async () => {
+    await build({ metrics: true, store: new MemoryStore([['key', 'value']]) })
+    const plugin = app.extism.plugin('many')
+    await plugin.call('read_store', 'key')
+    await plugin.call('trap').catch(() => {})
+    const expected = (made) => [
+      'extism_plugin_store_reads_total{plugin="many"} 1', 'extism_plugin_instances_replaced_total{plugin="many",reason="trap"} 1',
+      `extism_plugin_instances_made_total{plugin="many"} ${made}`, `extism_plugin_versions_total{plugin="many"} ${made - 1}`
+    ]
+    await until(async () => plugin.stats().made === 2)
+    expect(await lines()).toEqual(expect.arrayContaining(expected(2)))
+    await app.extism.reload('many')
+    expect(await lines()).toEqual(expect.arrayContaining(expected(3)))
   })
 
   test('are Prometheus text, at another path too', async () => {

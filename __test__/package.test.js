@@ -164,7 +164,7 @@ describe('the core', () => {
     expect(files.filter((file) => /\.(node|rs|toml)$/.test(file))).toEqual([])
   })
 
-  test.each(['fastify', 'connect'])('says how to get the package %s', async (name) => {
+  test.each(['fastify', 'connect', 'otel'])('says how to get the package %s', async (name) => {
     app.write(`${name}.cjs`, `try { require('extism-host/${name}') } catch ({ code, message }) { console.log(code, message) }`)
     const { output } = await app.run(`${name}.cjs`)
     expect(output).toBe(`NOT_INSTALLED @extism-host/${name} is not installed; run npm install @extism-host/${name}\n`)

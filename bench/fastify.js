@@ -11,7 +11,8 @@ const BY_HAND = 'server.js, by hand'
 const SERVERS = [
   { name: BY_HAND, arguments: ['server.js'], instances },
   { name: 'extism-host/fastify', arguments: ['bench/servers/fastify.js'], instances },
-  { name: 'extism-host/fastify, metrics', arguments: ['bench/servers/fastify.js', 'metrics'], instances }
+  { name: 'extism-host/fastify, metrics', arguments: ['bench/servers/fastify.js', 'metrics'], instances },
+  { name: 'extism-host/fastify, OpenTelemetry', arguments: ['bench/servers/fastify.js', 'otel'], instances }
 ]
 
 async function main () {

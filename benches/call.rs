@@ -317,6 +317,7 @@ fn between_threads(criterion: &mut Criterion) {
           input,
           timeout: None,
           is_alone: true,
+          trace: None,
         });
         if queued == Queued::Asleep {
           plugin.wake();

@@ -15,6 +15,7 @@ const { decodeHostCall, isBlockedOnJs, run, pluginStates } = require('./host-fun
 const { log, throwLater } = require('./logging.js')
 const { PluginOutput } = require('./plugin-output.js')
 const { watchSignalListeners } = require('./signals.js')
+const { publishSummary } = require('./tracing.js')
 
 const INBOX_BYTES = 8_192
 const SHARED_BYTES = 8_192
@@ -110,11 +111,12 @@ function renewShared () {
  * Starts a job of a native object. `start` gets the job's number; the promise is settled by the completion with
  * that number, or when `signal` is aborted, whichever is first. The job keeps a reference to `native` until then,
  * because collecting a native plugin interrupts its calls. For calls, `callState` holds the state for host functions
- * and loggers, `name` is the function, and `plugin` the plugin's name.
+ * and loggers, `name` is the function, `plugin` the plugin's name, and `trace` the message
+ * for the channel `extism-host:call`, if somebody listens, or an object for the call's times.
  */
-function complete (native, start, signal, callState, name, plugin) {
+function complete (native, start, signal, callState, name, plugin, trace) {
   return new Promise((resolve, reject) => {
-    const call = { native, resolve, reject, signal, abort: undefined, isAborted: false, isAbandoned: false, callState, name, plugin, entry: undefined, number: undefined }
+    const call = { native, resolve, reject, signal, abort: undefined, isAborted: false, isAbandoned: false, callState, name, plugin, trace, entry: undefined, number: undefined }
     if (signal !== undefined) {
       call.abort = () => {
         call.isAborted = true
@@ -123,6 +125,7 @@ function complete (native, start, signal, callState, name, plugin) {
         else native.cancel(call.number)
         reject(signal.reason)
         callState?.running?.end(() => signal.reason)
+        if (call.trace !== undefined) endTrace(call)
       }
       signal.addEventListener('abort', call.abort, { once: true })
     }
@@ -137,11 +140,13 @@ function startNumbered (start, call) {
   const number = freeNumbers.pop() ?? calls.length
   let outcome
   try {
+    if (call.trace !== undefined) boundary.startTrace(number, call.trace.traceparent, call.trace.plugin !== undefined)
     // `start` ends with the native call, and nothing runs before the job is registered below: an interruption
     // cannot separate the two.
     outcome = start(number)
   } catch (error) {
     freeNumbers.push(number)
+    call.number = number
     release(call)
     throw error
   }
@@ -155,14 +160,14 @@ function startNumbered (start, call) {
  * Like `complete`, but blocks the event loop until the job ends. Meanwhile this thread only settles other calls and
  * runs host functions. Stacks of errors begin with the caller of `entry`.
  */
-function completeSync (native, start, callState, pluginState, name, entry) {
+function completeSync (native, start, callState, pluginState, name, entry, trace) {
   const wouldDeadlock = (message) => annotateCallError(codedError('WOULD_DEADLOCK', message), pluginState.name, name, entry)
   settleOnNextTurn()
   let outcome
   const resolve = (value) => { outcome = { value } }
   const reject = (error) => { outcome = { error } }
   const call = {
-    native, resolve, reject, signal: undefined, abort: undefined, isAborted: false, isAbandoned: false, callState, name, plugin: pluginState.name, entry, number: undefined
+    native, resolve, reject, signal: undefined, abort: undefined, isAborted: false, isAbandoned: false, callState, name, plugin: pluginState.name, trace, entry, number: undefined
   }
   handleStarted(native, startNumbered(start, call))
   // Scheduled wake-ups would run on the next turn of the event loop, which this call blocks.
@@ -215,14 +220,23 @@ function freeNumber (number) {
   freeNumbers.push(number)
 }
 
-/** Removes the listener from a call's signal. */
+/** Ends a call's trace, and removes the listener from its signal. */
 function release (call) {
+  if (call.trace !== undefined) endTrace(call)
   if (call.signal === undefined) return
   try {
     call.signal.removeEventListener('abort', call.abort)
   } catch (error) {
     throwLater(error)
   }
+}
+
+/** Completes the message about a traced call, and publishes what the call has done. */
+function endTrace (call) {
+  const message = call.trace
+  call.trace = undefined
+  const summary = boundary.endTrace(call.number)
+  if (summary !== null) publishSummary(message, summary)
 }
 
 /** The index in `header` of the next item that has been taken and not settled. */
@@ -513,7 +527,7 @@ function caller (native) {
 
   /** Starts a call, and returns the outcome for `handleStarted`. A `timeoutMs` of 0 stands for the plugin's own limit. */
   return function start (number, exportNumber, input, timeoutMs) {
-    if (!putIntoInbox(input ?? '')) return native.callWith(number, exportNumber, input, timeoutMs)
+    if (!putIntoInbox(input ?? '')) return native.callWith(number, exportNumber, input, timeoutMs, boundary)
     const isOnly = isSequential && unfinished === backgroundJobs
     // Scheduled before anything can be taken, as the caller may be interrupted afterwards.
     if (isOnly && !isReleaseScheduled) {

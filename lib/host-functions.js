@@ -7,6 +7,7 @@ const { asBytes } = require('./bytes.js')
 const { CallContext, SECRET } = require('./call-context.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
 const { NestedCounts } = require('./nested-counts.js')
+const { channels, isTraced, traceFunction } = require('./tracing.js')
 
 // `src/binding/protocol.rs` explains the message of a host call.
 const {
@@ -175,7 +176,10 @@ function run (boundary, hostCall, onAnswered) {
     end()
     return true
   }
-  const start = () => runningFunction.run(running, body, context, ...hostCall.args)
+  const runBody = () => runningFunction.run(running, body, context, ...hostCall.args)
+  const start = isTraced(channels.hostFunction)
+    ? () => traceFunction(channels.hostFunction, traceMessage(hostCall), runBody)
+    : runBody
   let value
   let isAsync
   try {
@@ -199,6 +203,12 @@ function run (boundary, hostCall, onAnswered) {
   }
   promise.then(then(returned), then(failed))
   return false
+}
+
+/** The message about a host call on the channel `extism-host:host-function`. */
+function traceMessage ({ pluginState: { name: plugin, version, names }, body, callState }) {
+  const { namespace, name } = names[body]
+  return { call: callState?.trace, plugin, version, namespace, function: name, around: undefined }
 }
 
 /** Answers with a value, converted as WebAssembly does it. For an i64, strings and bytes go into a block. */

@@ -12,10 +12,12 @@ const { LEVELS, SILENT } = require('./logging.js')
 const { LogOutput } = require('./log-output.js')
 const { isObject, pick } = require('./objects.js')
 const { MAX_TIMER_MS, MAX_U32 } = require('./options.js')
+const { TIMED_CALL } = require('./plugin.js')
 const { encodingOf, functionsOf, resolve, toJsonSchema } = require('./plugin-schema.js')
 const { NestedCounts } = require('./nested-counts.js')
 const { asStore, listKeys } = require('./store.js')
 const { STORE_START_MS, openStoreInTime } = require('./store-start.js')
+const { traceReload } = require('./tracing.js')
 
 module.exports = {
   KERNEL_NAMESPACE,
@@ -24,6 +26,7 @@ module.exports = {
   LEVELS,
   SILENT,
   STORE_START_MS,
+  TIMED_CALL,
   MAX_TIMER_MS,
   MAX_U32,
   LogOutput,
@@ -45,5 +48,6 @@ module.exports = {
   openStoreInTime,
   pick,
   resolve,
-  toJsonSchema
+  toJsonSchema,
+  traceReload
 }

@@ -14,6 +14,7 @@ const { isObject, pick } = require('./objects.js')
 const { CALL_KEYS, CALL_SYNC_KEYS, CLOSE_KEYS, MAX_TIMER_MS, MAX_U32, pickOptions, pluginOptions } = require('./options.js')
 const { typedExports } = require('./plugin-schema.js')
 const { loadManifest } = require('./source.js')
+const { channels, isCallTraced } = require('./tracing.js')
 
 /** A message lists at most this many functions, and this many characters of each name. */
 const MAX_NAMES_SHOWN = 20
@@ -21,6 +22,9 @@ const MAX_NAME_SHOWN = 80
 
 /** Calls may run this long after the end of an `await using`. */
 const DISPOSAL_MS = 10_000
+
+/** The name of the method that measures a call. */
+const TIMED_CALL = Symbol('timed call')
 
 // Only `createPlugin` may construct a Plugin.
 const SECRET = Symbol('extism-host')
@@ -55,6 +59,7 @@ class Plugin {
   #start
   #pluginState
   #exports
+  #version
   #closed
 
   constructor (secret, native, pluginState, encodings) {
@@ -65,6 +70,7 @@ class Plugin {
     this.#functions = new Map(Object.entries(native.functions()))
     this.#start = caller(native)
     this.#pluginState = pluginState
+    this.#version = pluginState.version = native.version()
     stateCleanup.register(this, pluginState)
     if (encodings !== undefined) {
       const missing = [...encodings.keys()].find((name) => !this.#functions.has(name))
@@ -78,43 +84,70 @@ class Plugin {
     return this.#exports
   }
 
-  // Not an async function, which would wrap the promise of `complete` in a second one.
   call (name, input, hostContext, options) {
+    return this[TIMED_CALL](name, input, hostContext, options, undefined)
+  }
+
+  /**
+   * Like `call`, and sets `queueMs` and `runMs` of `times`, if it is given, when the call ends. For the packages of this
+   * repository. Not an async function, which would wrap the promise of `complete` in a second one.
+   */
+  [TIMED_CALL] (name, input, hostContext, options, times) {
     try {
       const exportNumber = this.#exportNumber(name)
       const bytes = asInput(input)
       checkHostContext(hostContext, options, name)
       if (options === undefined || options === null) {
-        return this.#complete(name, exportNumber, bytes, 0, undefined, hostContext, undefined)
+        return this.#complete(name, exportNumber, bytes, 0, undefined, hostContext, undefined, times)
       }
       const { signal, timeoutMs, logger } = pick(options, CALL_KEYS, 'the options of a call')
       if (signal !== undefined) checkSignal(signal)
       const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
       const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#pluginState.level)
       if (signal?.aborted) return Promise.reject(signal.reason)
-      return this.#complete(name, exportNumber, bytes, limit, signal, hostContext, ownLogger)
+      return this.#complete(name, exportNumber, bytes, limit, signal, hostContext, ownLogger, times)
     } catch (error) {
       return Promise.reject(annotateCallError(error, this.#pluginState.name, name, this.call))
     }
   }
 
-  #complete (name, exportNumber, bytes, limit, signal, hostContext, logger) {
+  #complete (name, exportNumber, bytes, limit, signal, hostContext, logger, times) {
+    if (!isCallTraced()) return this.#run(name, exportNumber, bytes, limit, signal, hostContext, logger, times)
+    const trace = Object.assign(times ?? {}, this.#traceMessage(name, bytes))
+    return channels.call.tracePromise(() => this.#run(name, exportNumber, bytes, limit, signal, hostContext, logger, trace), trace)
+  }
+
+  /** The message about a call on the channel `extism-host:call`. */
+  #traceMessage (name, bytes) {
+    return {
+      plugin: this.#pluginState.name,
+      version: this.#version,
+      function: name,
+      inputBytes: bytes === undefined ? 0 : Buffer.byteLength(bytes),
+      startTime: performance.timeOrigin + performance.now(),
+      // A subscriber may set it before the call starts.
+      traceparent: undefined
+    }
+  }
+
+  #run (name, exportNumber, bytes, limit, signal, hostContext, logger, trace) {
     const start = (number) => this.#start(number, exportNumber, bytes, limit)
-    const callState = this.#callState(hostContext, logger, false)
-    if (callState === undefined) return complete(this.#native, start, signal, undefined, name, this.#pluginState.name)
+    const callState = this.#callState(hostContext, logger, false, trace)
+    if (callState === undefined) return complete(this.#native, start, signal, undefined, name, this.#pluginState.name, trace)
     const endWait = noteReentrantCall(this.#pluginState)
-    const promise = complete(this.#native, start, signal, callState, name, this.#pluginState.name)
+    const promise = complete(this.#native, start, signal, callState, name, this.#pluginState.name, trace)
     if (endWait !== undefined) promise.then(endWait, endWait)
     return promise
   }
 
   /** Creates the state of a call for host functions and loggers, or `undefined` if it needs none. */
-  #callState (hostContext, logger, isSync) {
+  #callState (hostContext, logger, isSync, trace) {
     const hasFunctions = this.#pluginState.bodies.length > 0
     if (!hasFunctions && logger === undefined) return undefined
     return {
       hostContext,
       logger,
+      trace,
       isSync,
       // Host functions run in the asynchronous context of their call. callSync() waits in that context anyway, so it
       // needs no resource; and before version 24, Node aborts if a time limit of `node:vm` interrupts its scope. A snapshot of
@@ -144,24 +177,25 @@ class Plugin {
   }
 
   callSync (name, input, hostContext, options) {
-    let start, callState
+    let start, ownLogger, trace
     try {
       const exportNumber = this.#exportNumber(name)
       const bytes = asInput(input)
       checkHostContext(hostContext, options, name)
       const { timeoutMs, logger } = pick(options ?? {}, CALL_SYNC_KEYS, 'the options of a synchronous call')
       const limit = asInteger(timeoutMs, 'timeoutMs', 0, MAX_U32)
-      const ownLogger = logger === undefined ? undefined : asLogger(logger, this.#pluginState.level)
+      ownLogger = logger === undefined ? undefined : asLogger(logger, this.#pluginState.level)
       start = (number) => this.#start(number, exportNumber, bytes, limit)
-      callState = this.#callState(hostContext, ownLogger, true)
+      if (isCallTraced()) trace = this.#traceMessage(name, bytes)
     } catch (error) {
       throw annotateCallError(error, this.#pluginState.name, name, this.callSync)
     }
-    return completeSync(this.#native, start, callState, this.#pluginState, name, this.callSync)
+    const run = () => completeSync(this.#native, start, this.#callState(hostContext, ownLogger, true, trace), this.#pluginState, name, this.callSync, trace)
+    return trace === undefined ? run() : channels.call.traceSync(run, trace)
   }
 
   stats () {
-    const { succeeded, failed, queued, busy, instances, ready, made, waited, replaced, abandonedThreads, snapshot, store } = this.#native.stats()
+    const { succeeded, failed, queued, busy, instances, ready, made, waited, replaced, abandonedThreads, snapshot, memoryBytes, codeBytes, store } = this.#native.stats()
     return {
       calls: { succeeded, failed },
       queued,
@@ -173,6 +207,9 @@ class Plugin {
       replaced,
       abandonedThreads,
       snapshot,
+      version: this.#version,
+      memoryBytes,
+      codeBytes,
       store,
       connectors: this.#pluginState.connectorCalls.toObject()
     }
@@ -288,4 +325,4 @@ function precompile (source, options) {
   })
 }
 
-module.exports = { Plugin, createPlugin, precompile }
+module.exports = { Plugin, TIMED_CALL, createPlugin, precompile }

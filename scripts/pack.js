@@ -50,7 +50,7 @@ function main ([destination, version]) {
     for (const file of [...files, 'package.json', 'README.md', 'LICENSE']) {
       cpSync(join(ROOT, file), join(core, file), { recursive: true })
     }
-    const copied = ['fastify', 'connect', 'cli'].map((name) => {
+    const copied = ['fastify', 'connect', 'otel', 'cli'].map((name) => {
       const directory = join(scratch, name)
       cpSync(join(ROOT, 'packages', name), directory, { recursive: true })
       cpSync(join(ROOT, 'LICENSE'), join(directory, 'LICENSE'))

@@ -10,6 +10,8 @@
 //! * [`kernel`]: the memory blocks that guest and host share.
 //! * [`store`]: the key-value stores behind the store host functions.
 //!
+//! [`trace`] records what a traced call does.
+//!
 //! [`abi`] defines what guests and host agree on: function types, namespaces and names.
 //!
 //! Each module calls only those below it, and returns a [`Result`] whose [`Error`] carries a [`Code`].
@@ -34,6 +36,7 @@ pub mod plugin;
 pub mod signals;
 pub mod store;
 mod sync;
+pub mod trace;
 mod trim;
 mod watchdog;
 

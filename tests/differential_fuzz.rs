@@ -342,6 +342,7 @@ fn run(case: &Case, runtime: RuntimeKind) -> Result<Report, Code> {
         input,
         timeout: None,
         is_alone: false,
+        trace: None,
       });
       if queued == Queued::Asleep {
         plugin.wake();

@@ -136,6 +136,7 @@ fn queue(plugin: &Opened, function: &str, input: &[u8]) -> (u64, Receiver<Result
     input: input.to_vec(),
     timeout: None,
     is_alone: false,
+    trace: None,
   });
   if queued == Queued::Asleep {
     plugin.wake();

@@ -205,8 +205,9 @@ declare namespace extismHost {
      */
     health?: boolean | { prefix?: string, config?: FastifyContextConfig & Record<string, unknown> }
     /**
-     * Adds `GET /metrics` for Prometheus: calls by plugin, function and code, their durations, the counters of
-     * `stats()`, and the messages of triggers. `prefix` replaces `/metrics`, and `config` is the `config` of the route, as in `health`.
+     * Adds `GET /metrics` for Prometheus: calls by plugin, function and code, their durations, waiting and running apart,
+     * the counters of `stats()`, the messages of triggers, the event loop and threads. `prefix` replaces `/metrics`, and
+     * `config` is the `config` of the route, as in `health`.
      *
      * With `register`, a registry of prom-client, the metrics are added to that registry until the app closes. Then
      * there is a route only with a `prefix`; it shows all metrics of the registry.

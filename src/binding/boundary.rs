@@ -16,6 +16,7 @@ use napi_derive::napi;
 use super::completion_queue::CompletionQueue;
 use super::host_call::Step;
 use super::js_thread::{JsThreadState, offset_of};
+use super::trace::TraceSummary;
 use crate::host::{Answer, Bytes, HostFunctionError};
 
 /// The boundary of one JavaScript thread.
@@ -83,6 +84,21 @@ impl Boundary {
   pub fn replier<'env>(&self, env: &'env Env) -> napi::Result<Function<'env, (), f64>> {
     let js_thread = self.js_thread();
     env.create_function_from_closure("reply", move |_| Ok(js_thread.reply()))
+  }
+
+  /// Traces the call that is started next with this number. Its HTTP requests carry `traceparent`. Without
+  /// `records_operations`, the trace only measures the call.
+  #[napi(catch_unwind)]
+  pub fn start_trace(&self, call: u32, traceparent: Option<String>, records_operations: bool) {
+    self
+      .js_thread
+      .start_trace(call, traceparent, records_operations);
+  }
+
+  /// Ends the trace of a call, and returns its record; `null` if the call is not traced.
+  #[napi(catch_unwind)]
+  pub fn end_trace(&self, call: u32) -> Option<TraceSummary> {
+    self.js_thread.end_trace(call).map(TraceSummary::from)
   }
 
   /// Answers a host call with the offset of a new block with these bytes.

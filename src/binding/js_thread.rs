@@ -2,7 +2,7 @@
 //! bytes in shared memory.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use napi::bindgen_prelude::{
@@ -20,6 +20,7 @@ use super::protocol::{
 use crate::host::{Answer, Bytes, HostFunctionError};
 use crate::plugin::CallOutput;
 use crate::plugin::spin::SpinBackoff;
+use crate::trace::{CallTrace, Summary};
 use crate::{Code, Error};
 
 /// Outputs up to this many bytes share a buffer; longer ones get their own.
@@ -41,6 +42,8 @@ pub struct JsThreadState {
   backlog: RefCell<VecDeque<Event>>,
   /// Decides whether to spin after host calls have been answered.
   spin_backoff: Cell<SpinBackoff>,
+  /// The traces of unfinished calls that JavaScript traces, by number.
+  traces: RefCell<HashMap<u32, Arc<CallTrace>>>,
 }
 
 impl JsThreadState {
@@ -53,7 +56,25 @@ impl JsThreadState {
       header: RefCell::new(header),
       backlog: RefCell::default(),
       spin_backoff: Cell::default(),
+      traces: RefCell::default(),
     }
+  }
+
+  /// Traces the call that will have this number, see [`CallTrace::new`].
+  pub fn start_trace(&self, call: u32, traceparent: Option<String>, records_operations: bool) {
+    let trace = Arc::new(CallTrace::new(traceparent, records_operations));
+    self.traces.borrow_mut().insert(call, trace);
+  }
+
+  /// The trace of a call that JavaScript traces.
+  pub fn trace(&self, call: u32) -> Option<Arc<CallTrace>> {
+    self.traces.borrow().get(&call).cloned()
+  }
+
+  /// Ends the trace of a call, and returns its record.
+  pub fn end_trace(&self, call: u32) -> Option<Summary> {
+    let trace = self.traces.borrow_mut().remove(&call);
+    trace.map(|trace| trace.summary())
   }
 
   /// The arguments of a call in the header.

@@ -17,6 +17,7 @@ mod protocol;
 mod store;
 mod store_reply;
 mod store_watch;
+mod trace;
 
 use napi_derive::napi;
 

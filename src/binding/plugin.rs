@@ -53,6 +53,10 @@ pub struct PluginStats {
   pub abandoned_threads: f64,
   /// The state of the snapshot that instances start from: `none`, `pending`, `taken` or `unsupported`.
   pub snapshot: &'static str,
+  /// The memory of all instances together, in bytes.
+  pub memory_bytes: f64,
+  /// The size of the compiled code, in bytes.
+  pub code_bytes: f64,
   /// The counters of store operations by guests.
   pub store: StoreStats,
 }
@@ -243,6 +247,7 @@ impl Plugin {
       let input = js_thread.input(arguments.input_bytes);
       let mut call = call(number, export, input, arguments.timeout_ms);
       call.is_alone = arguments.is_alone;
+      call.trace = js_thread.trace(number);
       let queued = plugin.queue(call);
       if queued != Queued::Awaited {
         return Ok(call_outcome(queued));
@@ -271,15 +276,15 @@ impl Plugin {
     export_number: u32,
     input: Either<String, Uint8ArraySlice<'_>>,
     timeout_ms: u32,
+    boundary: &Boundary,
   ) -> u32 {
     let input = match input {
       Either::A(text) => text.into_bytes(),
       Either::B(bytes) => bytes.to_vec(),
     };
-    let queued = self
-      .plugin
-      .queue(call(number, export_number, input, timeout_ms));
-    call_outcome(queued)
+    let mut call = call(number, export_number, input, timeout_ms);
+    call.trace = boundary.js_thread().trace(number);
+    call_outcome(self.plugin.queue(call))
   }
 
   /// Wakes up the threads that queued calls need.
@@ -321,6 +326,8 @@ impl Plugin {
         .collect(),
       abandoned_threads: stats.abandoned_threads as f64,
       snapshot: self.plugin.snapshot().as_str(),
+      memory_bytes: stats.memory as f64,
+      code_bytes: self.plugin.code_bytes() as f64,
       store: StoreStats {
         reads: store.reads as f64,
         hits: store.hits as f64,
@@ -328,6 +335,12 @@ impl Plugin {
         failed: by_code(store.failed),
       },
     }
+  }
+
+  /// Identifies the code of the plugin.
+  #[napi(catch_unwind)]
+  pub fn version(&self) -> String {
+    self.plugin.version().to_owned()
   }
 
   /// The exports of the main module.
@@ -391,5 +404,6 @@ fn call(number: u32, export: u32, input: Vec<u8>, timeout_ms: u32) -> plugin::Ca
     input,
     timeout: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into())),
     is_alone: false,
+    trace: None,
   }
 }

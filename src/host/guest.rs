@@ -91,6 +91,8 @@ pub enum Stop {
 /// was linked.
 #[derive(Clone, Copy, Debug)]
 pub struct Limiter {
+  /// The size of all memories together, in bytes.
+  memory: u64,
   /// Bytes by which all memories may still grow together.
   growth_left: u64,
   /// How many of these bytes should remain; see [`is_nearly_full`](Self::is_nearly_full).
@@ -107,12 +109,18 @@ impl Limiter {
   /// A limiter that is off until [`start`](Self::start).
   pub fn new(growth_pages: u64, elements: u64) -> Self {
     Self {
+      memory: 0,
       growth_left: growth_pages.saturating_mul(PAGE),
       reserve: 0,
       largest_growth: 0,
       elements_left: elements,
       is_off: true,
     }
+  }
+
+  /// The size of all memories together, in bytes.
+  pub fn memory(&self) -> u64 {
+    self.memory
   }
 
   /// Bytes by which all memories may still grow together.
@@ -147,16 +155,18 @@ impl ResourceLimiter for Limiter {
     desired: usize,
     maximum: Option<usize>,
   ) -> wasmtime::Result<bool> {
+    let growth = desired.saturating_sub(current) as u64;
     if self.is_off {
+      self.memory += growth;
       return Ok(true);
     }
     if maximum.is_some_and(|maximum| desired > maximum) {
       // Beyond the memory's own maximum: `memory.grow` returns -1.
       return Ok(false);
     }
-    let growth = desired.saturating_sub(current) as u64;
     match self.growth_left.checked_sub(growth) {
       Some(left) => {
+        self.memory += growth;
         self.growth_left = left;
         self.largest_growth = self.largest_growth.max(growth);
         Ok(true)

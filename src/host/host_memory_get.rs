@@ -20,7 +20,7 @@ pub fn host_memory_get(access: Arc<StoreAccess>) -> HostFunction {
       let Some(key) = call.text(0) else {
         return Ok(Answer::ZERO);
       };
-      match access.get(key) {
+      match access.traced("hostMemoryGet", || access.get(key)) {
         Ok(Some(value)) => Ok(Answer::Bytes(value)),
         Ok(None) => Ok(Answer::ZERO),
         // A store cannot contain an invalid key.

@@ -445,6 +445,9 @@ pub trait Run {
   /// The size of the memory that contains the blocks, in bytes. It never shrinks.
   fn kernel_bytes(&self) -> u64;
 
+  /// The size of all its memories together, in bytes; 0 if the runtime does not tell.
+  fn memory_bytes(&self) -> u64;
+
   /// Whether the guest has more files open than it may keep between calls.
   fn has_too_many_files(&self) -> bool;
 
@@ -779,6 +782,10 @@ impl Run for Instance {
 
   fn kernel_bytes(&self) -> u64 {
     Kernel::bytes(&self.store)
+  }
+
+  fn memory_bytes(&self) -> u64 {
+    self.store.data().limiter.memory()
   }
 
   fn has_too_many_files(&self) -> bool {

@@ -78,6 +78,8 @@ pub struct Plugin {
   store_counters: Arc<StoreCounters>,
   workers: Workers,
   snapshot: Arc<Mutex<SnapshotStatus>>,
+  version: String,
+  code_bytes: u64,
 }
 
 /// What the main module exports and imports.
@@ -136,8 +138,8 @@ impl Plugin {
       cache: cache.as_ref(),
     };
     let mut snapshot = SnapshotStatus::None;
-    let mut digests = Vec::new();
-    let (runtime, linked, initialization_timeout) = match manifest.runtime {
+    let mut code_bytes = 0;
+    let (runtime, linked, digests, initialization_timeout) = match manifest.runtime {
       RuntimeKind::Wasmtime => {
         // If the cache cannot be written to, the plugin still loads.
         let loaded = loader.load()?;
@@ -149,15 +151,22 @@ impl Plugin {
           };
         }
         let runtime = PluginRuntime::Wasmtime(Arc::new(loader.template(&loaded)?));
-        digests = loaded.digests;
-        (runtime, loaded.linked, manifest.timeout)
+        let code = loaded.module.image_range();
+        code_bytes = (code.end as usize).saturating_sub(code.start as usize) as u64;
+        (runtime, loaded.linked, loaded.digests, manifest.timeout)
       }
       RuntimeKind::Extism => {
         let (modules, functions) = (manifest.load()?, loader.functions()?);
+        let digests = modules.iter().map(LoadedModule::digest).collect();
         let linked = link::link(&modules, &loader.link_options(&functions)).map_err(link_error)?;
         let reference = Reference::new(manifest, modules, functions, &linked)?;
         // Each instance compiles the plugin, which must not count towards the plugin's timeout.
-        (PluginRuntime::Extism(Arc::new(reference)), linked, None)
+        (
+          PluginRuntime::Extism(Arc::new(reference)),
+          linked,
+          digests,
+          None,
+        )
       }
     };
     let limits = workers::WorkerLimits {
@@ -188,6 +197,8 @@ impl Plugin {
       workers: Workers::start(limits, results, runtime, Box::new(warn))?,
       snapshot: Arc::new(Mutex::new(snapshot)),
       vars,
+      version: version(&digests),
+      code_bytes,
     };
     if snapshot == SnapshotStatus::Pending {
       plugin.take_snapshot(manifest.clone(), environment.clone(), cache, digests);
@@ -307,6 +318,16 @@ impl Plugin {
     *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
   }
 
+  /// Identifies the code of the plugin: hexadecimal digits that change with any of its modules.
+  pub fn version(&self) -> &str {
+    &self.version
+  }
+
+  /// The size of the compiled code when the plugin was opened, in bytes; 0 for [`RuntimeKind::Extism`].
+  pub fn code_bytes(&self) -> u64 {
+    self.code_bytes
+  }
+
   /// Deletes all variables. A call that runs meanwhile may set some again.
   pub fn clear_vars(&self) {
     self.vars.clear();
@@ -364,6 +385,19 @@ impl Plugin {
 /// JavaScript has listeners for the `listened` signals.
 pub fn restore_signal_handlers(listened: &[String]) {
   crate::signals::listeners_changed(listened);
+}
+
+/// The version of a plugin with these modules. Enough digits that versions of one plugin do not collide.
+fn version(digests: &[ModuleDigest]) -> String {
+  const DIGITS: usize = 16;
+  let mut hasher = blake3::Hasher::new();
+  for (name, digest) in digests {
+    hasher.update(blake3::hash(name.as_bytes()).as_bytes());
+    hasher.update(digest.as_bytes());
+  }
+  let mut digits = hasher.finalize().to_hex().to_string();
+  digits.truncate(DIGITS);
+  digits
 }
 
 /// Whether a plugin that requested a snapshot was loaded with one. Logs a warning if it does not support one.

@@ -481,6 +481,10 @@ impl Run for ReferenceInstance {
     self.largest
   }
 
+  fn memory_bytes(&self) -> u64 {
+    0
+  }
+
   fn has_too_many_files(&self) -> bool {
     false
   }

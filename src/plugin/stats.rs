@@ -151,4 +151,6 @@ pub struct Stats {
   pub replaced: Vec<(ReplaceReason, u64)>,
   /// Threads that have been replaced because they are stuck in host calls.
   pub abandoned_threads: usize,
+  /// The memory of all instances together, in bytes: what each had after its last call.
+  pub memory: u64,
 }

@@ -43,6 +43,10 @@ impl Handle {
 }
 
 impl Store for Handle {
+  fn system(&self) -> &'static str {
+    self.store.system()
+  }
+
   fn get_now(&self, key: &str) -> Option<Option<Bytes>> {
     self.store().ok()?.get_now(key)
   }

@@ -258,6 +258,10 @@ impl MemoryState {
 }
 
 impl Store for MemoryStore {
+  fn system(&self) -> &'static str {
+    "memory"
+  }
+
   fn get_now(&self, key: &str) -> Option<Option<Bytes>> {
     Some(self.shared.read(key, |entry| Arc::clone(&entry.bytes)))
   }

@@ -40,6 +40,9 @@ pub const MAX_KEY: usize = 64 << 10;
 /// [`AccessDenied`](crate::Code::AccessDenied); and [`InvalidArgument`](crate::Code::InvalidArgument) for a
 /// key that is too long or a value that is not a number.
 pub trait Store: Send + Sync {
+  /// The kind of store, for traces: the name of the database, or `memory`.
+  fn system(&self) -> &'static str;
+
   /// The value of a key if it is available without blocking; `None` means that the caller must use
   /// [`get`](Self::get). This is the hot path.
   fn get_now(&self, _key: &str) -> Option<Option<Bytes>> {

@@ -146,6 +146,10 @@ fn list(
 
 /// `get_now` is not implemented: a read may wait for the disk, which JavaScript's thread must not do.
 impl Store for RedbStore {
+  fn system(&self) -> &'static str {
+    "redb"
+  }
+
   fn get(&self, key: &str) -> Result<Option<Bytes>> {
     check_key(key)?;
     self.shared.read(|snapshot| get(snapshot, key))

@@ -284,6 +284,10 @@ fn batches<T>(mut entries: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<I
 }
 
 impl Store for RedisStore {
+  fn system(&self) -> &'static str {
+    "redis"
+  }
+
   fn get_now(&self, key: &str) -> Option<Option<Bytes>> {
     self.servers.get_now(key)
   }

@@ -21,6 +21,8 @@ mod plugin;
 mod scenario;
 mod spinning;
 mod sync;
+#[path = "../../src/trace.rs"]
+mod trace;
 mod trim {
   pub fn schedule() {}
 }

@@ -173,6 +173,7 @@ pub fn call(number: u64, export: u32) -> Call {
     input: Vec::new(),
     timeout: None,
     is_alone: false,
+    trace: None,
   }
 }
 

@@ -4,12 +4,13 @@ const { onHangup } = require('./hangup.js')
 const { resolve } = require('node:path')
 const closeWithGrace = require('close-with-grace')
 const Fastify = require('fastify')
-const { closeWithoutLoss, LogOutput, openStoreInTime, STORE_START_MS } = require('extism-host/internal')
+const { closeWithoutLoss, openStoreInTime, STORE_START_MS } = require('extism-host/internal')
 const extismHost = require('@extism-host/fastify')
 const { DEFAULT_SERVER, readConfig } = require('./config.js')
 const { FileWatcher } = require('./file-watcher.js')
 const { loadFunctions } = require('./functions.js')
 const { definitionsOf, LiveConfiguration } = require('./live-configuration.js')
+const { logStream } = require('./log-stream.js')
 const { onNpxExit } = require('./parent.js')
 const { checkAllowedWithConfig, isManifest, optionsOf, permissionsOf, sourceOf } = require('./plugin-flags.js')
 const { UsageError } = require('./usage-error.js')
@@ -51,7 +52,7 @@ function asConfiguration (plugin, functionName, { config, port, host, ...flags }
 
 function createApp (server) {
   return Fastify({
-    logger: { level: server.logLevel, stream: new LogOutput() },
+    logger: { level: server.logLevel, stream: logStream() },
     bodyLimit: server.bodyLimit,
     requestTimeout: server.requestTimeoutMs,
     connectionTimeout: server.connectionTimeoutMs,
@@ -102,8 +103,9 @@ async function serve (plugin, functionName, flags) {
   const stopWatching = flags.watch ? watchFiles(live, configurationFile && resolve(configurationFile)) : () => {}
   let isServing = false
   const delay = server.drainMs + server.shutdownTimeoutMs + FLUSH_MS
-  const grace = closeWithGrace({ delay, logger: app.log, skip: ['SIGHUP'] }, async ({ err }) => {
-    if (err) app.log.error(err)
+  const grace = closeWithGrace({ delay, logger: app.log, skip: ['SIGHUP'] }, async ({ err, signal }) => {
+    if (err) app.log.error(err, 'shutting down after an error')
+    else app.log.info({ signal }, `shutting down${signal === undefined ? '' : ` on ${signal}`}`)
     // While the server starts, there are no requests to wait for, and starting may take long.
     if (!isServing) return
     stopWatching()
@@ -114,6 +116,7 @@ async function serve (plugin, functionName, flags) {
     // Before `app.close()`, which waits for all responses first.
     app.extism.endCallsAfter(server.shutdownTimeoutMs)
     await app.close()
+    app.log.info('shut down')
   })
   try {
     const define = await openPlugins(app, configuration)

@@ -5,6 +5,7 @@
 const createError = require('@fastify/error')
 const { PluginError } = require('extism-host')
 const { errorCodes } = require('extism-host/internal')
+const { traceIds } = require('./trace-ids.js')
 
 const MESSAGE = 'the plugin gave no answer'
 const STATUS = { TIMEOUT: 504, QUEUE_FULL: 503, UNAVAILABLE: 503, CLOSED: 503, STORE_UNAVAILABLE: 503, OUT_OF_RESOURCES: 503, CANCELED: 499 }
@@ -45,4 +46,12 @@ function asHttpError (cause, exposed) {
   return error
 }
 
-module.exports = { BadPluginResponse, asHttpError, codeOf, codesByStatus }
+/**
+ * Makes the log lines of a request whose call failed name the call. Fastify, or the app's error handler, logs the error
+ * later.
+ */
+function nameCallInLog (request, reply, plugin, functionName, cause) {
+  request.log = reply.log = request.log.child({ plugin, function: functionName, code: codeOf(cause), ...traceIds() })
+}
+
+module.exports = { BadPluginResponse, asHttpError, codeOf, codesByStatus, nameCallInLog }

@@ -1,7 +1,8 @@
 'use strict'
 
 const { createPlugin } = require('extism-host')
-const { asBytes, codedError, invalidArgument } = require('extism-host/internal')
+const { TIMED_CALL, asBytes, codedError, invalidArgument } = require('extism-host/internal')
+const { addCounters } = require('./counters.js')
 const { codeOf } = require('./errors.js')
 const { describeUpload, withMainModule } = require('./uploads.js')
 
@@ -14,6 +15,9 @@ class HostedPlugin {
   /** Closing waits for these: the last reload, and replaced versions that still have calls. */
   #lastReload = Promise.resolve()
   #retiring = new Map()
+  /** The counters of closed versions. */
+  #retired
+  #versions = 1
   #closed
   #observer
   #trackUnavailable
@@ -35,14 +39,15 @@ class HostedPlugin {
 
   #call (functionName, input, hostContext, options) {
     if (this.#observer === undefined) return this.#plugin.call(functionName, input, hostContext, options)
+    const times = { queueMs: undefined, runMs: undefined }
     const start = performance.now()
-    const call = this.#plugin.call(functionName, input, hostContext, options)
-    const onEnd = (code) => this.#observer(functionName, code, (performance.now() - start) / 1e3)
+    const call = this.#plugin[TIMED_CALL](functionName, input, hostContext, options, times)
+    const onEnd = (code) => this.#observer(functionName, code, (performance.now() - start) / 1e3, times)
     call.then(() => onEnd('OK'), (error) => onEnd(options?.signal?.aborted ? 'CANCELED' : codeOf(error)))
     return call
   }
 
-  /** Calls `observer` when a call ends, with its function, `OK` or its error's code, and its duration in seconds. */
+  /** Calls `observer` when a call ends, with its function, `OK` or its error's code, its duration in seconds, and its times. */
   observe (observer) {
     this.#observer = observer
   }
@@ -55,6 +60,13 @@ class HostedPlugin {
 
   stats () {
     return this.#plugin.stats()
+  }
+
+  /** The current `stats()` with the counters of all versions, and the number of versions. */
+  statsOfAllVersions () {
+    const current = this.#plugin.stats()
+    const before = [...this.#retiring.keys()].map((plugin) => plugin.stats())
+    return { ...[this.#retired, ...before].reduce((stats, other) => addCounters(stats, other), current), versions: this.#versions }
   }
 
   /** Makes `checkReady` take calls into account that failed with UNAVAILABLE. */
@@ -120,8 +132,13 @@ class HostedPlugin {
     this.#plugin = version.plugin
     this.#version = version
     this.#lastUnavailable = undefined
-    if (wasExternal) return
-    this.#retiring.set(before, before.close().finally(() => this.#retiring.delete(before)))
+    this.#versions++
+    const retire = () => {
+      this.#retired = addCounters(before.stats(), this.#retired)
+      this.#retiring.delete(before)
+    }
+    if (wasExternal) return retire()
+    this.#retiring.set(before, before.close().finally(retire))
   }
 
   /** Ends all calls, including those of replaced versions. Does nothing to a Plugin that the app passed. */

@@ -5,6 +5,7 @@
 const { Counter, Gauge, Histogram, Registry } = require('prom-client')
 const { showConnectorCalls } = require('./connector-metrics.js')
 const { probeOptions } = require('./health.js')
+const { showProcess } = require('./process-metrics.js')
 
 // Calls take from tens of microseconds to seconds.
 const BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
@@ -24,19 +25,32 @@ function observeCalls (registers, plugins) {
     buckets: BUCKETS,
     registers
   })
-  plugins.observe((plugin, functionName, code, seconds) => {
+  const queued = new Histogram({
+    name: 'extism_plugin_call_queue_seconds',
+    help: 'How long calls waited for an instance',
+    labelNames: ['plugin'],
+    buckets: BUCKETS,
+    registers
+  })
+  const running = new Histogram({
+    name: 'extism_plugin_call_run_seconds',
+    help: 'How long calls ran in an instance',
+    labelNames: ['plugin', 'function'],
+    buckets: BUCKETS,
+    registers
+  })
+  plugins.observe((plugin, functionName, code, seconds, { queueMs, runMs }) => {
     // Callers can pass any name, and Prometheus keeps each label forever: only real functions get one.
     const isFunction = typeof functionName === 'string' && code !== 'FUNCTION_NOT_FOUND'
     const label = isFunction ? functionName : ''
     calls.inc({ plugin, function: label, code })
     durations.observe({ plugin, function: label }, seconds)
+    if (queueMs !== undefined) queued.observe({ plugin }, queueMs / 1e3)
+    if (runMs !== undefined) running.observe({ plugin, function: label }, runMs / 1e3)
   })
 }
 
-/**
- * Exports the plugins' own counters. A new version of a plugin starts from 0, like a restart of the process:
- * Prometheus expects such resets.
- */
+/** Exports the plugins' own counters, of all versions together. */
 function showStats (registers, plugins) {
   const show = (Metric, name, help, read, label) => new Metric({
     name: `extism_plugin_${name}`,
@@ -46,7 +60,7 @@ function showStats (registers, plugins) {
     collect () {
       this.reset()
       for (const plugin of plugins.names) {
-        const value = read(plugins.plugin(plugin).stats())
+        const value = read(plugins.plugin(plugin).statsOfAllVersions())
         if (label === undefined) this.inc({ plugin }, value)
         else for (const [key, one] of Object.entries(value)) this.inc({ plugin, [label]: key }, one)
       }
@@ -58,6 +72,11 @@ function showStats (registers, plugins) {
   show(Gauge, 'ready_instances', 'Instances that wait for a call', ({ ready }) => ready)
   show(Counter, 'instances_made_total', 'Instances that were made and initialized', ({ made }) => made)
   show(Counter, 'waited_calls_total', 'Calls that found no instance ready', ({ waited }) => waited)
+  show(Gauge, 'threads', 'Native threads of instances, stuck ones included', ({ instances, abandonedThreads }) => instances + abandonedThreads)
+  show(Gauge, 'memory_bytes', 'Memory of all instances', ({ memoryBytes }) => memoryBytes)
+  show(Gauge, 'code_bytes', 'Size of the compiled code', ({ codeBytes }) => codeBytes)
+  show(Gauge, 'info', 'The version that serves, as a label; the value is always 1', ({ version }) => ({ [version]: 1 }), 'version')
+  show(Counter, 'versions_total', 'Versions that have served', ({ versions }) => versions)
   show(Gauge, 'abandoned_threads', 'Threads that are stuck in host calls', ({ abandonedThreads }) => abandonedThreads)
   show(Counter, 'instances_replaced_total', 'Instances that were replaced, by reason', ({ replaced }) => replaced, 'reason')
   show(Counter, 'store_reads_total', 'Keys that guests have looked up', ({ store }) => store.reads)
@@ -99,7 +118,9 @@ function addMetrics (scope, { prefix, config, register }, plugins, triggers) {
   showStats(registers, plugins)
   showTriggers(registers, triggers)
   showConnectorCalls(registers, plugins)
+  const stopProcess = showProcess(registers)
   scope.addHook('onClose', async () => {
+    stopProcess()
     for (const { name } of registry.getMetricsAsArray()) register?.removeSingleMetric(name)
   })
   if (prefix === undefined) return

@@ -1,6 +1,6 @@
 'use strict'
 
-const { codedError, invalidArgument } = require('extism-host/internal')
+const { codedError, invalidArgument, traceReload } = require('extism-host/internal')
 const { HostedPlugin, openVersion } = require('./hosted-plugin.js')
 
 /** `fastify.extism`: the app's plugins by name. */
@@ -75,25 +75,33 @@ class Plugins {
 
   async reload (name) {
     const plugin = this.plugin(name)
-    // Without this, the reload could restore the definition from before the update.
-    await this.#lastUpdate
-    await plugin.reload()
+    await this.#traceReload(name, async () => {
+      // Without this, the reload could restore the definition from before the update.
+      await this.#lastUpdate
+      await plugin.reload()
+    })
   }
 
   /** Replaces the module of a plugin by these bytes, if they pass the checks of a reload. */
   upload (name, bytes) {
-    return this.#inTurn(() => this.plugin(name).upload(bytes))
+    return this.#traceReload(name, () => this.#inTurn(() => this.plugin(name).upload(bytes)))
   }
 
   /** Adds and replaces plugins, and removes those whose value is `null`. If one cannot be opened, changes nothing. */
   update (changes) {
-    return this.#inTurn(() => this.#update(changes))
+    const replaced = Object.keys(changes).filter((name) => this.#byName.has(name) && changes[name] !== null)
+    const work = () => this.#inTurn(() => this.#update(changes))
+    return replaced.reduce((work, name) => () => this.#traceReload(name, work), work)()
   }
 
   #inTurn (work) {
     const update = this.#lastUpdate.then(work)
     this.#lastUpdate = update.catch(() => {})
     return update
+  }
+
+  #traceReload (name, work) {
+    return traceReload(name, () => this.#byName.get(name)?.stats().version, work)
   }
 
   async #update (changes) {

@@ -3,7 +3,7 @@
 // Routes that run functions of plugins.
 
 const { ClientSignal } = require('./client-signal.js')
-const { BadPluginResponse, asHttpError } = require('./errors.js')
+const { BadPluginResponse, asHttpError, nameCallInLog } = require('./errors.js')
 const { parseAnswer, requestAsJson } = require('./http-messages.js')
 
 const DEFAULT_TYPE = 'application/octet-stream'
@@ -23,12 +23,13 @@ function acceptAnyBody (scope) {
 }
 
 /** Returns a handler that runs a function on the body, and responds with its output. */
-function rawHandler (plugin, { functionName, contentType = DEFAULT_TYPE, timeoutMs, errors, inputOf }) {
+function rawHandler (plugin, { plugin: pluginName, functionName, contentType = DEFAULT_TYPE, timeoutMs, errors, inputOf }) {
   return async function handler (request, reply) {
     let output
     try {
       output = await plugin.call(functionName, inputOf(request), request, optionsFor(request, reply, timeoutMs))
     } catch (error) {
+      nameCallInLog(request, reply, pluginName, functionName, error)
       throw asHttpError(error, errors)
     }
     reply.type(contentType)
@@ -37,12 +38,13 @@ function rawHandler (plugin, { functionName, contentType = DEFAULT_TYPE, timeout
 }
 
 /** Returns a handler that runs a function on the request as JSON, and responds as its output says. */
-function httpHandler (plugin, { functionName, contentType, timeoutMs, errors, inputOf }) {
+function httpHandler (plugin, { plugin: pluginName, functionName, contentType, timeoutMs, errors, inputOf }) {
   return async function handler (request, reply) {
     let output
     try {
       output = await plugin.call(functionName, requestAsJson(request, inputOf(request)), request, optionsFor(request, reply, timeoutMs))
     } catch (error) {
+      nameCallInLog(request, reply, pluginName, functionName, error)
       throw asHttpError(error, errors)
     }
     const { status, headers, body, defaultType } = responseOf(output)

@@ -12,11 +12,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Answer, Bytes, HostFunction, HostFunctionError, Invocation};
+use super::{Answer, Bytes, HostFunction, HostFunctionError, Interruption, Invocation};
 use crate::abi::KERNEL;
 use crate::abi::ValueType::{I32, I64};
-use allowed_hosts::AllowedHosts;
-use client::Client;
+use crate::trace::{self, CallTrace, OperationKind};
+use allowed_hosts::{AllowedHosts, without_query};
+use client::{Client, HttpResponse};
+use reqwest::Request;
+use reqwest::header::HeaderValue;
 
 /// The default limit of a response's body in bytes: 50 MiB.
 pub const DEFAULT_MAX_RESPONSE: u64 = 50 << 20;
@@ -89,10 +92,40 @@ fn http_request(client: &Client, call: &mut Invocation<'_>) -> Result<Answer, Ho
       .ok_or_else(|| invalid("the body is not a block".to_owned()))?;
     request::set_body(&mut request, body);
   }
-  let response = client.exchange(request, &call.interruption())?;
+  let exchanged = match trace::current() {
+    Some(trace) => traced_exchange(client, request, &call.interruption(), &trace),
+    None => client.exchange(request, &call.interruption()),
+  };
+  let response = exchanged?;
   *call.last_response() = LastResponse {
     status: response.status,
     headers: Some(response.headers.to_string().into_bytes().into()),
   };
   Ok(Answer::Bytes(response.body.into()))
+}
+
+/// Sends a request of a traced call. Its `traceparent` replaces one that the guest has set.
+fn traced_exchange(
+  client: &Client,
+  mut request: Request,
+  interruption: &Interruption,
+  trace: &Arc<CallTrace>,
+) -> Result<HttpResponse, HostFunctionError> {
+  let (method, url) = (request.method().to_string(), without_query(request.url()));
+  if let Some(Ok(value)) = trace.traceparent().map(HeaderValue::from_str) {
+    request.headers_mut().insert("traceparent", value);
+  }
+  let operation = trace.begin();
+  let exchanged = client.exchange(request, interruption);
+  let (status, error) = match &exchanged {
+    Ok(response) => (Some(response.status), None),
+    Err(error) => (None, Some(error.message.clone())),
+  };
+  let kind = OperationKind::Http {
+    method,
+    url,
+    status,
+  };
+  operation.end(kind, error);
+  exchanged
 }

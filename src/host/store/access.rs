@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::host::Interruption;
 use crate::store::{Bytes, KeyPage, MAX_KEY, Store, wait};
+use crate::trace::{self, OperationKind};
 use crate::{Code, Error, Result};
 
 /// The default limit of a value in bytes: 1 MiB.
@@ -141,6 +142,22 @@ impl StoreAccess {
   /// The counters.
   pub fn counters(&self) -> &Arc<StoreCounters> {
     &self.counters
+  }
+
+  /// Runs an operation of the host function `function`, and records it if the guest's call is traced.
+  pub fn traced<T>(&self, function: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let Some(trace) = trace::current() else {
+      return work();
+    };
+    let operation = trace.begin();
+    let result = work();
+    let system = self.store.system();
+    let error = result.as_ref().err();
+    operation.end(
+      OperationKind::Store { function, system },
+      error.map(|error| error.code.as_str().to_owned()),
+    );
+    result
   }
 
   /// The value of a key.

@@ -38,7 +38,7 @@ const MAX_KEYS: usize = 1_000;
 /// The host functions, all in `extism:host/user`, with i64 parameters and an i64 result.
 pub fn functions(access: &Arc<StoreAccess>) -> Vec<HostFunction> {
   type Body = fn(&StoreAccess, &mut Invocation<'_>) -> Result<Answer>;
-  let functions: [(&str, usize, Body); 8] = [
+  let functions: [(&'static str, usize, Body); 8] = [
     ("hostStoreGet", 1, get),
     ("hostStoreSet", 3, set),
     ("hostStoreDelete", 1, delete),
@@ -52,7 +52,7 @@ pub fn functions(access: &Arc<StoreAccess>) -> Vec<HostFunction> {
     let access = Arc::clone(access);
     let params: Vec<ValueType> = vec![I64; params];
     HostFunction::new(USER, name, params, Some(I64), move |call| {
-      body(&access, call).or_else(status)
+      access.traced(name, || body(&access, call)).or_else(status)
     })
   };
   functions.into_iter().map(function).collect()

@@ -30,6 +30,7 @@ use super::instance::{CallError, CallOutput, Ending, PluginRuntime};
 use super::spin::Flag;
 use super::stats::{Counters, Stats};
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Receiver, sync_channel};
+use crate::trace::CallTrace;
 use crate::{Code, Error, Result, watchdog};
 use queue::CallQueue;
 use scaling::ScaleUp;
@@ -88,6 +89,8 @@ pub struct Call {
   /// Whether its caller has no other call in flight, and only waits for this one. After several such calls in
   /// a row, worker and caller spin for each other instead of sleeping.
   pub is_alone: bool,
+  /// Where to record what the call does, if somebody traces it.
+  pub trace: Option<Arc<CallTrace>>,
 }
 
 /// Which kind of thread will take a queued call.
@@ -340,6 +343,7 @@ impl Workers {
       waited: queue.waited,
       replaced: counters.replacements(),
       abandoned_threads: queue.abandoned,
+      memory: queue.slots.iter().map(|slot| slot.memory()).sum(),
     }
   }
 }

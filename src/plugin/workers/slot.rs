@@ -1,5 +1,6 @@
 //! A slot: holds one instance, and records what that instance is doing.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ pub struct Slot {
   /// Whether its instance was interrupted and has not stopped, but its thread cannot be abandoned because
   /// too many already are. Outside the record, because every call reads it.
   pub is_stuck: AtomicBool,
+  /// The memory of its instance after the last call, in bytes.
+  memory: AtomicU64,
 }
 
 /// The state of a slot and of its instance.
@@ -74,6 +77,16 @@ pub enum Waiter {
 pub type ReadyCallback = Box<dyn FnOnce(Result<()>) + Send>;
 
 impl Slot {
+  /// The memory of its instance after the last call, in bytes.
+  pub fn memory(&self) -> u64 {
+    self.memory.load(Ordering::Relaxed)
+  }
+
+  /// Records the memory of its instance.
+  pub fn set_memory(&self, bytes: u64) {
+    self.memory.store(bytes, Ordering::Relaxed);
+  }
+
   /// Nothing that could panic runs under the lock, so the data behind a poisoned lock is consistent.
   pub fn lock(&self) -> MutexGuard<'_, Record> {
     self.record.lock().unwrap_or_else(PoisonError::into_inner)

@@ -13,7 +13,7 @@ use super::recycling::InstanceUsage;
 use super::slot::{Activity, ReadyCallback, Slot, Waiter};
 use super::{Call, WorkerPool, cannot_start, error_of, error_of_call};
 use crate::sync::{AtomicBool, thread};
-use crate::{Code, Error, Result};
+use crate::{Code, Error, Result, trace};
 
 /// Adds a slot to the queue and starts its thread. `ready` receives the result of initializing its first
 /// instance. If there is a `failure`, the first call fails with it before an instance is created.
@@ -172,6 +172,7 @@ impl Worker {
     }
     instance.initialize().map_err(Stopped::Ended)?;
     self.shared.counters.made();
+    self.slot.set_memory(instance.memory_bytes());
     let mut record = self.slot.lock();
     record.is_proven = true;
     let in_flight = record.in_flight.take();
@@ -244,7 +245,15 @@ impl Worker {
       return Some(Stopped::Done);
     };
     let meter = usage.starts_first_call().then(CpuMeter::start);
-    match instance.call(call.number, call.export, call.input) {
+    let Call {
+      number,
+      export,
+      input,
+      ..
+    } = call;
+    let outcome = trace::run(call.trace, || instance.call(number, export, input));
+    self.slot.set_memory(instance.memory_bytes());
+    match outcome {
       Outcome::Returned(result) => {
         self.end_in_flight(result.map_err(error_of_call));
         if limits.is_isolated {
@@ -347,6 +356,7 @@ impl Worker {
     let waiter = record.claim_to_fail(&error);
     record.in_flight = None;
     record.detach();
+    self.slot.set_memory(0);
     self.slot.is_stuck.store(false, Ordering::Relaxed);
     let is_abandoned = record.is_abandoned;
     drop(record);

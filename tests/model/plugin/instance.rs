@@ -87,6 +87,7 @@ pub trait Run {
   fn call(&mut self, number: u64, export: u32, input: Vec<u8>) -> Outcome;
   fn reset(&mut self);
   fn kernel_bytes(&self) -> u64;
+  fn memory_bytes(&self) -> u64;
   fn has_too_many_files(&self) -> bool;
   fn prepare_restore(&mut self);
   fn restore(&mut self) -> bool;
@@ -210,6 +211,10 @@ impl Run for Instance {
   fn reset(&mut self) {}
 
   fn kernel_bytes(&self) -> u64 {
+    0
+  }
+
+  fn memory_bytes(&self) -> u64 {
     0
   }
 
