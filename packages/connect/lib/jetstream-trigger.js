@@ -114,22 +114,22 @@ class JetStreamTrigger {
   async #storeDeadLetter (message, error) {
     const { deadLetterSubject, consumer, onError } = this.#options
     const { stream, streamSequence, deliveryCount } = message.info
-    const given = this.#makeHeaders()
-    for (const [name, values] of Object.entries(asRecord(message.headers))) {
-      // Those would steer the server: with `Nats-Rollup`, one dead letter would delete the others.
-      if (!/^nats-/i.test(name)) for (const value of values) given.append(name, value)
-    }
-    const headers = this.#makeHeaders()
-    for (const name of given.keys()) for (const value of given.values(name)) headers.append(name, value)
-    headers.set('Extism-Error', codeOf(error))
-    headers.set('Extism-Subject', message.subject)
-    headers.set('Extism-Stream', stream)
-    headers.set('Extism-Sequence', String(streamSequence))
-    headers.set('Extism-Deliveries', String(deliveryCount))
-    // If the connection is lost before the message is terminated, its next dead letter is a duplicate, which the stream drops.
-    headers.set('Nats-Msg-Id', `${stream}:${consumer}:${streamSequence}`)
-    const isTooLarge = headers.encode().length + message.data.length > this.#connection.info?.max_payload
     try {
+      const given = this.#makeHeaders()
+      for (const [name, values] of Object.entries(readableHeaders(message))) {
+        // Those would steer the server: with `Nats-Rollup`, one dead letter would delete the others.
+        if (!/^nats-/i.test(name)) for (const value of values) given.append(name, value)
+      }
+      const headers = this.#makeHeaders()
+      for (const name of given.keys()) for (const value of given.values(name)) headers.append(name, value)
+      headers.set('Extism-Error', codeOf(error))
+      headers.set('Extism-Subject', message.subject)
+      headers.set('Extism-Stream', stream)
+      headers.set('Extism-Sequence', String(streamSequence))
+      headers.set('Extism-Deliveries', String(deliveryCount))
+      // If the connection is lost before the message is terminated, its next dead letter is a duplicate, which the stream drops.
+      headers.set('Nats-Msg-Id', `${stream}:${consumer}:${streamSequence}`)
+      const isTooLarge = headers.encode().length + message.data.length > this.#connection.info?.max_payload
       await this.#client.publish(deadLetterSubject, message.data, { headers: isTooLarge ? given : headers })
       return true
     } catch (error) {
@@ -195,6 +195,15 @@ class JetStreamTrigger {
     await Promise.race([this.#connection.flush(), late]).catch(() => {})
     late.catch(() => {})
     given.abort()
+  }
+}
+
+/** The headers of a message, or none if the client cannot read them: publishers may send anything. */
+function readableHeaders (message) {
+  try {
+    return asRecord(message.headers)
+  } catch {
+    return {}
   }
 }
 
