@@ -96,9 +96,12 @@ class DevPlugin extends EventEmitter {
   async #load () {
     try {
       const location = statSync(this.#location, { throwIfNoEntry: false })?.isDirectory() ? await newestModule(this.#location) : this.#location
+      const manifests = isManifest(location, this.#flags) ? [resolve(location)] : []
+      // If the first manifest has a mistake, its correction loads it.
+      if (this.files.length === 0) this.files = manifests
       const source = sourceOf(location, this.#flags)
       const { functions } = this.#flags
-      this.files = [...filesOf({ source, functions }), ...(isManifest(location, this.#flags) ? [location] : [])].map((file) => resolve(file))
+      this.files = [...filesOf({ source, functions }).map((file) => resolve(file)), ...manifests]
       const stamp = JSON.stringify(this.files.map((file) => [file, changedMs(file)]))
       if (stamp === this.#stamp) return
       this.#stamp = stamp
