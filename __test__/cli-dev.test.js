@@ -375,6 +375,15 @@ describe('in a project of its own', () => {
     await printed(server, 'Loaded version 1')
   })
 
+  test('takes as many open pages as there are', async () => {
+    write('plugin.wasm', await assemble(PLUGIN))
+    const server = await dev(['plugin.wasm', '--functions', 'functions.js'])
+    const pages = await Promise.all(Array.from({ length: 12 }, () => fetch(`${server.url}/_dev/events`)))
+    await Promise.all(pages.map(({ body }) => body.cancel()))
+    await send(`${server.url}/forget`, { method: 'POST' })
+    expect(server.printed).not.toContain('MaxListenersExceededWarning')
+  })
+
   test('starts no build once it is told to end', async () => {
     const stop = new AbortController()
     const starts = []

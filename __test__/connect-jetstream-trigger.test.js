@@ -4,6 +4,7 @@ const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
 const { createConnection } = require('node:net')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
+const { setTimeout: sleep } = require('node:timers/promises')
 const { connect: openConnection, headers } = require('@nats-io/transport-node')
 const { jetstream, jetstreamManager } = require('@nats-io/jetstream')
 const { jetStreamTrigger } = require('../lib/connect.js')
@@ -233,6 +234,16 @@ test('a trigger that is closed handles the messages that have come, and leaves t
   const second = await trigger({ plugin: await open(wasm) })
   await until(isAllAcknowledged)
   expect(handled + second.stats().handled).toBeGreaterThanOrEqual(100)
+})
+
+test('a consumer may wait for an acknowledgement longer than a timer can', async () => {
+  const signals = []
+  connection.subscribe('$JS.ACK.>', { callback: (_, message) => signals.push(message.string()) })
+  await manager.consumers.add('ORDERS', { durable_name: 'workers', ack_policy: 'explicit', ack_wait: 100 * 86_400 * 1e9 })
+  await trigger({ plugin: pluginOf(() => sleep(100)) })
+  await publish(1)
+  await until(() => signals.includes('+ACK'))
+  expect(signals).toEqual(['+ACK'])
 })
 
 test('a trigger can be closed after its connection', async () => {

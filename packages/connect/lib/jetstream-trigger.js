@@ -20,7 +20,7 @@ const RETRY_MS = 250
 /** The time that closing waits for the server, which may be lost. */
 const FLUSH_MS = 1_000
 
-const NANOSECONDS = 1e6
+const NANOSECONDS_PER_MS = 1e6
 const CONSUMER_NOT_FOUND = 10014
 
 class JetStreamTrigger {
@@ -49,7 +49,7 @@ class JetStreamTrigger {
     this.#makeHeaders = newHeaders()
     this.#queue = new MessageQueue(options.concurrency, (message) => this.#handle(message))
     // A third of the time leaves two more chances, if a signal is late or lost.
-    this.#timer = setInterval(() => this.#signalWork(), consumer.config.ack_wait / NANOSECONDS / 3)
+    this.#timer = setInterval(() => this.#signalWork(), Math.min(consumer.config.ack_wait / NANOSECONDS_PER_MS / 3, MAX_TIMER_MS))
     this.#timer.unref()
     this.#pulling = this.#pull()
   }
@@ -226,7 +226,7 @@ async function ensureConsumer (manager, options) {
     info = await manager.consumers.add(stream, {
       durable_name: consumer,
       ack_policy: 'explicit',
-      ack_wait: ackWaitMs * NANOSECONDS,
+      ack_wait: ackWaitMs * NANOSECONDS_PER_MS,
       max_deliver: -1,
       filter_subject: subject
     })

@@ -71,6 +71,8 @@ class DevPlugin extends EventEmitter {
 
   constructor (location, flags, store) {
     super()
+    // Each open page listens.
+    this.setMaxListeners(0)
     this.#location = location
     this.#flags = flags
     this.#store = store
