@@ -9,6 +9,7 @@ const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
 const axe = require('axe-core')
+const { buildOnChange } = require('../packages/cli/lib/dev/build.js')
 const { launch, openPage } = require('./support/chromium.js')
 const { assemble } = require('./support/guest.js')
 const { ROOT, startServer } = require('./support/processes.js')
@@ -234,6 +235,12 @@ describe('the page', () => {
     await view('Text').check()
     expect(await textOf(page, '#output')).toMatch(/^<!doctype html>/)
 
+    await run(page, 'echo', `${'<!---->'.repeat(72)}no image`)
+    expect(await textOf(page, '#output')).toContain('no image')
+
+    await run(page, 'echo', `${'['.repeat(20_000)}${']'.repeat(20_000)}`)
+    expect(await textOf(page, '#output')).toContain('[[[')
+
     write('pixel.png', PNG)
     await page.getByRole('radio', { name: 'File' }).check()
     await page.getByLabel('Input file').setInputFiles(join(directory, 'pixel.png'))
@@ -357,6 +364,33 @@ describe('in a project of its own', () => {
     expect(await send(`${server.url}/echo`, { method: 'POST', body: 'Jane' })).toMatchObject({ status: 200, text: 'Jane' })
     await wasm('second')
     await printed(server, 'Loaded version 2: echo, city, refuse, measure, divide, second')
+  })
+
+  test('loads a manifest once its mistake is corrected', async () => {
+    write('plugin.wasm', await assemble(PLUGIN))
+    write('manifest.json', '{ "wasm": [{ "path": "plugin.wasm" }')
+    const server = await dev(['manifest.json', '--functions', 'functions.js'])
+    await printed(server, 'must be a manifest')
+    write('manifest.json', JSON.stringify({ wasm: [{ path: join(directory, 'plugin.wasm') }] }))
+    await printed(server, 'Loaded version 1')
+  })
+
+  test('takes as many open pages as there are', async () => {
+    write('plugin.wasm', await assemble(PLUGIN))
+    const server = await dev(['plugin.wasm', '--functions', 'functions.js'])
+    const pages = await Promise.all(Array.from({ length: 12 }, () => fetch(`${server.url}/_dev/events`)))
+    await Promise.all(pages.map(({ body }) => body.cancel()))
+    await send(`${server.url}/forget`, { method: 'POST' })
+    expect(server.printed).not.toContain('MaxListenersExceededWarning')
+  })
+
+  test('starts no build once it is told to end', async () => {
+    const stop = new AbortController()
+    const starts = []
+    const building = buildOnChange('exit 0', directory, { signal: stop.signal, onStart: () => starts.push('a build'), onEnd () {} })
+    stop.abort()
+    await building
+    expect(starts).toEqual([])
   })
 
   test('ends on SIGTERM, with the build that runs', async () => {

@@ -1,8 +1,10 @@
 'use strict'
 
 const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
+const { createConnection } = require('node:net')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
+const { setTimeout: sleep } = require('node:timers/promises')
 const { connect: openConnection, headers } = require('@nats-io/transport-node')
 const { jetstream, jetstreamManager } = require('@nats-io/jetstream')
 const { jetStreamTrigger } = require('../lib/connect.js')
@@ -86,6 +88,15 @@ async function publish (count, subject = 'orders.new') {
   await Promise.all(Array.from({ length: count }, (_, index) => client.publish(subject, String(index))))
 }
 
+/** Publishes headers that no client would send. Resolves once the server has them. */
+async function publishRaw (subject, head, payload) {
+  const { hostname, port } = new URL(server.url)
+  const socket = createConnection(port, hostname)
+  socket.write(`CONNECT {"verbose":false,"headers":true}\r\nHPUB ${subject} ${head.length} ${head.length + payload.length}\r\n${head}${payload}\r\nPING\r\n`)
+  await until(async () => String(socket.read() ?? '').includes('PONG'))
+  socket.destroy()
+}
+
 test('a trigger calls the plugin with each message, and acknowledges it', async () => {
   const messages = []
   const plugin = await open(wasm)
@@ -152,6 +163,16 @@ test('a message as large as the server allows becomes a dead letter, too', async
   expect((await manager.streams.getMessage('DEAD', { seq: 1 })).data).toHaveLength(connection.info.max_payload)
 })
 
+test('a message whose headers the client cannot read becomes a dead letter without them', async () => {
+  const made = await trigger({ plugin: await open(wasm), maxDeliver: 2, deadLetterSubject: 'dead.orders' })
+  await publishRaw('orders.new', 'NATS/1.0\r\na name with spaces: value\r\n\r\n', 'hostile')
+  await publish(1)
+  await until(async () => made.stats().handled === 1 && made.stats().deadLettered === 1 && await isAllAcknowledged())
+  const stored = await manager.streams.getMessage('DEAD', { last_by_subj: 'dead.orders' })
+  expect(stored.string()).toBe('hostile')
+  expect(stored.header.get('Extism-Subject')).toBe('orders.new')
+})
+
 test('a message stays in the stream until its dead letter is stored', async () => {
   const orders = await trigger({ plugin: await open(wasm), function: 'trap', deadLetterSubject: 'dead.orders', maxDeliver: 1 })
   await manager.streams.delete('DEAD')
@@ -213,6 +234,16 @@ test('a trigger that is closed handles the messages that have come, and leaves t
   const second = await trigger({ plugin: await open(wasm) })
   await until(isAllAcknowledged)
   expect(handled + second.stats().handled).toBeGreaterThanOrEqual(100)
+})
+
+test('a consumer may wait for an acknowledgement longer than a timer can', async () => {
+  const signals = []
+  connection.subscribe('$JS.ACK.>', { callback: (_, message) => signals.push(message.string()) })
+  await manager.consumers.add('ORDERS', { durable_name: 'workers', ack_policy: 'explicit', ack_wait: 100 * 86_400 * 1e9 })
+  await trigger({ plugin: pluginOf(() => sleep(100)) })
+  await publish(1)
+  await until(() => signals.includes('+ACK'))
+  expect(signals).toEqual(['+ACK'])
 })
 
 test('a trigger can be closed after its connection', async () => {

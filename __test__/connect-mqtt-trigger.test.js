@@ -165,6 +165,50 @@ test('a message becomes a dead letter after its last call', async () => {
   expect(await remaining()).toEqual([])
 })
 
+test('a message as large as the broker allows becomes a dead letter, too', async () => {
+  const small = await startMosquitto(['max_packet_size 1000'])
+  const sender = await connectAsync(small.url, { protocolVersion: 5 })
+  try {
+    const letters = []
+    sender.on('message', (topic, payload, { properties }) => letters.push([payload.length, properties?.userProperties]))
+    await sender.subscribeAsync('dead/orders', { qos: 1 })
+    const orders = await openTrigger('mqtt', small.url, {
+      clientId: sessionName(), topic: 'orders/#', plugin: await open(wasm), function: 'trap', backoffMs: [10], onError, deadLetterTopic: 'dead/orders', maxDeliver: 1
+    })
+    triggers.push(orders)
+    await sender.publishAsync('orders/new', Buffer.alloc(970, 'x'), { qos: 1 })
+    await until(() => letters.length > 0)
+    expect(letters[0]).toEqual([970, undefined])
+    expect(orders.stats()).toMatchObject({ received: 1, failed: 1, deadLettered: 1 })
+  } finally {
+    await sender.endAsync(true)
+    await Promise.all(triggers.splice(0).map((trigger) => trigger.close()))
+    await small.stop()
+  }
+})
+
+test('an answer that is larger than the broker allows is reported, and does not end the connection', async () => {
+  const small = await startMosquitto(['max_packet_size 1000'])
+  const sender = await connectAsync(small.url, { protocolVersion: 5 })
+  try {
+    const answers = []
+    sender.on('message', (_, payload) => answers.push(payload.toString()))
+    await sender.subscribeAsync('replies/jane', { qos: 1 })
+    const plugin = { call: async (_, input) => ({ bytes: () => Buffer.from(String(input).endsWith('large') ? 'x'.repeat(2_000) : 'small') }) }
+    const orders = await openTrigger('mqtt', small.url, { clientId: sessionName(), topic: 'orders/#', plugin, function: 'any', onError, replyTopics: ['replies/+'] })
+    triggers.push(orders)
+    for (const text of ['large', 'small']) await sender.publishAsync('orders/new', text, { qos: 1, properties: { responseTopic: 'replies/jane' } })
+    await until(() => answers.length > 0)
+    expect(answers).toEqual(['small'])
+    expect(errors).toEqual([['UNSUPPORTED', 'orders/new']])
+    expect(orders.stats()).toMatchObject({ received: 2, handled: 2, redelivered: 0 })
+  } finally {
+    await sender.endAsync(true)
+    await Promise.all(triggers.splice(0).map((trigger) => trigger.close()))
+    await small.stop()
+  }
+})
+
 test('a message is not acknowledged until somebody gets its dead letter', async () => {
   const orders = await trigger({ plugin: await open(wasm), function: 'trap', deadLetterTopic: 'nobody/here', maxDeliver: 1 })
   await publish(1)

@@ -5,10 +5,12 @@
 const { mkdtempSync, readFileSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
+const Ajv = require('ajv')
 const Fastify = require('fastify')
 const extismHost = require('extism-host/fastify')
 const { parse } = require('yaml')
 const { createPlugin } = require('..')
+const { toJsonSchema } = require('../lib/internal.js')
 const { guest } = require('./support/guest.js')
 const { ROOT, runNode } = require('./support/processes.js')
 
@@ -93,6 +95,17 @@ test.each([
   await expect(open(schema)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) })
 })
 
+test('a schema whose parts refer to each other over and over is not expanded without end', () => {
+  const names = Array.from({ length: 30 }, (_, index) => `Part${index}`)
+  const referTo = (others) => ({ type: 'object', properties: Object.fromEntries(others.map((name) => [name, { $ref: `#/components/schemas/${name}` }])) })
+  const schema = { components: { schemas: Object.fromEntries(names.map((name) => [name, { ...referTo(names), required: ['Part0'] }])) } }
+  const converted = toJsonSchema(schema, { $ref: '#/components/schemas/Part0' })
+  const validate = new Ajv().compile(converted)
+  expect(validate({ Part0: {} })).toBe(false)
+  expect(validate.errors[0].instancePath).toBe('/Part0')
+  expect(JSON.stringify(converted).length).toBeLessThan(2 ** 21)
+})
+
 describe('routes', () => {
   let app
   afterEach(() => app.close())
@@ -155,6 +168,16 @@ describe('the command', () => {
     writeFileSync(file, JSON.stringify({ exports: { send: { input: { type: 'object', properties, required: Object.keys(properties) } } } }))
     const { output } = await types(file)
     for (const line of ['contentType: string', 'nullable: boolean', '$ref: string', 'type: number']) expect(output).toContain(line)
+  })
+
+  test('takes no TypeScript from a schema', async () => {
+    const file = join(directory, 'hostile.json')
+    const hostile = { type: 'string', tsType: 'any; evil: 1', tsEnumNames: ['evil'], description: 'evil: */ evil: 1' }
+    writeFileSync(file, JSON.stringify({ exports: { send: { input: { type: 'object', properties: { text: hostile }, required: ['text'], additionalProperties: false } } } }))
+    const { code, output } = await types(file)
+    expect(code).toBe(0)
+    expect(output).toContain('text: string')
+    expect(output.replace(/\/\*[^]*?\*\//g, '')).not.toContain('evil')
   })
 
   test.each([

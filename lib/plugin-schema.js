@@ -14,6 +14,10 @@ const LISTS_OF_SCHEMAS = new Set(['allOf', 'anyOf', 'oneOf'])
 /** Formats of XTP and OpenAPI that only name a type of some language. */
 const TYPE_FORMATS = new Set(['int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'float', 'double', 'byte', 'binary'])
 
+/** Each reference repeats the schema that it leads to, and those may have references again: the result can grow without end. */
+const MAX_INLINE_PARTS = 1_000
+const MAX_INLINE_DEPTH = 8
+
 const unescaped = (part) => decodeURIComponent(part).replaceAll('~1', '/').replaceAll('~0', '~')
 
 /** Follows references until there is none. */
@@ -56,12 +60,13 @@ function encodingOf (schema, node) {
 }
 
 /**
- * Converts a part of a schema to plain JSON Schema, for validators. References are replaced by what they lead to, but
- * for schemas that contain themselves, which become `definitions`.
+ * Converts a part of a schema to plain JSON Schema, for validators. References are replaced by what they lead to, except
+ * to schemas that contain themselves, and those beyond MAX_INLINE_PARTS and MAX_INLINE_DEPTH, which become `definitions`.
  */
 function toJsonSchema (schema, node) {
   const names = new Map()
   const definitions = {}
+  let parts = 0
 
   function refer (resolved) {
     if (!names.has(resolved)) {
@@ -75,7 +80,8 @@ function toJsonSchema (schema, node) {
   function convert (node, above) {
     if (!isObject(node)) return node
     const resolved = resolve(schema, node)
-    if (above.includes(resolved)) return node.nullable ? { anyOf: [refer(resolved), { type: 'null' }] } : refer(resolved)
+    const isTooLarge = ++parts > MAX_INLINE_PARTS || above.length > MAX_INLINE_DEPTH
+    if (above.includes(resolved) || (isTooLarge && resolved !== node)) return node.nullable ? { anyOf: [refer(resolved), { type: 'null' }] } : refer(resolved)
     const inside = [...above, resolved]
     const each = (values) => Object.fromEntries(Object.entries(values).map(([name, value]) => [name, convert(value, inside)]))
     const result = {}

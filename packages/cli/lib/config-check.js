@@ -42,8 +42,18 @@ function checkCall (what, plugin, functionName, functions) {
   }
 }
 
+/** As in the Fastify plugin, a trigger may leave out the name of the only connection to such a broker. */
+function checkConnection (what, { mqtt, connection }, connections) {
+  const kind = mqtt === undefined ? 'nats' : 'mqtt'
+  const suitable = Object.keys(connections).filter((name) => connections[name][kind] !== undefined)
+  if (suitable.length === 0) throw new UsageError(`${what}: there is no connection to ${kind}; add one to "connections"`)
+  if (connection === undefined ? suitable.length > 1 : !suitable.includes(connection)) {
+    throw new UsageError(`${what}: "connection" must name a connection to ${kind}: ${suitable.join(', ')}`)
+  }
+}
+
 async function check (file) {
-  const { plugins, routes = [] } = readConfig(file)
+  const { plugins, routes = [], triggers = [], connections = {} } = readConfig(file)
   const functions = new Map()
   for (const [name, plugin] of Object.entries(plugins)) {
     functions.set(name, await pluginFunctions(name, plugin))
@@ -51,7 +61,12 @@ async function check (file) {
     if (plugin.smoke !== undefined) checkCall(`plugins.${name}.smoke`, name, plugin.smoke.function, functions)
   }
   for (const [index, { plugin, function: functionName }] of routes.entries()) checkCall(`routes.${index}`, plugin, functionName, functions)
-  console.log(`${file} is valid: ${count(plugins, 'plugin')}, ${count(routes, 'route')}`)
+  for (const [index, trigger] of triggers.entries()) {
+    checkCall(`triggers.${index}`, trigger.plugin, trigger.function, functions)
+    checkConnection(`triggers.${index}`, trigger, connections)
+  }
+  const counts = [count(plugins, 'plugin'), count(routes, 'route'), ...(triggers.length === 0 ? [] : [count(triggers, 'trigger')])]
+  console.log(`${file} is valid: ${counts.join(', ')}`)
 }
 
 function count (list, what) {

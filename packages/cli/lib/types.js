@@ -41,7 +41,8 @@ function converterFor (schema) {
   return function convert (value) {
     if (Array.isArray(value)) return value.map(convert)
     if (!isObject(value)) return value
-    const { $ref, nullable, contentType, codeSamples, ...rest } = value
+    // `tsType` and `tsEnumNames` would put text into the file that nothing checks.
+    const { $ref, nullable, contentType, codeSamples, tsType, tsEnumNames, ...rest } = value
     // Refuses references to other files, which the compiler would read.
     if ($ref !== undefined) resolve(schema, value)
     // With other keywords beside it, the compiler would make another interface of each reference.

@@ -20,7 +20,7 @@ const RETRY_MS = 250
 /** The time that closing waits for the server, which may be lost. */
 const FLUSH_MS = 1_000
 
-const NANOSECONDS = 1e6
+const NANOSECONDS_PER_MS = 1e6
 const CONSUMER_NOT_FOUND = 10014
 
 class JetStreamTrigger {
@@ -49,7 +49,7 @@ class JetStreamTrigger {
     this.#makeHeaders = newHeaders()
     this.#queue = new MessageQueue(options.concurrency, (message) => this.#handle(message))
     // A third of the time leaves two more chances, if a signal is late or lost.
-    this.#timer = setInterval(() => this.#signalWork(), consumer.config.ack_wait / NANOSECONDS / 3)
+    this.#timer = setInterval(() => this.#signalWork(), Math.min(consumer.config.ack_wait / NANOSECONDS_PER_MS / 3, MAX_TIMER_MS))
     this.#timer.unref()
     this.#pulling = this.#pull()
   }
@@ -114,22 +114,22 @@ class JetStreamTrigger {
   async #storeDeadLetter (message, error) {
     const { deadLetterSubject, consumer, onError } = this.#options
     const { stream, streamSequence, deliveryCount } = message.info
-    const given = this.#makeHeaders()
-    for (const [name, values] of Object.entries(asRecord(message.headers))) {
-      // Those would steer the server: with `Nats-Rollup`, one dead letter would delete the others.
-      if (!/^nats-/i.test(name)) for (const value of values) given.append(name, value)
-    }
-    const headers = this.#makeHeaders()
-    for (const name of given.keys()) for (const value of given.values(name)) headers.append(name, value)
-    headers.set('Extism-Error', codeOf(error))
-    headers.set('Extism-Subject', message.subject)
-    headers.set('Extism-Stream', stream)
-    headers.set('Extism-Sequence', String(streamSequence))
-    headers.set('Extism-Deliveries', String(deliveryCount))
-    // If the connection is lost before the message is terminated, its next dead letter is a duplicate, which the stream drops.
-    headers.set('Nats-Msg-Id', `${stream}:${consumer}:${streamSequence}`)
-    const isTooLarge = headers.encode().length + message.data.length > this.#connection.info?.max_payload
     try {
+      const given = this.#makeHeaders()
+      for (const [name, values] of Object.entries(readableHeaders(message))) {
+        // Those would steer the server: with `Nats-Rollup`, one dead letter would delete the others.
+        if (!/^nats-/i.test(name)) for (const value of values) given.append(name, value)
+      }
+      const headers = this.#makeHeaders()
+      for (const name of given.keys()) for (const value of given.values(name)) headers.append(name, value)
+      headers.set('Extism-Error', codeOf(error))
+      headers.set('Extism-Subject', message.subject)
+      headers.set('Extism-Stream', stream)
+      headers.set('Extism-Sequence', String(streamSequence))
+      headers.set('Extism-Deliveries', String(deliveryCount))
+      // If the connection is lost before the message is terminated, its next dead letter is a duplicate, which the stream drops.
+      headers.set('Nats-Msg-Id', `${stream}:${consumer}:${streamSequence}`)
+      const isTooLarge = headers.encode().length + message.data.length > this.#connection.info?.max_payload
       await this.#client.publish(deadLetterSubject, message.data, { headers: isTooLarge ? given : headers })
       return true
     } catch (error) {
@@ -198,6 +198,15 @@ class JetStreamTrigger {
   }
 }
 
+/** The headers of a message, or none if the client cannot read them: publishers may send anything. */
+function readableHeaders (message) {
+  try {
+    return asRecord(message.headers)
+  } catch {
+    return {}
+  }
+}
+
 /** Checks a consumer that exists: the trigger decides itself which delivery is the last, so that no message is lost. */
 function checkConsumer ({ config }, { consumer, subject }) {
   const wrong = (what) => invalidArgument(`the consumer "${consumer}" ${what}; delete it, or name another`)
@@ -217,7 +226,7 @@ async function ensureConsumer (manager, options) {
     info = await manager.consumers.add(stream, {
       durable_name: consumer,
       ack_policy: 'explicit',
-      ack_wait: ackWaitMs * NANOSECONDS,
+      ack_wait: ackWaitMs * NANOSECONDS_PER_MS,
       max_deliver: -1,
       filter_subject: subject
     })

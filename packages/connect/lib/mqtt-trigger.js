@@ -15,6 +15,9 @@ const WEEK_SECONDS = 7 * 24 * 60 * 60
 /** The time limit of the broker's answer to a dead letter, and of a graceful end. */
 const BROKER_MS = 10_000
 
+/** The most bytes that a packet has beside its topic, its properties and its payload. */
+const FIXED_BYTES = 16
+
 /** The protocol's limit. */
 const MAX_RECEIVE = 65_535
 
@@ -44,6 +47,8 @@ class MqttTrigger {
   #pauses = new Set()
   /** The messages of the trigger that the broker has dropped. */
   #withoutSubscribers = new Set()
+  /** The largest packet that the broker takes. */
+  #maximumPacketSize = Infinity
   #isSubscribed = false
   #isClosing = false
   #closed
@@ -109,7 +114,8 @@ class MqttTrigger {
   }
 
   /** If the broker has kept the session, it delivers all messages again that were not acknowledged. Otherwise the calls go on. */
-  #resume ({ sessionPresent }) {
+  #resume ({ sessionPresent, properties }) {
+    this.#maximumPacketSize = properties?.maximumPacketSize ?? Infinity
     for (const delivery of this.#interrupted.splice(0)) delivery.isRepeated = sessionPresent
   }
 
@@ -178,18 +184,28 @@ class MqttTrigger {
     const responseTopic = properties?.responseTopic
     if (responseTopic === undefined || !isTopic(responseTopic) || !this.#options.mayReply(responseTopic)) return
     const { correlationData } = properties
-    this.#client.publish(responseTopic, Buffer.from(output?.bytes() ?? []), { qos: 1, properties: { correlationData } }, (error, sent) => {
+    const payload = Buffer.from(output?.bytes() ?? [])
+    if (this.#isTooLarge(responseTopic, payload, correlationData?.length ?? 0)) return this.#report(tooLarge('the answer'), topic)
+    this.#client.publish(responseTopic, payload, { qos: 1, properties: { correlationData } }, (error, sent) => {
       this.#withoutSubscribers.delete(sent?.messageId)
       if (error) this.#report(error, topic)
     })
   }
 
+  /** Whether the broker would close the connection for a packet. The client would send it again with each connection. */
+  #isTooLarge (topic, payload, propertyBytes) {
+    return payload.length + Buffer.byteLength(topic) + propertyBytes + FIXED_BYTES > this.#maximumPacketSize
+  }
+
   /** Resolves to whether the broker has the dead letter. */
   async #publishDeadLetter ({ packet, attempts }, error) {
+    const { deadLetterTopic } = this.#options
     const settings = { qos: 1 }
     if (this.#client.options.protocolVersion === 5) {
       const added = { 'extism-error': codeOf(error), 'extism-topic': packet.topic, 'extism-deliveries': String(attempts) }
-      settings.properties = { userProperties: { ...packet.properties?.userProperties, ...added } }
+      const given = packet.properties?.userProperties
+      const all = { ...given, ...added }
+      settings.properties = { userProperties: this.#isTooLarge(deadLetterTopic, packet.payload, sizeOf(all)) ? given : all }
     }
     const stored = new AbortController()
     const late = sleep(BROKER_MS, undefined, { signal: stored.signal }).then(() => {
@@ -197,9 +213,10 @@ class MqttTrigger {
     })
     late.catch(() => {})
     try {
-      const sent = await Promise.race([this.#client.publishAsync(this.#options.deadLetterTopic, packet.payload, settings), late])
+      if (this.#isTooLarge(deadLetterTopic, packet.payload, sizeOf(settings.properties?.userProperties))) throw tooLarge('the dead letter')
+      const sent = await Promise.race([this.#client.publishAsync(deadLetterTopic, packet.payload, settings), late])
       if (this.#withoutSubscribers.delete(sent?.messageId)) {
-        throw codedError('UNAVAILABLE', `nobody subscribes to the deadLetterTopic "${this.#options.deadLetterTopic}", so the broker drops dead letters`)
+        throw codedError('UNAVAILABLE', `nobody subscribes to the deadLetterTopic "${deadLetterTopic}", so the broker drops dead letters`)
       }
       return true
     } catch (error) {
@@ -239,6 +256,14 @@ function headersOf ({ properties }) {
   const headers = Object.create(null)
   for (const [name, value] of Object.entries(properties?.userProperties ?? {})) headers[name] = [value].flat()
   return headers
+}
+
+const tooLarge = (what) => codedError('UNSUPPORTED', `${what} is larger than the packets that the broker takes`)
+
+/** The most bytes that user properties take in a packet. */
+function sizeOf (userProperties = {}) {
+  const texts = Object.entries(userProperties).flatMap(([name, values]) => [values].flat().flatMap((value) => [name, value]))
+  return texts.reduce((sum, text) => sum + Buffer.byteLength(text) + 3, 0)
 }
 
 /** The options of the client. The session outlives its connections: the broker keeps messages while there is none. */

@@ -75,6 +75,8 @@ function run (command, directory, signal) {
 async function buildOnChange (command, directory, { signal, onStart, onEnd }) {
   while (!signal.aborted) {
     let sources = await hashSources(directory)
+    // Nothing would end a build that starts now.
+    if (signal.aborted) return
     onStart()
     const result = await run(command, directory, signal)
     if (signal.aborted) return

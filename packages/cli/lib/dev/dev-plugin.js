@@ -71,6 +71,8 @@ class DevPlugin extends EventEmitter {
 
   constructor (location, flags, store) {
     super()
+    // Each open page listens.
+    this.setMaxListeners(0)
     this.#location = location
     this.#flags = flags
     this.#store = store
@@ -96,9 +98,12 @@ class DevPlugin extends EventEmitter {
   async #load () {
     try {
       const location = statSync(this.#location, { throwIfNoEntry: false })?.isDirectory() ? await newestModule(this.#location) : this.#location
+      const manifests = isManifest(location, this.#flags) ? [resolve(location)] : []
+      // If the first manifest has a mistake, its correction loads it.
+      if (this.files.length === 0) this.files = manifests
       const source = sourceOf(location, this.#flags)
       const { functions } = this.#flags
-      this.files = [...filesOf({ source, functions }), ...(isManifest(location, this.#flags) ? [location] : [])].map((file) => resolve(file))
+      this.files = [...filesOf({ source, functions }).map((file) => resolve(file)), ...manifests]
       const stamp = JSON.stringify(this.files.map((file) => [file, changedMs(file)]))
       if (stamp === this.#stamp) return
       this.#stamp = stamp

@@ -10,11 +10,12 @@ const decoder = new TextDecoder('utf-8', { fatal: true })
 /** The most that a view of an output shows, in bytes or characters; also the most that is highlighted. */
 const MAX_SHOWN = 200_000
 const MAX_HISTORY = 50
+const MAX_DEPTH = 100
 const BYTES_IN_ROW = 16
 
 /** The first bytes of the image formats that browsers show. */
 const IMAGES = [['image/png', /^\x89PNG/], ['image/jpeg', /^\xff\xd8\xff/], ['image/gif', /^GIF8/], ['image/webp', /^RIFF....WEBP/s], ['image/avif', /^....ftypavif/s],
-  ['image/svg+xml', /^\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<svg[\s>]/s]]
+  ['image/svg+xml', /^\s*(<\?xml[^>]*>\s*)?(<!--(?:(?!-->).)*-->\s*)*<svg[\s>]/s]]
 
 const TOKENS = /("(?:\\.|[^"\\\n])*"?)(\s*:)?|\b(?:true|false|null)\b|-?\b\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g
 
@@ -57,6 +58,17 @@ const jsonOf = (text) => {
   } catch (error) {
     return { problem: error.message }
   }
+}
+
+/** Whether JSON is nested so deeply that its indentation would not fit into the memory or the stack. */
+function isDeep (json) {
+  let depth = 0
+  for (const character of json.replace(/"(?:\\.|[^"\\])*"/g, '')) {
+    if ('[{'.includes(character)) depth++
+    else if (']}'.includes(character)) depth--
+    if (depth > MAX_DEPTH) return true
+  }
+  return false
 }
 
 // The form
@@ -208,8 +220,10 @@ const shorten = (text) => text.length > MAX_SHOWN ? `${text.slice(0, MAX_SHOWN)}
 const views = {
   text: (bytes) => [element('pre', {}, shorten(new TextDecoder().decode(bytes)))],
   json (bytes) {
-    const { value, problem } = jsonOf(new TextDecoder().decode(bytes))
-    return problem === undefined ? [element('pre', {}, ...highlight(shorten(JSON.stringify(value, null, 2))))] : [`The output is not valid JSON: ${problem}`]
+    const text = new TextDecoder().decode(bytes)
+    const { value, problem } = jsonOf(text)
+    if (problem !== undefined) return [`The output is not valid JSON: ${problem}`]
+    return [element('pre', {}, ...highlight(shorten(isDeep(text) ? text : JSON.stringify(value, null, 2))))]
   },
   hex: (bytes) => [element('pre', {}, hexOf(bytes))],
   image (bytes) {
