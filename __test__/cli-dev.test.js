@@ -3,7 +3,7 @@
 // `extism-host dev` as a process, and its page in a browser.
 
 const { execFileSync, spawn } = require('node:child_process')
-const { request } = require('node:http')
+const { createServer, request } = require('node:http')
 const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
@@ -11,7 +11,7 @@ const { setTimeout: sleep } = require('node:timers/promises')
 const axe = require('axe-core')
 const { buildOnChange } = require('../packages/cli/lib/dev/build.js')
 const { launch, openPage } = require('./support/chromium.js')
-const { assemble } = require('./support/guest.js')
+const { assemble, guest } = require('./support/guest.js')
 const { ROOT, startServer } = require('./support/processes.js')
 const { freePort, isListening } = require('./support/redis.js')
 
@@ -151,6 +151,9 @@ function send (url, { method = 'GET', headers, body } = {}) {
   })
 }
 
+/** The report of a call, as the page gets it. */
+const call = async ({ url }, name, body) => JSON.parse((await send(`${url}/_dev/call/${name}`, { method: 'POST', body })).text)
+
 describe('the page', () => {
   let server
 
@@ -164,7 +167,7 @@ describe('the page', () => {
   test('runs a function, and shows its output, logs and host functions', async () => {
     const page = await open(server.url)
     await run(page, 'city', '{"name": "Jane"}')
-    await summary(page, /^city: OK · [\d.]+ ms · 41 bytes · .*version 1$/)
+    await summary(page, /^city: OK · [\d.]+ ms · 41 bytes · [\d,]+ KiB of memory · version 1$/)
     expect(await textOf(page, '#output')).toBe('Berlin, says the host to {"name": "Jane"}')
     expect(await page.getByRole('list', { name: 'Logs' }).innerText()).toBe('info {"name": "Jane"}')
     expect(await page.getByRole('row').nth(1).innerText()).toMatch(/^extism:host\/user city\t"{\\"name\\": \\"Jane\\"}"\t"Berlin, says the host to {\\"name\\": \\"Jane\\"}"\t[\d.]+ ms$/)
@@ -346,12 +349,26 @@ describe('in a project of its own', () => {
     expect({ status, code: JSON.parse(text).code }).toEqual({ status: 500, code: 'TRAP' })
   })
 
-  test('reports how a call used the store', async () => {
+  test('reports what a call did with its store, and how much memory the plugin has', async () => {
     const server = await dev([join(ROOT, 'plugins/visits-rust/visits.wasm'), '--store', 'memory:', '--store-write'])
-    const visit = async () => JSON.parse((await send(`${server.url}/_dev/call/visit`, { method: 'POST', body: 'Jane' })).text)
-    expect(await visit()).toMatchObject({ function: 'visit', version: 1, storeReads: 1, storeWrites: 2 })
-    const { outputId } = await visit()
-    expect(await send(`${server.url}/_dev/output/${outputId}`)).toMatchObject({ status: 200, text: 'visit 2 of Jane, after Jane' })
+    const { outputId, memoryBytes, hostCalls } = await call(server, 'visit', 'Jane')
+    expect(hostCalls.map(({ name, args }) => [name, ...args])).toEqual(['hostStoreIncrement', 'hostStoreGet', 'hostStoreSet'].map((name) => [name, 'store: memory']))
+    expect(memoryBytes).toBeGreaterThan(65_536)
+    expect(await send(`${server.url}/_dev/output/${outputId}`)).toMatchObject({ status: 200, text: 'visit 1 of Jane, after nobody' })
+  })
+
+  test('reports the HTTP requests of a guest', async () => {
+    const web = createServer((request, response) => response.end('hello'))
+    await new Promise((resolve) => web.listen(0, '127.0.0.1', resolve))
+    try {
+      write('http.wasm', await guest('http'))
+      const server = await dev(['http.wasm', '--allow-host', '127.0.0.1'])
+      const url = `http://127.0.0.1:${web.address().port}/here`
+      const { hostCalls } = await call(server, 'body', JSON.stringify({ url, method: 'GET' }))
+      expect(hostCalls).toEqual([{ name: 'http_request', args: [`GET ${url}`], result: '200', durationMs: expect.any(Number), startTime: expect.any(Number) }])
+    } finally {
+      web.close()
+    }
   })
 
   test('reloads a plugin that somebody else builds, and keeps the old version if the new one is broken', async () => {

@@ -3,6 +3,7 @@
 // The plugin that somebody writes: its newest version that works, and a report of each call.
 
 const { AsyncLocalStorage } = require('node:async_hooks')
+const { channel, tracingChannel } = require('node:diagnostics_channel')
 const { EventEmitter } = require('node:events')
 const { statSync } = require('node:fs')
 const { basename, resolve } = require('node:path')
@@ -21,7 +22,8 @@ const MAX_VALUE = 200
 const MAX_LOGS = 1_000
 const MAX_HOST_CALLS = 1_000
 
-const since = (start) => Math.round((performance.now() - start) * 100) / 100
+const rounded = (milliseconds) => Math.round(milliseconds * 100) / 100
+const since = (start) => rounded(performance.now() - start)
 const changedMs = (file) => file && statSync(file, { throwIfNoEntry: false })?.ctimeMs
 
 /** The module that was written last in a directory. Cargo keeps a copy of each in `deps`. */
@@ -42,10 +44,19 @@ function describeValue (context, value) {
   return block === null ? String(value) : JSON.stringify(block.text().slice(0, MAX_VALUE))
 }
 
-/** The plugin's memory, and how it used its store since then. The page makes one call after the other. */
-function usageOf (plugin, { reads, writes }) {
-  const { memoryBytes, store } = plugin.stats()
-  return { memoryBytes, storeReads: store.reads - reads, storeWrites: store.writes - writes }
+/** Adds a call of a host function to the report of the guest's call. An initialization has none. */
+function record (report, hostCall) {
+  if (report !== undefined && report.hostCalls.length < MAX_HOST_CALLS) report.hostCalls.push(hostCall)
+}
+
+/** Adds the operations on stores and the HTTP requests of guests, which no function in JavaScript sees, to the reports of their calls. */
+function recordOperations (reports) {
+  const reportOf = new WeakMap()
+  tracingChannel('extism-host:call').subscribe({ start: (call) => reportOf.set(call, reports.getStore()) })
+  channel('extism-host:store').subscribe(({ call, function: name, system, startTime, durationMs, error }) =>
+    record(reportOf.get(call), { name, startTime, args: [`store: ${system}`], result: '', durationMs: rounded(durationMs), error }))
+  channel('extism-host:http').subscribe(({ call, method, url, status, startTime, durationMs, error }) =>
+    record(reportOf.get(call), { name: 'http_request', startTime, args: [`${method} ${url}`], result: String(status), durationMs: rounded(durationMs), error }))
 }
 
 function describeError (error) {
@@ -76,6 +87,7 @@ class DevPlugin extends EventEmitter {
     this.#location = location
     this.#flags = flags
     this.#store = store
+    recordOperations(this.#reports)
     this.state = { name: basename(resolve(location)), version: 0, functions: [], build: {}, failure: undefined }
   }
 
@@ -153,9 +165,8 @@ class DevPlugin extends EventEmitter {
     if (typeof run !== 'function') return run
     return (context, ...args) => {
       const start = performance.now()
-      const call = { name, args: args.map((arg) => describeValue(context, arg)) }
-      const calls = this.#reports.getStore()?.hostCalls ?? []
-      if (calls.length < MAX_HOST_CALLS) calls.push(call)
+      const call = { name, startTime: performance.timeOrigin + start, args: args.map((arg) => describeValue(context, arg)) }
+      record(this.#reports.getStore(), call)
       const returned = (value) => {
         Object.assign(call, { durationMs: since(start), result: value === undefined ? '' : describeValue(context, value) })
         return value
@@ -180,7 +191,6 @@ class DevPlugin extends EventEmitter {
   async call (functionName, input, hostContext, signal) {
     const report = { function: functionName, version: this.state.version, logs: [], hostCalls: [] }
     const plugin = this.#plugin
-    const before = plugin?.stats().store
     const start = performance.now()
     let output
     try {
@@ -193,7 +203,8 @@ class DevPlugin extends EventEmitter {
       report.error = describeError(error)
     }
     report.durationMs = since(start)
-    if (plugin !== undefined) Object.assign(report, usageOf(plugin, before))
+    report.memoryBytes = plugin?.stats().memoryBytes
+    report.hostCalls.sort((a, b) => a.startTime - b.startTime)
     this.emit('call', report)
     return { output, report }
   }

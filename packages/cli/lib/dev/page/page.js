@@ -144,13 +144,11 @@ function plural (count, noun) {
   return `${count.toLocaleString('en')} ${noun}${count === 1 ? '' : 's'}`
 }
 
-function outcomeOf ({ report: { error, durationMs, outputBytes, memoryBytes, storeReads, storeWrites, version } }) {
+function outcomeOf ({ report: { error, durationMs, outputBytes, memoryBytes, version } }) {
   const parts = [error === undefined ? 'OK' : error.code ?? 'Error']
   if (durationMs !== undefined) parts.push(`${durationMs} ms`)
   if (outputBytes !== undefined) parts.push(plural(outputBytes, 'byte'))
   if (memoryBytes !== undefined) parts.push(`${Math.ceil(memoryBytes / 1024).toLocaleString('en')} KiB of memory`)
-  if (storeReads > 0) parts.push(plural(storeReads, 'store read'))
-  if (storeWrites > 0) parts.push(plural(storeWrites, 'store write'))
   if (version !== undefined) parts.push(`version ${version}`)
   return parts.join(' · ')
 }
