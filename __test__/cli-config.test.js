@@ -106,7 +106,7 @@ describe('the schema', () => {
   }
 
   test('has every option of createPlugin, and no other', () => {
-    const ofServe = ['wasm', 'hash', 'smoke']
+    const ofServe = ['wasm', 'hash', 'smoke', 'connect']
     expect([...Object.keys(plugin).filter((name) => !ofServe.includes(name)), ...Object.keys(NOT_IN_A_FILE)].sort()).toEqual(namesOf(OPTION_KEYS))
   })
 
