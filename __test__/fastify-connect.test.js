@@ -17,7 +17,7 @@ const { startPostgres } = require('./support/postgres.js')
 const { startServer } = require('./support/processes.js')
 const { until } = require('./support/triggers.js')
 
-jest.setTimeout(60_000)
+jest.setTimeout(120_000)
 
 let directory
 let wasm
