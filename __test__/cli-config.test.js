@@ -54,10 +54,12 @@ plugins:
     allowedPaths: [{ host: data, guest: /data, readOnly: true }]
     store: { prefix: 'g:', access: write }
     smoke: { function: greet, input: Jane }
+    connect: { events: { publish: ['orders.*'] }, db: { connection: database, statements: any, readOnly: false } }
 routes: [{ url: /greet, plugin: greeter, function: greet, schema: { body: { type: object } }, errors: { PLUGIN_ERROR: 422 } }]
 connections:
   events: { nats: 'tls://host', token: secret, ca: ca.pem }
   sensors: { mqtt: 'mqtts://host', username: jane, password: secret, ca: ca.pem }
+  database: { postgres: 'postgresql://host', max: 4, ca: ca.pem }
 triggers: [{ nats: 'orders.*', plugin: greeter, function: greet }]
 health: true
 metrics: true
@@ -76,11 +78,13 @@ admin: { token: '\${TOKEN}' }
     allowHttpResponseHeaders: true,
     allowedPaths: [{ host: join(directory, 'data'), guest: '/data', readOnly: true }],
     permissions: { prefix: 'g:', access: 'write' },
-    smoke: { function: 'greet', input: 'Jane' }
+    smoke: { function: 'greet', input: 'Jane' },
+    connect: { events: { publish: ['orders.*'] }, db: { connection: 'database', statements: 'any', readOnly: false } }
   })
   expect(connections).toEqual({
     events: { nats: 'tls://host', token: 'secret', tls: { ca: 'a certificate' } },
-    sensors: { mqtt: 'mqtts://host', username: 'jane', password: 'secret', ca: 'a certificate' }
+    sensors: { mqtt: 'mqtts://host', username: 'jane', password: 'secret', ca: 'a certificate' },
+    database: { postgres: 'postgresql://host', max: 4, ssl: { ca: 'a certificate' } }
   })
   expect(triggers).toEqual([{ nats: 'orders.*', plugin: 'greeter', function: 'greet' }])
   expect({ routes, health, metrics, admin }).toEqual({

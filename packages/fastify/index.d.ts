@@ -17,8 +17,8 @@ declare namespace extismHost {
     /** The source of the plugin. A reload reads it again. */
     source: ManifestLike | PromiseLike<ManifestLike>
     /**
-     * The connections that the plugin may use by the host functions of `extism-host/connect`, by the plugin's name for each. What
-     * is not listed is not allowed. Functions of your own with the same names take precedence.
+     * The connections that the plugin may use by the host functions of `extism-host/connect`, by the plugin's name for
+     * each. Nothing else is allowed. Functions of your own with the same names take precedence.
      * @example
      * { events: { connection: 'broker', publish: ['orders.*'] }, db: { connection: 'database', statements: { all: 'SELECT …' } } }
      */
@@ -41,7 +41,7 @@ declare namespace extismHost {
     timeoutMs?: number
   }
 
-  /** What a plugin may do on a connection: options of `nats`, `mqtt` or `postgres` of `extism-host/connect`. */
+  /** The permissions of a plugin on a connection: options of `nats`, `mqtt` or `postgres` of `extism-host/connect`. */
   export type ConnectPermissions =
     | ConnectPermissionOptions & { publish?: string[], request?: string[], maxPayloadBytes?: number, maxUnflushedBytes?: number }
     | ConnectPermissionOptions & { publish?: string[], retain?: string[], maxPayloadBytes?: number, maxUnacknowledged?: number }

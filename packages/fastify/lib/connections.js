@@ -51,7 +51,7 @@ class Connections {
   #log
   /** Promises of clients, by name. */
   #opened = new Map()
-  /** The names of those that plugins use, with the check that is running. */
+  /** The connections of plugins, by name, with the check that is running. */
   #checks = new Map()
   #closed
 
