@@ -191,6 +191,9 @@ describe('config check', () => {
     ['a file that is not a module', `plugins: { greeter: { wasm: ${__filename} } }`, /^plugins\.greeter: .* is not a WebAssembly module: /],
     ['a short token', `plugins: { greeter: { wasm: ${GREETER} } }\nadmin: { token: short }`, /^.*yaml:2: admin\.token: it must NOT have fewer than 16 characters/],
     ['a hash of several modules', `plugins: { greeter: { wasm: [{ path: ${GREETER} }], hash: abc } }`, 'plugins.greeter: "hash" is that of one module; move it into the modules of "wasm"'],
+    ['an unknown connection', `plugins: { greeter: { wasm: ${GREETER}, connect: { events: { connection: brokr } } } }\nconnections: { broker: { nats: host } }`, 'plugins.greeter.connect.events: there is no connection "brokr"; there are broker'],
+    ['a permission that does not exist', `plugins: { greeter: { wasm: ${GREETER}, connect: { events: { publsh: [a] } } } }`, './extism-host.yaml:1: plugins.greeter.connect.events: there is no "publsh"; did you mean "publish"?'],
+    ['a pool that leaves nothing to cancel statements', `plugins: { greeter: { wasm: ${GREETER} } }\nconnections: { shop: { postgres: host, max: 1 } }`, './extism-host.yaml:2: connections.shop.max: it must be >= 2'],
     ['a module without a place', 'plugins: { greeter: { wasm: [{ name: main }] } }', /^.*yaml:1: plugins\.greeter\.wasm\.0: /]
   ])('exits with 2, and says in one line what is wrong: %s', async (_, text, message) => {
     const { code, output, errors } = await check(text)

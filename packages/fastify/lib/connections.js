@@ -94,9 +94,10 @@ class Connections {
     const { connect, ...make } = require('extism-host/connect')
     const made = await Promise.all(allowed.map(async ({ name, connection, permissions }) => {
       const client = await this.open(connection)
-      this.#checks.set(connection, this.#checks.get(connection))
       try {
-        return [name, make[this.#definitions.get(connection).kind](client, permissions)]
+        const guestConnection = make[this.#definitions.get(connection).kind](client, permissions)
+        this.#checks.set(connection, this.#checks.get(connection))
+        return [name, guestConnection]
       } catch (error) {
         throw renamed(error, `connect.${name}`)
       }
