@@ -15,6 +15,7 @@ const { startMosquitto } = require('./support/mosquitto.js')
 const { startNats } = require('./support/nats.js')
 const { startPostgres } = require('./support/postgres.js')
 const { startServer } = require('./support/processes.js')
+const { startRedis } = require('./support/redis.js')
 const { until } = require('./support/triggers.js')
 
 jest.setTimeout(120_000)
@@ -144,6 +145,24 @@ test('connections serve on after brokers and the database were restarted, and th
   }
 })
 
+test('a plugin of slingshot uses the Redis of its app', async () => {
+  const redis = await startRedis()
+  try {
+    const connect = { nats: { connection: 'broker' }, redisDb: { connection: 'cache', read: ['news:*'], write: ['news:*'] } }
+    await build({ plugins: { orders: { source: await guest('slingshot'), connect } }, connections: { ...connections(), cache: { redis: redis.url } }, health: true })
+    const run = async (name, request) => (await app.extism.plugin('orders').call(name, JSON.stringify({ id: 'redisDb', ...request }))).json()
+    expect(await run('hostRedisSet', { key: 'news:last', value: 'tea' })).toEqual({ success: 'news:last', failure: '' })
+    expect(await run('hostRedisGet', { key: 'news:last' })).toEqual({ success: 'tea', failure: '' })
+    expect((await run('hostRedisGet', { key: 'users:1' })).failure).toMatch(/^NOT_ALLOWED/)
+    expect(await ready()).toMatchObject({ connections: 'ok' })
+    await redis.stop()
+    await until(async () => (await ready()).connections === 'unavailable')
+    await app.close()
+  } finally {
+    await redis.stop()
+  }
+})
+
 test('a reloaded plugin, and one that is added later, have the same connections', async () => {
   await build()
   await app.extism.reload('orders')
@@ -246,7 +265,8 @@ describe('an app refuses', () => {
   test.each([
     ['NATS', { nats: 'nats://127.0.0.1:1' }],
     ['MQTT', { mqtt: 'mqtt://127.0.0.1:1' }],
-    ['PostgreSQL', { postgres: 'postgresql://127.0.0.1:1/none' }]
+    ['PostgreSQL', { postgres: 'postgresql://127.0.0.1:1/none' }],
+    ['Redis', { redis: 'redis://127.0.0.1:1' }]
   ])('a server of %s that does not run', async (_, address) => {
     await expect(build({ connections: { broker: address } }, { broker: { ...(address.postgres && { statements: {} }) } })).rejects.toThrow(/plugin "orders": the connection "broker": ./)
   })

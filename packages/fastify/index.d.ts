@@ -41,11 +41,12 @@ declare namespace extismHost {
     timeoutMs?: number
   }
 
-  /** The permissions of a plugin on a connection: options of `nats`, `mqtt` or `postgres` of `extism-host/connect`. */
+  /** The permissions of a plugin on a connection: options of `nats`, `mqtt`, `postgres` or `redis` of `extism-host/connect`. */
   export type ConnectPermissions =
     | ConnectPermissionOptions & { publish?: string[], request?: string[], maxPayloadBytes?: number, maxUnflushedBytes?: number }
     | ConnectPermissionOptions & { publish?: string[], retain?: string[], maxPayloadBytes?: number, maxUnacknowledged?: number }
     | ConnectPermissionOptions & { statements: Record<string, string> | 'any', readOnly?: boolean, maxRows?: number, maxBytes?: number }
+    | ConnectPermissionOptions & { read?: string[], write?: string[], publish?: string[], maxValueBytes?: number, maxKeys?: number }
 
   /** A test call of a new version of a plugin. If it fails, the version is rejected with `SMOKE_FAILED`. */
   export interface SmokeCall {
@@ -154,6 +155,10 @@ declare namespace extismHost {
     // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
     | { postgres: string, max?: number, [option: string]: any }
     // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+    | { redis: string, [option: string]: any }
+    // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+    | { get (key: string): Promise<string | null>, ping (): Promise<any>, scanIterator (options?: any): AsyncIterable<string[]> }
+    // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
     | { connect (): Promise<any>, query (text: string, values?: any[]): Promise<any>, options: { max?: number } }
     // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
     | { subscribe (subject: string, options?: any): any, flush (): Promise<void> }
@@ -212,8 +217,8 @@ declare namespace extismHost {
     /** Routes that run functions of the plugins. */
     routes?: PluginRoute[]
     /**
-     * The brokers and databases of triggers and plugins, by name: a URL with options of the client, an open connection to NATS, or
-     * a `Pool` of `pg`. The app opens connections given by a URL once they are needed, and closes them; an open one stays open
+     * The brokers and databases of triggers and plugins, by name: a URL with options of the client, an open connection to NATS,
+     * a `Pool` of `pg`, or a client of `redis`. The app opens connections given by a URL once they are needed, and closes them; an open one stays open
      * when the app closes. If one cannot be opened, the app fails to start.
      */
     connections?: Record<string, BrokerConnection>

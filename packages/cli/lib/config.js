@@ -156,7 +156,8 @@ function asConnection (name, { ca, ...connection }, absolute) {
   if (ca === undefined) return connection
   const pem = String(read(absolute(ca), `connections.${name}.ca`))
   if (connection.nats !== undefined) return { ...connection, tls: { ca: pem } }
-  return connection.postgres === undefined ? { ...connection, ca: pem } : { ...connection, ssl: { ca: pem } }
+  if (connection.postgres !== undefined) return { ...connection, ssl: { ca: pem } }
+  return connection.redis === undefined ? { ...connection, ca: pem } : { ...connection, socket: { tls: true, ca: pem } }
 }
 
 /** Converts a valid configuration for `serve`. */

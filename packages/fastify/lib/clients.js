@@ -19,7 +19,7 @@ const CLIENTS = {
   nats: {
     package: '@nats-io/transport-node',
     load: () => require('@nats-io/transport-node'),
-    isClient: (value) => typeof value?.subscribe === 'function',
+    isClient: (value) => typeof value?.subscribe === 'function' && typeof value.flush === 'function',
     open: ({ connect }, url, options) => connect({ servers: url.split(','), timeout: CONNECT_MS, maxReconnectAttempts: -1, ...options }),
     check: (connection) => connection.flush(),
     async close (connection) {
@@ -63,6 +63,27 @@ const CLIENTS = {
     },
     check: (pool) => pool.query('SELECT 1'),
     close: (pool) => pool.end()
+  },
+  redis: {
+    package: 'redis',
+    load: () => require('redis'),
+    isClient: (value) => typeof value?.scanIterator === 'function',
+    async open ({ createClient }, url, options, onError) {
+      const client = createClient({ url, ...options })
+      try {
+        // Without this, the client would try forever.
+        await new Promise((resolve, reject) => {
+          client.once('error', reject)
+          client.connect().then(resolve, reject)
+        })
+      } catch (error) {
+        if (client.isOpen) client.destroy()
+        throw error
+      }
+      return client.on('error', onError)
+    },
+    check: (client) => client.ping(),
+    close: (client) => inTime(client.close(), FLUSH_MS, unavailable).catch(() => client.destroy())
   }
 }
 

@@ -24,7 +24,7 @@ function asConnection (value, what) {
   if (open !== undefined) return { what, kind: open, external: value }
   const kinds = KINDS.filter((kind) => isObject(value) && typeof value[kind] === 'string')
   if (kinds.length !== 1) {
-    throw invalidArgument(`${what} must be a connection to NATS, a Pool of pg, or an object with a URL as one of ${KINDS.join(', ')}`)
+    throw invalidArgument(`${what} must be a connection to NATS, a Pool of pg, a client of redis, or an object with a URL as one of ${KINDS.join(', ')}`)
   }
   const [kind] = kinds
   const { [kind]: url, ...options } = value
@@ -103,7 +103,7 @@ class Connections {
       }
     }))
     const onError = (err, origin) => this.#log.warn({ err, plugin, ...origin }, 'an operation of a plugin on a connection has failed')
-    const { [USER_NAMESPACE]: ofConnections } = connect(Object.fromEntries(made), { onError })
+    const { [USER_NAMESPACE]: ofConnections } = connect(Object.fromEntries(made), { onError, slingshot: true })
     return { ...functions, [USER_NAMESPACE]: { ...ofConnections, ...functions?.[USER_NAMESPACE] } }
   }
 
