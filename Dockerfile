@@ -12,6 +12,7 @@ RUN npm ci && node scripts/pack.js /tmp
 WORKDIR /app
 RUN npm init -y > /dev/null \
  && npm install --no-audit --no-fund --omit=dev /tmp/extism-host-binding-*.tgz /tmp/extism-host-[0-9]*.tgz /tmp/extism-host-fastify-*.tgz /tmp/extism-host-cli-*.tgz \
+      /tmp/extism-host-connect-*.tgz @nats-io/transport-node@3 @nats-io/jetstream@3 mqtt@5 pg@8 redis@6 \
  && mkdir plugins \
  && cp /src/plugins/say-hello/say-hello.wasm /src/plugins/visits-rust/visits.wasm plugins/ \
  && cp /src/deploy/extism-host.yaml /src/deploy/healthcheck.js .

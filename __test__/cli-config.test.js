@@ -54,10 +54,12 @@ plugins:
     allowedPaths: [{ host: data, guest: /data, readOnly: true }]
     store: { prefix: 'g:', access: write }
     smoke: { function: greet, input: Jane }
+    connect: { events: { publish: ['orders.*'] }, db: { connection: database, statements: any, readOnly: false } }
 routes: [{ url: /greet, plugin: greeter, function: greet, schema: { body: { type: object } }, errors: { PLUGIN_ERROR: 422 } }]
 connections:
   events: { nats: 'tls://host', token: secret, ca: ca.pem }
   sensors: { mqtt: 'mqtts://host', username: jane, password: secret, ca: ca.pem }
+  database: { postgres: 'postgresql://host', max: 4, ca: ca.pem }
 triggers: [{ nats: 'orders.*', plugin: greeter, function: greet }]
 health: true
 metrics: true
@@ -76,11 +78,13 @@ admin: { token: '\${TOKEN}' }
     allowHttpResponseHeaders: true,
     allowedPaths: [{ host: join(directory, 'data'), guest: '/data', readOnly: true }],
     permissions: { prefix: 'g:', access: 'write' },
-    smoke: { function: 'greet', input: 'Jane' }
+    smoke: { function: 'greet', input: 'Jane' },
+    connect: { events: { publish: ['orders.*'] }, db: { connection: 'database', statements: 'any', readOnly: false } }
   })
   expect(connections).toEqual({
     events: { nats: 'tls://host', token: 'secret', tls: { ca: 'a certificate' } },
-    sensors: { mqtt: 'mqtts://host', username: 'jane', password: 'secret', ca: 'a certificate' }
+    sensors: { mqtt: 'mqtts://host', username: 'jane', password: 'secret', ca: 'a certificate' },
+    database: { postgres: 'postgresql://host', max: 4, ssl: { ca: 'a certificate' } }
   })
   expect(triggers).toEqual([{ nats: 'orders.*', plugin: 'greeter', function: 'greet' }])
   expect({ routes, health, metrics, admin }).toEqual({
@@ -106,7 +110,7 @@ describe('the schema', () => {
   }
 
   test('has every option of createPlugin, and no other', () => {
-    const ofServe = ['wasm', 'hash', 'smoke']
+    const ofServe = ['wasm', 'hash', 'smoke', 'connect']
     expect([...Object.keys(plugin).filter((name) => !ofServe.includes(name)), ...Object.keys(NOT_IN_A_FILE)].sort()).toEqual(namesOf(OPTION_KEYS))
   })
 
@@ -191,6 +195,9 @@ describe('config check', () => {
     ['a file that is not a module', `plugins: { greeter: { wasm: ${__filename} } }`, /^plugins\.greeter: .* is not a WebAssembly module: /],
     ['a short token', `plugins: { greeter: { wasm: ${GREETER} } }\nadmin: { token: short }`, /^.*yaml:2: admin\.token: it must NOT have fewer than 16 characters/],
     ['a hash of several modules', `plugins: { greeter: { wasm: [{ path: ${GREETER} }], hash: abc } }`, 'plugins.greeter: "hash" is that of one module; move it into the modules of "wasm"'],
+    ['an unknown connection', `plugins: { greeter: { wasm: ${GREETER}, connect: { events: { connection: brokr } } } }\nconnections: { broker: { nats: host } }`, 'plugins.greeter.connect.events: there is no connection "brokr"; there are broker'],
+    ['a permission that does not exist', `plugins: { greeter: { wasm: ${GREETER}, connect: { events: { publsh: [a] } } } }`, './extism-host.yaml:1: plugins.greeter.connect.events: there is no "publsh"; did you mean "publish"?'],
+    ['a pool that leaves nothing to cancel statements', `plugins: { greeter: { wasm: ${GREETER} } }\nconnections: { shop: { postgres: host, max: 1 } }`, './extism-host.yaml:2: connections.shop.max: it must be >= 2'],
     ['a module without a place', 'plugins: { greeter: { wasm: [{ name: main }] } }', /^.*yaml:1: plugins\.greeter\.wasm\.0: /]
   ])('exits with 2, and says in one line what is wrong: %s', async (_, text, message) => {
     const { code, output, errors } = await check(text)

@@ -306,7 +306,7 @@ if (hasRedis()) {
 const COMPILER_MS = 180_000
 
 /** Builds the plugins of a page, and runs its programs beside servers, whose addresses take the place of those on the page. */
-async function expectRuns (file, names, start) {
+async function expectRuns (file, names, start, alsoExpect = () => {}) {
   const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
   const servers = []
   try {
@@ -321,6 +321,7 @@ async function expectRuns (file, names, start) {
       await run(builds[place])
       expect(await run(`${JSON.stringify(process.execPath)} main.js`)).toBe(outputs[place])
     }
+    await alsoExpect(directory, here)
   } finally {
     await Promise.all(servers.map(([, server]) => server.stop()))
     rmSync(directory, { recursive: true, maxRetries: 10 })
@@ -328,10 +329,21 @@ async function expectRuns (file, names, start) {
 }
 
 if (hasNats() && hasPostgres()) {
-  test('docs/how-to/connect.md: its plugins and its programs print what is said', () =>
+  test('docs/how-to/connect.md: its plugins and its programs print what is said, and its configuration serves', () =>
     expectRuns('docs/how-to/connect.md', ['orders'], {
       'nats://localhost:4222': startNats,
       'postgresql://postgres@localhost:5432/postgres': startPostgres
+    }, async (directory, here) => {
+      writeFileSync(join(directory, 'config.yaml'), `server: { port: 0 }\n${here(examples('docs/how-to/connect.md', 'yaml')[0])}`)
+      const { child, ended, url } = await startServer({}, ['bin/extism-host.js', 'serve', '--config', join(directory, 'config.yaml')])
+      try {
+        const answer = await (await fetch(`${url}/order`, { method: 'POST', body: '1' })).text()
+        // The last line of the page comes from the broker.
+        expect(answer).toBe(examples('docs/how-to/connect.md', 'text')[0].split('\n').slice(0, 3).join('\n'))
+      } finally {
+        child.kill()
+        await ended
+      }
     }), COMPILER_MS)
 }
 

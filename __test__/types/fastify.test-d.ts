@@ -66,3 +66,20 @@ app.register(extismHost, {
   ]
 })
 expectError(app.register(extismHost, { plugins: { orders: 'orders.wasm' }, triggers: [{ jetStream: 'orders.*', plugin: 'orders', function: 'order' }] }))
+
+app.register(extismHost, {
+  plugins: {
+    orders: {
+      source: 'orders.wasm',
+      connect: {
+        events: { connection: 'broker', publish: ['orders.*'], request: [], maxUnflushedBytes: 1 },
+        sensors: { publish: ['sensors/+'], retain: [], maxUnacknowledged: 1, timeoutMs: 1 },
+        cache: { read: ['news:*'], write: [], maxKeys: 1, maxValueBytes: 1 },
+        db: { connection: 'database', statements: { all: 'SELECT 1' }, readOnly: false, maxRows: 1, maxBytes: 1 }
+      }
+    }
+  },
+  connections: { broker: { nats: 'nats://localhost' }, sensors: { mqtt: 'mqtt://localhost' }, cache: { redis: 'redis://localhost' }, database: { postgres: 'postgresql://localhost', max: 4 } }
+})
+expectError(app.register(extismHost, { plugins: { orders: { source: 'orders.wasm', connect: { db: { statements: 'all' } } } } }))
+expectError(app.register(extismHost, { plugins: { orders: { source: 'orders.wasm', connect: ['db'] } } }))

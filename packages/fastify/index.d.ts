@@ -16,9 +16,37 @@ declare namespace extismHost {
   export interface PluginDefinition extends PluginOptions {
     /** The source of the plugin. A reload reads it again. */
     source: ManifestLike | PromiseLike<ManifestLike>
+    /**
+     * The connections that the plugin may use by the host functions of `extism-host/connect`, by the plugin's name for
+     * each. Nothing else is allowed. Functions of your own with the same names take precedence.
+     * @example
+     * { events: { connection: 'broker', publish: ['orders.*'] }, db: { connection: 'database', statements: { all: 'SELECT …' } } }
+     */
+    connect?: Record<string, ConnectPermissions>
     /** A call that must succeed before a version of the plugin serves any request: at the start, and after a reload. */
     smoke?: SmokeCall
   }
+
+  /** Options of all permissions. */
+  export interface ConnectPermissionOptions {
+    /**
+     * The name of the connection in `connections`.
+     * @defaultValue the plugin's name for it
+     */
+    connection?: string
+    /**
+     * The longest that the plugin waits for the broker or the database. The deadline of its call may end the wait earlier.
+     * @defaultValue 30000
+     */
+    timeoutMs?: number
+  }
+
+  /** The permissions of a plugin on a connection: options of `nats`, `mqtt`, `postgres` or `redis` of `extism-host/connect`. */
+  export type ConnectPermissions =
+    | ConnectPermissionOptions & { publish?: string[], request?: string[], maxPayloadBytes?: number, maxUnflushedBytes?: number }
+    | ConnectPermissionOptions & { publish?: string[], retain?: string[], maxPayloadBytes?: number, maxUnacknowledged?: number }
+    | ConnectPermissionOptions & { statements: Record<string, string> | 'any', readOnly?: boolean, maxRows?: number, maxBytes?: number }
+    | ConnectPermissionOptions & { read?: string[], write?: string[], publish?: string[], maxValueBytes?: number, maxKeys?: number }
 
   /** A test call of a new version of a plugin. If it fails, the version is rejected with `SMOKE_FAILED`. */
   export interface SmokeCall {
@@ -118,12 +146,20 @@ declare namespace extismHost {
     isBase64?: boolean
   }
 
-  /** A broker of triggers. */
+  /** A broker or a database. */
   export type BrokerConnection =
     // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
     | { nats: string, [option: string]: any }
     // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
     | { mqtt: string, [option: string]: any }
+    // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+    | { postgres: string, max?: number, [option: string]: any }
+    // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+    | { redis: string, [option: string]: any }
+    // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+    | { get (key: string): Promise<string | null>, ping (): Promise<any>, scanIterator (options?: any): AsyncIterable<string[]> }
+    // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
+    | { connect (): Promise<any>, query (text: string, values?: any[]): Promise<any>, options: { max?: number } }
     // eslint-disable-next-line @typescript-eslint/no-explicit-any -- the types of an optional package
     | { subscribe (subject: string, options?: any): any, flush (): Promise<void> }
 
@@ -181,8 +217,9 @@ declare namespace extismHost {
     /** Routes that run functions of the plugins. */
     routes?: PluginRoute[]
     /**
-     * The brokers of the triggers, by name: the URL of a broker with options of its client, or an open connection to NATS. The
-     * app opens and closes connections given by a URL; an open one stays open when the app closes.
+     * The brokers and databases of triggers and plugins, by name: a URL with options of the client, an open connection to NATS,
+     * a `Pool` of `pg`, or a client of `redis`. The app opens connections given by a URL once they are needed, and closes them; an open one stays open
+     * when the app closes. If one cannot be opened, the app fails to start.
      */
     connections?: Record<string, BrokerConnection>
     /**
@@ -197,7 +234,8 @@ declare namespace extismHost {
      *
      * - `GET /health/live`: 200 while the process responds.
      * - `GET /health/ready`: 200 if all plugins are open and serve calls, all known stores respond within a
-     *   second and are not full, and the brokers of all triggers respond within a second; else 503.
+     *   second and are not full, and the brokers of all triggers and the connections of all plugins respond within a second;
+     *   else 503.
      *
      * `prefix` replaces `/health`. `config` is the `config` of the routes, in which `rateLimit` is `false` by
      * default.

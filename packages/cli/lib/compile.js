@@ -17,7 +17,7 @@ function pluginsToCompile (paths, { config, ...flags }) {
     })
   }
   checkAllowedWithConfig(flags, ['cacheDir'])
-  return Object.entries(readConfig(config).plugins).map(([name, { source, permissions, smoke, functions, ...options }]) => ({ name, source, options }))
+  return Object.entries(readConfig(config).plugins).map(([name, { source, permissions, smoke, functions, connect, ...options }]) => ({ name, source, options }))
 }
 
 /** The bytes of a module; none if it cannot be loaded, which the compiler reports. */

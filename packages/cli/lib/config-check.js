@@ -52,12 +52,22 @@ function checkConnection (what, { mqtt, connection }, connections) {
   }
 }
 
+/** Whether the connections that a plugin may use are configured. */
+function checkConnect (what, connect, connections) {
+  for (const [name, { connection = name }] of Object.entries(connect)) {
+    if (Object.hasOwn(connections, connection)) continue
+    const known = Object.keys(connections)
+    throw new UsageError(`${what}.${name}: there is no connection "${connection}"; there ${known.length === 0 ? 'is none' : `are ${known.join(', ')}`}`)
+  }
+}
+
 async function check (file) {
   const { plugins, routes = [], triggers = [], connections = {} } = readConfig(file)
   const functions = new Map()
   for (const [name, plugin] of Object.entries(plugins)) {
     functions.set(name, await pluginFunctions(name, plugin))
     if (plugin.functions !== undefined) await read(`plugins.${name}`, plugin.functions)
+    if (plugin.connect !== undefined) checkConnect(`plugins.${name}.connect`, plugin.connect, connections)
     if (plugin.smoke !== undefined) checkCall(`plugins.${name}.smoke`, name, plugin.smoke.function, functions)
   }
   for (const [index, { plugin, function: functionName }] of routes.entries()) checkCall(`routes.${index}`, plugin, functionName, functions)

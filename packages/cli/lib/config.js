@@ -155,7 +155,9 @@ function asAdmin ({ uploads, ...admin }, absolute) {
 function asConnection (name, { ca, ...connection }, absolute) {
   if (ca === undefined) return connection
   const pem = String(read(absolute(ca), `connections.${name}.ca`))
-  return connection.nats === undefined ? { ...connection, ca: pem } : { ...connection, tls: { ca: pem } }
+  if (connection.nats !== undefined) return { ...connection, tls: { ca: pem } }
+  if (connection.postgres !== undefined) return { ...connection, ssl: { ca: pem } }
+  return connection.redis === undefined ? { ...connection, ca: pem } : { ...connection, socket: { tls: true, ca: pem } }
 }
 
 /** Converts a valid configuration for `serve`. */

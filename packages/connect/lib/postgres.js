@@ -21,6 +21,15 @@ const MAX_U31 = 2 ** 31 - 1
 /** The connection of a canceled statement is terminated after this time: PL/pgSQL can catch a cancel. */
 const CANCEL_MS = 1_000
 
+/** The connections that guests may take, by pool: all plugins share them. */
+const slotsByPool = new WeakMap()
+
+/** The slots of a pool. One connection stays free to cancel statements. */
+function slotsOf (pool) {
+  if (!slotsByPool.has(pool)) slotsByPool.set(pool, new Slots(pool.options.max - 1))
+  return slotsByPool.get(pool)
+}
+
 function postgres (pool, options) {
   if (typeof pool?.connect !== 'function' || typeof pool.options?.max !== 'number') {
     throw invalidArgument(`postgres takes a Pool of pg, not ${describe(pool)}`)
@@ -45,7 +54,7 @@ function postgres (pool, options) {
   const transaction = { isReadOnly: readOnly, timeoutMs }
   const named = new NamedStatements(isFree ? {} : statements, transaction)
   const jsonParsers = jsonTypes(types)
-  const slots = new Slots(pool.options.max - 1)
+  const slots = slotsOf(pool)
 
   /** Returns a function that makes the query of a request. */
   function queryOf ({ statement: name, sql, params }) {

@@ -2,29 +2,17 @@
 
 // Health checks for orchestrators: liveness and readiness.
 
-const { setTimeout: sleep } = require('node:timers/promises')
 const { codedError } = require('extism-host/internal')
+const { inTime } = require('./in-time.js')
 
 const CHECK_MILLISECONDS = 1_000
 
 /** The key that is written to check whether a full store has space again. */
 const PROBE_KEY = 'extism-host:probe'
 
-/** Rejects if a reply is an error or does not come in time. */
-async function inTime (reply, tooLateError) {
-  const answered = new AbortController()
-  const tooLate = sleep(CHECK_MILLISECONDS, undefined, { signal: answered.signal }).then(() => { throw tooLateError() })
-  try {
-    await Promise.race([reply, tooLate])
-  } finally {
-    tooLate.catch(() => {})
-    answered.abort()
-  }
-}
+const storeInTime = (reply) => inTime(reply, CHECK_MILLISECONDS, () => codedError('STORE_UNAVAILABLE', `the store did not respond within ${CHECK_MILLISECONDS} ms`))
 
-const storeInTime = (reply) => inTime(reply, () => codedError('STORE_UNAVAILABLE', `the store did not respond within ${CHECK_MILLISECONDS} ms`))
-
-const brokerInTime = (reply) => inTime(reply, () => codedError('UNAVAILABLE', `the broker of a trigger did not respond within ${CHECK_MILLISECONDS} ms`))
+const brokerInTime = (reply) => inTime(reply, CHECK_MILLISECONDS, () => codedError('UNAVAILABLE', `the broker of a trigger did not respond within ${CHECK_MILLISECONDS} ms`))
 
 /** Rejects if a store is full. Other errors of the write do not matter here. */
 async function writeProbe (store) {
@@ -73,7 +61,7 @@ function probeOptions (config) {
   return { logLevel: 'warn', schema: { hide: true }, config: { rateLimit: false, pressureHandler: () => {}, ...config } }
 }
 
-function addHealth (scope, { prefix, config }, plugins, triggers) {
+function addHealth (scope, { prefix, config }, plugins, triggers, connections) {
   plugins.trackUnavailable()
   const storeChecks = new StoreChecks(plugins)
   const options = probeOptions(config)
@@ -86,14 +74,21 @@ function addHealth (scope, { prefix, config }, plugins, triggers) {
       reply.code(503).header('cache-control', 'no-store')
       return { status: 'draining' }
     }
-    const [pluginStatus, storeStatus, triggerStatus] = await Promise.all([
+    const [pluginStatus, storeStatus, triggerStatus, connectionStatus] = await Promise.all([
       statusOf(plugins.names.map((name) => plugins.plugin(name).checkReady()), request.log),
       statusOf(storeChecks.run(), request.log),
-      statusOf(triggers.list.map(({ trigger }) => brokerInTime(trigger.checkReady())), request.log)
+      statusOf(triggers.list.map(({ trigger }) => brokerInTime(trigger.checkReady())), request.log),
+      statusOf(connections.checkReady(), request.log)
     ])
-    const isReady = [pluginStatus, storeStatus, triggerStatus].every((status) => status === 'ok')
+    const isReady = [pluginStatus, storeStatus, triggerStatus, connectionStatus].every((status) => status === 'ok')
     reply.code(isReady ? 200 : 503).header('cache-control', 'no-store')
-    return { status: isReady ? 'ok' : 'unavailable', plugins: pluginStatus, store: storeStatus, ...(triggers.list.length > 0 && { triggers: triggerStatus }) }
+    return {
+      status: isReady ? 'ok' : 'unavailable',
+      plugins: pluginStatus,
+      store: storeStatus,
+      ...(triggers.list.length > 0 && { triggers: triggerStatus }),
+      ...(connections.hasGuests && { connections: connectionStatus })
+    }
   })
 }
 

@@ -168,12 +168,12 @@ class HostedPlugin {
  * Opens a version, and checks its functions and its smoke call. If a check fails, closes it and rejects. Its main module
  * is `uploaded`, else the upload that has been kept, else that of its source.
  */
-async function openVersion ({ name, external, source, options, functions, smoke, uploads }, uploaded) {
+async function openVersion ({ name, external, source, options, functions, hostFunctions, smoke, uploads }, uploaded) {
   if (external === undefined && uploaded === undefined) {
     const kept = await uploads?.read(name)
-    if (kept !== undefined) return openKept({ name, source, options, functions, smoke, uploads }, kept)
+    if (kept !== undefined) return openKept({ name, source, options, functions, hostFunctions, smoke, uploads }, kept)
   }
-  const plugin = external ?? await createPlugin(uploaded === undefined ? source : withMainModule(source, uploaded), options)
+  const plugin = external ?? await createPlugin(uploaded === undefined ? source : withMainModule(source, uploaded), { ...options, functions: await hostFunctions() })
   try {
     for (const one of functions) {
       if (!await plugin.functionExists(one)) throw invalidArgument(`it has no function "${one}", which a route or a trigger calls`)

@@ -5,6 +5,7 @@
 const fp = require('fastify-plugin')
 const { codedError } = require('extism-host/internal')
 const { addAdmin } = require('./admin.js')
+const { Connections } = require('./connections.js')
 const { addDocs, withDocs } = require('./docs.js')
 const { addHealth } = require('./health.js')
 const { addMetrics } = require('./metrics.js')
@@ -19,10 +20,11 @@ async function extismHost (fastify, options) {
     throw codedError('ALREADY_REGISTERED', 'extism-host/fastify is already registered in this scope; ' +
       'put all plugins into one registration, or register it again in a nested scope')
   }
-  const define = (plugins) => asOptions({ ...options, plugins }, fastify.log)
-  const { routes, store, health, metrics, admin, docs, prefix, closeTimeoutMs, connections, triggers: definitions } = define(options.plugins)
-  const plugins = await Plugins.open(options.plugins, define)
-  const triggers = new Triggers({ connections, triggers: definitions }, plugins, fastify.log)
+  const check = (plugins) => asOptions({ ...options, plugins }, fastify.log)
+  const { routes, store, health, metrics, admin, docs, prefix, closeTimeoutMs, connections: known, triggers: definitions } = check(options.plugins)
+  const connections = new Connections(known, fastify.log)
+  const plugins = await openPlugins(options.plugins, check, connections)
+  const triggers = new Triggers(definitions, connections, plugins, fastify.log)
   // When all of the app is ready: messages may come at once.
   fastify.addHook('onReady', () => triggers.open())
   fastify.addHook('preClose', (done) => {
@@ -34,6 +36,7 @@ async function extismHost (fastify, options) {
   fastify.addHook('onClose', async () => {
     await triggers.close()
     await plugins.close()
+    await connections.close()
   })
   fastify.decorate('extism', plugins)
   if (docs !== undefined) await addDocs(fastify, docs)
@@ -41,10 +44,24 @@ async function extismHost (fastify, options) {
   // Scopes of their own, so that the app's other routes keep their parsers, and probes get none of the routes' hooks.
   fastify.register(async (scope) => addRoutes(scope, plugins, described), { prefix })
   fastify.register(async (scope) => {
-    if (health !== undefined) addHealth(scope, health, plugins, triggers)
+    if (health !== undefined) addHealth(scope, health, plugins, triggers, connections)
     if (metrics !== undefined) addMetrics(scope, metrics, plugins, triggers)
     if (admin !== undefined) addAdmin(scope, admin, plugins, store)
   }, { prefix })
+}
+
+/** Opens the plugins with the functions of their connections. If one fails, closes the connections. */
+async function openPlugins (descriptions, check, connections) {
+  const define = (plugins) => {
+    const { definitions, stores } = check(plugins)
+    return { definitions: definitions.map((one) => ({ ...one, hostFunctions: () => connections.functionsOf(one) })), stores }
+  }
+  try {
+    return await Plugins.open(descriptions, define)
+  } catch (error) {
+    await connections.close()
+    throw error
+  }
 }
 
 module.exports = fp(extismHost, { fastify: '5.x', name: 'extism-host' })

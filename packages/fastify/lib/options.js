@@ -5,7 +5,8 @@
 const { resolve } = require('node:path')
 const { Plugin } = require('extism-host')
 const { asBytes, asInteger, asOneOf, asStore, describe, encodingOf, functionsOf, invalidArgument, isObject, LEVELS, MAX_TIMER_MS, MAX_U32, pick, SILENT, toJsonSchema } = require('extism-host/internal')
-const { asConnections, asTriggers } = require('./triggers.js')
+const { asConnect, asConnections } = require('./connections.js')
+const { asTriggers } = require('./triggers.js')
 const { Uploads } = require('./uploads.js')
 
 const keys = (...names) => Object.fromEntries(names.map((name) => [name, name]))
@@ -51,7 +52,7 @@ function levelOf ({ level }) {
 }
 
 /** Checks one of `plugins`: an open Plugin (`external`), or a source with options for createPlugin. */
-function asPlugin (name, value, { store, log }) {
+function asPlugin (name, value, { store, log, connections }) {
   if (value instanceof Plugin) return { name, external: value }
   const defaults = { name, store, logger: log, logLevel: levelOf(log) }
   const isManifest = isObject(value) && Object.hasOwn(value, 'wasm')
@@ -64,8 +65,14 @@ function asPlugin (name, value, { store, log }) {
     if (!isSource) throw invalidArgument(`plugin "${name}" must be a Plugin, a source, or an object with a "source", not ${describe(value)}`)
     return { name, source: value, options: defaults }
   }
-  const { source, smoke, ...options } = value
-  return { name, source, smoke: smoke && asSmoke(smoke, `the smoke of plugin "${name}"`), options: { ...defaults, ...options } }
+  const { source, smoke, connect, ...options } = value
+  return {
+    name,
+    source,
+    smoke: smoke && asSmoke(smoke, `the smoke of plugin "${name}"`),
+    connect: connect && asConnect(connect, `plugin "${name}": connect`, connections),
+    options: { ...defaults, ...options }
+  }
 }
 
 function asSmoke (smoke, what) {
@@ -205,9 +212,9 @@ function storesOf (options) {
 /** `log` is the app's logger. */
 function asOptions (options, log) {
   const { plugins, routes: routeList = [], connections: connectionList = {}, triggers: triggerList = [], store, health, metrics, admin, docs, closeTimeoutMs, prefix } = pick(options, KEYS, 'extism-host/fastify')
-  const list = asPlugins(plugins, { store, log })
-  const routes = asRoutes(routeList, list)
   const connections = asConnections(connectionList)
+  const list = asPlugins(plugins, { store, log, connections })
+  const routes = asRoutes(routeList, list)
   const triggers = asTriggers(triggerList, connections, list)
   const functionsOf = (name) => [...routes, ...triggers].filter(({ plugin }) => plugin === name).map(({ functionName }) => functionName)
   const checkedAdmin = asAdmin(admin)

@@ -2,31 +2,14 @@
 
 // The app's triggers: they call plugins for messages of brokers, from the app's start until its end.
 
-const { codedError, describe, invalidArgument, isObject } = require('extism-host/internal')
+const { describe, invalidArgument, isObject } = require('extism-host/internal')
+const { renamed } = require('./connections.js')
 
-/** The time limit of a connection to a broker at the start. Fastify gives a plugin 10 s. */
-const CONNECT_MS = 5_000
-
-/** How to open a connection, or a trigger on it, and what the name of a trigger's source is. */
+/** How to open a trigger on a connection, and what the name of its source is. */
 const KINDS = {
   nats: { connection: 'nats', source: 'subject', open: (connection, options, connect) => connect.natsTrigger(connection, options) },
   jetStream: { connection: 'nats', source: 'subject', open: (connection, options, connect) => connect.jetStreamTrigger(connection, options) },
   mqtt: { connection: 'mqtt', source: 'topic', open: (connection, options, connect) => connect.mqttTrigger(connection, options) }
-}
-
-/** Checks the option `connections`: an open connection to NATS (`external`), or the address of a broker. */
-function asConnections (connections) {
-  if (!isObject(connections)) throw invalidArgument(`connections must be an object of connections by name, not ${describe(connections)}`)
-  return new Map(Object.entries(connections).map(([name, value]) => [name, asConnection(value, `the connection "${name}"`)]))
-}
-
-function asConnection (value, what) {
-  if (typeof value?.subscribe === 'function') return { kind: 'nats', external: value }
-  const kinds = ['nats', 'mqtt'].filter((kind) => isObject(value) && typeof value[kind] === 'string')
-  if (kinds.length !== 1) throw invalidArgument(`${what} must be a connection to NATS, or an object with the URL of a broker as "nats" or "mqtt"`)
-  const [kind] = kinds
-  const { [kind]: url, ...options } = value
-  return { kind, url, options }
 }
 
 /** Checks the options of the triggers that the app itself uses. */
@@ -57,19 +40,16 @@ function connectionOf (name, kind, what, connections) {
 }
 
 class Triggers {
-  #connections
   #definitions
+  #connections
   #plugins
   #log
-  /** Open connections, by name, and those of them that the app closes. */
-  #opened = new Map()
-  #owned = []
   #list = []
   #closed
 
-  constructor ({ connections, triggers }, plugins, log) {
+  constructor (definitions, connections, plugins, log) {
+    this.#definitions = definitions
     this.#connections = connections
-    this.#definitions = triggers
     this.#plugins = plugins
     this.#log = log
   }
@@ -80,28 +60,16 @@ class Triggers {
   }
 
   async open () {
-    for (const name of new Set(this.#definitions.map(({ connection }) => connection))) await this.#connect(name)
     for (const definition of this.#definitions) await this.#open(definition)
-  }
-
-  async #connect (name) {
-    const { kind, external, url, options } = this.#connections.get(name)
-    if (external !== undefined) this.#opened.set(name, external)
-    // Each trigger has a connection to MQTT of its own, with a session of its own.
-    else if (kind === 'mqtt') this.#opened.set(name, { url, connectTimeout: CONNECT_MS, ...options })
-    else {
-      const connection = await connectToNats({ servers: url.split(','), timeout: CONNECT_MS, maxReconnectAttempts: -1, ...options }, `the connection "${name}"`)
-      this.#opened.set(name, connection)
-      this.#owned.push(connection)
-    }
   }
 
   async #open ({ what, kind, source, plugin, functionName, options, connection }) {
     const onError = (error, origin) => this.#log.error({ err: error, trigger: source, plugin, ...origin }, 'a message was not handled')
     // Reloads replace the plugin's version, not this object.
     const all = { ...options, [KINDS[kind].source]: source, plugin: this.#plugins.plugin(plugin), function: functionName, onError }
+    const broker = kind === 'mqtt' ? this.#connections.mqttBroker(connection) : await this.#connections.open(connection)
     try {
-      const trigger = await KINDS[kind].open(this.#opened.get(connection), all, require('extism-host/connect'))
+      const trigger = await KINDS[kind].open(broker, all, require('extism-host/connect'))
       this.#list.push({ labels: { trigger: source, plugin, function: functionName }, trigger })
       // An app that is ready gets messages: the server knows the subscription then.
       await trigger.checkReady()
@@ -117,29 +85,7 @@ class Triggers {
 
   async #close () {
     await Promise.all(this.#list.map(({ trigger }) => trigger.close()))
-    await Promise.all(this.#owned.map((connection) => connection.close()))
   }
 }
 
-async function connectToNats (options, what) {
-  // Fails with its own message if a package is missing.
-  require('extism-host/connect')
-  let connect
-  try {
-    ({ connect } = require('@nats-io/transport-node'))
-  } catch {
-    throw codedError('NOT_INSTALLED', `${what} needs the package @nats-io/transport-node: npm install @nats-io/transport-node`)
-  }
-  try {
-    return await connect(options)
-  } catch (error) {
-    throw renamed(error, what)
-  }
-}
-
-/** The error with what it is about in its message. */
-function renamed (cause, what) {
-  return Object.assign(new Error(`${what}: ${cause.message}`, { cause }), { code: typeof cause.code === 'string' ? cause.code : 'UNAVAILABLE' })
-}
-
-module.exports = { Triggers, asConnections, asTriggers }
+module.exports = { Triggers, asTriggers }
