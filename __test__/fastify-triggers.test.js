@@ -131,6 +131,8 @@ test('an app is ready only while the brokers of its triggers are there', async (
   await until(async () => (await ready()).triggers === 'unavailable')
   await nats.start()
   await until(async () => (await ready()).triggers === 'ok')
+  // A request on the test's own connection may be lost until JetStream has started, too.
+  await until(() => manager.streams.info('ORDERS').then(() => true, () => false))
 })
 
 test('a trigger calls the version of a plugin that serves', async () => {
