@@ -48,10 +48,14 @@ beforeEach(async () => {
   await manager.streams.add({ name: 'DEAD', subjects: ['dead.>'] })
 })
 afterEach(async () => {
-  await Promise.all(triggers.map((trigger) => trigger.close()))
-  await manager.streams.delete('ORDERS')
-  await manager.streams.delete('DEAD')
-  await connection.close()
+  try {
+    await Promise.all(triggers.map((trigger) => trigger.close()))
+    await manager.streams.delete('ORDERS')
+    await manager.streams.delete('DEAD')
+  } finally {
+    // A client that goes on connecting would keep Jest running.
+    await connection.close()
+  }
 })
 
 async function trigger (options) {

@@ -8,7 +8,7 @@ const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { examples } = require('./support/examples.js')
 const { guest } = require('./support/guest.js')
-const { startMosquitto } = require('./support/mosquitto.js')
+const { hasMosquitto, startMosquitto } = require('./support/mosquitto.js')
 const { ROOT, runNode, startServer } = require('./support/processes.js')
 const { hasNats, startNats } = require('./support/nats.js')
 const { hasPostgres, startPostgres } = require('./support/postgres.js')
@@ -352,33 +352,35 @@ if (hasNats() && hasRedis()) {
     expectRuns('docs/how-to/connect-slingshot.md', ['news'], { 'nats://localhost:4222': startNats, 'redis://localhost:6379': startRedis }), COMPILER_MS)
 }
 
-test('docs/how-to/triggers.md: its programs print what it shows, and its configuration serves', async () => {
-  const file = 'docs/how-to/triggers.md'
-  const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
-  const servers = []
-  try {
-    servers.push(await startNats(['-js', '-sd', directory]), await startMosquitto())
-    const [nats, mosquitto] = servers
-    symlinkSync(join(ROOT, 'node_modules'), join(directory, 'node_modules'), 'dir')
-    const here = (text) => text.replaceAll('nats://localhost:4222', nats.url).replaceAll('mqtt://localhost:1883', mosquitto.url)
-    const run = (script) => shell(`cd ${JSON.stringify(directory)}\n${script}`)
-    writeFileSync(join(directory, 'orders.ts'), examples(file, 'ts')[0])
-    await run(examples(file, 'bash')[0])
-    const outputs = examples(file, 'text')
-    for (const [place, program] of examples(file, 'js').entries()) {
-      writeFileSync(join(directory, 'main.js'), here(program))
-      expect(await run(`${JSON.stringify(process.execPath)} main.js`)).toBe(outputs[place])
-    }
-    writeFileSync(join(directory, 'config.yaml'), `server: { port: 0, drainMs: 0 }\n${here(examples(file, 'yaml')[0])}`)
-    const { child, ended, url } = await startServer({}, ['bin/extism-host.js', 'serve', '--config', join(directory, 'config.yaml')])
+if (hasNats() && hasMosquitto()) {
+  test('docs/how-to/triggers.md: its programs print what it shows, and its configuration serves', async () => {
+    const file = 'docs/how-to/triggers.md'
+    const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
+    const servers = []
     try {
-      expect((await fetch(`${url}/health/ready`)).status).toBe(200)
+      servers.push(await startNats(['-js', '-sd', directory]), await startMosquitto())
+      const [nats, mosquitto] = servers
+      symlinkSync(join(ROOT, 'node_modules'), join(directory, 'node_modules'), 'dir')
+      const here = (text) => text.replaceAll('nats://localhost:4222', nats.url).replaceAll('mqtt://localhost:1883', mosquitto.url)
+      const run = (script) => shell(`cd ${JSON.stringify(directory)}\n${script}`)
+      writeFileSync(join(directory, 'orders.ts'), examples(file, 'ts')[0])
+      await run(examples(file, 'bash')[0])
+      const outputs = examples(file, 'text')
+      for (const [place, program] of examples(file, 'js').entries()) {
+        writeFileSync(join(directory, 'main.js'), here(program))
+        expect(await run(`${JSON.stringify(process.execPath)} main.js`)).toBe(outputs[place])
+      }
+      writeFileSync(join(directory, 'config.yaml'), `server: { port: 0, drainMs: 0 }\n${here(examples(file, 'yaml')[0])}`)
+      const { child, ended, url } = await startServer({}, ['bin/extism-host.js', 'serve', '--config', join(directory, 'config.yaml')])
+      try {
+        expect((await fetch(`${url}/health/ready`)).status).toBe(200)
+      } finally {
+        child.kill()
+        await ended
+      }
     } finally {
-      child.kill()
-      await ended
+      await Promise.all(servers.map((server) => server.stop()))
+      rmSync(directory, { recursive: true, maxRetries: 10 })
     }
-  } finally {
-    await Promise.all(servers.map((server) => server.stop()))
-    rmSync(directory, { recursive: true, maxRetries: 10 })
-  }
-})
+  })
+}

@@ -45,8 +45,12 @@ beforeEach(async () => {
 afterEach(async () => {
   await app?.close()
   app = undefined
-  await manager.streams.delete('ORDERS')
-  await connection.close()
+  try {
+    await manager.streams.delete('ORDERS')
+  } finally {
+    // A client that goes on connecting would keep Jest running.
+    await connection.close()
+  }
 })
 
 const brokers = () => ({ events: { nats: nats.url, reconnectTimeWait: 20 }, sensors: { mqtt: mosquitto.url } })

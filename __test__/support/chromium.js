@@ -7,8 +7,10 @@ const { chromium } = require('playwright-core')
 
 const PATH = process.env.CHROMIUM ?? '/usr/bin/chromium'
 
+const hasChromium = () => existsSync(PATH)
+
 async function launch () {
-  if (!existsSync(PATH)) throw new Error(`there is no Chromium at ${PATH}: apt-get install chromium, or set CHROMIUM to its path`)
+  if (!hasChromium()) throw new Error(`there is no Chromium at ${PATH}: apt-get install chromium, or set CHROMIUM to its path`)
   return chromium.launch({ executablePath: PATH, args: ['--no-sandbox'] })
 }
 
@@ -27,4 +29,4 @@ async function openPage (browser, root, options) {
   return { page, problems }
 }
 
-module.exports = { launch, openPage }
+module.exports = { hasChromium, launch, openPage }

@@ -4,14 +4,16 @@
 
 const { spawn } = require('node:child_process')
 const { once } = require('node:events')
-const { chmodSync, mkdtempSync, rmSync, statSync, writeFileSync } = require('node:fs')
+const { chmodSync, existsSync, mkdtempSync, rmSync, statSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
-const { join } = require('node:path')
+const { delimiter, join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { HOST, freePort, isListening } = require('./redis.js')
 
 /** Debian has it where a user's PATH does not reach. */
 const ENVIRONMENT = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` }
+
+const hasMosquitto = () => ENVIRONMENT.PATH.split(delimiter).some((directory) => existsSync(join(directory, 'mosquitto')))
 
 class Mosquitto {
   #process
@@ -71,4 +73,4 @@ async function startMosquitto (lines = []) {
   return new Mosquitto(await freePort(), lines).start()
 }
 
-module.exports = { startMosquitto }
+module.exports = { hasMosquitto, startMosquitto }
