@@ -61,7 +61,8 @@ survivors=0
 while IFS=$'\t' read -r mutant difference; do
   [ -n "$mutant" ] || continue
   patch -sp0 < "$copy/mutants.out/$difference"
-  cargo build --quiet --lib --profile "$profile" "${cargo[@]}" 2> /dev/null
+  # With a test, so that the dependencies have the features which the tests need: else all are compiled again.
+  cargo build --quiet --lib --test pool --profile "$profile" "${cargo[@]}" 2> /dev/null
   cp "$CARGO_TARGET_DIR/$profile/libextism_host.so" "$addon"
   # shellcheck disable=SC2046
   if timeout 600 npx jest --bail $(tests "$mutant") > /dev/null 2>&1; then
