@@ -21,8 +21,16 @@ mod plugin;
 mod scenario;
 mod spinning;
 mod sync;
-#[path = "../../src/trace.rs"]
-mod trace;
+/// Nobody traces the calls here.
+mod trace {
+  use std::sync::Arc;
+
+  pub struct CallTrace;
+
+  pub fn run<T>(_: Option<Arc<CallTrace>>, call: impl FnOnce() -> T) -> T {
+    call()
+  }
+}
 mod trim {
   pub fn schedule() {}
 }
