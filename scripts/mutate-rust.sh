@@ -37,7 +37,7 @@ tests() {
   case $1 in
     src/host/http*) echo http ;;
     src/host/store*) echo store-access stores.test redb.test ;;
-    src/host/output.rs) echo wasi ;;
+    src/host/output*) echo wasi ;;
     src/host/*) echo call.test create-plugin logging host-functions sdk-parity resources hostile-guests ;;
     src/kernel/*) echo call.test hostile-guests host-functions resources ;;
     src/plugin/compile_cache/* | src/plugin/compilation.rs | src/plugin/load.rs) echo start create-plugin sources ;;
