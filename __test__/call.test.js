@@ -165,7 +165,7 @@ describe('a call that fails', () => {
   }
 
   test('by its time limit is a TIMEOUT, and the next call works', async () => {
-    const plugin = await start({ timeoutMs: 50 })
+    const plugin = await start({ timeoutMs: 500 })
     await expect(plugin.call('loop_for_ever')).rejects.toMatchObject({ code: 'TIMEOUT' })
     expect((await plugin.call('echo', 'still here')).text()).toBe('still here')
   })

@@ -171,6 +171,8 @@ describe('metrics', () => {
     const plugin = app.extism.plugin('many')
     for (const key of ['key', 'key', 'missing']) await plugin.call('read_store', key)
     await plugin.call('trap').catch(() => {})
+    // The instance that trapped is replaced in the background.
+    await until(() => plugin.stats().made === 2 && plugin.stats().ready === 1)
     const expected = [
       'extism_plugin_queued_calls{plugin="many"} 0', 'extism_plugin_busy_instances{plugin="many"} 0', 'extism_plugin_instances{plugin="many"} 1',
       'extism_plugin_instances_replaced_total{plugin="many",reason="trap"} 1', 'extism_plugin_store_reads_total{plugin="many"} 3',

@@ -44,15 +44,12 @@ describe('a host function in JavaScript', () => {
   })
 
   test('may be asynchronous, while the event loop keeps turning', async () => {
-    let turns = 0
-    const timer = setInterval(() => turns++, 1)
     const plugin = await asking(async (context) => {
-      await sleep(50)
+      // Never happens if the call stops the event loop.
+      for (let turn = 0; turn < 5; turn++) await sleep(1)
       return context.store('it works')
     })
     expect((await plugin.call('ask')).text()).toBe('it works')
-    clearInterval(timer)
-    expect(turns).toBeGreaterThan(5)
   })
 
   test('may return anything that can be awaited', async () => {
