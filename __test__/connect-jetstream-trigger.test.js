@@ -11,7 +11,7 @@ const { jetStreamTrigger } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')
 const { startNats } = require('./support/nats.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
-const { TriggerChild, handledIn, until } = require('./support/triggers.js')
+const { TriggerChild, handledIn, pluginOf, recorder, until } = require('./support/triggers.js')
 
 jest.setTimeout(60_000)
 
@@ -63,24 +63,6 @@ async function trigger (options) {
   triggers.push(made)
   return made
 }
-
-/** A plugin whose outputs are kept, as text. */
-const recorder = (plugin, outputs) => ({
-  async call (...args) {
-    const output = await plugin.call(...args)
-    outputs.push(output.text())
-    return output
-  }
-})
-
-/** A plugin in JavaScript, which gets each message's head and text. */
-const pluginOf = (handle) => ({
-  async call (_, input) {
-    const [head, text] = Buffer.from(input).toString().split('\n')
-    await handle(JSON.parse(head), text)
-    return null
-  }
-})
 
 /** Whether each message of the stream has been acknowledged. */
 async function isAllAcknowledged () {

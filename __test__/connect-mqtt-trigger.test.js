@@ -11,7 +11,7 @@ const { guest } = require('./support/guest.js')
 const { startMosquitto } = require('./support/mosquitto.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
 const { freePort } = require('./support/redis.js')
-const { TriggerChild, handledIn, open: openTrigger, until } = require('./support/triggers.js')
+const { TriggerChild, handledIn, open: openTrigger, pluginOf, recorder, until } = require('./support/triggers.js')
 
 jest.setTimeout(60_000)
 
@@ -56,24 +56,6 @@ async function trigger (options) {
   triggers.push(made)
   return made
 }
-
-/** A plugin whose outputs are kept, as text. */
-const recorder = (plugin, outputs) => ({
-  async call (...args) {
-    const output = await plugin.call(...args)
-    outputs.push(output.text())
-    return output
-  }
-})
-
-/** A plugin in JavaScript, which gets each message's head and text. */
-const pluginOf = (handle) => ({
-  async call (_, input) {
-    const [head, text] = Buffer.from(input).toString().split('\n')
-    await handle(JSON.parse(head), text)
-    return null
-  }
-})
 
 async function publish (count, topic = 'orders/new') {
   await Promise.all(Array.from({ length: count }, (_, index) => client.publishAsync(topic, String(index), { qos: 1 })))

@@ -122,7 +122,7 @@ test('a guest is told that the broker is lost, and goes on once it is back', asy
   expect(await call({ topic: 'a', qos: 1 })).toEqual({})
 })
 
-test('a guest waits for a broker that does not answer, until its time is over', async () => {
+test('a guest waits for a broker that does not answer, until its deadline', async () => {
   const silent = { connected: true, publish () {}, subscribe () {}, publishAsync: () => new Promise(() => {}) }
   const call = await connected({ publish: ['#'], timeoutMs: 50, maxUnacknowledged: 1 }, { given: silent })
   expect(await codeOf(call({ topic: 'a' }))).toBe('TIMEOUT')

@@ -6,6 +6,7 @@ const { natsTrigger } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')
 const { startNats } = require('./support/nats.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
+const { until } = require('./support/triggers.js')
 
 const open = pluginsOfEachTest()
 
@@ -39,10 +40,6 @@ async function request (subject, payload, requestHeaders) {
   const answer = await connection.request(subject, payload, { timeout: 10_000, headers: requestHeaders })
   if (answer.headers?.has('Nats-Service-Error')) return [answer.headers.get('Nats-Service-Error-Code'), answer.headers.get('Nats-Service-Error')]
   return answer.string()
-}
-
-async function until (condition) {
-  while (!condition()) await sleep(10)
 }
 
 describe('a trigger', () => {

@@ -137,7 +137,7 @@ describe('the description', () => {
   })
 })
 
-test('there is no page unless docs are on', async () => {
+test('the API page exists only with docs', async () => {
   const root = await listen({ docs: undefined })
   expect((await fetch(`${root}/docs`)).status).toBe(404)
 })

@@ -469,7 +469,7 @@ describe('a call that waits for a host function', () => {
       expect(context.signal).toBe(signals[1])
     })
 
-    test('if it is read first when all is over', async () => {
+    test('if it is first read after the call has ended', async () => {
       let context
       const plugin = await asking((own) => { context = own })
       await plugin.call('ask')

@@ -1,6 +1,6 @@
 'use strict'
 
-// What the tests of triggers share: opening one, and children that handle messages and are killed.
+// What the tests of triggers share: opening one, plugins for it, and children that handle messages and are killed.
 
 const { spawn } = require('node:child_process')
 const { once } = require('node:events')
@@ -23,6 +23,24 @@ const open = (kind, ...args) => OPEN[kind](...args)
 async function until (condition) {
   while (!await condition()) await sleep(10)
 }
+
+/** A plugin whose outputs are kept, as text. */
+const recorder = (plugin, outputs) => ({
+  async call (...args) {
+    const output = await plugin.call(...args)
+    outputs.push(output.text())
+    return output
+  }
+})
+
+/** A plugin in JavaScript, which gets each message's head and text. */
+const pluginOf = (handle) => ({
+  async call (_, input) {
+    const [head, text] = Buffer.from(input).toString().split('\n')
+    await handle(JSON.parse(head), text)
+    return null
+  }
+})
 
 /** The messages that have been handled, in that order. */
 const handledIn = (file) => existsSync(file) ? readFileSync(file, 'utf8').split('\n').slice(0, -1) : []
@@ -48,4 +66,4 @@ class TriggerChild {
   }
 }
 
-module.exports = { TriggerChild, handledIn, open, until }
+module.exports = { TriggerChild, handledIn, open, pluginOf, recorder, until }
