@@ -167,7 +167,8 @@ test('server.js sends a response to its last byte on each address of its host na
 const dns = require('node:dns')
 const { lookup } = dns
 const addresses = ['127.0.0.1', '127.0.0.2'].map((address) => ({ address, family: 4 }))
-dns.lookup = (name, options, callback) => options.all ? callback(null, addresses) : lookup(name, options, callback)
+// From Node 22 on, a server looks up the addresses that it listens on in the same way.
+dns.lookup = (name, options, callback) => options.all && name === 'localhost' ? callback(null, addresses) : lookup(name, options, callback)
 `)
   const server = await start(process.execPath, ['--require', lookup, 'server.js'], {
     PORT: '0', HOST: 'localhost', DRAIN_MS: String(DRAIN_MS), PLUGIN_WASM: join(directory, 'plugin.wasm'), PLUGIN_FUNCTION: 'large'
