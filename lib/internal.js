@@ -4,7 +4,7 @@
 
 const { KERNEL_NAMESPACE, USER_NAMESPACE, WASI_NAMESPACE, errorCodes } = require('./native.js')
 const { asBytes } = require('./bytes.js')
-const { CallContext: { countConnectorCall } } = require('./call-context.js')
+const { CallContext: { countConnectorCall, onCallEnd } } = require('./call-context.js')
 const { asInteger, asOneOf } = require('./checks.js')
 const { closeWithoutLoss } = require('./draining.js')
 const { codedError, describe, invalidArgument } = require('./errors.js')
@@ -45,6 +45,7 @@ module.exports = {
   invalidArgument,
   isObject,
   listKeys,
+  onCallEnd,
   openStoreInTime,
   pick,
   resolve,
