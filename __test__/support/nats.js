@@ -34,6 +34,15 @@ class NatsServer {
     return this
   }
 
+  /** Stops answering, without closing its connections. */
+  freeze () {
+    this.#process.kill('SIGSTOP')
+  }
+
+  unfreeze () {
+    this.#process.kill('SIGCONT')
+  }
+
   async stop () {
     if (this.#process.exitCode !== null || this.#process.signalCode !== null) return
     const ended = once(this.#process, 'exit')

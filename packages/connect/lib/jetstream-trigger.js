@@ -5,14 +5,12 @@
 
 const { setTimeout: sleep } = require('node:timers/promises')
 const { MAX_TIMER_MS, asInteger, describe, invalidArgument } = require('extism-host/internal')
-const { asRecord, newHeaders } = require('./nats-headers.js')
+const { asRecord, headersJson, newHeaders } = require('./nats-headers.js')
 const { peer } = require('./peer.js')
 const { withPayload } = require('./protocol.js')
+const { PullRequests } = require('./pull-requests.js')
 const { isPattern, isSubject, subjectMatcher } = require('./subjects.js')
 const { Batch, MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter } = require('./trigger.js')
-
-/** The time that a request for messages waits at the server. */
-const FETCH_MS = 30_000
 
 /** The pause after an error of the consumer. */
 const RETRY_MS = 250
@@ -22,6 +20,12 @@ const FLUSH_MS = 1_000
 
 const NANOSECONDS_PER_MS = 1e6
 const CONSUMER_NOT_FOUND = 10014
+
+/** Answers to the server: https://docs.nats.io/nats-concepts/jetstream/consumers#acknowledgement-models */
+const ACK = Buffer.from('+ACK')
+const TERM = Buffer.from('+TERM')
+const WORKING = Buffer.from('+WPI')
+const nak = (delayMs) => `-NAK ${JSON.stringify({ delay: delayMs * NANOSECONDS_PER_MS })}`
 
 class JetStreamTrigger {
   #connection
@@ -34,11 +38,10 @@ class JetStreamTrigger {
   #held = new Set()
   #counts = newCounts()
   #answers = new Batch()
-  #fetched
-  #onRoom = () => {}
+  #requests
+  #isRecovering = false
   #timer
   #closing = new AbortController()
-  #pulling
   #closed
 
   constructor (connection, { client, consumer, ensureConsumer, options }) {
@@ -47,73 +50,80 @@ class JetStreamTrigger {
     this.#ensureConsumer = ensureConsumer
     this.#options = options
     this.#makeHeaders = newHeaders()
-    this.#queue = new MessageQueue(options.concurrency, (message) => this.#handle(message))
+    this.#queue = new MessageQueue(options.concurrency, (delivered) => this.#handle(delivered))
     // A third of the time leaves two more chances, if a signal is late or lost.
     this.#timer = setInterval(() => this.#signalWork(), Math.min(consumer.config.ack_wait / NANOSECONDS_PER_MS / 3, MAX_TIMER_MS))
     this.#timer.unref()
-    this.#pulling = this.#pull()
+    this.#requests = new PullRequests(connection, `${client.apiPrefix}.CONSUMER.MSG.NEXT.${options.stream}.${options.consumer}`, {
+      onMessage: (message) => this.#receive(message),
+      onEnd: () => this.#request(),
+      onFailure: (error) => this.#recover(error)
+    })
+    this.#request()
   }
 
-  async #pull () {
-    const { stream, consumer: name, onError } = this.#options
-    while (!this.#closing.signal.aborted && !this.#connection.isClosed()) {
-      try {
-        const consumer = await this.#client.consumers.get(stream, name)
-        while (!this.#closing.signal.aborted && !this.#connection.isClosed()) await this.#fetch(consumer)
-      } catch (error) {
+  /** Requests as many messages as are to be called for or to wait. One that waits here is not delivered elsewhere meanwhile. */
+  #request () {
+    if (this.#isRecovering || this.#closing.signal.aborted) return
+    const { concurrency } = this.#options
+    const room = 2 * concurrency - this.#held.size - this.#requests.pending
+    if (room >= concurrency / 2) this.#requests.request(room)
+  }
+
+  /** Requests messages anew, once the consumer is there. Somebody may have deleted it, or it was in the memory of a server that was restarted. */
+  async #recover (error) {
+    if (this.#isRecovering) return
+    this.#isRecovering = true
+    for (;;) {
+      if (error !== undefined) {
         if (this.#closing.signal.aborted) return
-        onError(error, { subject: this.#subject })
+        this.#options.onError(error, { subject: this.#subject })
         await sleep(RETRY_MS, undefined, { signal: this.#closing.signal }).catch(() => {})
-        // Somebody may have deleted it, or the stream was in the memory of a server that was restarted.
-        await this.#ensureConsumer().catch(() => {})
+      }
+      if (this.#closing.signal.aborted || this.#connection.isClosed()) return
+      try {
+        await this.#ensureConsumer()
+        break
+      } catch (cause) {
+        error = cause
       }
     }
-  }
-
-  /**
-   * Fetches up to `concurrency` messages ahead of the calls. The client's own buffer would hide the messages that wait there:
-   * the server would deliver them again after `ack_wait`, and count that as a delivery.
-   */
-  async #fetch (consumer) {
-    const { concurrency } = this.#options
-    while (this.#held.size > concurrency && !this.#closing.signal.aborted) await new Promise((resolve) => { this.#onRoom = resolve })
-    if (this.#closing.signal.aborted) return
-    this.#fetched = await consumer.fetch({ max_messages: 2 * concurrency - this.#held.size, expires: FETCH_MS })
-    if (this.#closing.signal.aborted) this.#fetched.stop()
-    for await (const message of this.#fetched) this.#receive(message)
+    this.#isRecovering = false
+    this.#requests.forget()
+    this.#request()
   }
 
   #receive (message) {
     this.#counts.received++
-    if (message.redelivered) this.#counts.redelivered++
-    this.#held.add(message)
-    this.#queue.add(message)
+    const delivered = { message, ...deliveryOf(message.reply) }
+    if (delivered.delivery > 1) this.#counts.redelivered++
+    this.#held.add(delivered)
+    this.#queue.add(delivered)
   }
 
-  async #handle (message) {
-    const { maxDeliver, backoffMs, onError } = this.#options
-    const { stream, streamSequence: sequence, deliveryCount: delivery } = message.info
+  async #handle (delivered) {
+    const { message, sequence, delivery } = delivered
+    const { stream, maxDeliver, backoffMs, onError } = this.#options
     try {
-      const head = { subject: message.subject, headers: asRecord(message.headers), stream, sequence, delivery }
+      const head = `{"subject":${JSON.stringify(message.subject)},"headers":${headersJson(message)},"stream":"${stream}","sequence":${sequence},"delivery":${delivery}}`
       await callPlugin(this.#options, withPayload(head, message.data))
       this.#counts.handled++
-      this.#settle(message, 'ack')
+      this.#settle(delivered, ACK)
     } catch (error) {
       this.#counts.failed++
       onError(error, { subject: message.subject })
-      if (delivery < maxDeliver || isTransient(error) || !await this.#storeDeadLetter(message, error)) {
-        this.#settle(message, 'nak', pauseAfter(delivery, backoffMs))
+      if (delivery < maxDeliver || isTransient(error) || !await this.#storeDeadLetter(delivered, error)) {
+        this.#settle(delivered, nak(pauseAfter(delivery, backoffMs)))
       } else {
         this.#counts.deadLettered++
-        this.#settle(message, 'term')
+        this.#settle(delivered, TERM)
       }
     }
   }
 
   /** Resolves to whether a stream has stored the dead letter. */
-  async #storeDeadLetter (message, error) {
-    const { deadLetterSubject, consumer, onError } = this.#options
-    const { stream, streamSequence, deliveryCount } = message.info
+  async #storeDeadLetter ({ message, sequence, delivery }, error) {
+    const { deadLetterSubject, stream, consumer, onError } = this.#options
     try {
       const given = this.#makeHeaders()
       for (const [name, values] of Object.entries(readableHeaders(message))) {
@@ -125,10 +135,10 @@ class JetStreamTrigger {
       headers.set('Extism-Error', codeOf(error))
       headers.set('Extism-Subject', message.subject)
       headers.set('Extism-Stream', stream)
-      headers.set('Extism-Sequence', String(streamSequence))
-      headers.set('Extism-Deliveries', String(deliveryCount))
+      headers.set('Extism-Sequence', String(sequence))
+      headers.set('Extism-Deliveries', String(delivery))
       // If the connection is lost before the message is terminated, its next dead letter is a duplicate, which the stream drops.
-      headers.set('Nats-Msg-Id', `${stream}:${consumer}:${streamSequence}`)
+      headers.set('Nats-Msg-Id', `${stream}:${consumer}:${sequence}`)
       const isTooLarge = headers.encode().length + message.data.length > this.#connection.info?.max_payload
       await this.#client.publish(deadLetterSubject, message.data, { headers: isTooLarge ? given : headers })
       return true
@@ -138,23 +148,23 @@ class JetStreamTrigger {
     }
   }
 
-  #settle (message, answer, ...args) {
-    this.#held.delete(message)
-    this.#onRoom()
-    this.#answers.add(() => this.#tell(message, answer, ...args))
+  #settle (delivered, answer) {
+    this.#held.delete(delivered)
+    this.#answers.add(() => this.#tell(delivered, answer))
+    this.#request()
   }
 
   /** Sends an answer. If this fails, the server delivers the message again. */
-  #tell (message, answer, ...args) {
+  #tell ({ message }, answer) {
     try {
-      message[answer](...args)
+      message.respond(answer)
     } catch (error) {
       this.#options.onError(error, { subject: message.subject })
     }
   }
 
   #signalWork () {
-    for (const message of this.#held) this.#tell(message, 'working')
+    for (const delivered of this.#held) this.#tell(delivered, WORKING)
   }
 
   get #subject () {
@@ -177,25 +187,30 @@ class JetStreamTrigger {
 
   async #close () {
     this.#closing.abort()
-    this.#onRoom()
     // Messages that are on their way would otherwise come again only after `ack_wait`.
-    await this.#flush()
-    this.#fetched?.stop()
-    await this.#pulling
+    await this.#inTime(this.#requests.close())
     await this.#queue.idle()
     clearInterval(this.#timer)
     this.#answers.flush()
     // The acknowledgements have arrived then. Without a connection, the server delivers their messages again.
-    await this.#flush()
+    await this.#inTime(this.#connection.flush())
   }
 
-  async #flush () {
+  /** Waits for the server, which may be lost, but not long. */
+  async #inTime (promise) {
     const given = new AbortController()
     const late = sleep(FLUSH_MS, undefined, { signal: given.signal })
-    await Promise.race([this.#connection.flush(), late]).catch(() => {})
+    await Promise.race([promise, late]).catch(() => {})
     late.catch(() => {})
     given.abort()
   }
+}
+
+/** What the server says about a message: `$JS.ACK.[domain.account.]stream.consumer.delivery.sequence.…`. */
+function deliveryOf (reply) {
+  const parts = reply.split('.')
+  const first = parts.length === 9 ? 4 : 6
+  return { delivery: Number(parts[first]), sequence: Number(parts[first + 1]) }
 }
 
 /** The headers of a message, or none if the client cannot read them: publishers may send anything. */

@@ -140,7 +140,7 @@ class MqttTrigger {
     if (message.attempts > 1) this.#counts.redelivered++
     try {
       const head = { topic: packet.topic, headers: headersOf(packet), redelivered: packet.dup || message.attempts > 1 }
-      const output = await callPlugin(this.#options, withPayload(head, packet.payload))
+      const output = await callPlugin(this.#options, withPayload(JSON.stringify(head), packet.payload))
       this.#counts.handled++
       this.#reply(packet, output)
       this.#settle(message)

@@ -35,4 +35,9 @@ function asRecord (headers) {
   return record
 }
 
-module.exports = { asRecord, headersOf, newHeaders }
+/** The headers of a message as JSON. Throws if the client cannot read them. */
+function headersJson ({ headers }) {
+  return headers === undefined ? '{}' : JSON.stringify(asRecord(headers))
+}
+
+module.exports = { asRecord, headersJson, headersOf, newHeaders }

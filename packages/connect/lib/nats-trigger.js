@@ -3,7 +3,7 @@
 // Calls a plugin for each message of a subject of NATS, at most once.
 
 const { MAX_U32, asInteger, describe, invalidArgument } = require('extism-host/internal')
-const { asRecord, newHeaders } = require('./nats-headers.js')
+const { headersJson, newHeaders } = require('./nats-headers.js')
 const { withPayload } = require('./protocol.js')
 const { isPattern } = require('./subjects.js')
 const { Batch, MessageQueue, asTriggerOptions, callPlugin, codeOf, newCounts } = require('./trigger.js')
@@ -47,8 +47,8 @@ class NatsTrigger {
 
   async #handle (message) {
     try {
-      const input = withPayload({ subject: message.subject, headers: asRecord(message.headers) }, message.data)
-      const output = await callPlugin(this.#options, input)
+      const head = `{"subject":${JSON.stringify(message.subject)},"headers":${headersJson(message)}}`
+      const output = await callPlugin(this.#options, withPayload(head, message.data))
       this.#counts.handled++
       if (message.reply) this.#respond(message, output?.bytes())
     } catch (error) {

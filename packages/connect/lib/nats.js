@@ -5,7 +5,7 @@
 const { setTimeout: sleep } = require('node:timers/promises')
 const { MAX_TIMER_MS, asInteger, describe, invalidArgument, pick } = require('extism-host/internal')
 const { Connection } = require('./connection.js')
-const { asRecord, headersOf, newHeaders } = require('./nats-headers.js')
+const { headersJson, headersOf, newHeaders } = require('./nats-headers.js')
 const { GuestError, withPayload } = require('./protocol.js')
 const { isSubject, subjectMatcher } = require('./subjects.js')
 
@@ -77,7 +77,7 @@ function nats (connection, options = {}) {
         throw guestErrorOf(error)
       }
       if (answer.data.length > maxPayloadBytes) throw new GuestError('TOO_LARGE', `an answer has up to ${maxPayloadBytes} bytes`)
-      return withPayload({ headers: asRecord(answer.headers) }, answer.data)
+      return withPayload(`{"headers":${headersJson(answer)}}`, answer.data)
     }
   })
 }

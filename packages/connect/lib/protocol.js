@@ -54,10 +54,14 @@ function readRequest (block, maxBytes, operation) {
     : { request: parseJson(bytes.subarray(0, newline), maxBytes), payload: bytes.subarray(newline + 1) }
 }
 
-/** Bytes whose first line is JSON, and which the payload follows. */
+/** Bytes whose first line is the JSON `head`, and which the payload follows. */
 function withPayload (head, payload) {
-  const line = Buffer.from(`${JSON.stringify(head)}\n`)
-  return Buffer.concat([line, payload])
+  const length = Buffer.byteLength(head)
+  const bytes = Buffer.allocUnsafe(length + 1 + payload.length)
+  bytes.write(head)
+  bytes[length] = NEWLINE
+  bytes.set(payload, length + 1)
+  return bytes
 }
 
 module.exports = { GuestError, errorReply, forGuest, parseJson, readRequest, withPayload }

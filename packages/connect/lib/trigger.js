@@ -144,7 +144,7 @@ class MessageQueue {
 
   #run (message) {
     this.#inFlight++
-    this.#handle(message).finally(this.#end)
+    this.#handle(message).then(this.#end)
   }
 
   #end = () => {

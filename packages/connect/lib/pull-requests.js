@@ -1,0 +1,124 @@
+'use strict'
+
+// Requests for the messages of a JetStream consumer. The client's own `fetch` subscribes anew for each request and makes promises
+// for each message, which takes as long as the call of a plugin.
+
+const { codedError } = require('extism-host/internal')
+const { peer } = require('./peer.js')
+
+const NANOSECONDS_PER_MS = 1e6
+
+/** A request that gets no messages ends after this time. */
+const EXPIRES_MS = 30_000
+
+/** So often the server says meanwhile that a request still waits. */
+const HEARTBEAT_MS = 5_000
+
+/** Statuses of the server: https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-37.md */
+const HEARTBEAT = 100
+const NO_MESSAGES = 404
+const REQUEST_EXPIRED = 408
+
+class PullRequests {
+  #connection
+  #subject
+  #limits
+  #silenceMs
+  #inbox
+  #subscription
+  #onMessage
+  #onEnd
+  #onFailure
+  /** The number of messages that have been requested and have not come. */
+  #pending = 0
+  #heardAt = 0
+  #isConnected = true
+  #statuses
+  #timer
+
+  /**
+   * `subject` takes the requests. `onEnd` is called when one has ended without all of its messages. `onFailure` is called with an
+   * error, or without one after a reconnection; the requests that were made may be lost then, see `forget`.
+   */
+  constructor (connection, subject, { onMessage, onEnd, onFailure, expiresMs = EXPIRES_MS, heartbeatMs = HEARTBEAT_MS }) {
+    const { createInbox } = peer('@nats-io/transport-node', () => require('@nats-io/transport-node'))
+    this.#connection = connection
+    this.#subject = subject
+    this.#onMessage = onMessage
+    this.#onEnd = onEnd
+    this.#onFailure = onFailure
+    this.#limits = { expires: expiresMs * NANOSECONDS_PER_MS, idle_heartbeat: heartbeatMs * NANOSECONDS_PER_MS }
+    this.#silenceMs = 2 * heartbeatMs
+    this.#inbox = createInbox(connection.options?.inboxPrefix)
+    this.#subscription = connection.subscribe(this.#inbox, {
+      callback: (error, message) => {
+        if (error) onFailure(error)
+        else this.#receive(message)
+      }
+    })
+    this.#timer = setInterval(() => this.#checkHeard(), heartbeatMs)
+    this.#timer.unref()
+    this.#statuses = connection.status()
+    this.#watch()
+  }
+
+  get pending () {
+    return this.#pending
+  }
+
+  request (count) {
+    if (this.#pending === 0) this.#heardAt = performance.now()
+    this.#pending += count
+    try {
+      this.#connection.publish(this.#subject, JSON.stringify({ batch: count, ...this.#limits }), { reply: this.#inbox })
+    } catch (error) {
+      // For example because the connection is being drained.
+      this.#onFailure(error)
+    }
+  }
+
+  /** Expects no messages from the requests that were made. Those that come nevertheless are passed on. */
+  forget () {
+    this.#pending = 0
+  }
+
+  #receive (message) {
+    this.#heardAt = performance.now()
+    // Messages of the stream keep their subject.
+    if (message.subject !== this.#inbox) {
+      if (this.#pending > 0) this.#pending--
+      return this.#onMessage(message)
+    }
+    const { code, description } = message.headers ?? {}
+    if (code === HEARTBEAT) return
+    if (code !== NO_MESSAGES && code !== REQUEST_EXPIRED) {
+      return this.#onFailure(codedError('UNAVAILABLE', `JetStream refuses to send messages: ${code} ${description}`))
+    }
+    const missing = Number(message.headers.get('Nats-Pending-Messages'))
+    this.#pending = missing > 0 ? Math.max(0, this.#pending - missing) : 0
+    this.#onEnd()
+  }
+
+  #checkHeard () {
+    if (this.#pending === 0 || !this.#isConnected || performance.now() - this.#heardAt < this.#silenceMs) return
+    this.#onFailure(codedError('UNAVAILABLE', `JetStream has sent neither messages nor heartbeats for ${this.#silenceMs} ms`))
+  }
+
+  async #watch () {
+    for await (const { type } of this.#statuses) {
+      if (type === 'disconnect') this.#isConnected = false
+      if (type !== 'reconnect') continue
+      this.#isConnected = true
+      this.#onFailure()
+    }
+  }
+
+  /** Resolves once the messages that are on their way have come. */
+  async close () {
+    clearInterval(this.#timer)
+    this.#statuses.stop()
+    await this.#subscription.drain()
+  }
+}
+
+module.exports = { PullRequests }
