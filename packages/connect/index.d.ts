@@ -285,6 +285,9 @@ export function mqtt (client: MqttClient, options?: MqttOptions): Connection
 /**
  * Lets guests use keys and channels of a Redis server, on a client of the package `redis`: by `hostPublish`, with the channel
  * as `subject`, and by slingshot's functions. The client stays yours: nothing here closes it.
+ *
+ * @example
+ * const functions = connect({ cache: redis(client, { read: ['news:*'], publish: ['news'] }) }, { slingshot: true })
  */
 export function redis (client: RedisClient, options?: RedisOptions): Connection
 
@@ -407,7 +410,10 @@ export interface JetStreamTriggerOptions extends TriggerOptions<{ subject: strin
    * @default 30000
    */
   ackWaitMs?: number
-  /** The subject of dead letters. A stream must store it. */
+  /**
+   * The subject of dead letters. A stream must store it. Without it, messages that can never succeed hold up the others once the
+   * consumer's `max_ack_pending` of them wait for another call.
+   */
   deadLetterSubject?: string
 }
 
@@ -437,8 +443,8 @@ export interface MqttBroker {
 /** Options of `mqttTrigger`. */
 export interface MqttTriggerOptions extends TriggerOptions<{ topic: string }>, RedeliveryOptions {
   /**
-   * The name of the session, in which the broker keeps messages while the trigger is not there. Each process needs its own, the
-   * same after each start.
+   * The name of the session, in which the broker keeps messages while the trigger is not there. Each trigger of each process needs
+   * its own, the same after each start.
    */
   clientId: string
   /** The topic to subscribe to, with wildcards if you like. Triggers with `$share/<group>/<topic>` share the messages. */
@@ -448,7 +454,10 @@ export interface MqttTriggerOptions extends TriggerOptions<{ topic: string }>, R
    * @default 1000
    */
   maxPending?: number
-  /** The topic of dead letters. Somebody must subscribe to it, or the broker would drop them. */
+  /**
+   * The topic of dead letters. Always set it: without it, one message that can never succeed holds up all others, because MQTT
+   * requires acknowledgements in order. Somebody must subscribe to it, or the broker would drop them.
+   */
   deadLetterTopic?: string
   /**
    * The topics at which senders may want answers (the property `responseTopic` of MQTT 5), with wildcards if you like. The
