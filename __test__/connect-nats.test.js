@@ -149,10 +149,34 @@ describe('publish', () => {
     expect(await call('publish', { subject: 'a' }, Buffer.alloc(60))).toEqual({})
   })
 
+  test('waits for a flush also if many guests publish at the same time', async () => {
+    let unflushed = 0
+    let most = 0
+    const counted = {
+      info: connection.info,
+      isClosed: () => false,
+      request () {},
+      publish (subject, payload) {
+        unflushed += payload.length
+        most = Math.max(most, unflushed)
+      },
+      async flush () {
+        await connection.flush()
+        unflushed = 0
+      }
+    }
+    const plugin = await open(wasm, { instances: 8, functions: connect({ events: nats(counted, { publish: ['a'], maxUnflushedBytes: 100 }) }) })
+    const message = `{"connection":"events","subject":"a"}\n${'x'.repeat(40)}`
+    const replies = await Promise.all(Array.from({ length: 50 }, () => plugin.call('publish', message)))
+    expect(replies.map((reply) => reply.text())).toEqual(Array(50).fill('{}'))
+    expect(most).toBe(80)
+  })
+
   test('says that the broker cannot be reached if that takes longer than timeoutMs', async () => {
     const call = await connected({ publish: ['a'], maxUnflushedBytes: 1, timeoutMs: 50 })
     await lose()
     try {
+      expect(await call('publish', { subject: 'a' }, 'xx')).toEqual({})
       expect(await call('publish', { subject: 'a' }, 'xx')).toMatchObject({ error: { code: 'UNAVAILABLE' } })
     } finally {
       await server.start()
@@ -169,6 +193,16 @@ describe('publish', () => {
 })
 
 describe('request', () => {
+  test('ends with its call', async () => {
+    connection.subscribe('silent', { callback () {} })
+    const events = nats(connection, { request: ['silent'] })
+    const plugin = await open(wasm, { functions: connect({ events }) })
+    const call = plugin.call('request', '{"connection":"events","subject":"silent"}\n', null, { timeoutMs: 100 })
+    await expect(call).rejects.toMatchObject({ code: 'TIMEOUT' })
+    while (events.stats().running > 0) await sleep(5)
+    expect(events.stats().calls).toEqual({ request: { TIMEOUT: 1 } })
+  })
+
   test('resolves to the answer, with its headers', async () => {
     connection.subscribe('prices.*', {
       callback (error, message) {

@@ -4,6 +4,7 @@
 
 const { setTimeout: sleep } = require('node:timers/promises')
 const { MAX_TIMER_MS, asInteger, describe, invalidArgument, pick } = require('extism-host/internal')
+const { inTime } = require('./call-end.js')
 const { Connection } = require('./connection.js')
 const { headersJson, headersOf, newHeaders } = require('./nats-headers.js')
 const { GuestError, withPayload } = require('./protocol.js')
@@ -67,12 +68,12 @@ function nats (connection, options = {}) {
       })
     },
 
-    async request (request, payload) {
+    async request (request, payload, context) {
       const { subject, head } = messageOf(request, payload, mayRequest)
       const timeout = Math.min(timeoutOf(request.timeoutMs), timeoutMs)
       let answer
       try {
-        answer = await connection.request(subject, payload, { timeout, headers: head })
+        answer = await inTime(context, timeout, () => connection.request(subject, payload, { timeout, headers: head }))
       } catch (error) {
         throw guestErrorOf(error)
       }
@@ -101,12 +102,21 @@ class Flow {
 
   /** Counts a message. Returns a promise if it must wait. */
   add (size) {
-    if (this.#flushing === undefined && this.#unflushed + size <= this.#most) {
-      this.#unflushed += size
-      return undefined
-    }
-    this.#flushing ??= this.#flush()
-    return this.#inTime(this.#flushing)
+    return this.#count(size) ? undefined : this.#wait(size)
+  }
+
+  /** Returns whether the message may be sent. One that is too large for any flush is sent alone. */
+  #count (size) {
+    const isRoom = this.#flushing === undefined && (this.#unflushed === 0 || this.#unflushed + size <= this.#most)
+    if (isRoom) this.#unflushed += size
+    return isRoom
+  }
+
+  async #wait (size) {
+    do {
+      this.#flushing ??= this.#flush()
+      await this.#inTime(this.#flushing)
+    } while (!this.#count(size))
   }
 
   async #flush () {
@@ -149,6 +159,7 @@ function timeoutOf (value) {
 }
 
 function guestErrorOf (cause) {
+  if (cause instanceof GuestError) return cause
   const names = [cause?.name, cause?.cause?.name]
   const is = (name) => names.includes(name)
   if (is('TimeoutError')) return new GuestError('TIMEOUT', 'nobody has answered in time')
