@@ -368,6 +368,14 @@ describe('free SQL', () => {
 })
 
 describe('errors', () => {
+  test('of a guest do not cost a connection', async () => {
+    let connections = 0
+    pool.on('connect', () => connections++)
+    const call = await connected({ statements: { userById: 'SELECT id FROM users WHERE id = $1' } })
+    for (const params of [[], ['x'], [1, 2], [2 ** 40], [1]]) await call('query', { statement: 'userById', params })
+    expect(connections).toBe(1)
+  })
+
   test('tell the guest codes only, and the host everything', async () => {
     const seen = []
     const call = await connected({ statements: 'any', readOnly: false }, { onError: (error, where) => seen.push([error.message, where]) })

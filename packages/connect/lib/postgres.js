@@ -176,8 +176,8 @@ const SQL_ERRORS = [
   ['57', 'UNAVAILABLE', 'the database cannot be reached']
 ]
 
-/** Whether an error has ended the connection. */
-const isOfConnection = (cause) => typeof cause.severity !== 'string' || /^(08|57P)/.test(cause.code)
+/** Whether an error has ended the connection. 08P01 is another number of parameters. */
+const isOfConnection = (cause) => typeof cause.severity !== 'string' || /^(08(?!P01)|57P)/.test(cause.code)
 
 /** The server's messages can quote values, users and addresses, so the guest is told the SQLSTATE only. */
 function guestErrorOf (cause) {
