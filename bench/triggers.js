@@ -51,10 +51,11 @@ const counted = (plugin, done) => ({
   }
 })
 
-async function natsSubjects (plugin, messages) {
+/** With `isAnswered`, each message wants an answer, which nobody receives. */
+async function natsSubjects (plugin, messages, isAnswered) {
   const server = await startNats()
   const connection = await connect({ servers: server.url })
-  const publisher = start(['bench/children/nats-publisher.js', server.url, 'orders.new', TEXT], { stdio: ['pipe', 'pipe', 'inherit'] })
+  const publisher = start(['bench/children/nats-publisher.js', server.url, 'orders.new', TEXT, ...(isAnswered ? ['answers'] : [])], { stdio: ['pipe', 'pipe', 'inherit'] })
   await new Promise((resolve) => publisher.stdout.once('data', resolve))
   const measure = (open) => async () => {
     const { promise, done } = countdown(messages)
@@ -204,12 +205,17 @@ async function mqttSubjects (plugin, messages) {
   }
 }
 
-const KINDS = { NATS: natsSubjects, JetStream: jetStreamSubjects, MQTT: mqttSubjects }
+const KINDS = {
+  NATS: natsSubjects,
+  'NATS, with answers': (plugin, messages) => natsSubjects(plugin, messages, true),
+  JetStream: jetStreamSubjects,
+  MQTT: mqttSubjects
+}
 
 async function main () {
   const options = readOptions({ rounds: 9, messages: 20_000 })
   const text = readFileSync(join(__dirname, 'support/count-vowels.wat'), 'utf8')
-  const plugin = await createPlugin(await assemble(text), { instances: 2 })
+  const plugin = await createPlugin(await assemble(text), { instances: 1 })
   const results = {}
   for (const [kind, open] of Object.entries(KINDS)) {
     const { subjects, close } = await open(plugin, options.messages)

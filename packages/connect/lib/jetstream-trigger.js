@@ -206,7 +206,7 @@ class JetStreamTrigger {
   }
 }
 
-/** What the server says about a message: `$JS.ACK.[domain.account.]stream.consumer.delivery.sequence.…`. */
+/** Reads the number of a message and of its delivery: `$JS.ACK.[domain.account.]stream.consumer.delivery.sequence.…`. */
 function deliveryOf (reply) {
   const parts = reply.split('.')
   const first = parts.length === 9 ? 4 : 6
