@@ -192,6 +192,7 @@ describe('metrics', () => {
     await publish('events', 'invoices.new')
     await publish('anything', 'orders.new')
     for (let round = 0; round < 2; round++) {
+      if (round === 1) await app.extism.reload('connected')
       expect((await lines()).filter((line) => line.startsWith('extism_connector_calls_total{')).sort()).toEqual([
         'extism_connector_calls_total{plugin="connected",connector="",operation="publish",outcome="UNKNOWN_CONNECTION"} 1',
         'extism_connector_calls_total{plugin="connected",connector="events",operation="publish",outcome="NOT_ALLOWED"} 1',
