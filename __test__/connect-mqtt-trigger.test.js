@@ -248,6 +248,16 @@ test('messages with QoS 0 beyond maxPending are dropped', async () => {
   expect(orders.stats().handled).toBe(3)
 })
 
+test('so are those that come while failed ones wait for another call', async () => {
+  const plugin = pluginOf(async () => { throw new Error('not today') })
+  const orders = await trigger({ plugin, concurrency: 1, maxPending: 2, backoffMs: [60_000] })
+  for (let sent = 1; sent <= 5; sent++) {
+    client.publish('orders/new', 'x')
+    await until(() => orders.stats().received === sent && orders.stats().inFlight === 0)
+  }
+  expect(orders.stats()).toMatchObject({ dropped: 2, inFlight: 0, pending: 3 })
+})
+
 describe('each message is handled at least once', () => {
   test('if the broker is killed and started again, and each third call traps', async () => {
     const handled = new Set()
