@@ -135,8 +135,8 @@ class MqttTrigger {
   }
 
   async #handle (message) {
-    if (message.delivery.isRepeated) return
     const { packet } = message
+    if (message.delivery.isRepeated && packet.qos > 0) return
     message.attempts++
     if (message.attempts > 1) this.#counts.redelivered++
     try {
