@@ -12,7 +12,8 @@ const { guest } = require('./support/guest.js')
 const { startMosquitto } = require('./support/mosquitto.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
 const { freePort } = require('./support/redis.js')
-const { TriggerChild, handledIn, open: openTrigger, pluginOf, recorder, until } = require('./support/triggers.js')
+const { TriggerChild, handledIn, open: openTrigger, pluginOf, recorder } = require('./support/triggers.js')
+const { until } = require('./support/until.js')
 
 jest.setTimeout(60_000)
 

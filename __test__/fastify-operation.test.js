@@ -5,16 +5,13 @@ const extismHost = require('extism-host/fastify')
 const { createPlugin, MemoryStore, openStore, Plugin, Store } = require('..')
 const { connect, nats } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')
+const { until } = require('./support/until.js')
 
 let many
 let app
 
 beforeAll(async () => { many = await guest('many') })
 afterEach(async () => { await app?.close() })
-
-async function until (isSo) {
-  while (!await isSo()) await new Promise((resolve) => setTimeout(resolve, 5))
-}
 
 function build (options) {
   app = Fastify()

@@ -12,7 +12,7 @@ const { assemble, guest } = require('./support/guest.js')
 const { startMosquitto } = require('./support/mosquitto.js')
 const { startNats } = require('./support/nats.js')
 const { startServer } = require('./support/processes.js')
-const { until } = require('./support/triggers.js')
+const { until } = require('./support/until.js')
 
 jest.setTimeout(60_000)
 
