@@ -862,9 +862,9 @@ export class CallContext {
   readonly logLevel: LogLevel
   /**
    * Aborted when the call ends before this host function has returned or settled: with the reason of the call's own signal if
-   * that was aborted, otherwise with the call's error, such as `TIMEOUT` or `CLOSED`. During the initialization of an
-   * instance, only closing the plugin aborts it. It stays unchanged once the host function has returned; read for the first
-   * time after that, it is aborted with `CONTEXT_ENDED`.
+   * that was aborted, otherwise with the call's error, such as `TIMEOUT` or `CLOSED`. An initialization that takes too long, or
+   * whose plugin is not opened in time or is closed, aborts it likewise. It stays unchanged once the host function has
+   * returned; read for the first time after that, it is aborted with `CONTEXT_ENDED`.
    */
   readonly signal: AbortSignal
   /**

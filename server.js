@@ -75,11 +75,13 @@ async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, STORE_URL, INS
     logger: { level: LOG_LEVEL || 'info', stream: new LogOutput() }
   })
   const drainMs = Number(DRAIN_MS || 1_000)
-  closeWithGrace({ delay: drainMs + 15_000, logger: app.log }, async ({ err }) => {
-    if (err) app.log.error(err)
-    else await app.drain(drainMs)
+  closeWithGrace({ delay: drainMs + 15_000, logger: app.log }, async ({ err, signal }) => {
+    if (err) app.log.error(err, 'shutting down after an error')
+    else app.log.info({ signal }, `shutting down on ${signal}`)
+    if (!err) await app.drain(drainMs)
     await app.close()
     await store?.close()
+    app.log.info('shut down')
   })
   await app.listen({ port: Number(PORT || 7070), host: HOST || '0.0.0.0' })
 }

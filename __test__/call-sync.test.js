@@ -2,7 +2,7 @@
 
 const { createPlugin, PluginOutput } = require('..')
 const { guest } = require('./support/guest.js')
-const { until } = require('./support/store-suite.js')
+const { until } = require('./support/until.js')
 
 let plugin
 

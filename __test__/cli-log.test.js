@@ -9,6 +9,7 @@ const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { guest } = require('./support/guest.js')
 const { canRun, ROOT } = require('./support/processes.js')
+const { until } = require('./support/until.js')
 
 // The flags of `script` are those of Linux.
 const testOnLinux = process.platform === 'linux' ? test : test.skip
@@ -43,10 +44,6 @@ async function serve (command, args) {
   await until(() => /http:\/\/127\.0\.0\.1:\d+/.test(server.log))
   server.url = /http:\/\/127\.0\.0\.1:\d+/.exec(server.log)[0]
   return server
-}
-
-async function until (isSo) {
-  while (!isSo()) await new Promise((resolve) => setTimeout(resolve, 20))
 }
 
 const serveArguments = () => ['bin/extism-host.js', 'serve', '--config', join(directory, 'config.yaml')]

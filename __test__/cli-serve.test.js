@@ -9,9 +9,9 @@ const { Agent, request } = require('node:https')
 const { connect } = require('node:tls')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
-const { setTimeout: sleep } = require('node:timers/promises')
 const { assemble, guest } = require('./support/guest.js')
 const { ROOT, runNode } = require('./support/processes.js')
+const { until } = require('./support/until.js')
 
 const PORT_0 = 'server: { port: 0 }\n'
 const TOKEN = 'a token that nobody can guess'
@@ -52,13 +52,6 @@ function serve (args, env) {
     child.stderr.on('data', hear)
     ended.then(() => reject(new Error(`it ended before it listened: ${server.log}`)))
   })
-}
-
-async function until (isSo) {
-  for (let tries = 0; !await isSo(); tries++) {
-    if (tries > 500) throw new Error('it has not come to that in time')
-    await sleep(20)
-  }
 }
 
 /** A plugin that answers with a word. */

@@ -11,7 +11,8 @@ const { jetStreamTrigger } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')
 const { startNats } = require('./support/nats.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
-const { TriggerChild, handledIn, pluginOf, recorder, until } = require('./support/triggers.js')
+const { TriggerChild, handledIn, pluginOf, recorder } = require('./support/triggers.js')
+const { until } = require('./support/until.js')
 
 jest.setTimeout(60_000)
 

@@ -1,5 +1,6 @@
 'use strict'
 
+const { once } = require('node:events')
 const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
 const { createServer } = require('node:net')
 const { tmpdir } = require('node:os')
@@ -11,7 +12,8 @@ const { guest } = require('./support/guest.js')
 const { startMosquitto } = require('./support/mosquitto.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
 const { freePort } = require('./support/redis.js')
-const { TriggerChild, handledIn, open: openTrigger, pluginOf, recorder, until } = require('./support/triggers.js')
+const { TriggerChild, handledIn, open: openTrigger, pluginOf, recorder } = require('./support/triggers.js')
+const { until } = require('./support/until.js')
 
 jest.setTimeout(60_000)
 
@@ -246,6 +248,32 @@ test('messages with QoS 0 beyond maxPending are dropped', async () => {
   await orders.close()
   clearInterval(timer)
   expect(orders.stats().handled).toBe(3)
+})
+
+test('so are those that come while failed ones wait for another call', async () => {
+  const plugin = pluginOf(async () => { throw new Error('not today') })
+  const orders = await trigger({ plugin, concurrency: 1, maxPending: 2, backoffMs: [60_000] })
+  for (let sent = 1; sent <= 5; sent++) {
+    client.publish('orders/new', 'x')
+    await until(() => orders.stats().received === sent && orders.stats().inFlight === 0)
+  }
+  expect(orders.stats()).toMatchObject({ dropped: 2, inFlight: 0, pending: 3 })
+})
+
+test('messages with QoS 0 that wait are handled although the connection is lost', async () => {
+  const calls = []
+  const orders = await trigger({ plugin: pluginOf(() => new Promise((resolve) => calls.push(resolve))), concurrency: 1 })
+  for (let sent = 0; sent < 3; sent++) client.publish('orders/new', 'x')
+  await until(() => orders.stats().received === 3)
+  // The broker allows a session one connection: this one ends that of the trigger, whose next one ends this one.
+  const other = await connectAsync(broker.url, { protocolVersion: 5, clientId: sessionName(), clean: false, reconnectPeriod: 0, properties: { sessionExpiryInterval: 60 } })
+  if (other.connected) await once(other, 'close')
+  await other.endAsync(true)
+  await until(() => orders.checkReady().then(() => true, () => false))
+  const timer = setInterval(() => calls.shift()?.(), 5)
+  await until(() => orders.stats().inFlight === 0)
+  clearInterval(timer)
+  expect(orders.stats()).toMatchObject({ handled: 3, pending: 0 })
 })
 
 describe('each message is handled at least once', () => {

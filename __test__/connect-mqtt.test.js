@@ -5,7 +5,7 @@ const { connect, mqtt } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')
 const { startMosquitto } = require('./support/mosquitto.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
-const { until } = require('./support/triggers.js')
+const { until } = require('./support/until.js')
 
 const open = pluginsOfEachTest()
 

@@ -6,7 +6,7 @@ const { natsTrigger } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')
 const { startNats } = require('./support/nats.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
-const { until } = require('./support/triggers.js')
+const { until } = require('./support/until.js')
 
 const open = pluginsOfEachTest()
 

@@ -16,7 +16,7 @@ const { startNats } = require('./support/nats.js')
 const { startPostgres } = require('./support/postgres.js')
 const { startServer } = require('./support/processes.js')
 const { startRedis } = require('./support/redis.js')
-const { until } = require('./support/triggers.js')
+const { until } = require('./support/until.js')
 
 jest.setTimeout(120_000)
 

@@ -5,16 +5,13 @@ const extismHost = require('extism-host/fastify')
 const { createPlugin, MemoryStore, openStore, Plugin, Store } = require('..')
 const { connect, nats } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')
+const { until } = require('./support/until.js')
 
 let many
 let app
 
 beforeAll(async () => { many = await guest('many') })
 afterEach(async () => { await app?.close() })
-
-async function until (isSo) {
-  while (!await isSo()) await new Promise((resolve) => setTimeout(resolve, 5))
-}
 
 function build (options) {
   app = Fastify()
@@ -192,6 +189,7 @@ describe('metrics', () => {
     await publish('events', 'invoices.new')
     await publish('anything', 'orders.new')
     for (let round = 0; round < 2; round++) {
+      if (round === 1) await app.extism.reload('connected')
       expect((await lines()).filter((line) => line.startsWith('extism_connector_calls_total{')).sort()).toEqual([
         'extism_connector_calls_total{plugin="connected",connector="",operation="publish",outcome="UNKNOWN_CONNECTION"} 1',
         'extism_connector_calls_total{plugin="connected",connector="events",operation="publish",outcome="NOT_ALLOWED"} 1',

@@ -2,7 +2,7 @@
 
 // Uploads of new versions of plugins through the admin routes.
 
-const { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } = require('node:fs')
+const { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } = require('node:fs')
 const { createHash } = require('node:crypto')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
@@ -67,6 +67,18 @@ test('an upload serves, stays after a restart, and is listed', async () => {
   await upload(await plugin('three'))
   expect(await word()).toBe('three')
   expect(kept()).toEqual(['word.wasm'])
+})
+
+test('an upload removes what a killed process has left, and no other file', async () => {
+  const ended = '.extism-host-98a1bb8c-6ff6-4e2a-a8e2-a2d0f1c16a3b.tmp'
+  const running = '.extism-host-00d4a1d1-6bb0-4f3c-9c5e-1c8f8f5e7f10.tmp'
+  const others = ['.98a1bb8c-6ff6-4e2a-a8e2-a2d0f1c16a3b.tmp', '.extism-host-notes.tmp']
+  mkdirSync(uploads())
+  for (const name of [ended, running, ...others]) writeFileSync(join(uploads(), name), '')
+  for (const name of [ended, ...others]) utimesSync(join(uploads(), name), 0, 0)
+  await build()
+  await upload(await plugin('two'))
+  expect(kept().sort()).toEqual([running, ...others, 'word.wasm'].sort())
 })
 
 test('a reload keeps the upload; without its file, the configured module serves again', async () => {

@@ -6,6 +6,7 @@ const Fastify = require('fastify')
 const extismHost = require('extism-host/fastify')
 const { createPlugin, MemoryStore } = require('..')
 const { assemble, guest } = require('./support/guest.js')
+const { until } = require('./support/until.js')
 
 const NO_ANSWER = 'the plugin gave no answer'
 
@@ -211,10 +212,6 @@ describe('a client that disconnects', () => {
     const gone = new Promise((resolve) => request.on('error', resolve).on('response', (response) => response.resume()))
     request.end('x')
     return { leave: () => { request.destroy(); return gone } }
-  }
-
-  async function until (condition) {
-    while (!condition()) await new Promise((resolve) => setTimeout(resolve, 5))
   }
 
   test('cancels its call, running or queued', async () => {

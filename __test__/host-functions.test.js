@@ -1,6 +1,7 @@
 'use strict'
 
 const { AsyncLocalStorage } = require('node:async_hooks')
+const { once } = require('node:events')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { CallContext, MemoryStore } = require('..')
 const { assemble, guest } = require('./support/guest.js')
@@ -436,18 +437,50 @@ describe('a call that waits for a host function', () => {
       await closed
     })
 
-    test('of an initialization whose plugin is not opened', async () => {
-      const asked = withResolvers()
+    describe('of an initialization', () => {
+      /** The options of a plugin whose `_initialize` waits for its signal from the nth time on; `asked` resolves to that signal. */
+      function beginning (times) {
+        const asked = withResolvers()
+        const begin = ({ signal }) => --times > 0 ? undefined : new Promise(() => asked.resolve(signal))
+        return { asked: asked.promise, functions: { 'extism:host/user': { begin } } }
+      }
+
       const text = `(module
         (import "extism:host/user" "begin" (func $begin (result i64)))
-        (func (export "_initialize") (drop (call $begin))))`
-      const begin = ({ signal }) => new Promise(() => asked.resolve(signal))
-      const abort = new AbortController()
-      const opened = open(await assemble(text), { signal: abort.signal, functions: { 'extism:host/user': { begin } } })
-      const signal = await asked.promise
-      abort.abort(new Error('enough'))
-      await expect(opened).rejects.toThrow('enough')
-      expect(signal.reason).toMatchObject({ code: 'CLOSED' })
+        (func (export "_initialize") (drop (call $begin)))
+        (func (export "trap") unreachable))`
+
+      const aborted = (signal) => signal.aborted ? undefined : once(signal, 'abort')
+
+      test('whose plugin is not opened, with the reason of its signal', async () => {
+        const { asked, functions } = beginning(1)
+        const abort = new AbortController()
+        const opened = open(await assemble(text), { signal: abort.signal, functions })
+        const signal = await asked
+        const thrown = new Error('enough')
+        abort.abort(thrown)
+        await expect(opened).rejects.toBe(thrown)
+        expect(signal.reason).toBe(thrown)
+      })
+
+      test.each(['openTimeoutMs', 'timeoutMs'])('whose plugin is not opened within %s', async (limit) => {
+        const { asked, functions } = beginning(1)
+        const error = await open(await assemble(text), { [limit]: 500, functions }).catch((error) => error)
+        expect(error.code).toBe('TIMEOUT')
+        const signal = await asked
+        await aborted(signal)
+        expect(signal.reason).toMatchObject({ code: 'TIMEOUT' })
+      })
+
+      test('of a later instance that takes too long', async () => {
+        const { asked, functions } = beginning(2)
+        const plugin = await open(await assemble(text), { timeoutMs: 100, functions })
+        await expect(plugin.call('trap')).rejects.toMatchObject({ code: 'TRAP' })
+        plugin.call('trap').catch(() => {})
+        const signal = await asked
+        await aborted(signal)
+        expect(signal.reason).toMatchObject({ code: 'TIMEOUT' })
+      })
     })
 
     test('and not of anything else', async () => {

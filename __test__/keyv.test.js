@@ -2,7 +2,7 @@
 
 const { Keyv } = require('keyv')
 const { keyvAdapter, openStore, MemoryStore } = require('..')
-const { until } = require('./support/store-suite.js')
+const { until } = require('./support/until.js')
 
 describe('Keyv over a store', () => {
   let store

@@ -6,7 +6,7 @@ const Fastify = require('fastify')
 const extismHost = require('extism-host/fastify')
 const { assemble, guest } = require('./support/guest.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
-const { until } = require('./support/store-suite.js')
+const { until } = require('./support/until.js')
 
 const open = pluginsOfEachTest()
 

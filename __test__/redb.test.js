@@ -13,7 +13,8 @@ const { Worker } = require('node:worker_threads')
 const { openStore } = require('..')
 const { ROOT, runNode } = require('./support/processes.js')
 const { valueOf } = require('./support/redb-writer.js')
-const { describeStore, until } = require('./support/store-suite.js')
+const { describeStore } = require('./support/store-suite.js')
+const { until } = require('./support/until.js')
 
 const ROUNDS = 100
 
@@ -284,7 +285,7 @@ describe('what has been acknowledged', () => {
       writeFileSync(file, '')
       const child = spawn(process.execPath, [require.resolve('./support/redb-writer.js'), `redb:${path}`, round, file])
       const ended = once(child, 'close')
-      await until(() => statSync(file).size > 0, 20_000)
+      await until(() => statSync(file).size > 0)
       await sleep(Math.random() * 60)
       child.kill('SIGKILL')
       expect((await ended)[1]).toBe('SIGKILL')
@@ -355,7 +356,7 @@ describe('what has been acknowledged', () => {
     expect(await store.increment('count', 0)).toBeGreaterThanOrEqual(5)
     await store.close()
     // Those of the workers let go of it too.
-    await until(async () => (await run(path, 'openStore(url).then((store) => store.close()).catch((error) => console.log(error.code))')).output === '', 20_000)
+    await until(async () => (await run(path, 'openStore(url).then((store) => store.close()).catch((error) => console.log(error.code))')).output === '')
   })
 
   test('is there when the process ends by itself, with the store open and idle', async () => {

@@ -6,7 +6,8 @@ const { join } = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { openStore } = require('..')
 const { clusterUrl, makeCertificates, startCluster } = require('./support/redis.js')
-const { describeStore, until } = require('./support/store-suite.js')
+const { describeStore } = require('./support/store-suite.js')
+const { until } = require('./support/until.js')
 
 jest.setTimeout(120_000)
 
@@ -154,7 +155,7 @@ describe('with replicas', () => {
     }), 60_000)
     // Whoever has the keys now, and whatever was cached of them before.
     await until(() => Promise.all(KEYS.map((key) => store.get(key)))
-      .then((values) => values.every((value) => String(value) === '3'), () => false), 20_000)
+      .then((values) => values.every((value) => String(value) === '3'), () => false))
     await write(4)
     await until(async () => (await store.getMany(KEYS)).every((value) => String(value) === '4'))
     for (let round = 0; round < 50; round++) {
@@ -177,10 +178,10 @@ describe('with replicas', () => {
     await other.setMany(KEYS.map((key) => [key, 'before']))
     for (let round = 0; round < 3; round++) expect((await store.getMany(KEYS)).map(String)).toEqual(KEYS.map(() => 'before'))
     await replica.command('cluster', 'failover')
-    await until(async () => /role:slave/.test(await servers[1].command('info', 'replication')), 20_000)
-    await until(() => other.setMany(KEYS.map((key) => [key, 'after'])).then(() => true, () => false), 20_000)
+    await until(async () => /role:slave/.test(await servers[1].command('info', 'replication')))
+    await until(() => other.setMany(KEYS.map((key) => [key, 'after'])).then(() => true, () => false))
     // Of what its old server would tell it hears late, or never.
-    await until(() => store.getMany(KEYS).then((values) => values.every((value) => String(value) === 'after'), () => false), 20_000)
+    await until(() => store.getMany(KEYS).then((values) => values.every((value) => String(value) === 'after'), () => false))
     for (let round = 0; round < 50; round++) expect((await store.getMany(KEYS)).map(String)).toEqual(KEYS.map(() => 'after'))
     await Promise.all([store.close(), other.close()])
   })

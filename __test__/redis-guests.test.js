@@ -10,6 +10,7 @@ const { openStore } = require('..')
 const { ROOT, startServer } = require('./support/processes.js')
 const { clusterUrl, startCluster, startRedis } = require('./support/redis.js')
 const { list, openStoreGuest } = require('./support/store-guest.js')
+const { until } = require('./support/until.js')
 
 jest.setTimeout(120_000)
 
@@ -53,13 +54,6 @@ function load (url, connections) {
       await ended
       return slowest
     }
-  }
-}
-
-async function until (isSo) {
-  for (let tries = 0; !await isSo(); tries++) {
-    if (tries > 3_000) throw new Error('it has not come to that in time')
-    await sleep(10)
   }
 }
 

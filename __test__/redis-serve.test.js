@@ -8,8 +8,8 @@ const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { ROOT } = require('./support/processes.js')
-const { until } = require('./support/store-suite.js')
 const { freePort, HOST, startRedis } = require('./support/redis.js')
+const { until } = require('./support/until.js')
 
 jest.setTimeout(120_000)
 
@@ -73,7 +73,7 @@ test.each([
   expect([await ready(), await visit()]).toEqual([503, 500])
   await redis.start()
   if (mode === 'cluster') await redis.command('cluster', 'addslotsrange', '0', '16383')
-  await until(async () => await ready() === 200, 20_000)
+  await until(async () => await ready() === 200)
   expect(await visit()).toBe(200)
   await redis.stop()
 })

@@ -9,7 +9,8 @@ const { createPlugin, openStore } = require('..')
 const { guest } = require('./support/guest.js')
 const { runNode } = require('./support/processes.js')
 const { HOST, freePort, makeCertificates, startRedis } = require('./support/redis.js')
-const { describeStore, until } = require('./support/store-suite.js')
+const { describeStore } = require('./support/store-suite.js')
+const { until } = require('./support/until.js')
 
 jest.setTimeout(60_000)
 
@@ -370,7 +371,7 @@ describe('when the server is away', () => {
     () => store.deleteMany(['key']), () => store.watch().next()
   ]
 
-  const isBack = () => until(() => store.has('x').then(() => true, () => false), 20_000)
+  const isBack = () => until(() => store.has('x').then(() => true, () => false))
 
   test('every operation fails at once, and works again by itself', async () => {
     await own.kill()
@@ -410,7 +411,7 @@ describe('when the server is away', () => {
       // Nobody may read it as it was before: it has been lost with the server, and then set again.
       await own.command('set', 'hot', 'new')
       seen.clear()
-      await until(() => seen.get('new') > 100, 20_000)
+      await until(() => seen.get('new') > 100)
       expect([...seen.keys()].filter((what) => what === 'old')).toEqual([])
     } finally {
       over.abort()

@@ -151,12 +151,17 @@ test('a store of the caller\'s own can be given', async () => {
 
 describe('node server.js', () => {
   for (const signal of ['SIGTERM', 'SIGINT']) {
-    test(`serves on a real socket and ends cleanly on ${signal}`, async () => {
+    test(`serves on a real socket, and ends cleanly on ${signal}, as its log tells`, async () => {
       const { child, ended, url } = await startServer({ INSTANCES: '1' })
+      let log = ''
+      child.stdout.on('data', (chunk) => { log += chunk })
       const response = await fetch(url, { method: 'POST', body: 'Jane Doe' })
       expect(await response.text()).toBe(ANSWER)
       child.kill(signal)
       expect(await ended).toEqual({ code: 0, signal: null })
+      const lines = log.trim().split('\n').map((line) => JSON.parse(line))
+      expect(lines.find(({ msg }) => msg === `shutting down on ${signal}`)).toMatchObject({ level: 30, signal })
+      expect(lines.at(-1).msg).toBe('shut down')
     })
   }
 

@@ -2,7 +2,8 @@
 
 const { openStore, MemoryStore, Store } = require('..')
 const { runNode } = require('./support/processes.js')
-const { describeStore, until } = require('./support/store-suite.js')
+const { describeStore } = require('./support/store-suite.js')
+const { until } = require('./support/until.js')
 
 describeStore('memory:', async () => ['memory:'])
 

@@ -16,6 +16,9 @@ const {
   ARGUMENT_TYPE, ARGUMENT_BITS, ARGUMENT_BLOCK_LENGTH, ARGUMENT_LENGTH
 } = require('../binding.js')
 
+/** The interval of the check that an initialization still runs. */
+const INITIALIZATION_POLL_MS = 50
+
 const converter = new DataView(new ArrayBuffer(8))
 
 /**
@@ -82,11 +85,12 @@ function addPluginState ({ name, names, bodies, logger, level, instances }) {
   return pluginState
 }
 
-function removePluginState (pluginState) {
+/** `reason` is the error of a plugin that could not be opened. */
+function removePluginState (pluginState, reason) {
   if (pluginStates[pluginState.pluginId] !== pluginState) return
   pluginStates[pluginState.pluginId] = undefined
   freeIds.push(pluginState.pluginId)
-  for (const running of pluginState.outsideCalls) running.end(() => codedError('CLOSED', 'the plugin is closed'))
+  for (const running of pluginState.outsideCalls) running.end(() => reason ?? codedError('CLOSED', 'the plugin is closed'))
 }
 
 const stateCleanup = new FinalizationRegistry(removePluginState)
@@ -148,12 +152,13 @@ function run (boundary, hostCall, onAnswered) {
   const end = (reason) => {
     if (running.hasEnded) return
     running.hasEnded = true
+    clearInterval(running.poll)
     pluginState.pending--
     pluginState.waiting.delete(running)
     pluginState.outsideCalls.delete(running)
     CallContext.end(context, reason)
   }
-  const running = { pluginState, end, hasEnded: false }
+  const running = { pluginState, end, hasEnded: false, poll: undefined }
   pluginState.pending++
   // The function's access to the guest ends with its call, even if it still awaits something. A call never has more
   // than one running host function, because the guest waits for it.
@@ -197,12 +202,20 @@ function run (boundary, hostCall, onAnswered) {
     promise.catch(() => {})
     return true
   }
+  if (callState === undefined) endWithInitialization(boundary, number, running)
   const then = (settle) => (value) => {
     settle(value)
     onAnswered()
   }
   promise.then(then(returned), then(failed))
   return false
+}
+
+/** Ends a running host function once Rust has interrupted its instance's initialization. Only calls have an event for that. */
+function endWithInitialization (boundary, hostCall, running) {
+  running.poll = setInterval(() => {
+    if (boundary.length(hostCall, 0) < 0) running.end(() => codedError('TIMEOUT', 'the initialization of the instance has timed out'))
+  }, INITIALIZATION_POLL_MS).unref()
 }
 
 /** The message about a host call on the channel `extism-host:host-function`. */

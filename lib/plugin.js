@@ -309,7 +309,7 @@ async function openPlugin ({ native, store, inJavaScript, ...rest }, signal) {
       throw error
     }
   } catch (error) {
-    removePluginState(pluginState)
+    removePluginState(pluginState, error)
     if (error.code === 'HOST_FUNCTION_ERROR' && pluginState.thrown !== undefined) throw pluginState.thrown.error
     throw error
   }

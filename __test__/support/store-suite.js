@@ -7,20 +7,12 @@ const { setTimeout: sleep } = require('node:timers/promises')
 const { Worker } = require('node:worker_threads')
 const { createPlugin, openStore } = require('../..')
 const { guest } = require('./guest.js')
+const { until } = require('./until.js')
 
 const LONGEST_KEY = 64 * 1024
 const MANY = 2_500
 /** Milliseconds: enough for some operations even where the machine is busy. */
 const LIFETIME = 400
-
-/** Resolves when `isSo` resolves to true, which must be soon. */
-async function until (isSo, withinMs = 5_000) {
-  const start = Date.now()
-  while (!await isSo()) {
-    if (Date.now() - start > withinMs) throw new Error('it has not come to that in time')
-    await sleep(5)
-  }
-}
 
 async function all (iterable) {
   const items = []
@@ -505,4 +497,4 @@ function describeStore (name, open, {
   })
 }
 
-module.exports = { describeStore, until }
+module.exports = { describeStore }

@@ -6,7 +6,6 @@ const { spawn } = require('node:child_process')
 const { once } = require('node:events')
 const { existsSync, readFileSync } = require('node:fs')
 const { join } = require('node:path')
-const { setTimeout: sleep } = require('node:timers/promises')
 const { connect } = require('@nats-io/transport-node')
 const { jetStreamTrigger, mqttTrigger } = require('../../lib/connect.js')
 
@@ -19,10 +18,6 @@ const OPEN = {
 }
 
 const open = (kind, ...args) => OPEN[kind](...args)
-
-async function until (condition) {
-  while (!await condition()) await sleep(10)
-}
 
 /** A plugin whose outputs are kept, as text. */
 const recorder = (plugin, outputs) => ({
@@ -66,4 +61,4 @@ class TriggerChild {
   }
 }
 
-module.exports = { TriggerChild, handledIn, open, pluginOf, recorder, until }
+module.exports = { TriggerChild, handledIn, open, pluginOf, recorder }

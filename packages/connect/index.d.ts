@@ -450,7 +450,7 @@ export interface MqttTriggerOptions extends TriggerOptions<{ topic: string }>, R
   /** The topic to subscribe to, with wildcards if you like. Triggers with `$share/<group>/<topic>` share the messages. */
   topic: string
   /**
-   * The messages with QoS 0 that may wait for a call. One more is dropped.
+   * The messages that may wait for a call, also for another one after a failed one. One more with QoS 0 is dropped.
    * @default 1000
    */
   maxPending?: number

@@ -124,7 +124,8 @@ class MqttTrigger {
     if (this.#isClosing) return
     this.#counts.received++
     if (packet.dup) this.#counts.redelivered++
-    if (packet.qos === 0 && this.#queue.isBusy && this.#queue.pending >= this.#options.maxPending) {
+    // Those that have failed wait, too: without a limit, messages that fail at once would fill the memory.
+    if (packet.qos === 0 && this.#pending + (this.#queue.isBusy ? 1 : 0) > this.#options.maxPending) {
       this.#counts.dropped++
       return
     }
@@ -134,8 +135,8 @@ class MqttTrigger {
   }
 
   async #handle (message) {
-    if (message.delivery.isRepeated) return
     const { packet } = message
+    if (message.delivery.isRepeated && packet.qos > 0) return
     message.attempts++
     if (message.attempts > 1) this.#counts.redelivered++
     try {
@@ -227,8 +228,13 @@ class MqttTrigger {
     }
   }
 
+  /** The number of messages that wait for a call. */
+  get #pending () {
+    return this.#queue.pending + this.#pauses.size
+  }
+
   stats () {
-    return { ...this.#counts, inFlight: this.#queue.inFlight, pending: this.#queue.pending + this.#pauses.size }
+    return { ...this.#counts, inFlight: this.#queue.inFlight, pending: this.#pending }
   }
 
   async checkReady () {

@@ -14,7 +14,7 @@ function showConnectorCalls (registers, plugins) {
     collect () {
       this.reset()
       for (const plugin of plugins.names) {
-        for (const [connector, operations] of Object.entries(plugins.plugin(plugin).stats().connectors)) {
+        for (const [connector, operations] of Object.entries(plugins.plugin(plugin).statsOfAllVersions().connectors)) {
           for (const [operation, outcomes] of Object.entries(operations)) {
             for (const [outcome, count] of Object.entries(outcomes)) this.inc({ plugin, connector, operation, outcome }, count)
           }

@@ -103,11 +103,12 @@ function showTriggers (registers, triggers) {
     help: 'Messages of triggers, by outcome; failed and redelivered count each delivery',
     ...options
   })
-  const gauge = (options) => new Gauge({ name: 'extism_trigger_in_flight_messages', help: 'Messages of triggers whose call is running', ...options })
+  const gauge = (name, help) => (options) => new Gauge({ name: `extism_trigger_${name}_messages`, help, ...options })
   show(counter, ['outcome'], (metric, labels, stats) => {
     for (const [key, outcome] of Object.entries(OUTCOMES)) metric.inc({ ...labels, outcome }, stats[key])
   })
-  show(gauge, [], (metric, labels, { inFlight }) => metric.inc(labels, inFlight))
+  show(gauge('in_flight', 'Messages of triggers whose call is running'), [], (metric, labels, { inFlight }) => metric.inc(labels, inFlight))
+  show(gauge('pending', 'Messages of triggers that wait for a call'), [], (metric, labels, { pending }) => metric.inc(labels, pending))
 }
 
 /** Adds metrics to a registry of their own and to `register`, which outlives the app. */

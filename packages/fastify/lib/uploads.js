@@ -3,12 +3,17 @@
 // Uploaded modules of plugins, in a directory. A plugin that has one opens with it, in place of its configured module.
 
 const { createHash, randomUUID } = require('node:crypto')
-const { mkdir, open, readFile, rename, rm } = require('node:fs/promises')
+const { mkdir, open, readdir, readFile, rename, rm, stat } = require('node:fs/promises')
 const { join } = require('node:path')
 const { asBytes, codedError, isObject } = require('extism-host/internal')
 
 /** As in Extism, the main module of a manifest is the one of this name, else the last one. */
 const MAIN_MODULE = 'main'
+
+/** The names of files that are not whole yet. */
+const UNFINISHED = /^\.extism-host-[0-9a-f-]{36}\.tmp$/
+/** No process still writes such a file after this time. If one does, its upload fails. */
+const ABANDONED_MS = 60 * 60 * 1_000
 
 class Uploads {
   #directory
@@ -34,9 +39,11 @@ class Uploads {
 
   /** Replaces the uploaded module of a plugin in one step, so that no crash leaves half a module. */
   async keep (name, bytes) {
-    const unfinished = join(this.#directory, `.${randomUUID()}.tmp`)
+    const unfinished = join(this.#directory, `.extism-host-${randomUUID()}.tmp`)
     try {
       await mkdir(this.#directory, { recursive: true, mode: 0o700 })
+      // It may fail: another process may remove or rename the files at the same time.
+      await this.#removeAbandoned().catch(() => {})
       const file = await open(unfinished, 'wx', 0o600)
       try {
         await file.writeFile(bytes)
@@ -48,6 +55,16 @@ class Uploads {
     } catch (cause) {
       await rm(unfinished, { force: true }).catch(() => {})
       throw Object.assign(new Error(`the upload cannot be kept on disk: ${cause.message}`, { cause }), { code: 'UPLOAD_NOT_KEPT' })
+    }
+  }
+
+  /** Removes the unfinished files of processes that were killed. */
+  async #removeAbandoned () {
+    for (const name of await readdir(this.#directory)) {
+      if (!UNFINISHED.test(name)) continue
+      const file = join(this.#directory, name)
+      const { mtimeMs } = await stat(file)
+      if (mtimeMs < Date.now() - ABANDONED_MS) await rm(file, { force: true })
     }
   }
 }
