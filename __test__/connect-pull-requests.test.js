@@ -7,7 +7,7 @@ const { connect: openConnection } = require('@nats-io/transport-node')
 const { jetstream, jetstreamManager } = require('@nats-io/jetstream')
 const { PullRequests } = require('../packages/connect/lib/pull-requests.js')
 const { startNats } = require('./support/nats.js')
-const { until } = require('./support/triggers.js')
+const { until } = require('./support/until.js')
 
 jest.setTimeout(60_000)
 
