@@ -140,8 +140,9 @@ class MqttTrigger {
     message.attempts++
     if (message.attempts > 1) this.#counts.redelivered++
     try {
-      const head = { topic: packet.topic, headers: headersOf(packet), redelivered: packet.dup || message.attempts > 1 }
-      const output = await callPlugin(this.#options, withPayload(JSON.stringify(head), packet.payload))
+      const isRepeated = packet.dup || message.attempts > 1
+      const head = `{"topic":${JSON.stringify(packet.topic)},"headers":${headersJson(packet)},"redelivered":${isRepeated}}`
+      const output = await callPlugin(this.#options, withPayload(head, packet.payload))
       this.#counts.handled++
       this.#reply(packet, output)
       this.#settle(message)
@@ -257,11 +258,12 @@ class MqttTrigger {
   }
 }
 
-/** The headers of a message: its user properties. MQTT 3.1.1 has none. */
-function headersOf ({ properties }) {
+/** The headers of a message as JSON: its user properties. MQTT 3.1.1 has none. */
+function headersJson ({ properties }) {
+  if (properties?.userProperties === undefined) return '{}'
   const headers = Object.create(null)
-  for (const [name, value] of Object.entries(properties?.userProperties ?? {})) headers[name] = [value].flat()
-  return headers
+  for (const [name, value] of Object.entries(properties.userProperties)) headers[name] = [value].flat()
+  return JSON.stringify(headers)
 }
 
 const tooLarge = (what) => codedError('UNSUPPORTED', `${what} is larger than the packets that the broker takes`)
