@@ -76,9 +76,12 @@ async function start ({ PORT, HOST, PLUGIN_WASM, PLUGIN_FUNCTION, STORE_URL, INS
   })
   const drainMs = Number(DRAIN_MS || 1_000)
   closeWithGrace({ delay: drainMs + 15_000, logger: app.log }, async ({ err, signal }) => {
-    if (err) app.log.error(err, 'shutting down after an error')
-    else app.log.info({ signal }, `shutting down on ${signal}`)
-    if (!err) await app.drain(drainMs)
+    if (err) {
+      app.log.error(err, 'shutting down after an error')
+    } else {
+      app.log.info({ signal }, `shutting down on ${signal}`)
+      await app.drain(drainMs)
+    }
     await app.close()
     await store?.close()
     app.log.info('shut down')
