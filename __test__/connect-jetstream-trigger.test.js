@@ -211,6 +211,24 @@ test('so many calls run at the same time, and as many messages wait', async () =
   expect(held).toBeLessThanOrEqual(6)
 })
 
+test('no more messages wait after the connection was lost and made again, although the server still has the requests', async () => {
+  const orders = await trigger({ plugin: pluginOf(() => sleep(20)), concurrency: 1 })
+  for (let count = 0; count < 5; count++) {
+    const statuses = connection.status()
+    await connection.reconnect()
+    for await (const { type } of statuses) if (type === 'reconnect') break
+    await sleep(100)
+  }
+  let held = 0
+  await publish(20)
+  await until(() => {
+    const { inFlight, pending, handled } = orders.stats()
+    held = Math.max(held, inFlight + pending)
+    return handled === 20
+  })
+  expect(held).toBeLessThanOrEqual(2)
+})
+
 test('a trigger that is closed handles the messages that have come, and leaves the others to the next', async () => {
   const first = await trigger({ plugin: await open(wasm), concurrency: 1, ackWaitMs: 1_000 })
   await publish(100)

@@ -103,10 +103,24 @@ test('a reconnection tells that requests may be lost', async () => {
   await server.stop()
   await server.start()
   await until(() => failures.includes(undefined))
-  requests.forget()
+  await requests.restart()
   requests.request(1)
   await client.publish('orders.new', 'tea')
   await until(() => received.length === 1)
+})
+
+test('requests from before a restart give no messages, and do not count', async () => {
+  requests.request(3)
+  await client.publish('orders.new', 'tea')
+  await until(() => received.length === 1)
+  await requests.restart()
+  expect(requests.pending).toBe(0)
+  requests.request(1)
+  for (const name of ['coffee', 'milk', 'water']) await client.publish('orders.new', name)
+  await until(() => received.length === 2)
+  await connection.flush()
+  await new Promise((resolve) => setTimeout(resolve, 100))
+  expect({ received, ends, failures, pending: requests.pending }).toEqual({ received: ['tea', 'coffee'], ends: 0, failures: [], pending: 0 })
 })
 
 test('a consumer that is deleted meanwhile is a failure', async () => {

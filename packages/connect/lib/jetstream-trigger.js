@@ -83,13 +83,14 @@ class JetStreamTrigger {
       if (this.#closing.signal.aborted || this.#connection.isClosed()) return
       try {
         await this.#ensureConsumer()
+        if (this.#closing.signal.aborted) return
+        await this.#requests.restart()
         break
       } catch (cause) {
         error = cause
       }
     }
     this.#isRecovering = false
-    this.#requests.forget()
     this.#request()
   }
 

@@ -38,10 +38,9 @@ class PullRequests {
 
   /**
    * `subject` takes the requests. `onEnd` is called when one has ended without all of its messages. `onFailure` is called with an
-   * error, or without one after a reconnection; the requests that were made may be lost then, see `forget`.
+   * error, or without one after a reconnection; the requests that were made may be lost then, see `restart`.
    */
   constructor (connection, subject, { onMessage, onEnd, onFailure, expiresMs = EXPIRES_MS, heartbeatMs = HEARTBEAT_MS }) {
-    const { createInbox } = peer('@nats-io/transport-node', () => require('@nats-io/transport-node'))
     this.#connection = connection
     this.#subject = subject
     this.#onMessage = onMessage
@@ -49,17 +48,23 @@ class PullRequests {
     this.#onFailure = onFailure
     this.#limits = { expires: expiresMs * NANOSECONDS_PER_MS, idle_heartbeat: heartbeatMs * NANOSECONDS_PER_MS }
     this.#silenceMs = 2 * heartbeatMs
-    this.#inbox = createInbox(connection.options?.inboxPrefix)
-    this.#subscription = connection.subscribe(this.#inbox, {
-      callback: (error, message) => {
-        if (error) onFailure(error)
-        else this.#receive(message)
-      }
-    })
+    this.#subscribe()
     this.#timer = setInterval(() => this.#checkHeard(), heartbeatMs)
     this.#timer.unref()
     this.#statuses = connection.status()
     this.#watch()
+  }
+
+  #subscribe () {
+    const { createInbox } = peer('@nats-io/transport-node', () => require('@nats-io/transport-node'))
+    const inbox = createInbox(this.#connection.options?.inboxPrefix)
+    this.#subscription = this.#connection.subscribe(inbox, {
+      callback: (error, message) => {
+        if (error) this.#onFailure(error)
+        else this.#receive(message, inbox)
+      }
+    })
+    this.#inbox = inbox
   }
 
   get pending () {
@@ -77,18 +82,27 @@ class PullRequests {
     }
   }
 
-  /** Expects no messages from the requests that were made. Those that come nevertheless are passed on. */
-  forget () {
+  /**
+   * Ends the requests that were made. Resolves once their messages that are on their way have come. The server may still have
+   * the requests after a reconnection, and drops those of an inbox that nobody subscribes to.
+   */
+  async restart () {
+    const former = this.#subscription
+    this.#subscribe()
     this.#pending = 0
+    // It fails if the server has refused the subscription.
+    await former.drain().catch(() => {})
   }
 
-  #receive (message) {
+  #receive (message, inbox) {
     this.#heardAt = performance.now()
+    const isFormer = inbox !== this.#inbox
     // Messages of the stream keep their subject.
-    if (message.subject !== this.#inbox) {
-      if (this.#pending > 0) this.#pending--
+    if (message.subject !== inbox) {
+      if (!isFormer && this.#pending > 0) this.#pending--
       return this.#onMessage(message)
     }
+    if (isFormer) return
     const { code, description } = message.headers ?? {}
     if (code === HEARTBEAT) return
     if (code !== NO_MESSAGES && code !== REQUEST_EXPIRED) {
