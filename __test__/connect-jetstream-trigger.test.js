@@ -96,6 +96,20 @@ test('a trigger calls the plugin with each message, and acknowledges it', async 
   expect(orders.stats()).toEqual({ received: 1, handled: 1, failed: 0, redelivered: 0, deadLettered: 0, dropped: 0, inFlight: 0, pending: 0 })
 })
 
+test('a stream may have quotes in its name', async () => {
+  const messages = []
+  await manager.streams.add({ name: '"QUOTED"', subjects: ['quoted'] })
+  try {
+    await trigger({ stream: '"QUOTED"', plugin: recorder(await open(wasm), messages) })
+    await client.publish('quoted', 'tea')
+    await until(() => messages.length === 1)
+    expect(JSON.parse(messages[0].split('\n')[0])).toMatchObject({ stream: '"QUOTED"' })
+  } finally {
+    await Promise.all(triggers.splice(0).map((trigger) => trigger.close()))
+    await manager.streams.delete('"QUOTED"')
+  }
+})
+
 test('a trigger gets messages from before it was made, and only those of its subject', async () => {
   await publish(3, 'orders.old')
   await publish(2, 'orders.other')

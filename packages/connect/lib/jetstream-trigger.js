@@ -106,7 +106,7 @@ class JetStreamTrigger {
     const { message, sequence, delivery } = delivered
     const { stream, maxDeliver, backoffMs, onError } = this.#options
     try {
-      const head = `{"subject":${JSON.stringify(message.subject)},"headers":${headersJson(message)},"stream":"${stream}","sequence":${sequence},"delivery":${delivery}}`
+      const head = `{"subject":${JSON.stringify(message.subject)},"headers":${headersJson(message)},"stream":${JSON.stringify(stream)},"sequence":${sequence},"delivery":${delivery}}`
       await callPlugin(this.#options, withPayload(head, message.data))
       this.#counts.handled++
       this.#settle(delivered, ACK)
