@@ -119,7 +119,8 @@ class PullRequests {
   }
 
   async #watch () {
-    for await (const { type } of this.#statuses) {
+    for await (const { type, error } of this.#statuses) {
+      if (type === 'error' && error.operation === 'publish' && error.subject === this.#subject) this.#onFailure(error)
       if (type === 'disconnect') this.#isConnected = false
       if (type !== 'reconnect') continue
       this.#isConnected = true
