@@ -285,6 +285,15 @@ test('a consumer that is deleted is made again', async () => {
   expect(errors.length).toBeGreaterThan(0)
 })
 
+test('a call may take as long if the consumer is made again with less time for an acknowledgement', async () => {
+  await manager.consumers.add('ORDERS', { durable_name: 'workers', ack_policy: 'explicit', ack_wait: 60 * 1e9 })
+  const orders = await trigger({ plugin: pluginOf(() => sleep(900)), ackWaitMs: 600 })
+  await manager.consumers.delete('ORDERS', 'workers')
+  await publish(1)
+  await until(() => isAllAcknowledged().catch(() => false))
+  expect(orders.stats()).toMatchObject({ received: 1, handled: 1, redelivered: 0 })
+})
+
 describe('each message is handled at least once', () => {
   test('if the server is killed and started again, and each third call traps', async () => {
     const handled = new Set()

@@ -51,15 +51,21 @@ class JetStreamTrigger {
     this.#options = options
     this.#makeHeaders = newHeaders()
     this.#queue = new MessageQueue(options.concurrency, (delivered) => this.#handle(delivered))
-    // A third of the time leaves two more chances, if a signal is late or lost.
-    this.#timer = setInterval(() => this.#signalWork(), Math.min(consumer.config.ack_wait / NANOSECONDS_PER_MS / 3, MAX_TIMER_MS))
-    this.#timer.unref()
+    this.#keepSignaling(consumer)
     this.#requests = new PullRequests(connection, `${client.apiPrefix}.CONSUMER.MSG.NEXT.${options.stream}.${options.consumer}`, {
       onMessage: (message) => this.#receive(message),
       onEnd: () => this.#request(),
       onFailure: (error) => this.#recover(error)
     })
     this.#request()
+  }
+
+  /** Tells the server again and again which messages are being worked on. */
+  #keepSignaling (consumer) {
+    clearInterval(this.#timer)
+    // A third of the time leaves two more chances, if a signal is late or lost.
+    this.#timer = setInterval(() => this.#signalWork(), Math.min(consumer.config.ack_wait / NANOSECONDS_PER_MS / 3, MAX_TIMER_MS))
+    this.#timer.unref()
   }
 
   /** Requests as many messages as are to be called for or to wait. One that waits here is not delivered elsewhere meanwhile. */
@@ -82,8 +88,9 @@ class JetStreamTrigger {
       }
       if (this.#closing.signal.aborted || this.#connection.isClosed()) return
       try {
-        await this.#ensureConsumer()
+        const consumer = await this.#ensureConsumer()
         if (this.#closing.signal.aborted) return
+        this.#keepSignaling(consumer)
         await this.#requests.restart()
         break
       } catch (cause) {
