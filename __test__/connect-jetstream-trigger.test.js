@@ -372,6 +372,8 @@ describe('a trigger refuses', () => {
     ['drops messages after some deliveries', { ack_policy: 'explicit', max_deliver: 3 }, /max_deliver 3/],
     ['needs no acknowledgements', { ack_policy: 'none' }, /ack policy "none"/],
     ['pushes messages', { ack_policy: 'explicit', deliver_subject: 'here' }, /push consumer/],
+    ['gives fewer messages for a request than the trigger asks for', { ack_policy: 'explicit', max_batch: 31 }, /max_batch 31/],
+    ['ends requests sooner than the trigger does', { ack_policy: 'explicit', max_expires: 20 * 1e9 }, /max_expires of less than 30000 ms/],
     ['filters another subject', { ack_policy: 'explicit', filter_subject: 'orders.old' }, /filters "orders.old"/]
   ])('a consumer that %s', async (_, config, message) => {
     await manager.consumers.add('ORDERS', { durable_name: 'workers', ...config })

@@ -8,7 +8,7 @@ const { MAX_TIMER_MS, asInteger, describe, invalidArgument } = require('extism-h
 const { asRecord, headersJson, newHeaders } = require('./nats-headers.js')
 const { peer } = require('./peer.js')
 const { withPayload } = require('./protocol.js')
-const { PullRequests } = require('./pull-requests.js')
+const { EXPIRES_MS, PullRequests } = require('./pull-requests.js')
 const { isPattern, isSubject, subjectMatcher } = require('./subjects.js')
 const { Batch, MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter } = require('./trigger.js')
 
@@ -231,11 +231,13 @@ function readableHeaders (message) {
 }
 
 /** Checks a consumer that exists: the trigger decides itself which delivery is the last, so that no message is lost. */
-function checkConsumer ({ config }, { consumer, subject }) {
+function checkConsumer ({ config }, { consumer, subject, concurrency }) {
   const wrong = (what) => invalidArgument(`the consumer "${consumer}" ${what}; delete it, or name another`)
   if (config.deliver_subject !== undefined) throw wrong('is a push consumer')
   if (config.ack_policy !== 'explicit') throw wrong(`has the ack policy "${config.ack_policy}" instead of "explicit"`)
   if (config.max_deliver > 0) throw wrong(`has max_deliver ${config.max_deliver}, after which a message would be lost`)
+  if (config.max_batch > 0 && config.max_batch < 2 * concurrency) throw wrong(`has max_batch ${config.max_batch}, and this trigger requests up to ${2 * concurrency} messages`)
+  if (config.max_expires > 0 && config.max_expires < EXPIRES_MS * NANOSECONDS_PER_MS) throw wrong(`has a max_expires of less than ${EXPIRES_MS} ms`)
   if (subject !== undefined && config.filter_subject !== subject) throw wrong(`filters ${JSON.stringify(config.filter_subject ?? '>')} instead of ${JSON.stringify(subject)}`)
 }
 

@@ -136,4 +136,4 @@ class PullRequests {
   }
 }
 
-module.exports = { PullRequests }
+module.exports = { EXPIRES_MS, PullRequests }
