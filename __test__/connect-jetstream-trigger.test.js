@@ -152,7 +152,7 @@ test('a message becomes a dead letter after its last delivery', async () => {
     'Extism-Stream': 'ORDERS',
     'Extism-Sequence': '1',
     'Extism-Deliveries': '3',
-    'Nats-Msg-Id': 'ORDERS:workers:1'
+    'Nats-Msg-Id': expect.stringMatching(/^ORDERS:workers:1:\d+$/)
   })
 })
 
@@ -172,6 +172,18 @@ test('a message whose headers the client cannot read becomes a dead letter witho
   const stored = await manager.streams.getMessage('DEAD', { last_by_subj: 'dead.orders' })
   expect(stored.string()).toBe('hostile')
   expect(stored.header.get('Extism-Subject')).toBe('orders.new')
+})
+
+test('a stream that is made again has dead letters of its own', async () => {
+  const orders = await trigger({ plugin: await open(wasm), function: 'trap', deadLetterSubject: 'dead.orders', maxDeliver: 1 })
+  await publish(1)
+  await until(isAllAcknowledged)
+  await manager.streams.delete('ORDERS')
+  await manager.streams.add({ name: 'ORDERS', subjects: ['orders.>'] })
+  await publish(1)
+  await until(() => isAllAcknowledged().catch(() => false))
+  expect(orders.stats()).toMatchObject({ failed: 2, deadLettered: 2 })
+  expect((await manager.streams.info('DEAD')).state.messages).toBe(2)
 })
 
 test('a message stays in the stream until its dead letter is stored', async () => {

@@ -130,7 +130,7 @@ class JetStreamTrigger {
   }
 
   /** Resolves to whether a stream has stored the dead letter. */
-  async #storeDeadLetter ({ message, sequence, delivery }, error) {
+  async #storeDeadLetter ({ message, sequence, delivery, timestamp }, error) {
     const { deadLetterSubject, stream, consumer, onError } = this.#options
     try {
       const given = this.#makeHeaders()
@@ -146,7 +146,8 @@ class JetStreamTrigger {
       headers.set('Extism-Sequence', String(sequence))
       headers.set('Extism-Deliveries', String(delivery))
       // If the connection is lost before the message is terminated, its next dead letter is a duplicate, which the stream drops.
-      headers.set('Nats-Msg-Id', `${stream}:${consumer}:${sequence}`)
+      // The time tells apart the messages of streams that are made again, whose sequences begin anew.
+      headers.set('Nats-Msg-Id', `${stream}:${consumer}:${sequence}:${timestamp}`)
       const isTooLarge = headers.encode().length + message.data.length > this.#connection.info?.max_payload
       await this.#client.publish(deadLetterSubject, message.data, { headers: isTooLarge ? given : headers })
       return true
@@ -214,11 +215,11 @@ class JetStreamTrigger {
   }
 }
 
-/** Reads the number of a message and of its delivery: `$JS.ACK.[domain.account.]stream.consumer.delivery.sequence.…`. */
+/** Reads what a message's reply subject says: `$JS.ACK.[domain.account.]stream.consumer.delivery.sequence.number.timestamp.…`. */
 function deliveryOf (reply) {
   const parts = reply.split('.')
   const first = parts.length === 9 ? 4 : 6
-  return { delivery: Number(parts[first]), sequence: Number(parts[first + 1]) }
+  return { delivery: Number(parts[first]), sequence: Number(parts[first + 1]), timestamp: parts[first + 3] }
 }
 
 /** The headers of a message, or none if the client cannot read them: publishers may send anything. */
