@@ -297,6 +297,29 @@ test('a consumer that is deleted is made again', async () => {
   expect(errors.length).toBeGreaterThan(0)
 })
 
+test('the end of a call acknowledges no message of a stream that was made again meanwhile', async () => {
+  const calls = []
+  const ends = new Map()
+  const plugin = pluginOf((head, text) => {
+    calls.push(text)
+    if (calls.length < 3) return new Promise((resolve, reject) => ends.set(text, { resolve, reject }))
+  })
+  const orders = await trigger({ plugin })
+  await client.publish('orders.new', 'tea')
+  await until(() => calls.length === 1)
+  await manager.streams.delete('ORDERS')
+  await manager.streams.add({ name: 'ORDERS', subjects: ['orders.>'] })
+  await client.publish('orders.new', 'coffee')
+  await until(() => calls.length === 2)
+  ends.get('tea').resolve()
+  await until(() => orders.stats().handled === 1)
+  await connection.flush()
+  ends.get('coffee').reject(new Error('not yet'))
+  await until(() => calls.length === 3)
+  expect(calls).toEqual(['tea', 'coffee', 'coffee'])
+  await until(isAllAcknowledged)
+})
+
 test('a call may take as long if the consumer is made again with less time for an acknowledgement', async () => {
   await manager.consumers.add('ORDERS', { durable_name: 'workers', ack_policy: 'explicit', ack_wait: 60 * 1e9 })
   const orders = await trigger({ plugin: pluginOf(() => sleep(900)), ackWaitMs: 600 })

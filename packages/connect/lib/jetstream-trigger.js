@@ -61,10 +61,10 @@ class JetStreamTrigger {
   }
 
   /** Tells the server again and again which messages are being worked on. */
-  #keepSignaling (consumer) {
+  #keepSignaling ({ config }) {
     clearInterval(this.#timer)
     // A third of the time leaves two more chances, if a signal is late or lost.
-    this.#timer = setInterval(() => this.#signalWork(), Math.min(consumer.config.ack_wait / NANOSECONDS_PER_MS / 3, MAX_TIMER_MS))
+    this.#timer = setInterval(() => this.#signalWork(), Math.min(config.ack_wait / NANOSECONDS_PER_MS / 3, MAX_TIMER_MS))
     this.#timer.unref()
   }
 
@@ -88,7 +88,9 @@ class JetStreamTrigger {
       }
       if (this.#closing.signal.aborted || this.#connection.isClosed()) return
       try {
+        const held = [...this.#held]
         const consumer = await this.#ensureConsumer()
+        for (const delivered of held) delivered.isOfFormer ||= delivered.number > consumer.delivered.consumer_seq
         if (this.#closing.signal.aborted) return
         this.#keepSignaling(consumer)
         await this.#requests.restart()
@@ -103,7 +105,7 @@ class JetStreamTrigger {
 
   #receive (message) {
     this.#counts.received++
-    const delivered = { message, ...deliveryOf(message.reply) }
+    const delivered = { message, isOfFormer: false, ...deliveryOf(message.reply) }
     if (delivered.delivery > 1) this.#counts.redelivered++
     this.#held.add(delivered)
     this.#queue.add(delivered)
@@ -163,8 +165,12 @@ class JetStreamTrigger {
     this.#request()
   }
 
-  /** Sends an answer. If this fails, the server delivers the message again. */
-  #tell ({ message }, answer) {
+  /**
+   * Sends an answer. If this fails, the server delivers the message again. A consumer that was made again would take the answer
+   * to a message of the former one for an answer to its own message with this sequence.
+   */
+  #tell ({ message, isOfFormer }, answer) {
+    if (isOfFormer) return
     try {
       message.respond(answer)
     } catch (error) {
@@ -219,7 +225,7 @@ class JetStreamTrigger {
 function deliveryOf (reply) {
   const parts = reply.split('.')
   const first = parts.length === 9 ? 4 : 6
-  return { delivery: Number(parts[first]), sequence: Number(parts[first + 1]), timestamp: parts[first + 3] }
+  return { delivery: Number(parts[first]), sequence: Number(parts[first + 1]), number: Number(parts[first + 2]), timestamp: parts[first + 3] }
 }
 
 /** The headers of a message, or none if the client cannot read them: publishers may send anything. */
