@@ -186,6 +186,18 @@ test('a stream that is made again has dead letters of its own', async () => {
   expect((await manager.streams.info('DEAD')).state.messages).toBe(2)
 })
 
+test('a trigger goes on after somebody has sent it headers that the client cannot read, as if from the server', async () => {
+  const inboxes = []
+  connection.subscribe('$JS.API.CONSUMER.MSG.NEXT.>', { callback: (_, message) => inboxes.push(message.reply) })
+  const orders = await trigger({ plugin: await open(wasm) })
+  await until(() => inboxes.length > 0)
+  await publishRaw(inboxes[0], 'NATS/1.0\r\na name with spaces: value\r\n\r\n', 'hostile')
+  await until(() => errors.length > 0)
+  await publish(1)
+  await until(isAllAcknowledged)
+  expect(orders.stats().handled).toBe(1)
+})
+
 test('a message stays in the stream until its dead letter is stored', async () => {
   const orders = await trigger({ plugin: await open(wasm), function: 'trap', deadLetterSubject: 'dead.orders', maxDeliver: 1 })
   await manager.streams.delete('DEAD')

@@ -103,12 +103,19 @@ class PullRequests {
       return this.#onMessage(message)
     }
     if (isFormer) return
-    const { code, description } = message.headers ?? {}
+    let headers
+    try {
+      headers = message.headers
+    } catch (error) {
+      // Somebody else has sent headers that the client cannot read. Thrown from here, the error would end its reading for good.
+      return this.#onFailure(error)
+    }
+    const { code, description } = headers ?? {}
     if (code === HEARTBEAT) return
     if (code !== NO_MESSAGES && code !== REQUEST_EXPIRED) {
       return this.#onFailure(codedError('UNAVAILABLE', `JetStream refuses to send messages: ${code} ${description}`))
     }
-    const missing = Number(message.headers.get('Nats-Pending-Messages'))
+    const missing = Number(headers.get('Nats-Pending-Messages'))
     this.#pending = missing > 0 ? Math.max(0, this.#pending - missing) : 0
     this.#onEnd()
   }
