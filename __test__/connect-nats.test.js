@@ -223,7 +223,7 @@ describe('request', () => {
     connection.subscribe('silent', { callback () {} })
     const call = await connected({ request: ['*'] })
     expect(await call('request', { subject: 'nobody' })).toMatchObject({ error: { code: 'NO_RESPONDERS' } })
-    expect(await call('request', { subject: 'silent', timeoutMs: 50 })).toMatchObject({ error: { code: 'TIMEOUT' } })
+    expect(await call('request', { subject: 'silent', timeoutMs: 50 })).toEqual({ error: { code: 'TIMEOUT', message: 'nobody has answered in time' } })
     const impatient = await connected({ request: ['*'], timeoutMs: 50 })
     expect(await impatient('request', { subject: 'silent', timeoutMs: 60_000 })).toMatchObject({ error: { code: 'TIMEOUT' } })
     expect(await call('request', { subject: 'silent', timeoutMs: -1 })).toMatchObject({ error: { code: 'INVALID_REQUEST' } })

@@ -1,6 +1,6 @@
 'use strict'
 
-const { mkdtempSync, rmSync } = require('node:fs')
+const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const { join } = require('node:path')
 const { connect: openConnection } = require('@nats-io/transport-node')
@@ -103,10 +103,24 @@ test('a reconnection tells that requests may be lost', async () => {
   await server.stop()
   await server.start()
   await until(() => failures.includes(undefined))
-  requests.forget()
+  await requests.restart()
   requests.request(1)
   await client.publish('orders.new', 'tea')
   await until(() => received.length === 1)
+})
+
+test('requests from before a restart give no messages, and do not count', async () => {
+  requests.request(3)
+  await client.publish('orders.new', 'tea')
+  await until(() => received.length === 1)
+  await requests.restart()
+  expect(requests.pending).toBe(0)
+  requests.request(1)
+  for (const name of ['coffee', 'milk', 'water']) await client.publish('orders.new', name)
+  await until(() => received.length === 2)
+  await connection.flush()
+  await new Promise((resolve) => setTimeout(resolve, 100))
+  expect({ received, ends, failures, pending: requests.pending }).toEqual({ received: ['tea', 'coffee'], ends: 0, failures: [], pending: 0 })
 })
 
 test('a consumer that is deleted meanwhile is a failure', async () => {
@@ -114,6 +128,30 @@ test('a consumer that is deleted meanwhile is a failure', async () => {
   await (await jetstreamManager(connection)).consumers.delete('ORDERS', 'workers')
   await until(() => failures.length > 0)
   expect(failures[0]).toMatchObject({ code: 'UNAVAILABLE', message: expect.stringMatching(/^JetStream refuses to send messages: 409/) })
+})
+
+test.each([
+  ['publish', '"any"'],
+  ['subscription', '"_INBOX.>"']
+])('a %s that the server forbids is a failure, each time', async (operation, subject) => {
+  const config = join(directory, 'permissions.conf')
+  const permissions = operation === 'publish' ? `publish: { deny: ${subject} }` : `subscribe: { deny: ${subject} }`
+  writeFileSync(config, `authorization { users: [{ user: jane, password: x, permissions: { ${permissions} } }] }`)
+  const guarded = await startNats(['-c', config])
+  const other = await openConnection({ servers: guarded.url, user: 'jane', pass: 'x' })
+  try {
+    const errors = []
+    const ofOther = new PullRequests(other, 'any', { onFailure: (error) => errors.push(error.operation) })
+    ofOther.request(1)
+    await until(() => errors.length === 1)
+    await ofOther.restart()
+    ofOther.request(1)
+    await until(() => errors.length === 2)
+    expect(errors).toEqual([operation, operation])
+  } finally {
+    await other.close()
+    await guarded.stop()
+  }
 })
 
 test('a connection that is closed is a failure', async () => {

@@ -8,7 +8,7 @@ const { MAX_TIMER_MS, asInteger, describe, invalidArgument } = require('extism-h
 const { asRecord, headersJson, newHeaders } = require('./nats-headers.js')
 const { peer } = require('./peer.js')
 const { withPayload } = require('./protocol.js')
-const { PullRequests } = require('./pull-requests.js')
+const { EXPIRES_MS, PullRequests } = require('./pull-requests.js')
 const { isPattern, isSubject, subjectMatcher } = require('./subjects.js')
 const { Batch, MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter } = require('./trigger.js')
 
@@ -51,15 +51,21 @@ class JetStreamTrigger {
     this.#options = options
     this.#makeHeaders = newHeaders()
     this.#queue = new MessageQueue(options.concurrency, (delivered) => this.#handle(delivered))
-    // A third of the time leaves two more chances, if a signal is late or lost.
-    this.#timer = setInterval(() => this.#signalWork(), Math.min(consumer.config.ack_wait / NANOSECONDS_PER_MS / 3, MAX_TIMER_MS))
-    this.#timer.unref()
+    this.#keepSignaling(consumer)
     this.#requests = new PullRequests(connection, `${client.apiPrefix}.CONSUMER.MSG.NEXT.${options.stream}.${options.consumer}`, {
       onMessage: (message) => this.#receive(message),
       onEnd: () => this.#request(),
       onFailure: (error) => this.#recover(error)
     })
     this.#request()
+  }
+
+  /** Tells the server again and again which messages are being worked on. */
+  #keepSignaling ({ config }) {
+    clearInterval(this.#timer)
+    // A third of the time leaves two more chances, if a signal is late or lost.
+    this.#timer = setInterval(() => this.#signalWork(), Math.min(config.ack_wait / NANOSECONDS_PER_MS / 3, MAX_TIMER_MS))
+    this.#timer.unref()
   }
 
   /** Requests as many messages as are to be called for or to wait. One that waits here is not delivered elsewhere meanwhile. */
@@ -82,20 +88,24 @@ class JetStreamTrigger {
       }
       if (this.#closing.signal.aborted || this.#connection.isClosed()) return
       try {
-        await this.#ensureConsumer()
+        const held = [...this.#held]
+        const consumer = await this.#ensureConsumer()
+        for (const delivered of held) delivered.isOfFormer ||= delivered.number > consumer.delivered.consumer_seq
+        if (this.#closing.signal.aborted) return
+        this.#keepSignaling(consumer)
+        await this.#requests.restart()
         break
       } catch (cause) {
         error = cause
       }
     }
     this.#isRecovering = false
-    this.#requests.forget()
     this.#request()
   }
 
   #receive (message) {
     this.#counts.received++
-    const delivered = { message, ...deliveryOf(message.reply) }
+    const delivered = { message, isOfFormer: false, ...deliveryOf(message.reply) }
     if (delivered.delivery > 1) this.#counts.redelivered++
     this.#held.add(delivered)
     this.#queue.add(delivered)
@@ -105,7 +115,7 @@ class JetStreamTrigger {
     const { message, sequence, delivery } = delivered
     const { stream, maxDeliver, backoffMs, onError } = this.#options
     try {
-      const head = `{"subject":${JSON.stringify(message.subject)},"headers":${headersJson(message)},"stream":"${stream}","sequence":${sequence},"delivery":${delivery}}`
+      const head = `{"subject":${JSON.stringify(message.subject)},"headers":${headersJson(message)},"stream":${JSON.stringify(stream)},"sequence":${sequence},"delivery":${delivery}}`
       await callPlugin(this.#options, withPayload(head, message.data))
       this.#counts.handled++
       this.#settle(delivered, ACK)
@@ -122,7 +132,7 @@ class JetStreamTrigger {
   }
 
   /** Resolves to whether a stream has stored the dead letter. */
-  async #storeDeadLetter ({ message, sequence, delivery }, error) {
+  async #storeDeadLetter ({ message, sequence, delivery, timestamp }, error) {
     const { deadLetterSubject, stream, consumer, onError } = this.#options
     try {
       const given = this.#makeHeaders()
@@ -138,7 +148,8 @@ class JetStreamTrigger {
       headers.set('Extism-Sequence', String(sequence))
       headers.set('Extism-Deliveries', String(delivery))
       // If the connection is lost before the message is terminated, its next dead letter is a duplicate, which the stream drops.
-      headers.set('Nats-Msg-Id', `${stream}:${consumer}:${sequence}`)
+      // The time tells apart the messages of streams that are made again, whose sequences begin anew.
+      headers.set('Nats-Msg-Id', `${stream}:${consumer}:${sequence}:${timestamp}`)
       const isTooLarge = headers.encode().length + message.data.length > this.#connection.info?.max_payload
       await this.#client.publish(deadLetterSubject, message.data, { headers: isTooLarge ? given : headers })
       return true
@@ -154,8 +165,12 @@ class JetStreamTrigger {
     this.#request()
   }
 
-  /** Sends an answer. If this fails, the server delivers the message again. */
-  #tell ({ message }, answer) {
+  /**
+   * Sends an answer. If this fails, the server delivers the message again. A consumer that was made again would take the answer
+   * to a message of the former one for an answer to its own message with this sequence.
+   */
+  #tell ({ message, isOfFormer }, answer) {
+    if (isOfFormer) return
     try {
       message.respond(answer)
     } catch (error) {
@@ -206,11 +221,11 @@ class JetStreamTrigger {
   }
 }
 
-/** Reads the number of a message and of its delivery: `$JS.ACK.[domain.account.]stream.consumer.delivery.sequence.…`. */
+/** Reads what a message's reply subject says: `$JS.ACK.[domain.account.]stream.consumer.delivery.sequence.number.timestamp.…`. */
 function deliveryOf (reply) {
   const parts = reply.split('.')
   const first = parts.length === 9 ? 4 : 6
-  return { delivery: Number(parts[first]), sequence: Number(parts[first + 1]) }
+  return { delivery: Number(parts[first]), sequence: Number(parts[first + 1]), number: Number(parts[first + 2]), timestamp: parts[first + 3] }
 }
 
 /** The headers of a message, or none if the client cannot read them: publishers may send anything. */
@@ -223,11 +238,13 @@ function readableHeaders (message) {
 }
 
 /** Checks a consumer that exists: the trigger decides itself which delivery is the last, so that no message is lost. */
-function checkConsumer ({ config }, { consumer, subject }) {
+function checkConsumer ({ config }, { consumer, subject, concurrency }) {
   const wrong = (what) => invalidArgument(`the consumer "${consumer}" ${what}; delete it, or name another`)
   if (config.deliver_subject !== undefined) throw wrong('is a push consumer')
   if (config.ack_policy !== 'explicit') throw wrong(`has the ack policy "${config.ack_policy}" instead of "explicit"`)
   if (config.max_deliver > 0) throw wrong(`has max_deliver ${config.max_deliver}, after which a message would be lost`)
+  if (config.max_batch > 0 && config.max_batch < 2 * concurrency) throw wrong(`has max_batch ${config.max_batch}, and this trigger requests up to ${2 * concurrency} messages`)
+  if (config.max_expires > 0 && config.max_expires < EXPIRES_MS * NANOSECONDS_PER_MS) throw wrong(`has a max_expires of less than ${EXPIRES_MS} ms`)
   if (subject !== undefined && config.filter_subject !== subject) throw wrong(`filters ${JSON.stringify(config.filter_subject ?? '>')} instead of ${JSON.stringify(subject)}`)
 }
 

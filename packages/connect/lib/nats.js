@@ -73,7 +73,7 @@ function nats (connection, options = {}) {
       const timeout = Math.min(timeoutOf(request.timeoutMs), timeoutMs)
       let answer
       try {
-        answer = await inTime(context, timeout, () => connection.request(subject, payload, { timeout, headers: head }))
+        answer = await inTime(context, timeoutMs, () => connection.request(subject, payload, { timeout, headers: head }))
       } catch (error) {
         throw guestErrorOf(error)
       }

@@ -38,10 +38,9 @@ class PullRequests {
 
   /**
    * `subject` takes the requests. `onEnd` is called when one has ended without all of its messages. `onFailure` is called with an
-   * error, or without one after a reconnection; the requests that were made may be lost then, see `forget`.
+   * error, or without one after a reconnection; the requests that were made may be lost then, see `restart`.
    */
   constructor (connection, subject, { onMessage, onEnd, onFailure, expiresMs = EXPIRES_MS, heartbeatMs = HEARTBEAT_MS }) {
-    const { createInbox } = peer('@nats-io/transport-node', () => require('@nats-io/transport-node'))
     this.#connection = connection
     this.#subject = subject
     this.#onMessage = onMessage
@@ -49,17 +48,23 @@ class PullRequests {
     this.#onFailure = onFailure
     this.#limits = { expires: expiresMs * NANOSECONDS_PER_MS, idle_heartbeat: heartbeatMs * NANOSECONDS_PER_MS }
     this.#silenceMs = 2 * heartbeatMs
-    this.#inbox = createInbox(connection.options?.inboxPrefix)
-    this.#subscription = connection.subscribe(this.#inbox, {
-      callback: (error, message) => {
-        if (error) onFailure(error)
-        else this.#receive(message)
-      }
-    })
+    this.#subscribe()
     this.#timer = setInterval(() => this.#checkHeard(), heartbeatMs)
     this.#timer.unref()
     this.#statuses = connection.status()
     this.#watch()
+  }
+
+  #subscribe () {
+    const { createInbox } = peer('@nats-io/transport-node', () => require('@nats-io/transport-node'))
+    const inbox = createInbox(this.#connection.options?.inboxPrefix)
+    this.#subscription = this.#connection.subscribe(inbox, {
+      callback: (error, message) => {
+        if (error) this.#onFailure(error)
+        else this.#receive(message, inbox)
+      }
+    })
+    this.#inbox = inbox
   }
 
   get pending () {
@@ -77,24 +82,40 @@ class PullRequests {
     }
   }
 
-  /** Expects no messages from the requests that were made. Those that come nevertheless are passed on. */
-  forget () {
+  /**
+   * Ends the requests that were made. Resolves once their messages that are on their way have come. The server may still have
+   * the requests after a reconnection, and drops those of an inbox that nobody subscribes to.
+   */
+  async restart () {
+    const former = this.#subscription
+    this.#subscribe()
     this.#pending = 0
+    // It fails if the server has refused the subscription.
+    await former.drain().catch(() => {})
   }
 
-  #receive (message) {
+  #receive (message, inbox) {
     this.#heardAt = performance.now()
+    const isFormer = inbox !== this.#inbox
     // Messages of the stream keep their subject.
-    if (message.subject !== this.#inbox) {
-      if (this.#pending > 0) this.#pending--
+    if (message.subject !== inbox) {
+      if (!isFormer && this.#pending > 0) this.#pending--
       return this.#onMessage(message)
     }
-    const { code, description } = message.headers ?? {}
+    if (isFormer) return
+    let headers
+    try {
+      headers = message.headers
+    } catch (error) {
+      // Somebody else has sent headers that the client cannot read. Thrown from here, the error would end its reading for good.
+      return this.#onFailure(error)
+    }
+    const { code, description } = headers ?? {}
     if (code === HEARTBEAT) return
     if (code !== NO_MESSAGES && code !== REQUEST_EXPIRED) {
       return this.#onFailure(codedError('UNAVAILABLE', `JetStream refuses to send messages: ${code} ${description}`))
     }
-    const missing = Number(message.headers.get('Nats-Pending-Messages'))
+    const missing = Number(headers.get('Nats-Pending-Messages'))
     this.#pending = missing > 0 ? Math.max(0, this.#pending - missing) : 0
     this.#onEnd()
   }
@@ -105,7 +126,8 @@ class PullRequests {
   }
 
   async #watch () {
-    for await (const { type } of this.#statuses) {
+    for await (const { type, error } of this.#statuses) {
+      if (type === 'error' && error.operation === 'publish' && error.subject === this.#subject) this.#onFailure(error)
       if (type === 'disconnect') this.#isConnected = false
       if (type !== 'reconnect') continue
       this.#isConnected = true
@@ -121,4 +143,4 @@ class PullRequests {
   }
 }
 
-module.exports = { PullRequests }
+module.exports = { EXPIRES_MS, PullRequests }
