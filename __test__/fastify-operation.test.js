@@ -166,7 +166,11 @@ describe('metrics', () => {
   test('contain the plugins\' own counters', async () => {
     await build({ metrics: true, store: new MemoryStore([['key', 'value']]) })
     const plugin = app.extism.plugin('many')
-    for (const key of ['key', 'key', 'missing']) await plugin.call('read_store', key)
+    for (const key of ['key', 'key', 'missing']) {
+      await plugin.call('read_store', key)
+      // The next call would have to wait if it came before that.
+      await until(() => plugin.stats().ready === 1)
+    }
     await plugin.call('trap').catch(() => {})
     // The instance that trapped is replaced in the background.
     await until(() => plugin.stats().made === 2 && plugin.stats().ready === 1)
