@@ -75,6 +75,18 @@ async function publish (count, subject = 'orders.new') {
   await Promise.all(Array.from({ length: count }, (_, index) => client.publish(subject, String(index))))
 }
 
+/** Publishes messages. Resolves once they are handled, to how many the trigger has held at the same time. */
+async function publishAndWatch (orders, count) {
+  let held = 0
+  await publish(count)
+  await until(() => {
+    const { inFlight, pending, handled } = orders.stats()
+    held = Math.max(held, inFlight + pending)
+    return handled === count
+  })
+  return held
+}
+
 /** Publishes headers that no client would send. Resolves once the server has them. */
 async function publishRaw (subject, head, payload) {
   const { hostname, port } = new URL(server.url)
@@ -238,13 +250,7 @@ test('so many calls run at the same time, and as many messages wait', async () =
     running--
   })
   const orders = await trigger({ plugin, concurrency: 3 })
-  let held = 0
-  await publish(50)
-  await until(() => {
-    const { inFlight, pending, handled } = orders.stats()
-    held = Math.max(held, inFlight + pending)
-    return handled === 50
-  })
+  const held = await publishAndWatch(orders, 50)
   expect(most).toBe(3)
   expect(held).toBeLessThanOrEqual(6)
 })
@@ -257,13 +263,7 @@ test('no more messages wait after the connection was lost and made again, althou
     for await (const { type } of statuses) if (type === 'reconnect') break
     await sleep(100)
   }
-  let held = 0
-  await publish(20)
-  await until(() => {
-    const { inFlight, pending, handled } = orders.stats()
-    held = Math.max(held, inFlight + pending)
-    return handled === 20
-  })
+  const held = await publishAndWatch(orders, 20)
   expect(held).toBeLessThanOrEqual(2)
 })
 

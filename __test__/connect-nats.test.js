@@ -6,6 +6,7 @@ const { connect, nats } = require('../lib/connect.js')
 const { guest } = require('./support/guest.js')
 const { startNats } = require('./support/nats.js')
 const { pluginsOfEachTest } = require('./support/plugins.js')
+const { until } = require('./support/until.js')
 
 const open = pluginsOfEachTest()
 
@@ -199,7 +200,7 @@ describe('request', () => {
     const plugin = await open(wasm, { functions: connect({ events }) })
     const call = plugin.call('request', '{"connection":"events","subject":"silent"}\n', null, { timeoutMs: 100 })
     await expect(call).rejects.toMatchObject({ code: 'TIMEOUT' })
-    while (events.stats().running > 0) await sleep(5)
+    await until(() => events.stats().running === 0)
     expect(events.stats().calls).toEqual({ request: { TIMEOUT: 1 } })
   })
 

@@ -8,7 +8,7 @@ const { MAX_TIMER_MS, asInteger, describe, invalidArgument } = require('extism-h
 const { asRecord, headersJson, newHeaders } = require('./nats-headers.js')
 const { peer } = require('./peer.js')
 const { withPayload } = require('./protocol.js')
-const { EXPIRES_MS, PullRequests } = require('./pull-requests.js')
+const { EXPIRES_MS, NANOSECONDS_PER_MS, PullRequests } = require('./pull-requests.js')
 const { isPattern, isSubject, subjectMatcher } = require('./subjects.js')
 const { Batch, MessageQueue, REDELIVERY, asRedelivery, asTriggerOptions, callPlugin, codeOf, isTransient, newCounts, pauseAfter } = require('./trigger.js')
 
@@ -18,7 +18,6 @@ const RETRY_MS = 250
 /** The time that closing waits for the server, which may be lost. */
 const FLUSH_MS = 1_000
 
-const NANOSECONDS_PER_MS = 1e6
 const CONSUMER_NOT_FOUND = 10014
 
 /** Answers to the server: https://docs.nats.io/nats-concepts/jetstream/consumers#acknowledgement-models */

@@ -143,4 +143,4 @@ class PullRequests {
   }
 }
 
-module.exports = { EXPIRES_MS, PullRequests }
+module.exports = { EXPIRES_MS, NANOSECONDS_PER_MS, PullRequests }
