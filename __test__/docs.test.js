@@ -310,9 +310,9 @@ async function expectRuns (file, start, alsoExpect = () => {}) {
   const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
   const servers = []
   try {
-    for (const [address, startServer] of Object.entries(start)) servers.push([address, await startServer()])
+    for (const [address, startServer] of Object.entries(start)) servers.push([address, await startServer(directory)])
     symlinkSync(join(ROOT, 'node_modules'), join(directory, 'node_modules'), 'dir')
-    const here = (program) => servers.reduce((program, [address, { url }]) => program.replace(address, url), program)
+    const here = (program) => servers.reduce((program, [address, { url }]) => program.replaceAll(address, url), program)
     const run = (script) => shell(`cd ${JSON.stringify(directory)}\n${script}`)
     const [[plugin], [build], programs, outputs] = ['ts', 'bash', 'js', 'text'].map((language) => examples(file, language))
     writeFileSync(join(directory, /\w+\.ts/.exec(build)[0]), plugin)
@@ -329,24 +329,31 @@ async function expectRuns (file, start, alsoExpect = () => {}) {
   }
 }
 
-const NATS = { 'nats://localhost:4222': startNats }
-const POSTGRES = { 'postgresql://postgres@localhost:5432/postgres': startPostgres }
-const MQTT = { 'mqtt://localhost:1883': startMosquitto }
-const REDIS = { 'redis://localhost:6379': startRedis }
+/** Serves the configuration of a page, for as long as `expectOf` asks it. */
+async function expectServes (file, directory, here, expectOf) {
+  writeFileSync(join(directory, 'config.yaml'), `server: { port: 0, drainMs: 0 }\n${here(examples(file, 'yaml')[0])}`)
+  const { child, ended, url } = await startServer({}, ['bin/extism-host.js', 'serve', '--config', join(directory, 'config.yaml')])
+  try {
+    await expectOf(url)
+  } finally {
+    child.kill()
+    await ended
+  }
+}
+
+const NATS = { 'nats://localhost:4222': () => startNats() }
+const JETSTREAM = { 'nats://localhost:4222': (directory) => startNats(['-js', '-sd', directory]) }
+const POSTGRES = { 'postgresql://postgres@localhost:5432/postgres': () => startPostgres() }
+const MQTT = { 'mqtt://localhost:1883': () => startMosquitto() }
+const REDIS = { 'redis://localhost:6379': () => startRedis() }
 
 if (hasNats() && hasPostgres()) {
-  test('docs/how-to/connect.md: its plugin and its programs print what it shows, and its configuration serves', () =>
-    expectRuns('docs/how-to/connect.md', { ...NATS, ...POSTGRES }, async (directory, here) => {
-      writeFileSync(join(directory, 'config.yaml'), `server: { port: 0 }\n${here(examples('docs/how-to/connect.md', 'yaml')[0])}`)
-      const { child, ended, url } = await startServer({}, ['bin/extism-host.js', 'serve', '--config', join(directory, 'config.yaml')])
-      try {
-        const answer = await (await fetch(`${url}/order`, { method: 'POST', body: '1' })).text()
-        expect(`${answer}\n`).toBe(examples('docs/how-to/connect.md', 'text')[0])
-      } finally {
-        child.kill()
-        await ended
-      }
-    }), COMPILER_MS)
+  const file = 'docs/how-to/connect.md'
+  test(`${file}: its plugin and its programs print what it shows, and its configuration serves`, () =>
+    expectRuns(file, { ...NATS, ...POSTGRES }, (directory, here) => expectServes(file, directory, here, async (url) => {
+      const answer = await (await fetch(`${url}/order`, { method: 'POST', body: '1' })).text()
+      expect(`${answer}\n`).toBe(examples(file, 'text')[0])
+    })), COMPILER_MS)
 }
 
 for (const [page, areHere, servers] of [
@@ -361,34 +368,9 @@ for (const [page, areHere, servers] of [
 }
 
 if (hasNats() && hasMosquitto()) {
-  test('docs/how-to/triggers.md: its programs print what it shows, and its configuration serves', async () => {
-    const file = 'docs/how-to/triggers.md'
-    const directory = mkdtempSync(join(tmpdir(), 'extism-host-'))
-    const servers = []
-    try {
-      servers.push(await startNats(['-js', '-sd', directory]), await startMosquitto())
-      const [nats, mosquitto] = servers
-      symlinkSync(join(ROOT, 'node_modules'), join(directory, 'node_modules'), 'dir')
-      const here = (text) => text.replaceAll('nats://localhost:4222', nats.url).replaceAll('mqtt://localhost:1883', mosquitto.url)
-      const run = (script) => shell(`cd ${JSON.stringify(directory)}\n${script}`)
-      writeFileSync(join(directory, 'orders.ts'), examples(file, 'ts')[0])
-      await run(examples(file, 'bash')[0])
-      const outputs = examples(file, 'text')
-      for (const [place, program] of examples(file, 'js').entries()) {
-        writeFileSync(join(directory, 'main.js'), here(program))
-        expect(await run(`${JSON.stringify(process.execPath)} main.js`)).toBe(outputs[place])
-      }
-      writeFileSync(join(directory, 'config.yaml'), `server: { port: 0, drainMs: 0 }\n${here(examples(file, 'yaml')[0])}`)
-      const { child, ended, url } = await startServer({}, ['bin/extism-host.js', 'serve', '--config', join(directory, 'config.yaml')])
-      try {
-        expect((await fetch(`${url}/health/ready`)).status).toBe(200)
-      } finally {
-        child.kill()
-        await ended
-      }
-    } finally {
-      await Promise.all(servers.map((server) => server.stop()))
-      rmSync(directory, { recursive: true, maxRetries: 10 })
-    }
-  })
+  const file = 'docs/how-to/triggers.md'
+  test(`${file}: its programs print what it shows, and its configuration serves`, () =>
+    expectRuns(file, { ...JETSTREAM, ...MQTT }, (directory, here) => expectServes(file, directory, here, async (url) => {
+      expect((await fetch(`${url}/health/ready`)).status).toBe(200)
+    })), COMPILER_MS)
 }
